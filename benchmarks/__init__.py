@@ -1,0 +1,1 @@
+"""Claims with error bars. Each is `python -m benchmarks.NAME [--smoke] [--out FILE.csv]`."""

@@ -1,0 +1,258 @@
+"""The `decant` command: one obvious command per job.
+
+    decant demo
+    decant run ml1m --data ml-1m.zip --out runs/films
+    decant predict runs/films --user 42 -k 10
+    decant index runs/films
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from decant.errors import one_line_errors
+
+
+@one_line_errors()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with 2 on bad input, 130 on Ctrl-C.
+
+    Args:
+        arguments: without the program's name; `sys.argv` when left out.
+    """
+    parser = build_parser()
+    chosen = parser.parse_args(list(sys.argv[1:] if arguments is None else arguments))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for library in ("datasets", "transformers", "accelerate", "faiss", "httpx", "filelock"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    # What a run needs is on this machine: nothing is looked up on a hub unless it is asked for.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    command = chosen[chosen.command]
+    if chosen.command == "run":
+        _run(command.source, command[command.source])
+        return
+    {"demo": _demo, "predict": _predict, "index": _index}[chosen.command](command)
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of the whole command line."""
+    parser = ArgumentParser(
+        prog="decant",
+        description="An open foundation recommender: train one on prompts, decant it into a small ranker, "
+        "predict what people do next.",
+    )
+    commands = parser.add_subcommands(dest="command")
+    commands.add_subcommand("demo", _demo_parser(), help="the whole job on generated data, in minutes")
+    # jsonargparse wants a subcommand added before its own subcommands are.
+    run = ArgumentParser(description=_RUN)
+    commands.add_subcommand("run", run, help="the whole job on your data or MovieLens")
+    _add_sources(run)
+    commands.add_subcommand("predict", _predict_parser(), help="what people do next, from a run")
+    commands.add_subcommand("index", _index_parser(), help="embed a run's catalogue again")
+    return parser
+
+
+def _demo_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Generate a job market, train a foundation, decant it into a smaller rung, index the "
+        "jobs, and predict for three members. About five minutes on two cores."
+    )
+    _add_run_options(parser, out="runs/demo")
+    return parser
+
+
+_RUN = (
+    "Train, decant, index and measure on real data. Killed at any moment, the same command goes on "
+    "where it stopped."
+)
+
+
+def _add_sources(parser: ArgumentParser) -> None:
+    sources = parser.add_subcommands(dest="source")
+    for name, what in (("ml1m", "MovieLens-1M"), ("ml100k", "MovieLens-100K")):
+        source = ArgumentParser(description=f"{what}, from GroupLens' own zip.")
+        source.add_argument(
+            "--data", type=Path, required=True, help=f"path of the zip of {what}"
+        )
+        _add_run_options(source, out=None, forms=True)
+        sources.add_subcommand(name, source, help=what)
+    table = ArgumentParser(description="Your own tables: CSV, TSV, Parquet or JSONL, by their ending.")
+    table.add_argument("--users", type=Path, required=True, help="user_id and profile columns")
+    table.add_argument("--items", type=Path, required=True, help="item_id and columns in words")
+    table.add_argument(
+        "--events",
+        type=Path,
+        required=True,
+        help="user_id, item_id, action, timestamp in seconds; optional surface, shown_with, context",
+    )
+    table.add_argument(
+        "--task",
+        type=Path,
+        required=True,
+        help="YAML: name, instruction, actions (best first), positive, item_kind",
+    )
+    _add_run_options(table, out=None, forms=True)
+    sources.add_subcommand("table", table, help="your own CSV, Parquet or JSONL")
+
+
+def _add_run_options(parser: ArgumentParser, *, out: str | None, forms: bool = False) -> None:
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=out is None,
+        default=out and Path(out),
+        help="the run folder; an unfinished run of the same command goes on",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights, shuffles and draws")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say which stages would run, and why; write nothing"
+    )
+    if not forms:
+        return
+    parser.add_argument(
+        "--form",
+        choices=["slot", "text"],
+        default="slot",
+        help="slot: one vector per item, fast; text: every item in words",
+    )
+    parser.add_argument("--size", type=str, help="of a decoder built here: tiny, small, base, large")
+    parser.add_argument("--model", type=str, help="folder or hub name of a pretrained decoder")
+    parser.add_argument(
+        "--continue",
+        type=Path,
+        metavar="RUN",
+        help="train the model of an older run on this data instead of a new one",
+    )
+    parser.add_argument(
+        "--on-bad-rows",
+        choices=["fail", "skip", "quarantine"],
+        default="fail",
+        help="what to do with a row that does not fit; quarantine writes it beside the run",
+    )
+
+
+def _predict_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Titles with probabilities: for somebody of the log (--user), for somebody never seen "
+        "(--profile, --history), or for many into a file (--users, --out)."
+    )
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--user", type=str, help="a user id of the log")
+    parser.add_argument("--profile", type=Path, help="JSON object with profile fields")
+    parser.add_argument(
+        "--history", type=Path, help='JSONL, oldest first: {"item": "1", "action": "liked"}'
+    )
+    parser.add_argument("--users", type=Path, help="text file with a user id per line")
+    parser.add_argument("--out", type=Path, help="Parquet file for the predictions of --users")
+    parser.add_argument("-k", "--k", type=int, default=10, help="items for each person")
+    parser.add_argument("--task", type=str, help="the surface; the first of the model by default")
+    parser.add_argument("--query", type=str, help="a query or a note for this request, in words")
+    parser.add_argument("--model", type=str, help="foundation or a rung; the smallest by default")
+    parser.add_argument("--json", action="store_true", help="print JSON lines")
+    return parser
+
+
+def _index_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Embed the catalogue with the served model and index it anew.")
+    parser.add_argument("run", type=Path, help="the run folder")
+    return parser
+
+
+# Imports stand in the commands that need them: `decant --help` must not wait for torch.
+
+
+def _demo(options: Namespace) -> None:
+    from decant import recipes
+    from promptify.sources.generated import generated_job_market
+
+    recipe = recipes.demo().with_seed(options.seed)
+    described = {"source": "job_market", "seed": options.seed}
+    _execute(options, recipe, lambda: generated_job_market(seed=options.seed), described)
+
+
+def _run(source: str, options: Namespace) -> None:
+    from decant import recipes
+    from decant.stages import fingerprint
+
+    recipe = {"ml1m": recipes.ml1m, "ml100k": recipes.ml100k, "table": recipes.table}[source](
+        options.form
+    )
+    recipe = recipe.with_seed(options.seed).with_model(size=options.size, model=options.model)
+    files = {
+        name: Path(options[name])
+        for name in ("data", "users", "items", "events", "task")
+        if options.get(name)
+    }
+    _check_files(files)
+    quarantine = options.out.with_name(f"{options.out.name}-quarantine.jsonl")
+    described = {
+        "source": source,
+        "on_bad_rows": options.on_bad_rows,
+        "files": {name: fingerprint(path) for name, path in files.items()},
+    }
+
+    def load() -> Any:
+        how = {"on_bad_rows": options.on_bad_rows}
+        if options.on_bad_rows == "quarantine":
+            how["quarantine"] = quarantine
+        if source == "table":
+            from promptify.sources.table import table
+
+            return table(**files, **how)
+        from promptify.sources import movielens
+
+        reader = movielens.ml_1m if source == "ml1m" else movielens.ml_100k
+        return reader(files["data"], **how)
+
+    _execute(options, recipe, load, described)
+
+
+def _execute(
+    options: Namespace, recipe: Any, load: Callable[[], Any], described: dict[str, Any]
+) -> None:
+    from decant.pipeline import Job, run
+
+    continued_from = options.get("continue")
+    job = Job(
+        recipe=recipe,
+        load=load,
+        source=described,
+        out=options.out,
+        continued_from=Path(continued_from) if continued_from else None,
+    )
+    finished = run(job, dry_run=options.dry_run)
+    if options.dry_run:
+        for stage in finished.stages:
+            print(f"{stage.name:12} {'runs' if stage.runs else 'kept'}  ({stage.reason})")
+        return
+    print(finished.table)
+    print(f"\n{options.out / 'report.html'}")
+
+
+def _predict(options: Namespace) -> None:
+    from decant.predicting import predict
+
+    predict(options)
+
+
+def _index(options: Namespace) -> None:
+    from decant.layout import RunLayout
+    from decant.pipeline import index_again
+
+    count = index_again(RunLayout(options.run))
+    print(f"indexed {count:,} items")
+
+
+def _check_files(files: dict[str, Path]) -> None:
+    for path in files.values():
+        with path.open("rb"):
+            pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""The evaluation stage: every model of a run on the same test targets, and the gate's verdict.
+
+    evaluation/answers-foundation.safetensors   what each system said, target by target
+    evaluation/metrics.json                     the numbers of the report
+    evaluation/results.csv                      the same as result rows
+    evaluation/verdict.json                     the gate on rung-1 against the foundation
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from decant.atomic import write_whole
+from decant.layout import FOUNDATION, RUNG, RunLayout
+from decant.measure import (
+    Answers,
+    Asked,
+    last_item_answers,
+    oracle_answers,
+    popularity_answers,
+    rerank,
+)
+from decant.recipes import Recipe
+from decant.recommender import Recommender
+from decant.results import ResultRow, write_csv
+from decant.run_data import load_tasks, sample_targets, split_of
+from decant.run_record import RunRecord, peak_rss_bytes, utc_now
+from distill.gate import GateConfig, GateVerdict, verdict
+from foundation.predictions import predict_targets
+from promptify.sources import SourceData
+from promptify.splits import Split, Targets
+
+logger = logging.getLogger(__name__)
+
+HISTORY_LENGTHS = (0, 1, 2, 5, 10, 20, 50, 100)
+"""Events that histories are cut to for the quality-by-history plot."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluated:
+    """One system's row, before it becomes result rows.
+
+    Attributes:
+        model: `foundation`, `rung-1`, `system`, `popularity`, ….
+        params: body parameters; None where there are none.
+        answers: to the test requests.
+        ms_per_request: median of the whole request; None where it is not served.
+    """
+
+    model: str
+    params: int | None
+    answers: Answers
+    ms_per_request: float | None = None
+
+
+def evaluate(
+    load_source: Callable[[], SourceData],
+    layout: RunLayout,
+    recipe: Recipe,
+    record: RunRecord,
+    out: Path,
+) -> None:
+    """Measure everything once on the test targets and write it to `out`.
+
+    Args:
+        load_source: reads the source again, for its oracle.
+        layout: the run folder.
+        recipe: how many requests are re-ranked and timed.
+        record: whose hardware, commit and seed the result rows carry.
+        out: the stage's folder.
+    """
+    started = time.monotonic()
+    recommenders = {
+        name: Recommender.load(layout.folder, model=name) for name in (FOUNDATION, RUNG)
+    }
+    book = recommenders[RUNG].book
+    split = split_of(book.interactions, load_tasks(layout))
+    asked = Asked(book, split.test)
+    timed = _milliseconds(recommenders, split.test, recipe.timed_requests)
+
+    systems = []
+    for name, recommender in recommenders.items():
+        logger.info("evaluating %s", name)
+        foundation = recommender.foundation
+        answers = asked.of(predict_targets(foundation, book, split.test, progress=True))
+        systems.append(
+            Evaluated(
+                model=name,
+                params=foundation.num_parameters(),
+                answers=answers,
+                ms_per_request=timed[name],
+            )
+        )
+    systems.append(_system(recommenders[RUNG], asked, systems[-1], recipe))
+    systems += [
+        Evaluated(model="popularity", params=None, answers=popularity_answers(asked, split.train)),
+        Evaluated(
+            model="last_item",
+            params=None,
+            answers=last_item_answers(asked, split.train, neighbours="cosine"),
+        ),
+        Evaluated(
+            model="last_item_transitions",
+            params=None,
+            answers=last_item_answers(asked, split.train, neighbours="transitions"),
+        ),
+    ]
+    oracle = load_source().oracle
+    if oracle is not None:
+        systems.append(
+            Evaluated(model="oracle", params=None, answers=oracle_answers(asked, oracle))
+        )
+
+    judged = _judge(recommenders, split, timed)
+    judged.save(out / "verdict.json")
+    history = _by_history(recommenders, split.test, recipe)
+    rows = _result_rows(systems, recipe, record, seconds=time.monotonic() - started)
+    write_csv(out / "results.csv", rows)
+    write_whole(out / "metrics.json", json.dumps(_metrics(systems, history), indent=2) + "\n")
+    for system in systems:
+        _save_answers(system.answers, out / f"answers-{system.model}.safetensors")
+
+
+def _system(
+    recommender: Recommender, asked: Asked, served: Evaluated, recipe: Recipe
+) -> Evaluated:
+    """Retrieve 200 and re-rank them by the full score; the rest keep their order."""
+    everyone = asked.targets
+    some = sample_targets(everyone, recipe.measured_users)
+    smaller = Asked(asked.book, some, task=asked.task)
+    scored = rerank(recommender, smaller)
+    foundation = recommender.foundation
+    alone = served.answers.rank
+    assert alone is not None
+    in_sample = np.isin(everyone.first_event[asked.wanted.request], some.first_event)
+    rank = scored.ranks(foundation.rank_weight(asked.task), alone[in_sample])
+    in_events = np.isin(asked.event, smaller.event)
+    probability = served.answers.action_probability
+    assert probability is not None
+    return Evaluated(
+        model="system",
+        params=served.params,
+        answers=smaller.answers(rank, probability[in_events]),
+        ms_per_request=served.ms_per_request,
+    )
+
+
+def _judge(
+    recommenders: dict[str, Recommender], split: Split, timed: dict[str, float]
+) -> GateVerdict:
+    """The gate on the rung against the model above it, on validation targets."""
+    book = recommenders[RUNG].book
+    valid = Asked(book, split.valid)
+    measured = {
+        name: valid.of(predict_targets(one.foundation, book, split.valid)).for_gate(
+            latency_ms=timed[name]
+        )
+        for name, one in recommenders.items()
+    }
+    return verdict(measured[FOUNDATION], measured[RUNG], GateConfig.with_max_loss(0.01))
+
+
+def _milliseconds(
+    recommenders: dict[str, Recommender], targets: Targets, count: int
+) -> dict[str, float]:
+    """Median time of a whole request (retrieve and rank), the models asked in turn.
+
+    Requests are users of the test split, with the history before their target.
+    """
+    some = sample_targets(targets, count)
+    taken: dict[str, list[float]] = {name: [] for name in recommenders}
+    warm_up = 5
+    for number in range(-warm_up, len(some)):
+        one = some[np.array([max(number, 0)])]
+        for name, recommender in recommenders.items():
+            began = time.perf_counter()
+            recommender.predict_target(one, k=10)
+            if number >= 0:
+                taken[name].append((time.perf_counter() - began) * 1000)
+    return {name: float(np.median(times)) for name, times in taken.items()}
+
+
+def _by_history(
+    recommenders: dict[str, Recommender], targets: Targets, recipe: Recipe
+) -> list[dict[str, float | str | int]]:
+    """Quality with histories cut to a few lengths: the same users and targets at each."""
+    book = recommenders[RUNG].book
+    # Only those with the longest length, so that every point speaks of the same people.
+    counts = targets.history_end - targets.history_start
+    lengths = [n for n in HISTORY_LENGTHS if (counts >= n).sum() >= min(200, len(targets))]
+    cohort = sample_targets(targets[counts >= lengths[-1]], recipe.measured_users)
+    points: list[dict[str, float | str | int]] = []
+    for name, recommender in recommenders.items():
+        for length in lengths:
+            asked = Asked(book, cohort.cut(length))
+            answers = asked.of(
+                predict_targets(
+                    recommender.foundation, book, cohort.cut(length), full_history=cohort
+                )
+            )
+            for metric, (interval, n) in answers.metrics().items():
+                if metric in ("ndcg@10", "auc"):
+                    points.append(
+                        {"bucket": str(length), "model": name, "metric": metric, "n": n}
+                        | asdict(interval)
+                    )
+    return points
+
+
+def _metrics(
+    systems: list[Evaluated], history: list[dict[str, float | str | int]]
+) -> dict[str, object]:
+    return {
+        "systems": [
+            {
+                "model": system.model,
+                "params": system.params,
+                "ms_per_request": system.ms_per_request,
+                "metrics": {
+                    name: asdict(interval) | {"n": n}
+                    for name, (interval, n) in system.answers.metrics().items()
+                },
+            }
+            for system in systems
+        ],
+        "by_history": history,
+    }
+
+
+def _result_rows(
+    systems: list[Evaluated], recipe: Recipe, record: RunRecord, *, seconds: float
+) -> list[ResultRow]:
+    rows = []
+    for system in systems:
+        # A positive-only row stands beside the one for the last event, whatever its label.
+        protocols = [("leave-one-out", system.answers)]
+        if not system.answers.is_positive_target.all():
+            positive = system.answers.positive_targets()
+            protocols.append(("leave-one-out, positive targets", positive))
+        for split, answers in protocols:
+            for metric, (interval, n) in answers.metrics().items():
+                has_interval = interval.low < interval.high
+                rows.append(
+                    ResultRow(
+                        benchmark="quality",
+                        task=recipe.name,
+                        split=split,
+                        model=system.model,
+                        params=system.params,
+                        context_tokens=recipe.prompter.max_prompt_tokens if system.params else None,
+                        metric=metric,
+                        value=interval.value,
+                        ci_low=interval.low if has_interval else None,
+                        ci_high=interval.high if has_interval else None,
+                        n=n,
+                        seconds=round(seconds, 1),
+                        peak_bytes=peak_rss_bytes(),
+                        hardware=record.hardware,
+                        commit=record.commit,
+                        config_hash=record.config_hash,
+                        seed=recipe.seed,
+                        timestamp=utc_now(),
+                    )
+                )
+    return rows
+
+
+def _save_answers(answers: Answers, path: Path) -> None:
+    arrays = {name: getattr(answers, name) for name in Answers.__slots__}
+    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items() if a is not None}, path)

@@ -1,0 +1,289 @@
+"""Measure the models of a run on its held-out targets, beside what any of them has to beat.
+
+Legend: n requests, m ranking targets, e scored events, I items, A actions, K retrieved items.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from decant.recommender import NUM_RETRIEVED, Recommender, log_positive
+from distill.gate import Measurements
+from foundation.batches import take_rows
+from foundation.evaluation import (
+    Interval,
+    LastItemNeighbours,
+    auc_of_users,
+    bootstrap_interval,
+    bootstrap_users,
+    expected_calibration_error,
+    hit_rate,
+    ndcg,
+    popularity,
+)
+from foundation.predictions import (
+    Predictions,
+    rank_catalogue,
+    ranking_targets,
+    served_items,
+    slate_events,
+)
+from promptify.assembly import PromptBook
+from promptify.sources import Oracle
+from promptify.splits import Targets
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+    """What one system said of the test targets; parts that it cannot say are None.
+
+    Attributes:
+        user: int64 [m], whose ranking target it is.
+        rank: int64 [m]; None for a system that ranks nothing.
+        is_positive_target: bool [m], whether the target was acted on well.
+        action_user: int64 [e].
+        action_positive: bool [e], whether the action was a good one.
+        action_probability: float64 [e], of a good action; None for a system that says none.
+    """
+
+    user: NDArray[np.int64]
+    rank: NDArray[np.int64] | None
+    is_positive_target: NDArray[np.bool_]
+    action_user: NDArray[np.int64]
+    action_positive: NDArray[np.bool_]
+    action_probability: NDArray[np.float64] | None
+
+    def metrics(self) -> dict[str, tuple[Interval, int]]:
+        """Each metric with its 95 % interval over users and the number of targets behind it."""
+        found: dict[str, tuple[Interval, int]] = {}
+        if self.rank is not None and len(self.rank):
+            for name, values in (
+                ("hr@10", hit_rate(self.rank, 10)),
+                ("ndcg@10", ndcg(self.rank, 10)),
+            ):
+                found[name] = bootstrap_interval(values, self.user), len(values)
+        if self.action_probability is not None and len(np.unique(self.action_positive)) == 2:
+            users, row = np.unique(self.action_user, return_inverse=True)
+            statistic = auc_of_users(
+                self.action_positive, self.action_probability, row, len(users)
+            )
+            interval = bootstrap_users(
+                statistic, len(users), numbers_per_draw=len(self.action_probability)
+            )
+            found["auc"] = interval, len(self.action_positive)
+            error = expected_calibration_error(self.action_positive, self.action_probability)
+            found["ece"] = Interval(value=error, low=error, high=error), len(self.action_positive)
+        return found
+
+    def positive_targets(self) -> "Answers":
+        """The same answers, ranking only the targets that were acted on well."""
+        keep = self.is_positive_target
+        return Answers(
+            user=self.user[keep],
+            rank=None if self.rank is None else self.rank[keep],
+            is_positive_target=keep[keep],
+            action_user=self.action_user,
+            action_positive=self.action_positive,
+            action_probability=None,
+        )
+
+    def for_gate(self, *, latency_ms: float | None = None) -> Measurements:
+        """What the gate looks at."""
+        return Measurements(
+            target_user=self.user,
+            target_ndcg=None if self.rank is None else ndcg(self.rank, 10),
+            event_user=self.action_user,
+            event_label=self.action_positive,
+            event_probability=self.action_probability,
+            latency_ms=latency_ms,
+        )
+
+
+class Asked:
+    """The requests that every system answers.
+
+    Args:
+        book: pieces of the interactions.
+        targets: the requests.
+        task: index of the task.
+    """
+
+    def __init__(self, book: PromptBook, targets: Targets, *, task: int = 0) -> None:
+        self.book = book
+        self.targets = targets
+        self.task = task
+        self.wanted = ranking_targets(book, targets, task=task)
+        self.event = slate_events(targets)
+
+    def answers(
+        self,
+        rank: NDArray[np.int64] | None,
+        probability: NDArray[np.float64] | None,
+    ) -> Answers:
+        """Answers to these requests.
+
+        Args:
+            rank: int64 [m], of each of `wanted`.
+            probability: float64 [e], of a good action on each of `event`.
+        """
+        log, task = self.book.interactions, self.book.prompter.tasks[self.task]
+        good = np.array([action in task.positive for action in log.actions])
+        wanted, event = self.wanted, self.event
+        return Answers(
+            user=self.targets.user[wanted.request].astype(np.int64),
+            rank=rank,
+            is_positive_target=good[log.event_action[wanted.event]],
+            action_user=log.event_user[event].astype(np.int64),
+            action_positive=good[log.event_action[event]],
+            action_probability=probability,
+        )
+
+    def of(self, predictions: Predictions) -> Answers:
+        """Answers of a foundation."""
+        task = self.book.prompter.tasks[self.task]
+        log_p = log_positive(predictions.action_log_probs, np.array(task.is_positive))
+        return self.answers(predictions.rank, np.exp(log_p).astype(np.float64))
+
+    def ranks_by(
+        self, score_requests: Callable[[int, int], NDArray[np.floating[Any]]]
+    ) -> NDArray[np.int64]:
+        """Rank of each target by scores made a slice of requests at a time, int64 [m]."""
+        return rank_catalogue(
+            score_requests, self.wanted, self.book, seen=self.targets, task=self.task
+        )
+
+
+def popularity_answers(asked: Asked, train: NDArray[np.bool_]) -> Answers:
+    """Items by how often they were trained on; actions by the item's share of good ones.
+
+    Args:
+        asked: the requests.
+        train: bool [E], the training events.
+    """
+    log = asked.book.interactions
+    task = asked.book.prompter.tasks[asked.task]
+    train = train & (log.event_surface == log.surfaces.index(task.name))
+    train_item = log.event_item[train]
+    count_I = popularity(train_item, log.num_items)
+    good = np.array([action in task.positive for action in log.actions])
+    good_event = good[log.event_action[train]]
+    good_I = np.bincount(train_item, weights=good_event, minlength=log.num_items)
+    # One imagined event at the overall rate, so that an unseen item has it.
+    rate_I = (good_I + good_event.mean()) / (count_I + 1)
+    rank = asked.ranks_by(lambda start, stop: np.tile(count_I, (stop - start, 1)))
+    return asked.answers(rank, rate_I[log.event_item[asked.event]])
+
+
+def last_item_answers(
+    asked: Asked, train: NDArray[np.bool_], *, neighbours: Literal["cosine", "transitions"]
+) -> Answers:
+    """Items near the newest item of the history.
+
+    Args:
+        asked: the requests.
+        train: bool [E], the training events.
+        neighbours: ``cosine`` of the people who have both, or ``transitions``, which counts what came soon
+            after: a first-order Markov chain, and much the stronger.
+    """
+    log, targets = asked.book.interactions, asked.targets
+    fit = LastItemNeighbours.fit if neighbours == "transitions" else LastItemNeighbours.fit_cosine
+    fitted = fit(log.event_user[train], log.event_item[train], log.num_items)
+    has_history = targets.history_end > targets.history_start
+    last = np.where(has_history, log.event_item[np.maximum(targets.history_end - 1, 0)], -1)
+    return asked.answers(asked.ranks_by(lambda a, b: fitted.score(last[a:b])), None)
+
+
+def oracle_answers(asked: Asked, oracle: Oracle) -> Answers:
+    """The generator's own probabilities: what no model can beat but by luck."""
+    task = asked.book.prompter.tasks[asked.task]
+    rank = asked.ranks_by(
+        lambda start, stop: oracle.next_item_scores(asked.targets[np.arange(start, stop)])
+    )
+    probabilities_eA = oracle.action_probabilities(asked.event)
+    good_A = np.array(task.is_positive)
+    return asked.answers(rank, probabilities_eA[:, good_A].sum(1).astype(np.float64))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reranked:
+    """What the ranker said of the items that retrieval found.
+
+    Attributes:
+        retrieval_nK: float32 [n, K], inner products, −inf where nothing was found.
+        log_positive_nK: float32 [n, K], log probability of a good action.
+        target_place: int64 [m], the target's place among the retrieved, from 0; −1 where it is not.
+        request: int64 [m], the request of each target.
+    """
+
+    retrieval_nK: NDArray[np.float32]
+    log_positive_nK: NDArray[np.float32]
+    target_place: NDArray[np.int64]
+    request: NDArray[np.int64]
+
+    def ranks(self, weight: float, otherwise: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rank of each target when the retrieved are ordered by the full score, int64 [m].
+
+        Args:
+            weight: `w` of the ranking formula.
+            otherwise: int64 [m], the rank by retrieval alone, kept where the target was not retrieved.
+        """
+        total_nK = self.retrieval_nK + weight * self.log_positive_nK
+        score_mK = total_nK[self.request]
+        place = np.maximum(self.target_place, 0)
+        own = score_mK[np.arange(len(place)), place][:, None]
+        # Equal scores: what retrieval put first stays first.
+        ahead = (score_mK > own) | (
+            (score_mK == own) & (np.arange(score_mK.shape[1])[None, :] < place[:, None])
+        )
+        return np.where(self.target_place >= 0, 1 + ahead.sum(1), otherwise)
+
+
+def rerank(recommender: Recommender, asked: Asked, *, progress: bool = True) -> Reranked:
+    """Retrieve from the index and score what was found, for every request.
+
+    Args:
+        recommender: serves; its index is searched.
+        asked: the requests.
+        progress: show a bar.
+    """
+    log, targets, wanted = asked.book.interactions, asked.targets, asked.wanted
+    ids = np.array(log.item_ids, dtype=object)
+    foundation = recommender.foundation
+    rows = asked.book.prefixes(targets, task=asked.task)
+    vectors_nV = foundation.embed_users(rows)
+    fellow: dict[int, set[int]] = {}
+    for request, item in zip(wanted.request.tolist(), wanted.item.tolist(), strict=True):
+        fellow.setdefault(request, set()).add(item)
+    deny = [
+        ids[sorted(set(log.event_item[start:end].tolist()) - fellow.get(request, set()))].tolist()
+        for request, (start, end) in enumerate(
+            zip(targets.history_start, targets.history_end, strict=True)
+        )
+    ]
+    served = served_items(asked.book, asked.task)
+    found = recommender.index.search(
+        vectors_nV,
+        NUM_RETRIEVED,
+        allow=None if served.all() else ids[served].tolist(),
+        deny=deny,
+    )
+    good_A = np.array(asked.book.prompter.tasks[asked.task].is_positive)
+    log_positive_nK = np.full(found.scores.shape, -np.inf, dtype=np.float32)
+    for request in tqdm(range(len(targets)), desc="re-rank", disable=not progress):
+        kept = found.item_rows[request] >= 0
+        log_probs = foundation.score(
+            take_rows(rows, np.array([request])), found.item_rows[request][kept], task=asked.task
+        )
+        log_positive_nK[request, kept] = log_positive(log_probs, good_A)
+    is_target_mK = found.item_rows[wanted.request] == wanted.item[:, None]
+    place = np.where(is_target_mK.any(1), is_target_mK.argmax(1), -1)
+    return Reranked(
+        retrieval_nK=found.scores,
+        log_positive_nK=log_positive_nK,
+        target_place=place,
+        request=wanted.request,
+    )

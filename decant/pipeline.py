@@ -1,0 +1,293 @@
+"""The main job, stage by stage: data → prompter → foundation → rung → index → evaluation → report.
+
+Each stage is a function of folders; `decant.stages` runs it when it must, and resumes it when it was cut
+short. What a stage needs it reads from the stages before, so that nothing lives in memory alone.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from decant.atomic import write_whole
+from decant.evaluation import evaluate
+from decant.layout import DATA, EVALUATION, FOUNDATION, INDEX, PROMPTER, RUNG, RunLayout
+from decant.measure import Asked, rerank
+from decant.recipes import Recipe
+from decant.recommender import Recommender, build_index
+from decant.reporting import write_run_report
+from decant.run_data import load_book, load_tasks, sample_targets, split_of
+from decant.run_record import RunRecord
+from decant.stages import PlannedStage, Stages
+from distill.distillation import distil
+from distill.pruning import measure_importance, prune
+from foundation import Foundation
+from foundation.checkpoint import weights_hash
+from foundation.evaluation import auc, ndcg
+from foundation.predictions import predict_targets
+from foundation.training import FitResult
+from promptify.assembly import PromptBook
+from promptify.interactions import Interactions
+from promptify.prompter import Prompter
+from promptify.sources import SourceData
+from promptify.splits import Split, Targets
+
+logger = logging.getLogger(__name__)
+
+RANK_WEIGHTS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
+"""What `w` of the ranking formula is chosen from."""
+NUM_FITTING_REQUESTS = 1000
+"""Validation requests that `w` is chosen on."""
+NUM_WATCHED_REQUESTS = 500
+"""Validation requests that are measured while training."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What is run, on what, where.
+
+    Args:
+        recipe: how.
+        load: reads the source's data; called once, when the data stage runs.
+        source: what `load` depends on, JSON values only (paths by fingerprint).
+        out: the run folder.
+        continued_from: the run folder of an older model to train on; None to start anew.
+    """
+
+    recipe: Recipe
+    load: Callable[[], SourceData]
+    source: Mapping[str, Any]
+    out: Path
+    continued_from: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """What a run leaves to be said.
+
+    Attributes:
+        stages: which ran, or would, and why.
+        table: the final table as text; empty after a dry run.
+    """
+
+    stages: tuple[PlannedStage, ...]
+    table: str
+
+
+def run(job: Job, *, dry_run: bool = False) -> Finished:
+    """Run a job, or what is left of it.
+
+    Raises:
+        ValueError: the folder holds another run, or the data cannot be used.
+    """
+    recipe = job.recipe
+    record = RunRecord.start(
+        {"recipe": recipe.to_dict(), "source": dict(job.source)}, seed=recipe.seed
+    )
+    layout = RunLayout(job.out)
+    old_model = RunLayout(job.continued_from) if job.continued_from else None
+    continued = {"from": weights_hash(old_model.model(FOUNDATION))} if old_model else {}
+    with Stages(job.out, recipe=record.config | {"continued": continued}, dry_run=dry_run) as stages:
+        stages.run(
+            DATA,
+            lambda out, _: _data(job, out),
+            inputs=dict(job.source),
+            code=("promptify",),
+        )
+        stages.run(
+            PROMPTER,
+            lambda out, _: _prompter(layout, recipe, old_model, out),
+            inputs={"prompter": asdict(recipe.prompter), **continued},
+            uses=(DATA,),
+            code=("promptify",),
+        )
+        stages.run(
+            FOUNDATION,
+            lambda out, scratch: _foundation(layout, recipe, old_model, out, scratch),
+            inputs={
+                "size": recipe.size,
+                "model": recipe.model,
+                "foundation": asdict(recipe.foundation),
+                "fit": asdict(recipe.fit),
+                "seed": recipe.seed,
+                **continued,
+            },
+            uses=(DATA, PROMPTER),
+            code=("promptify", "foundation"),
+        )
+        stages.run(
+            RUNG,
+            lambda out, scratch: _rung(layout, recipe, out, scratch),
+            inputs={"rung": asdict(recipe.rung), "seed": recipe.seed},
+            uses=(DATA, PROMPTER, FOUNDATION),
+            code=("promptify", "foundation", "distill"),
+        )
+        stages.run(INDEX, lambda out, _: index_catalogue(layout, out), inputs={}, uses=(RUNG,))
+        stages.run(
+            EVALUATION,
+            lambda out, _: evaluate(job.load, layout, recipe, record, out),
+            inputs={"users": recipe.measured_users, "timed": recipe.timed_requests},
+            uses=(DATA, FOUNDATION, RUNG, INDEX),
+        )
+        table = "" if dry_run else write_run_report(layout, recipe, record.finish())
+    return Finished(stages=stages.plan(), table=table)
+
+
+def _data(job: Job, out: Path) -> None:
+    data = job.load()
+    data.interactions.save(out / "interactions")
+    source = {
+        "tasks": [task.to_dict() for task in data.tasks],
+        "set_aside": dict(data.set_aside),
+    }
+    write_whole(out / "source.json", json.dumps(source, indent=2, ensure_ascii=False) + "\n")
+
+
+def _prompter(layout: RunLayout, recipe: Recipe, old_model: RunLayout | None, out: Path) -> None:
+    interactions, tasks = Interactions.load(layout.interactions), load_tasks(layout)
+    if old_model is not None:
+        # The old model knows only its own tokens and words.
+        Prompter.load(old_model.folder / PROMPTER).save(out)
+        return
+    split = split_of(interactions, tasks)
+    tokenizer = None
+    if recipe.model is not None:
+        from foundation.checkpoint import load_tokenizer
+
+        tokenizer = load_tokenizer(recipe.model)
+    prompter = Prompter.fit(
+        interactions, split.train, tasks, config=recipe.prompter, tokenizer=tokenizer
+    )
+    prompter.save(out)
+
+
+def _foundation(
+    layout: RunLayout, recipe: Recipe, old_model: RunLayout | None, out: Path, scratch: Path
+) -> None:
+    book, split = load_book(layout)
+    if old_model is not None:
+        old = Foundation.from_pretrained(old_model.model(FOUNDATION))
+        foundation = old.with_catalogue(book, split.train)
+    else:
+        foundation = Foundation.create(
+            book.prompter,
+            book,
+            split.train,
+            size=recipe.size,
+            model=recipe.model,
+            config=recipe.foundation,
+            seed=recipe.seed,
+        )
+    logger.info("foundation: %s body parameters", f"{foundation.num_parameters():,}")
+    result = foundation.fit(
+        book,
+        split,
+        config=recipe.fit,
+        out=scratch,
+        validate=lambda: _watch(foundation, book, split.valid),
+    )
+    _finish_model(foundation, result, book, split, out, scratch)
+
+
+def _rung(layout: RunLayout, recipe: Recipe, out: Path, scratch: Path) -> None:
+    book, split = load_book(layout)
+    teacher = Foundation.from_pretrained(layout.model(FOUNDATION))
+    rng = np.random.default_rng(recipe.seed)
+    windows = book.windows(split.train, seed=recipe.seed, epoch=0)
+    count = min(recipe.rung.calibration_rows, len(windows))
+    chosen = np.sort(rng.choice(len(windows), size=count, replace=False))
+    rows = book.assemble(windows[chosen], seed=recipe.seed, epoch=0)
+    student = prune(
+        teacher,
+        measure_importance(teacher, rows),
+        num_layers=recipe.rung.num_layers,
+        intermediate_size=recipe.rung.intermediate_size,
+    )
+    logger.info(
+        "rung-1: %s of %s body parameters",
+        f"{student.num_parameters():,}",
+        f"{teacher.num_parameters():,}",
+    )
+    result = distil(
+        student,
+        teacher,
+        book,
+        split,
+        config=recipe.rung.fit,
+        teacher_config=recipe.rung.teacher,
+        out=scratch,
+        validate=lambda: _watch(student, book, split.valid),
+    )
+    _finish_model(student, result, book, split, out, scratch)
+
+
+def _watch(foundation: Foundation, book: PromptBook, valid: Targets) -> dict[str, float]:
+    """NDCG@10 and AUC on some validation requests, for the training curves."""
+    some = sample_targets(valid, NUM_WATCHED_REQUESTS)
+    asked = Asked(book, some)
+    answers = asked.of(predict_targets(foundation, book, some))
+    found = {}
+    if answers.rank is not None and len(answers.rank):
+        found["ndcg@10"] = float(ndcg(answers.rank, 10).mean())
+    if answers.action_probability is not None:
+        found["auc"] = auc(answers.action_positive, answers.action_probability)
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def _finish_model(
+    foundation: Foundation,
+    result: FitResult,
+    book: PromptBook,
+    split: Split,
+    out: Path,
+    scratch: Path,
+) -> None:
+    """Fit the rank weight on validation, save, and keep what training logged."""
+    weight = fit_rank_weight(foundation, book, split.valid)
+    others = [foundation.rank_weight(t) for t in range(1, len(book.prompter.tasks))]
+    foundation.settings = replace(foundation.settings, rank_weight=(weight, *others))
+    foundation.save_pretrained(out / "model")
+    write_whole(out / "history.json", json.dumps(asdict(result)) + "\n")
+    if (scratch / "tensorboard").exists():
+        shutil.copytree(scratch / "tensorboard", out / "tensorboard")
+
+
+def fit_rank_weight(foundation: Foundation, book: PromptBook, valid: Targets) -> float:
+    """The `w` of `RANK_WEIGHTS` with the best NDCG@10 on validation; the smallest of equals."""
+    some = sample_targets(valid, NUM_FITTING_REQUESTS)
+    asked = Asked(book, some)
+    if len(asked.wanted.item) == 0:
+        return 0.0
+    recommender = Recommender(foundation, build_index(foundation, model_hash=""), book)
+    ranked = predict_targets(foundation, book, some).rank
+    scored = rerank(recommender, asked)
+    quality = [float(ndcg(scored.ranks(w, ranked), 10).mean()) for w in RANK_WEIGHTS]
+    best = RANK_WEIGHTS[int(np.argmax(quality))]
+    logger.info("w=%g: NDCG@10 %.4f on validation, %.4f with w=0", best, max(quality), quality[0])
+    return best
+
+
+def index_catalogue(layout: RunLayout, out: Path) -> None:
+    """Embed the catalogue with the served model and write its index."""
+    path = layout.model(layout.served())
+    foundation = Foundation.from_pretrained(path)
+    build_index(foundation, model_hash=weights_hash(path)).save(out / "items")
+
+
+def index_again(layout: RunLayout) -> int:
+    """Embed a finished run's catalogue again and replace its index.
+
+    Returns:
+        How many items were indexed.
+
+    Raises:
+        ValueError: the folder holds no finished model.
+    """
+    layout.model(layout.served())
+    index_catalogue(layout, layout.folder / INDEX)
+    return len(Recommender.load(layout.folder).index)

@@ -1,0 +1,318 @@
+"""The report's figures: training curves, quality by history length, quality against size.
+
+Each figure is drawn once and saved twice: a PNG on white to pass around, and an SVG whose colours
+are the page's CSS variables, so that it follows the reader's light or dark theme.
+"""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+INK, MUTED, LINE = "#1f2430", "#667085", "#dfe3ea"
+# Okabe and Ito's colours, darkened where they would not read as text on white.
+SERIES = ("#0072b2", "#c4500a", "#008a66", "#a8508c", "#8a6d00", "#5b6472")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+_CSS_VARIABLES = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    LINE: "var(--line)",
+    **{color: f"var(--series-{index})" for index, color in enumerate(SERIES)},
+}
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.titlepad": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "figure.constrained_layout.w_pad": 0.15,  # inches
+    "figure.constrained_layout.h_pad": 0.12,
+    "svg.fonttype": "none",  # text stays text: searchable, and set in the page's own typeface
+}
+_WIDTH_INCHES = 9.6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HistoryPoint:
+    """One model's quality on the targets of one length of history.
+
+    Attributes:
+        bucket: history length in words, `0`, `1–5`, ...; buckets are drawn in the order given.
+        model: its name.
+        metric: `NDCG@10`, `AUC`, ...; a panel each.
+        value: the metric.
+        low: lower end of the 95 % interval, or None.
+        high: upper end of it, or None.
+        n: number of targets in the bucket.
+    """
+
+    bucket: str
+    model: str
+    metric: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SizePoint:
+    """One model's size and quality.
+
+    Attributes:
+        model: its name.
+        params: number of parameters, or None for a line across (popularity, the oracle).
+        metric: `NDCG@10`, `AUC`, ...; a panel each.
+        value: the metric.
+        low: lower end of the 95 % interval, or None.
+        high: upper end of it, or None.
+    """
+
+    model: str
+    params: int | None
+    metric: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def training_curves(
+    curves: Mapping[str, Sequence[tuple[float, float]]], *, models: Sequence[str] = ()
+) -> Figure:
+    """A panel per metric with a line per model.
+
+    Args:
+        curves: `model/metric` to its points, (optimiser step, value).
+        models: models in the order that gives them their colours.
+    """
+    metrics = list(dict.fromkeys(name.rpartition("/")[2] for name in curves))
+
+    def draw(axes: Axes, metric: str) -> None:
+        labels = []
+        for name, points in curves.items():
+            model, _, of_metric = name.rpartition("/")
+            if of_metric != metric or not points:
+                continue
+            steps, values = zip(*points, strict=True)
+            color, _ = _look(model, models)
+            axes.plot(steps, values, color=color, marker="." if len(points) < 12 else "")
+            labels.append((values[-1], model, color))
+        axes.set_xlabel("optimiser step")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _label_ends(axes, labels)
+
+    return _panels(metrics, draw)
+
+
+def quality_by_history(points: Sequence[HistoryPoint], *, models: Sequence[str] = ()) -> Figure:
+    """A panel per metric: quality in each bucket of history length, intervals as error bars."""
+    metrics = list(dict.fromkeys(point.metric for point in points))
+    buckets = list(dict.fromkeys(point.bucket for point in points))
+    sizes = {point.bucket: point.n for point in points}
+
+    def draw(axes: Axes, metric: str) -> None:
+        shown = [point for point in points if point.metric == metric]
+        names = list(dict.fromkeys(point.model for point in shown))
+        labels = []
+        for place, name in enumerate(names):
+            mine = [point for point in shown if point.model == name]
+            # Side by side within a bucket, so that no error bar hides another.
+            x = [
+                buckets.index(point.bucket) + 0.14 * (place - (len(names) - 1) / 2)
+                for point in mine
+            ]
+            color, marker = _look(name, models)
+            _points_with_intervals(axes, x, mine, color=color, marker=marker, joined=True)
+            labels.append((mine[-1].value, name, color))
+        axes.set_xticks(range(len(buckets)), [f"{b}\nn={sizes[b]:,}" for b in buckets])
+        axes.set_xlabel("events in the history")
+        _label_ends(axes, labels)
+
+    return _panels(metrics, draw)
+
+
+def quality_by_size(points: Sequence[SizePoint], *, models: Sequence[str] = ()) -> Figure:
+    """A panel per metric: quality against parameters (log scale), baselines as lines across."""
+    metrics = list(dict.fromkeys(point.metric for point in points))
+
+    def draw(axes: Axes, metric: str) -> None:
+        lines = []
+        for point in points:
+            if point.metric != metric:
+                continue
+            color, marker = _look(point.model, models)
+            if point.params is None:
+                axes.axhline(point.value, color=color, linestyle=(0, (4, 3)), linewidth=1.2)
+                lines.append((point.value, point.model, color))
+                continue
+            _points_with_intervals(axes, [point.params], [point], color=color, marker=marker)
+            axes.annotate(
+                point.model,
+                (point.params, point.value if point.high is None else point.high),
+                xytext=(0, 8),
+                textcoords="offset points",
+                ha="center",
+                color=color,
+                fontsize=9,
+            )
+        sizes = [point.params for point in points if point.params is not None]
+        if sizes:
+            axes.set_xscale("log")
+            axes.set_xlim(min(sizes) / 2, max(sizes) * 2)
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_count(x)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("parameters")
+        axes.margins(y=0.18)
+        _label_ends(axes, lines)
+
+    return _panels(metrics, draw)
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG on white, 160 dots per inch."""
+    file = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(file, format="png", dpi=160, facecolor="white")
+    return file.getvalue()
+
+
+def to_svg(figure: Figure, *, name: str, description: str) -> str:
+    """The figure as an SVG element for an HTML page that defines the CSS variables.
+
+    Args:
+        figure: what one of the functions here returned.
+        name: prefix that keeps the ids of several figures on one page apart.
+        description: read out instead of the image; plain words, no markup.
+    """
+    file = io.StringIO()
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    for color, variable in _CSS_VARIABLES.items():
+        svg = svg.replace(color, variable)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
+
+
+def format_count(count: float) -> str:
+    """A count in at most four characters and a unit.
+
+    Example:
+        >>> [format_count(n) for n in (950, 1_500, 24_310, 1_900_000, 7e9)]
+        ['950', '1.5 K', '24.3 K', '1.9 M', '7 B']
+    """
+    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " K")):
+        if count >= size:
+            return f"{count / size:.1f}".removesuffix(".0") + unit
+    return f"{count:.0f}"
+
+
+def _look(model: str, models: Sequence[str]) -> tuple[str, str]:
+    """The colour and marker of a model, the same in every figure."""
+    place = list(models).index(model) if model in models else len(models)
+    return SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
+
+
+def _panels(metrics: Sequence[str], draw: Callable[[Axes, str], None]) -> Figure:
+    columns = 3 if len(metrics) % 3 == 0 else 2
+    rows = -(-len(metrics) // columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(
+            figsize=(_WIDTH_INCHES, 0.66 * _WIDTH_INCHES / columns * rows), layout="constrained"
+        )
+        for index, metric in enumerate(metrics):
+            axes = figure.add_subplot(rows, columns, index + 1)
+            axes.set_title(metric)
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+            draw(axes, metric)
+    return figure
+
+
+def _points_with_intervals(
+    axes: Axes,
+    x: Sequence[float],
+    points: Sequence[HistoryPoint] | Sequence[SizePoint],
+    *,
+    color: str,
+    marker: str,
+    joined: bool = False,
+) -> None:
+    values = np.array([point.value for point in points])
+    low = np.array([point.value if point.low is None else point.low for point in points])
+    high = np.array([point.value if point.high is None else point.high for point in points])
+    axes.errorbar(
+        x,
+        values,
+        yerr=np.stack([values - low, high - values]).clip(min=0),
+        color=color,
+        marker=marker,
+        linestyle="-" if joined else "none",
+        elinewidth=1.2,
+        capsize=2.5,
+    )
+
+
+def _label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
+    """Name lines at the right edge: (value, name, colour) each, spread so that no names touch."""
+    low, high = axes.get_ylim()
+    labels = sorted(labels)
+    heights = _spread([value for value, _, _ in labels], gap=(high - low) * 0.075)
+    for height, (_, name, color) in zip(heights, labels, strict=True):
+        axes.annotate(
+            name,
+            (1.0, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=color,
+            fontsize=9,
+            annotation_clip=False,
+        )
+    axes.set_ylim(low, high)
+
+
+def _spread(heights: Sequence[float], *, gap: float) -> list[float]:
+    """Sorted heights moved apart to at least `gap`, each crowd about its own centre."""
+    crowds: list[list[float]] = []
+    for height in heights:
+        crowds.append([height])
+        while len(crowds) > 1:
+            below, above = crowds[-2], crowds[-1]
+            room = (len(below) + len(above)) / 2 * gap
+            if np.mean(above) - np.mean(below) >= room:
+                break
+            crowds[-2:] = [below + above]
+    return [
+        float(np.mean(crowd)) + gap * (place - (len(crowd) - 1) / 2)
+        for crowd in crowds
+        for place in range(len(crowd))
+    ]

@@ -1,0 +1,167 @@
+"""`decant predict`: read who is asked about, print or write what they do next."""
+
+import json
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jsonargparse import Namespace
+
+from decant.recommender import Prediction, Recommender
+from promptify.validation import BadInput
+
+logger = logging.getLogger(__name__)
+
+# Requests written to the output file at once.
+BATCH_USERS = 256
+
+SCHEMA = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("rank", pa.int32()),
+        ("item_id", pa.string()),
+        ("title", pa.string()),
+        ("score", pa.float32()),
+        ("probabilities", pa.map_(pa.string(), pa.float32())),
+        ("retrieval_score", pa.float32()),
+        ("retrieval_rank", pa.int32()),
+    ]
+)
+
+
+def predict(options: Namespace) -> None:
+    """Carry out the `predict` command.
+
+    Raises:
+        ValueError: it is not clear who is asked about, or a file or an id does not fit.
+    """
+    _check_who(options)
+    users = _user_ids(options.users) if options.users else []
+    profile = _json_object(options.profile) if options.profile else {}
+    history = _json_lines(options.history) if options.history else []
+    recommender = Recommender.load(options.run, model=options.model)
+    if options.users:
+        write_predictions(
+            recommender, users, out=options.out, task=options.task, k=options.k
+        )
+        print(f"{len(users):,} people → {options.out}")
+        return
+    if options.user is not None:
+        found = recommender.predict_user(
+            options.user, task=options.task, query=options.query, k=options.k
+        )
+    else:
+        found = recommender.predict_next_actions(
+            profile, history, task=options.task, query=options.query, k=options.k
+        )
+    if options.json:
+        for prediction in found:
+            print(json.dumps(asdict(prediction), ensure_ascii=False))
+    else:
+        print(format_predictions(found))
+
+
+def format_predictions(predictions: Iterable[Prediction]) -> str:
+    """Predictions as lines of text: place, probability of each action, title."""
+    lines = []
+    for place, one in enumerate(predictions, start=1):
+        actions = "  ".join(f"{action} {p:.2f}" for action, p in one.probabilities.items())
+        lines.append(f"{place:3}. {one.title}\n     {actions}  [{one.item_id}]")
+    return "\n".join(lines) or "nothing to recommend: every item is seen or denied"
+
+
+def write_predictions(
+    recommender: Recommender, user_ids: list[str], *, out: Path, task: str | None, k: int
+) -> None:
+    """Predict for many people of the log into a Parquet file, written whole or not at all.
+
+    Args:
+        recommender: serves.
+        user_ids: of the log.
+        out: the file; one row per person and item.
+        task: the surface.
+        k: items for each.
+
+    Raises:
+        ValueError: a user is unknown; nothing is written then.
+    """
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    predictions = recommender.predict_many(user_ids, task=task, k=k, progress=True)
+    try:
+        with pq.ParquetWriter(partial, SCHEMA) as writer:
+            batch: list[dict[str, Any]] = []
+            for number, (user_id, found) in enumerate(predictions, start=1):
+                batch += [
+                    {"user_id": user_id, "rank": rank, **asdict(one)}
+                    for rank, one in enumerate(found, start=1)
+                ]
+                if number % BATCH_USERS == 0:
+                    writer.write_table(_table(batch))
+                    batch = []
+            writer.write_table(_table(batch))
+        os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(
+        [{**row, "probabilities": list(row["probabilities"].items())} for row in rows],
+        schema=SCHEMA,
+    )
+
+
+def _check_who(options: Namespace) -> None:
+    ways = {
+        "--user": options.user is not None,
+        "--profile or --history": bool(options.profile or options.history),
+        "--users": bool(options.users),
+    }
+    given = [name for name, is_given in ways.items() if is_given]
+    if len(given) != 1:
+        raise BadInput(
+            f"say who is asked about by one of {', '.join(ways)}; got {' and '.join(given) or 'none'}."
+        )
+    if bool(options.users) != bool(options.out):
+        raise BadInput("--users FILE and --out FILE.parquet belong together; give both.")
+
+
+def _user_ids(path: Path) -> list[str]:
+    ids = [line.strip() for line in _text(path).splitlines() if line.strip()]
+    if not ids:
+        raise BadInput(f"{path} holds no user id; write one per line.")
+    return ids
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from None
+    if not isinstance(found, dict):
+        raise BadInput(f'{path} must be one JSON object, such as {{"age": "25-34"}}.')
+    return found
+
+
+def _json_lines(path: Path) -> list[Any]:
+    lines = []
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise BadInput(f"{path}, line {number}: not JSON ({error.msg}).") from None
+    return lines
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None

@@ -1,0 +1,164 @@
+"""Recipes: what each run is made of. A recipe is a function returning one frozen `Recipe`.
+
+A recipe says everything a run's numbers depend on, so that its JSON in the run folder repeats it.
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from distill.distillation import TeacherConfig
+from foundation import FitConfig, FoundationConfig
+from promptify.prompter import PrompterConfig
+
+Form = Literal["slot", "text"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RungConfig:
+    """One step down the ladder: what is kept, and how it is taught.
+
+    Args:
+        num_layers: layers to keep; all when None.
+        intermediate_size: MLP neurons to keep in every layer; all when None.
+        fit: schedule of the distillation.
+        teacher: how much the model above counts.
+        calibration_rows: prompts that decide what is kept.
+    """
+
+    num_layers: int | None = None
+    intermediate_size: int | None = None
+    fit: FitConfig = field(default_factory=FitConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    calibration_rows: int = 1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """A run from data to report.
+
+    Args:
+        name: what is run; the `task` of its result rows.
+        size: of a decoder built here, a name in `foundation.sizes.SHAPES`; None with `model`.
+        model: folder or hub name of a pretrained decoder; None with `size`.
+        prompter: what a prompt may hold.
+        foundation: widths of the top model.
+        fit: its training.
+        rung: the step down.
+        measured_users: at most so many test requests are re-ranked for the `system` row and cut for
+            the history curve; all when None.
+        timed_requests: requests that latency is measured on.
+        seed: of weights, shuffles and draws.
+    """
+
+    name: str
+    size: str | None = "small"
+    model: str | None = None
+    prompter: PrompterConfig = field(default_factory=PrompterConfig)
+    foundation: FoundationConfig = field(default_factory=FoundationConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+    rung: RungConfig = field(default_factory=RungConfig)
+    measured_users: int | None = None
+    timed_requests: int = 300
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain JSON values."""
+        return asdict(self)
+
+    def with_seed(self, seed: int) -> "Recipe":
+        """The same recipe with another seed everywhere."""
+        return replace(
+            self,
+            seed=seed,
+            fit=replace(self.fit, seed=seed),
+            rung=replace(self.rung, fit=replace(self.rung.fit, seed=seed)),
+        )
+
+    def with_model(self, *, size: str | None, model: str | None) -> "Recipe":
+        """The same recipe with another decoder; as it is when neither is given."""
+        if size is None and model is None:
+            return self
+        return replace(self, size=size, model=model)
+
+
+def demo() -> Recipe:
+    """The generated job market, in under five minutes on two cores."""
+    fit = FitConfig(
+        epochs=14,
+        positions_per_batch=4096,
+        learning_rate=3e-3,
+        reread_items=96,
+        refresh_steps=50,
+        text_weight=0.1,
+        evaluate_steps=50,
+    )
+    return Recipe(
+        name="job_market",
+        prompter=PrompterConfig(
+            form="slot", max_prompt_tokens=448, max_item_tokens=80, vocab_size=2048
+        ),
+        fit=fit,
+        rung=RungConfig(num_layers=2, fit=replace(fit, epochs=6, learning_rate=2e-3)),
+        measured_users=500,
+        timed_requests=100,
+    )
+
+
+def ml1m(form: Form = "slot") -> Recipe:
+    """MovieLens-1M, in slot or text form, within 45 minutes on two cores."""
+    if form == "text":
+        return _films_in_text("ml1m", epochs=2)
+    fit = FitConfig(
+        epochs=6, positions_per_batch=8192, learning_rate=2e-3, reread_items=96, evaluate_steps=200
+    )
+    return Recipe(
+        name="ml1m",
+        prompter=PrompterConfig(
+            form="slot", max_prompt_tokens=512, max_item_tokens=32, vocab_size=4096
+        ),
+        fit=fit,
+        rung=RungConfig(num_layers=2, fit=replace(fit, epochs=2, learning_rate=1e-3)),
+        measured_users=2000,
+    )
+
+
+def ml100k(form: Form = "slot") -> Recipe:
+    """MovieLens-100K, in slot or text form, within 10 minutes on two cores."""
+    if form == "text":
+        return _films_in_text("ml100k", epochs=3)
+    fit = FitConfig(epochs=14, positions_per_batch=4096, learning_rate=2e-3, evaluate_steps=50)
+    return Recipe(
+        name="ml100k",
+        prompter=PrompterConfig(
+            form="slot", max_prompt_tokens=512, max_item_tokens=32, vocab_size=2048
+        ),
+        fit=fit,
+        rung=RungConfig(num_layers=2, fit=replace(fit, epochs=4, learning_rate=1e-3)),
+    )
+
+
+def table(form: Form = "slot") -> Recipe:
+    """Anyone's tables: a middling schedule; lengths suit items of a line or two."""
+    fit = FitConfig(epochs=8, positions_per_batch=8192, evaluate_steps=100)
+    return Recipe(
+        name="table",
+        prompter=PrompterConfig(form=form, max_prompt_tokens=512, max_item_tokens=64),
+        fit=fit,
+        rung=RungConfig(num_layers=2, fit=replace(fit, epochs=3, learning_rate=1e-3)),
+        measured_users=1000,
+    )
+
+
+def _films_in_text(name: str, *, epochs: int) -> Recipe:
+    # A film is 13 tokens and not 2 positions: fewer events fit, and fewer epochs into the time.
+    fit = FitConfig(epochs=epochs, positions_per_batch=8192, reread_items=128, evaluate_steps=200)
+    return Recipe(
+        name=name,
+        prompter=PrompterConfig(
+            form="text", max_prompt_tokens=768, max_item_tokens=32, vocab_size=4096
+        ),
+        fit=fit,
+        rung=RungConfig(num_layers=2, fit=replace(fit, epochs=1, learning_rate=1e-3)),
+        measured_users=500,
+        timed_requests=100,
+    )

@@ -1,0 +1,338 @@
+"""The report of a run: one self-contained HTML page, its plots, and a table for the terminal."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from decant import plots
+from decant.atomic import write_whole
+from decant.plots import HistoryPoint, SizePoint, format_count
+from decant.run_record import RunRecord
+
+Status = Literal["pass", "fail", "undecided", "waived"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableRow:
+    """One line of the final table; None where a number does not apply.
+
+    Attributes:
+        model: its name, as in results files.
+        params: number of parameters.
+        auc: area under the ROC curve of the action readout.
+        hr_at_10: hit rate in the first ten, full catalogue.
+        ndcg_at_10: NDCG in the first ten, full catalogue.
+        ms_per_request: median milliseconds for one request.
+        note: a few words on what the model is.
+    """
+
+    model: str
+    params: int | None = None
+    auc: float | None = None
+    hr_at_10: float | None = None
+    ndcg_at_10: float | None = None
+    ms_per_request: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateLine:
+    """What the gate found for one metric.
+
+    Attributes:
+        metric: its name.
+        loss: how much the student is worse, a fraction if `relative`; negative if it is better.
+        bound: one-sided 95 % upper bound of the loss; None where none is estimated.
+        tolerance: the most that is accepted.
+        relative: whether loss, bound and tolerance are fractions of the teacher's value.
+        status: the verdict for this metric.
+    """
+
+    metric: str
+    loss: float
+    bound: float | None
+    tolerance: float
+    relative: bool
+    status: Status
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateTable:
+    """The gate's verdict on one rung.
+
+    Attributes:
+        student: the rung that was judged.
+        teacher: what it was compared with: the rung above, or the top.
+        verdict: of all metrics together.
+        lines: one per metric.
+        note: what a waiver bought, or what was tried before; may be empty.
+    """
+
+    student: str
+    teacher: str
+    verdict: Status
+    lines: Sequence[GateLine]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankedItem:
+    """One predicted item.
+
+    Attributes:
+        title: the item in words.
+        probabilities: probability of each action, by its label.
+        retrieval_score: what the index said; None if the item was not retrieved.
+    """
+
+    title: str
+    probabilities: Mapping[str, float]
+    retrieval_score: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExamplePrediction:
+    """What is predicted for one person.
+
+    Attributes:
+        heading: who it is, in a few words: `A member with two events`.
+        profile: the profile in words.
+        history: events in words, oldest first; may be empty.
+        items: best first.
+    """
+
+    heading: str
+    profile: str
+    history: Sequence[str]
+    items: Sequence[RankedItem]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """All that the page shows; a part that is empty is left out.
+
+    Attributes:
+        title: of the page.
+        summary: what was run and what came out, in two or three sentences.
+        facts: headline figures, (what, value).
+        table: the final table, in the order in which models get their colours.
+        curves: `model/metric` to its points, (optimiser step, value).
+        by_history: quality by history length.
+        by_size: quality against size.
+        gates: verdicts, from the top down.
+        predictions: examples.
+        notes: caveats that belong beside the numbers.
+        run: what was run, with what.
+    """
+
+    title: str
+    summary: str
+    table: Sequence[TableRow]
+    facts: Sequence[tuple[str, str]] = ()
+    curves: Mapping[str, Sequence[tuple[float, float]]] | None = None
+    by_history: Sequence[HistoryPoint] = ()
+    by_size: Sequence[SizePoint] = ()
+    gates: Sequence[GateTable] = ()
+    predictions: Sequence[ExamplePrediction] = ()
+    notes: Sequence[str] = ()
+    run: RunRecord | None = None
+
+
+_COLUMNS = ("model", "parameters", "AUC", "HR@10", "NDCG@10", "ms / request")
+
+
+def format_table(rows: Sequence[TableRow]) -> str:
+    """The final table as aligned plain text, without a newline at its end.
+
+    Example:
+        >>> print(format_table([TableRow(model="rung-1", params=950_000, auc=0.7812)]))
+        model   parameters     AUC  HR@10  NDCG@10  ms / request
+        ------  ----------  ------  -----  -------  ------------
+        rung-1       950 K  0.7812      –        –             –
+    """
+    cells = [_COLUMNS, *(_cells(row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, tuple("-" * width for width in widths))
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    )
+
+
+def write_report(out: Path, report: Report) -> Path:
+    """Write `report.html`, and its plots as PNG under `plots/`, into an existing folder.
+
+    The page needs nothing else: styles and plots are inside it, and it loads nothing.
+
+    Returns:
+        The page's path.
+    """
+    models = [row.model for row in report.table]
+    figures = {}
+    if report.curves:
+        figures["training-curves"] = plots.training_curves(report.curves, models=models)
+    if report.by_history:
+        figures["quality-by-history"] = plots.quality_by_history(report.by_history, models=models)
+    if report.by_size:
+        figures["quality-by-size"] = plots.quality_by_size(report.by_size, models=models)
+    (out / "plots").mkdir(exist_ok=True)
+    svgs = {}
+    for name, figure in figures.items():
+        write_whole(out / "plots" / f"{name}.png", plots.to_png(figure))
+        svgs[name] = plots.to_svg(figure, name=name, description=name.replace("-", " "))
+    path = out / "report.html"
+    write_whole(path, _page(report, svgs))
+    return path
+
+
+def _page(report: Report, svgs: Mapping[str, str]) -> str:
+    css = resources.files("decant").joinpath("report.css").read_text("utf-8")
+    facts = "".join(
+        f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>"
+        for what, value in report.facts
+    )
+    body = [
+        f'<header><h1>{escape(report.title)}</h1><p class="lead">{escape(report.summary)}</p>',
+        f'<dl class="facts">{facts}</dl>' if facts else "",
+        "</header>",
+        _section("Results", "", _results(report)),
+    ]
+    for name, heading, hint in (
+        ("quality-by-size", "Quality against size", "Bars are 95 % intervals."),
+        (
+            "quality-by-history",
+            "Quality by length of history",
+            "How much each model knows about people with few events. Bars are 95 % intervals.",
+        ),
+        ("training-curves", "Training", "Losses and validation metrics by optimiser step."),
+    ):
+        if name in svgs:
+            body.append(_section(heading, hint, f'<figure class="scroll">{svgs[name]}</figure>'))
+    body += [_gate(gate) for gate in report.gates]
+    if report.predictions:
+        people = "".join(map(_prediction, report.predictions))
+        hint = "The served model's best items, with the probability of each action."
+        body.append(_section("Predictions", hint, f'<div class="people">{people}</div>'))
+    if report.run:
+        body.append(_run(report.run))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(report.title)}</title><style>\n{css}</style></head>\n"
+        f"<body><main>\n{chr(10).join(filter(None, body))}\n</main></body></html>\n"
+    )
+
+
+def _section(heading: str, hint: str, content: str) -> str:
+    said = f'<p class="hint">{escape(hint)}</p>' if hint else ""
+    return f"<section><h2>{escape(heading)}</h2>{said}{content}</section>"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are escaped already; a cell may bring its own `<td …>`."""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "".join(
+        "<tr>" + "".join(c if c.startswith("<td") else f"<td>{c}</td>" for c in row) + "</tr>"
+        for row in rows
+    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll">{table}</div>'
+
+
+def _cells(row: TableRow) -> tuple[str, ...]:
+    quality = (row.auc, row.hr_at_10, row.ndcg_at_10)
+    return (
+        row.model,
+        "–" if row.params is None else format_count(row.params),
+        *("–" if value is None else f"{value:.4f}" for value in quality),
+        "–" if row.ms_per_request is None else f"{row.ms_per_request:.1f}",
+    )
+
+
+def _results(report: Report) -> str:
+    rows = []
+    for row in report.table:
+        model, *numbers = map(escape, _cells(row))
+        note = f"<small>{escape(row.note)}</small>" if row.note else ""
+        rows.append([f'<td class="words"><strong>{model}</strong>{note}</td>', *numbers])
+    notes = "".join(f'<p class="hint">{escape(note)}</p>' for note in report.notes)
+    return _table(_COLUMNS, rows) + notes
+
+
+def _gate(gate: GateTable) -> str:
+    rows = [
+        [
+            escape(line.metric),
+            *(
+                "–" if value is None else f"{value:+.2%}" if line.relative else f"{value:+.4f}"
+                for value in (line.loss, line.bound, line.tolerance)
+            ),
+            _verdict(line.status),
+        ]
+        for line in gate.lines
+    ]
+    hint = (
+        "Loss is how much worse the student is; the bound is its one-sided 95 % upper limit. "
+        "A metric passes when the bound is within the tolerance. " + gate.note
+    )
+    verdict = f"<p>{_verdict(gate.verdict)} overall</p>"
+    header = ("metric", "loss", "bound", "tolerance", "verdict")
+    heading = f"The gate: {gate.student} against {gate.teacher}"
+    return _section(heading, hint, verdict + _table(header, rows))
+
+
+def _verdict(status: Status) -> str:
+    sign = {"pass": "✓", "fail": "✗", "undecided": "?", "waived": "○"}[status]
+    return f'<span class="verdict {status}">{sign} {status}</span>'
+
+
+def _prediction(person: ExamplePrediction) -> str:
+    history = "".join(f"<li>{escape(event)}</li>" for event in person.history)
+    actions = list(dict.fromkeys(action for item in person.items for action in item.probabilities))
+    rows = [
+        [
+            f'<td class="words">{escape(item.title)}</td>',
+            *(_probability(item.probabilities.get(action)) for action in actions),
+            "–" if item.retrieval_score is None else f"{item.retrieval_score:.3f}",
+        ]
+        for item in person.items
+    ]
+    return (
+        f'<div class="person"><h3>{escape(person.heading)}</h3><p>{escape(person.profile)}</p>'
+        + (f'<ul class="history">{history}</ul>' if history else '<p class="hint">No events.</p>')
+        + _table(("item", *actions, "retrieval"), rows)
+        + "</div>"
+    )
+
+
+def _probability(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f'{value:.1%}<span class="bar"><i style="width:{100 * value:.0f}%"></i></span>'
+
+
+def _run(run: RunRecord) -> str:
+    said = {
+        "command": " ".join(run.command),
+        "commit": run.commit or "not from a checkout",
+        "config hash": run.config_hash,
+        "seed": str(run.seed),
+        "hardware": run.hardware,
+        "started": run.started,
+        "finished": run.finished or "–",
+        "peak memory": "–"
+        if run.peak_rss_bytes is None
+        else f"{run.peak_rss_bytes / 2**30:.2f} GiB",
+        "versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),
+    }
+    lines = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in said.items())
+    config = escape(json.dumps(asdict(run)["config"], indent=2, ensure_ascii=False))
+    details = f"<details><summary>Configuration</summary><pre>{config}</pre></details>"
+    return _section("How to run it again", "", f'<dl class="record">{lines}</dl>{details}')

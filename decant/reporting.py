@@ -1,0 +1,216 @@
+"""The last stage: a finished run's numbers as a table, a results file and a page with plots."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from decant.layout import EVALUATION, FOUNDATION, RUNG, RunLayout
+from decant.plots import HistoryPoint, SizePoint
+from decant.recipes import Recipe
+from decant.recommender import Prediction, Recommender
+from decant.report import (
+    ExamplePrediction,
+    GateLine,
+    GateTable,
+    RankedItem,
+    Report,
+    TableRow,
+    format_table,
+    write_report,
+)
+from decant.run_record import RunRecord
+from distill.gate import GateVerdict
+from promptify.prompter import item_texts
+
+logger = logging.getLogger(__name__)
+
+METRIC_NAMES = {"ndcg@10": "NDCG@10", "auc": "AUC", "hr@10": "HR@10"}
+NOTES = {
+    "foundation": "the top model, ranking the catalogue by p(item next)",
+    "rung-1": "pruned and distilled from it, ranking the same way",
+    "system": "what is served: rung-1 retrieves 200 and re-ranks them",
+    "popularity": "most interacted-with first",
+    "last_item": "cosine neighbours of the newest item",
+    "last_item_transitions": "what came soon after the newest item",
+    "oracle": "the generator's own probabilities: nothing learned can beat it",
+}
+
+
+def write_run_report(layout: RunLayout, recipe: Recipe, record: RunRecord) -> str:
+    """Write `report.html`, `results.csv` and `run.json` into the run folder.
+
+    Returns:
+        The final table as text.
+    """
+    evaluation = layout.folder / EVALUATION
+    metrics = json.loads((evaluation / "metrics.json").read_text("utf-8"))
+    table = [_table_row(system) for system in metrics["systems"]]
+    recommender = Recommender.load(layout.folder)
+    report = Report(
+        title=f"Decant: {recipe.name}",
+        summary=_summary(recipe, recommender, metrics["systems"]),
+        facts=_facts(recommender, metrics["systems"]),
+        table=table,
+        curves=_curves(layout),
+        by_history=[
+            HistoryPoint(**{**point, "metric": METRIC_NAMES[point["metric"]]})
+            for point in metrics["by_history"]
+        ],
+        by_size=_by_size(metrics["systems"]),
+        gates=[_gate_table(GateVerdict.load(evaluation / "verdict.json"))],
+        predictions=examples(recommender),
+        notes=_notes(recipe),
+        run=record,
+    )
+    write_report(layout.folder, report)
+    shutil.copyfile(evaluation / "results.csv", layout.folder / "results.csv")
+    record.write(layout.folder)
+    return format_table(table)
+
+
+def _table_row(system: dict[str, Any]) -> TableRow:
+    values = {name: found["value"] for name, found in system["metrics"].items()}
+    return TableRow(
+        model=system["model"],
+        params=system["params"],
+        auc=values.get("auc"),
+        hr_at_10=values.get("hr@10"),
+        ndcg_at_10=values.get("ndcg@10"),
+        ms_per_request=system["ms_per_request"],
+        note=NOTES.get(system["model"], ""),
+    )
+
+
+def _summary(recipe: Recipe, recommender: Recommender, systems: list[dict[str, Any]]) -> str:
+    log = recommender.interactions
+    top, rung = systems[0], systems[1]
+    share = rung["params"] / top["params"]
+    return (
+        f"{log.num_users:,} people, {log.num_items:,} items, {log.num_events:,} events, as "
+        f"{recipe.prompter.form} prompts. A decoder of {top['params']:,} body parameters was trained from "
+        f"{'scratch' if recipe.size else recipe.model}, pruned to {share:.0%} of them and distilled."
+    )
+
+
+def _facts(recommender: Recommender, systems: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    facts = []
+    by_name = {system["model"]: system for system in systems}
+    for name in ("foundation", "rung-1", "system"):
+        found = by_name[name]["metrics"].get("ndcg@10")
+        if found:
+            facts.append((f"NDCG@10, {name}", f"{found['value']:.4f}"))
+    weight = recommender.foundation.rank_weight(0)
+    return [*facts, ("weight of the action readout, w", f"{weight:g}")]
+
+
+def _curves(layout: RunLayout) -> dict[str, list[tuple[float, float]]]:
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for model in (FOUNDATION, RUNG):
+        result = json.loads((layout.folder / model / "history.json").read_text("utf-8"))
+        for name, points in result["history"].items():
+            if name.startswith(("loss/", "valid/")):
+                curves[f"{model}/{name}"] = [(step, value) for step, value in points]
+    return curves
+
+
+def _by_size(systems: list[dict[str, Any]]) -> list[SizePoint]:
+    points = []
+    for system in systems:
+        for metric in ("ndcg@10", "auc"):
+            found = system["metrics"].get(metric)
+            if found and system["model"] != "system":
+                points.append(
+                    SizePoint(
+                        model=system["model"],
+                        params=system["params"],
+                        metric=METRIC_NAMES[metric],
+                        value=found["value"],
+                        low=found["low"],
+                        high=found["high"],
+                    )
+                )
+    return points
+
+
+def _gate_table(verdict: GateVerdict) -> GateTable:
+    return GateTable(
+        student=RUNG,
+        teacher=FOUNDATION,
+        verdict=verdict.status,
+        lines=[
+            GateLine(
+                metric=METRIC_NAMES.get(line.metric, line.metric),
+                loss=line.loss,
+                bound=line.bound,
+                tolerance=line.tolerance,
+                relative=line.kind == "relative",
+                status=line.status,
+            )
+            for line in verdict.metrics
+            if line.loss is not None
+        ],
+    )
+
+
+def examples(recommender: Recommender, *, k: int = 5) -> list[ExamplePrediction]:
+    """Predictions for three people: one with a long history, one with two events, one with none."""
+    log = recommender.interactions
+    counts = np.diff(log.user_offsets)
+    first_task = recommender.book.prompter.tasks[0]
+    surface = log.surfaces.index(first_task.name)
+    ours = np.bincount(log.event_user[log.event_surface == surface], minlength=log.num_users)
+    warm = int(np.argsort(counts, kind="stable")[len(counts) * 3 // 4])
+    two = np.flatnonzero((counts == 2) & (ours > 0))
+    none = np.flatnonzero(counts == 0)
+    chosen = [
+        (f"Somebody with {counts[warm]} events", warm, None),
+        ("Somebody with two events", int(two[0]) if len(two) else warm, 2),
+        ("Somebody with a profile only", int(none[0]) if len(none) else warm, 0),
+    ]
+    return [_example(recommender, heading, user, cut, k) for heading, user, cut in chosen]
+
+
+def _example(
+    recommender: Recommender, heading: str, user: int, num_events: int | None, k: int
+) -> ExamplePrediction:
+    log, book = recommender.interactions, recommender.book
+    end = int(log.user_offsets[user + 1])
+    start = int(log.user_offsets[user])
+    if num_events is not None:
+        start = max(start, end - num_events)
+    predictions = recommender.predict_row(user, num_events=num_events, k=k)
+    shown = np.arange(max(start, end - 8), end)
+    words = item_texts(book.prompter.words, log, log.event_item[shown])
+    actions = [log.actions[a] for a in log.event_action[shown]]
+    return ExamplePrediction(
+        heading=heading,
+        profile=book.profile_text(user),
+        history=[f"{text} → {action}" for text, action in zip(words, actions, strict=True)],
+        items=[_ranked_item(prediction) for prediction in predictions],
+    )
+
+
+def _ranked_item(prediction: Prediction) -> RankedItem:
+    return RankedItem(
+        title=prediction.title,
+        probabilities=prediction.probabilities,
+        retrieval_score=prediction.retrieval_score,
+    )
+
+
+def _notes(recipe: Recipe) -> list[str]:
+    notes = [
+        "Leave-one-out: each person's last event (or slate) is the test, the one before validates. Full "
+        "catalogue, seen items left out. Intervals are 95 % bootstrap intervals over people.",
+        "Parameters count the decoder's body: without embeddings, heads and the item table.",
+        "ms / request is the median of retrieving 200 and ranking them, models asked in turn.",
+    ]
+    if recipe.measured_users is not None:
+        notes.append(
+            f"The system row re-ranks at most {recipe.measured_users} requests, evenly spaced."
+        )
+    return notes

@@ -1,0 +1,323 @@
+"""A run is a folder of named stages; each runs once, until something it depends on changes.
+
+Layout of a run folder::
+
+    recipe.json           what the run was asked for
+    .lock                 held by the process that is writing
+    .scratch/train-3f…/   what an unfinished stage keeps to resume from
+    train/                a finished stage: its files and `stage.json`
+"""
+
+import ast
+import hashlib
+import importlib.util
+import json
+import logging
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from decant.atomic import write_whole
+from decant.run_record import json_hash, utc_now
+
+logger = logging.getLogger(__name__)
+
+ROOMS = ("promptify", "foundation", "retrieval", "distill")
+"""The packages whose code makes a stage's output; `decant` only passes things on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageRecord:
+    """`stage.json`: what a finished stage was made from.
+
+    Attributes:
+        name: the stage.
+        key: hash of all that follows; a stage with another key is another stage.
+        inputs: the settings it was given, JSON values only.
+        uses: key of each stage whose output it read.
+        code: hash of each package whose code made it.
+        seconds: how long it took, the last uninterrupted part.
+        finished: UTC, ISO 8601.
+    """
+
+    name: str
+    key: str
+    inputs: Mapping[str, Any]
+    uses: Mapping[str, str]
+    code: Mapping[str, str]
+    seconds: float = 0.0
+    finished: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedStage:
+    """One line of a plan: a stage, whether it runs, and why."""
+
+    name: str
+    runs: bool
+    reason: str
+
+
+class Stages:
+    """Runs the stages of one run folder, each only if it has to.
+
+    A stage is finished when its folder bears its name: it is written under another name and
+    renamed when whole, so a kill or a full disk leaves the last whole version, or none. Its key
+    hashes its name, its inputs, the keys of the stages it uses and the code it runs; with the
+    same key it is not run again. What it needs to resume (training checkpoints) it keeps in a
+    scratch folder, which outlives a kill and is deleted once the stage is finished.
+
+    Args:
+        folder: the run folder; made if it is missing.
+        recipe: what the run was asked for, JSON values only. The folder of a run with another
+            recipe is refused, so that two runs never mix.
+        continuing: accept another recipe, which becomes the folder's: the same folder, trained on.
+        dry_run: write nothing and run nothing; `run` only adds to the plan.
+
+    Raises:
+        ValueError: the folder holds another run or no run at all, or another process is
+            writing to it.
+
+    Example:
+        >>> import tempfile
+        >>> root = Path(tempfile.mkdtemp())
+        >>> def count(out, scratch):
+        ...     _ = (out / "count.txt").write_text("3")
+        >>> for attempt in range(2):
+        ...     with Stages(root, recipe={"seed": 1}) as stages:
+        ...         made = stages.run("count", count, inputs={"seed": 1})
+        ...         print(made.name, [(stage.runs, stage.reason) for stage in stages.plan()])
+        count [(True, 'never run')]
+        count [(False, 'up to date')]
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        recipe: Mapping[str, Any],
+        continuing: bool = False,
+        dry_run: bool = False,
+    ) -> None:
+        self.folder = folder
+        self._dry_run = dry_run
+        self._keys: dict[str, str] = {}
+        self._plan: list[PlannedStage] = []
+        self._lock = FileLock(folder / ".lock", timeout=0)
+        if not dry_run:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+        try:
+            self._check_recipe(recipe, continuing)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes write to the folder; the kernel does so too when this one dies."""
+        self._lock.release()
+
+    def run(
+        self,
+        name: str,
+        function: Callable[[Path, Path], object],
+        *,
+        inputs: Mapping[str, Any],
+        uses: Sequence[str] = (),
+        code: Iterable[str] = ROOMS,
+    ) -> Path:
+        """Run a stage unless it is up to date.
+
+        Args:
+            name: lower-case letters, digits, `-` and `_`; also its folder's name.
+            function: called as `function(out, scratch)`, two folders that exist: `out` is empty
+                and becomes the stage's folder when the function returns; `scratch` holds what an
+                interrupted call with the same key left in it.
+            inputs: all that the output depends on, JSON values only; give files by `fingerprint`.
+            uses: names of stages run before, whose output the function reads.
+            code: packages or modules whose code makes the output: another version of them is
+                another stage. Comments and layout do not count.
+
+        Returns:
+            The stage's folder. In a dry run it may not exist.
+
+        Raises:
+            ValueError: the name is not a folder name or was used before, or a stage in `uses`
+                was not run before.
+        """
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or name in self._keys:
+            raise ValueError(f"name {name!r}: take a-z, 0-9, - and _, and each name once per run")
+        if missing := [stage for stage in uses if stage not in self._keys]:
+            raise ValueError(f"uses {missing} of stage {name!r}: run them before it")
+        record = _make_record(name, inputs, {stage: self._keys[stage] for stage in uses}, code)
+        self._keys[name] = record.key
+
+        out = self.folder / name
+        scratch = self.folder / ".scratch" / f"{name}-{record.key}"
+        old = _old_version(out)
+        if old.exists() and not out.exists() and not self._dry_run:
+            old.rename(out)  # killed between the two renames of `_execute`
+        reason = self._why_run(out, scratch, record)
+        self._plan.append(PlannedStage(name=name, runs=bool(reason), reason=reason or "up to date"))
+        if not self._dry_run:
+            logger.info("%s: %s", name, reason or "up to date")
+            if reason:
+                self._drop_scratch(name, but=scratch)
+                self._execute(function, out, scratch, record)
+            self._drop_scratch(name)
+        return out
+
+    def plan(self) -> tuple[PlannedStage, ...]:
+        """The stages asked for so far: which run, or would in a dry run, and why."""
+        return tuple(self._plan)
+
+    def _take_lock(self) -> None:
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise ValueError(
+                f"folder {self.folder}: another process is writing to this run; "
+                "wait until it ends, or choose another folder"
+            ) from None
+
+    def _check_recipe(self, recipe: Mapping[str, Any], continuing: bool) -> None:
+        path = self.folder / "recipe.json"
+        wanted = json.loads(json.dumps(recipe, allow_nan=False))
+        if path.exists():
+            found = _read_json(path)
+            if found != wanted and not continuing:
+                raise ValueError(
+                    f"folder {self.folder} holds another run ({_difference(found, wanted)}); "
+                    "choose another folder, or ask to continue this run with the new recipe"
+                )
+        elif self.folder.exists() and any(entry.name != ".lock" for entry in self.folder.iterdir()):
+            raise ValueError(
+                f"folder {self.folder} is not empty and holds no run; choose an empty or a new one"
+            )
+        if not self._dry_run:
+            write_whole(path, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
+
+    def _why_run(self, out: Path, scratch: Path, record: StageRecord) -> str | None:
+        """Why a stage must run, or None if it is up to date."""
+        interrupted = "interrupted, resumes" if scratch.exists() else None
+        if not (out / "stage.json").exists():
+            return interrupted or "never run"
+        found = _read_json(out / "stage.json")
+        if found["key"] == record.key:
+            return None
+        changes = [
+            f"{what} changed: {_difference(found[field], getattr(record, field))}"
+            for what, field in (("inputs", "inputs"), ("used stage", "uses"), ("code", "code"))
+            if found[field] != json.loads(json.dumps(getattr(record, field)))
+        ]
+        return interrupted or "; ".join(changes)
+
+    def _execute(
+        self,
+        function: Callable[[Path, Path], object],
+        out: Path,
+        scratch: Path,
+        record: StageRecord,
+    ) -> None:
+        partial = out.with_name(f".{out.name}.partial")
+        old = _old_version(out)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        scratch.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        try:
+            function(partial, scratch)
+            done = {
+                **asdict(record),
+                "seconds": round(time.monotonic() - started, 3),
+                "finished": utc_now(),
+            }
+            write_whole(partial / "stage.json", json.dumps(done, indent=2) + "\n")
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            out.rename(old)
+        partial.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _drop_scratch(self, name: str, *, but: Path | None = None) -> None:
+        for folder in (self.folder / ".scratch").glob(f"{name}-*"):
+            if folder.name.rpartition("-")[0] == name and folder != but:
+                shutil.rmtree(folder)
+
+
+def _old_version(out: Path) -> Path:
+    return out.with_name(f".{out.name}.old")
+
+
+def fingerprint(path: Path) -> str:
+    """Sixteen hex digits of a file's content, to stand for it in a stage's inputs.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _make_record(
+    name: str, inputs: Mapping[str, Any], uses: Mapping[str, str], code: Iterable[str]
+) -> StageRecord:
+    made_from: dict[str, Any] = {
+        "inputs": inputs,
+        "uses": uses,
+        "code": {package: _code_hash(package) for package in sorted(code)},
+    }
+    return StageRecord(name=name, key=json_hash({"name": name, **made_from}), **made_from)
+
+
+@cache
+def _code_hash(name: str) -> str:
+    """Hash of a package's or module's syntax trees: what it does, without comments and layout."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"code {name!r} is not a package or module that can be imported")
+    origin = Path(spec.origin)
+    root = origin.parent
+    files = sorted(root.rglob("*.py")) if spec.submodule_search_locations else [origin]
+    return json_hash(
+        {
+            file.relative_to(root).as_posix(): ast.dump(ast.parse(file.read_text("utf-8")))
+            for file in files
+        }
+    )
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The first few keys whose values differ: `seed was 1, now 2`."""
+    keys = [key for key in sorted({*found, *wanted}) if found.get(key, ...) != wanted.get(key, ...)]
+    told = [
+        f"{key} was {json.dumps(found.get(key))}, now {json.dumps(wanted.get(key))}"
+        for key in keys[:3]
+    ]
+    return ", ".join(told) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object; the folder was changed by hand: start anew")
+    return content

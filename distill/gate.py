@@ -1,0 +1,385 @@
+"""The gate: may a smaller model take the place of the larger one above it?
+
+Each metric has a tolerance. The loss is the candidate's against the reference's on the same
+targets, and its bound the one-sided paired bootstrap bound over users:
+
+- **pass**: the bound is within the tolerance;
+- **fail**: the loss itself is above it (take a smaller step and try again);
+- **undecided**: the loss is within, the bound is not (measure more targets, or sign a waiver).
+
+The rung fails with any metric, passes with all, and is undecided otherwise.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from foundation.evaluation import (
+    UserStatistic,
+    auc_of_users,
+    bootstrap_users,
+    calibration_error_of_users,
+    mean_of_users,
+)
+
+Metric = Literal["auc", "ndcg@10", "ece", "latency_ms"]
+Status = Literal["pass", "fail", "undecided"]
+Floats = npt.NDArray[np.floating[Any]]
+Ints = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tolerance:
+    """How much of a metric may be lost.
+
+    Attributes:
+        metric: `auc` and `ndcg@10` lose by falling, `ece` and `latency_ms` by rising.
+        max_loss: the largest loss that is let through, at least 0.
+        kind: `relative` to the reference's number, or `absolute`.
+    """
+
+    metric: Metric
+    max_loss: float
+    kind: Literal["relative", "absolute"]
+
+    def __post_init__(self) -> None:
+        if self.metric not in ("auc", "ndcg@10", "ece", "latency_ms"):
+            raise ValueError(f"metric is {self.metric!r}; use auc, ndcg@10, ece or latency_ms")
+        if self.kind not in ("relative", "absolute"):
+            raise ValueError(f"kind is {self.kind!r}; use 'relative' or 'absolute'")
+        if not 0 <= self.max_loss < np.inf:
+            raise ValueError(f"max_loss is {self.max_loss}; use a number of at least 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateConfig:
+    """What the gate asks.
+
+    Attributes:
+        tolerances: one per metric; other metrics are not looked at.
+        confidence: of the one-sided bound.
+        num_samples: bootstrap draws.
+        seed: of the draws.
+    """
+
+    tolerances: tuple[Tolerance, ...]
+    confidence: float = 0.95
+    num_samples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        metrics = [tolerance.metric for tolerance in self.tolerances]
+        if not metrics or len(set(metrics)) < len(metrics):
+            raise ValueError(
+                f"tolerances are for {metrics}; give each metric one, and at least one"
+            )
+        if not 0.5 < self.confidence < 1:
+            raise ValueError(f"confidence is {self.confidence}; use a share in (0.5, 1)")
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples is {self.num_samples}; use at least 1")
+
+    @classmethod
+    def with_max_loss(cls, max_loss: float = 0.01) -> Self:
+        """AUC and NDCG@10 may lose this share; calibration .005; latency nothing.
+
+        A rung is held against the one above with 1 %, and against the top of the ladder with 3 %.
+        """
+        return cls(
+            tolerances=(
+                Tolerance(metric="auc", max_loss=max_loss, kind="relative"),
+                Tolerance(metric="ndcg@10", max_loss=max_loss, kind="relative"),
+                Tolerance(metric="ece", max_loss=0.005, kind="absolute"),
+                Tolerance(metric="latency_ms", max_loss=0.0, kind="relative"),
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Measurements:
+    """What one model did, target by target; leave out what was not measured.
+
+    Attributes:
+        target_user: int [n], whose target it is.
+        target_ndcg: float [n], NDCG@10 of each target.
+        event_user: int [m], who acted.
+        event_label: bool [m], whether the action was positive.
+        event_probability: float [m] in [0, 1], of a positive action.
+        latency_ms: milliseconds per request, measured in turn with the other model's on the same
+            requests.
+    """
+
+    target_user: Ints | None = None
+    target_ndcg: Floats | None = None
+    event_user: Ints | None = None
+    event_label: npt.NDArray[np.bool_] | None = None
+    event_probability: Floats | None = None
+    latency_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.latency_ms is not None and not 0 < self.latency_ms < np.inf:
+            raise ValueError(f"latency_ms is {self.latency_ms}; give milliseconds above 0")
+        for group in (
+            ("target_user", "target_ndcg"),
+            ("event_user", "event_label", "event_probability"),
+        ):
+            given = {name: getattr(self, name) for name in group}
+            lengths = {name: None if a is None else len(a) for name, a in given.items()}
+            if len(set(lengths.values())) > 1:
+                raise ValueError(f"these belong together, but have the lengths {lengths}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricVerdict:
+    """How one metric came through.
+
+    Attributes:
+        metric: which.
+        status: of this metric alone.
+        tolerance: the largest loss that is let through.
+        kind: what losses are relative to.
+        reference: the reference's number; None where it was not measured.
+        candidate: the candidate's number; None where it was not measured.
+        loss: above 0 where the candidate is worse; None where there is no number.
+        bound: one-sided upper bound of the loss; None where there is none.
+        reason: the status in words.
+    """
+
+    metric: Metric
+    status: Status
+    tolerance: float
+    kind: Literal["relative", "absolute"]
+    reference: float | None
+    candidate: float | None
+    loss: float | None
+    bound: float | None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waiver:
+    """A signed exception for a metric that is undecided.
+
+    Attributes:
+        metric: which.
+        loss: the loss that is accepted, not below the metric's bound.
+        reason: why more targets would not do.
+        bought: what the loss buys ("375 M instead of 600 M parameters").
+    """
+
+    metric: Metric
+    loss: float
+    reason: str
+    bought: str
+
+    def __post_init__(self) -> None:
+        for name in ("reason", "bought"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"{name} is empty: a waiver says why, and what was bought")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateVerdict:
+    """The gate's answer, with everything it rests on; JSON there and back.
+
+    Attributes:
+        status: of the rung; a waiver does not change it.
+        metrics: one per tolerance.
+        confidence: of the bounds.
+        waivers: at most one per metric.
+    """
+
+    status: Status
+    metrics: tuple[MetricVerdict, ...]
+    confidence: float
+    waivers: tuple[Waiver, ...] = ()
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the rung may be used: every metric passed or was waived."""
+        waived = {waiver.metric for waiver in self.waivers}
+        return all(one.status == "pass" or one.metric in waived for one in self.metrics)
+
+    def waive(self, waiver: Waiver) -> Self:
+        """Return the verdict with a waiver on it.
+
+        Raises:
+            ValueError: the metric is not undecided, is waived already, or its bound is above the
+                loss that the waiver accepts.
+        """
+        undecided = {one.metric: one for one in self.metrics if one.status == "undecided"}
+        if waiver.metric not in undecided:
+            raise ValueError(
+                f"{waiver.metric} is not undecided, so there is nothing to waive; a metric that "
+                "fails needs a smaller step"
+            )
+        if waiver.metric in {given.metric for given in self.waivers}:
+            raise ValueError(f"{waiver.metric} is waived already")
+        bound = undecided[waiver.metric].bound
+        if bound is not None and waiver.loss < bound:
+            raise ValueError(
+                f"loss is {waiver.loss}, but {waiver.metric} may have lost {bound:.4f}; accept "
+                "that or measure more targets"
+            )
+        return replace(self, waivers=(*self.waivers, waiver))
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, whole or not at all."""
+        path = Path(path)
+        whole = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            whole.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", "utf-8")
+            os.replace(whole, path)
+        finally:
+            whole.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file is no verdict.
+        """
+        try:
+            content = json.loads(Path(path).read_text("utf-8"))
+            metrics = tuple(MetricVerdict(**one) for one in content.pop("metrics"))
+            waivers = tuple(Waiver(**one) for one in content.pop("waivers"))
+            return cls(metrics=metrics, waivers=waivers, **content)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} is not a gate's verdict ({error})") from error
+
+
+def verdict(
+    reference: Measurements, candidate: Measurements, config: GateConfig | None = None
+) -> GateVerdict:
+    """Hold a candidate against a reference.
+
+    A metric that either side lacks, or that has no number (one class only, a reference of 0), is
+    undecided. Latency is one number a side, so its bound is its loss.
+
+    Args:
+        reference: the rung above, or the top of the ladder.
+        candidate: the new rung, measured on the same targets in the same order.
+        config: default `GateConfig.with_max_loss(0.01)`.
+
+    Raises:
+        ValueError: the two were not measured on the same targets.
+
+    Source: ours; a non-inferiority test, as in Piaggio et al., JAMA 2012.
+    """
+    config = config or GateConfig.with_max_loss()
+    for name in ("target_user", "event_user", "event_label"):
+        before, after = getattr(reference, name), getattr(candidate, name)
+        if before is not None and after is not None and not np.array_equal(before, after):
+            raise ValueError(f"{name} differs: measure both models on the same targets in order")
+    metrics = tuple(
+        _metric_verdict(reference, candidate, tolerance, config) for tolerance in config.tolerances
+    )
+    statuses = [one.status for one in metrics]
+    overall: Status = "undecided"
+    if "fail" in statuses:
+        overall = "fail"
+    elif all(status == "pass" for status in statuses):
+        overall = "pass"
+    return GateVerdict(status=overall, metrics=metrics, confidence=config.confidence)
+
+
+def _metric_verdict(
+    reference: Measurements, candidate: Measurements, tolerance: Tolerance, config: GateConfig
+) -> MetricVerdict:
+    before = _per_user(reference, tolerance.metric)
+    after = _per_user(candidate, tolerance.metric)
+    rises_with_quality = tolerance.metric in ("auc", "ndcg@10")
+
+    def lost(weights: Floats) -> Floats:
+        assert before is not None
+        assert after is not None
+        was, now = before.statistic(weights), after.statistic(weights)
+        difference = was - now if rises_with_quality else now - was
+        return difference / was if tolerance.kind == "relative" else difference
+
+    loss = bound = None
+    if before is not None and after is not None:
+        interval = bootstrap_users(
+            lost,
+            before.num_users,
+            alternative="less",
+            confidence=config.confidence,
+            num_samples=config.num_samples,
+            seed=config.seed,
+            numbers_per_draw=before.num_numbers,
+        )
+        loss, bound = _number(interval.value), _number(interval.high)
+    status, reason = _judge(loss, bound, tolerance.max_loss)
+    return MetricVerdict(
+        metric=tolerance.metric,
+        status=status,
+        tolerance=tolerance.max_loss,
+        kind=tolerance.kind,
+        reference=None if before is None else before.value(),
+        candidate=None if after is None else after.value(),
+        loss=loss,
+        bound=bound,
+        reason=reason,
+    )
+
+
+def _judge(loss: float | None, bound: float | None, max_loss: float) -> tuple[Status, str]:
+    if loss is None:
+        return "undecided", "no number on one side or both: measure it"
+    if loss > max_loss:
+        return "fail", f"lost {loss:.4f}, tolerance {max_loss:g}: take a smaller step"
+    if bound is None:
+        return "undecided", f"lost {loss:.4f}, but too few users for a bound: measure more"
+    if bound > max_loss:
+        return (
+            "undecided",
+            f"lost {loss:.4f}, perhaps {bound:.4f}, tolerance {max_loss:g}: measure more targets, "
+            "or sign a waiver",
+        )
+    return "pass", f"lost {loss:.4f}, at most {bound:.4f}, tolerance {max_loss:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class _PerUser:
+    """A metric of one model as a function of how often each user is drawn."""
+
+    statistic: UserStatistic
+    num_users: int
+    num_numbers: int
+
+    def value(self) -> float | None:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return _number(float(self.statistic(np.ones((1, self.num_users)))[0]))
+
+
+def _per_user(measured: Measurements, metric: Metric) -> _PerUser | None:
+    """The metric of one model; None where it was not measured."""
+    if metric == "latency_ms":
+        latency_ms = measured.latency_ms
+        if latency_ms is None:
+            return None
+        # One number, whoever is drawn: every draw agrees, and the bound is the loss.
+        return _PerUser(lambda weights: np.full(len(weights), latency_ms), 2, 0)
+    user = measured.target_user if metric == "ndcg@10" else measured.event_user
+    if user is None or len(user) == 0:
+        return None
+    users, row = np.unique(user, return_inverse=True)
+    num_users = len(users)
+    if metric == "ndcg@10":
+        assert measured.target_ndcg is not None
+        statistic = mean_of_users(measured.target_ndcg, row, num_users)
+    else:
+        assert measured.event_label is not None
+        assert measured.event_probability is not None
+        of_users = auc_of_users if metric == "auc" else calibration_error_of_users
+        statistic = of_users(measured.event_label, measured.event_probability, row, num_users)
+    return _PerUser(statistic, num_users, len(user))
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,151 @@
+"""Rows → padded tensors, and back: the one place where flat arrays become a rectangle.
+
+Legend: R rows, T positions of the longest row, M action targets, K next-item pairs, S item tokens.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from promptify.pieces import Pieces, gather, offsets_of
+from promptify.rows import Rows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Rows as tensors. Positions are flat: `row * T + position`.
+
+    Attributes:
+        ids_RT: int64 [R, T]; padded on the right with the newline's id, which causal attention never shows
+            to a real position.
+        length_R: int64 [R], positions that are not padding.
+        arrow_M: int64 [M], flat positions where an action is read and counted.
+        label_M: int64 [M], the action taken there, an index into the label words.
+        task_M: int64 [M], its task.
+        next_position_K: int64 [K], flat positions where the person is read.
+        next_item_K: int64 [K], the items to be predicted there.
+        text_position_N: int64 [N], flat positions whose next id is text: the LM loss counts them.
+    """
+
+    ids_RT: Tensor
+    length_R: Tensor
+    arrow_M: Tensor
+    label_M: Tensor
+    task_M: Tensor
+    next_position_K: Tensor
+    next_item_K: Tensor
+    text_position_N: Tensor
+
+    @classmethod
+    def of(cls, rows: Rows, *, pad_id: int, vocab_size: int) -> Self:
+        """Pad `rows` into a batch.
+
+        Args:
+            rows: one or more rows.
+            pad_id: the id that fills up short rows.
+            vocab_size: ids from here on are slots, which the LM loss does not predict.
+        """
+        lengths_R = rows.lengths
+        num_rows, longest = len(rows), int(lengths_R.max())
+        row_N = np.repeat(np.arange(num_rows), lengths_R)
+        flat_N = row_N * longest + np.arange(len(rows.ids)) - rows.row_offsets[row_N]
+        ids = np.full(num_rows * longest, pad_id, dtype=np.int64)
+        ids[flat_N] = rows.ids
+
+        event_row_M = np.repeat(np.arange(num_rows), np.diff(rows.event_offsets))
+        target_M = np.flatnonzero(rows.event_is_target)
+        next_row_K = np.repeat(np.arange(num_rows), np.diff(rows.next_offsets))
+
+        # A position predicts text when the id after it, in the same row, is a token that is neither a
+        # label (the action loss has it) nor a slot.
+        predicts = np.zeros(num_rows * longest, dtype=bool)
+        predicts[flat_N[:-1]] = (row_N[1:] == row_N[:-1]) & (rows.ids[1:] < vocab_size)
+        predicts[event_row_M * longest + rows.event_arrow] = False
+        return cls(
+            ids_RT=torch.from_numpy(ids.reshape(num_rows, longest)),
+            length_R=torch.from_numpy(lengths_R.astype(np.int64)),
+            arrow_M=torch.from_numpy(
+                event_row_M[target_M] * longest + rows.event_arrow[target_M].astype(np.int64)
+            ),
+            label_M=torch.from_numpy(rows.event_label[target_M].astype(np.int64)),
+            task_M=torch.from_numpy(rows.event_task[target_M].astype(np.int64)),
+            next_position_K=torch.from_numpy(
+                next_row_K * longest + rows.next_position.astype(np.int64)
+            ),
+            next_item_K=torch.from_numpy(rows.next_item.astype(np.int64)),
+            text_position_N=torch.from_numpy(np.flatnonzero(predicts)),
+        )
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on another device."""
+        return type(self)(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def take_rows(rows: Rows, chosen_B: np.ndarray) -> Rows:
+    """The rows with the given indices, in that order.
+
+    Args:
+        rows: any rows.
+        chosen_B: int64 [B], indices of rows.
+    """
+    token_N = gather(rows.row_offsets, chosen_B)
+    event_M = gather(rows.event_offsets, chosen_B)
+    next_K = gather(rows.next_offsets, chosen_B)
+    return Rows(
+        ids=rows.ids[token_N],
+        row_offsets=offsets_of(np.diff(rows.row_offsets)[chosen_B]),
+        event_offsets=offsets_of(np.diff(rows.event_offsets)[chosen_B]),
+        event_item=rows.event_item[event_M],
+        event_label=rows.event_label[event_M],
+        event_task=rows.event_task[event_M],
+        event_arrow=rows.event_arrow[event_M],
+        event_end=rows.event_end[event_M],
+        event_is_target=rows.event_is_target[event_M],
+        next_offsets=offsets_of(np.diff(rows.next_offsets)[chosen_B]),
+        next_position=rows.next_position[next_K],
+        next_item=rows.next_item[next_K],
+        profile_end=rows.profile_end[chosen_B],
+        num_dropped_events=rows.num_dropped_events[chosen_B],
+    )
+
+
+def by_length(lengths_R: np.ndarray, *, max_positions: int) -> Iterator[np.ndarray]:
+    """Indices of rows, grouped so that rows of near-equal length share a padded batch.
+
+    Args:
+        lengths_R: int64 [R].
+        max_positions: rows × longest row of a group, at most; a longer row stands alone.
+
+    Yields:
+        int64 [B], every index exactly once, shortest rows first.
+    """
+    order = np.argsort(lengths_R, kind="stable")
+    start = 0
+    while start < len(order):
+        # Lengths ascend, so a group's padded size is its last length times its count, and no
+        # group holds more rows than would fit if all were as short as its first.
+        most = max(1, max_positions // max(1, int(lengths_R[order[start]])))
+        ahead = lengths_R[order[start : start + most]]
+        fits = np.searchsorted(ahead * np.arange(1, len(ahead) + 1), max_positions, side="right")
+        stop = start + max(1, int(fits))
+        yield order[start:stop]
+        start = stop
+
+
+def pad_pieces(pieces: Pieces, chosen_N: np.ndarray, *, pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token pieces as a rectangle.
+
+    Returns:
+        ids int64 [N, S] padded on the right, and the position of each piece's last token, int64 [N].
+    """
+    lengths_N = np.diff(pieces.offsets)[chosen_N]
+    longest = int(lengths_N.max())
+    ids = np.full((len(chosen_N), longest), pad_id, dtype=np.int64)
+    column_S = np.arange(longest)
+    inside = column_S[None, :] < lengths_N[:, None]
+    ids[inside] = pieces.ids[gather(pieces.offsets, chosen_N)]
+    return torch.from_numpy(ids), torch.from_numpy(lengths_N.astype(np.int64) - 1)

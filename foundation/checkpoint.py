@@ -1,0 +1,184 @@
+"""A foundation on disk: a stock checkpoint, the heads beside it, the prompter and the catalogue.
+
+    config.json, model.safetensors        the decoder, as stock transformers reads it
+    heads.safetensors                     person and item heads, item table
+    foundation.json                       `FoundationConfig`
+    catalogue.parquet                     item ids and their token pieces
+    prompter/                             tasks, words, tokenizer
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from foundation.sizes import decoder_config
+from promptify.pieces import Pieces
+from promptify.prompter import Prompter
+from promptify.validation import BadInput
+
+if TYPE_CHECKING:
+    from foundation.model import Foundation
+
+FILES = ("config.json", "heads.safetensors", "foundation.json", "catalogue.parquet", "prompter")
+
+
+def new_decoder(size: str, prompter: Prompter) -> Any:
+    """A decoder of a named size with random weights; the torch seed decides them."""
+    config = decoder_config(size, vocab_size=prompter.vocab_size)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def load_decoder(name: str | Path) -> Any:
+    """A causal LM by folder or hub name: safetensors only, no code from outside.
+
+    Raises:
+        BadInput: the folder cannot be loaded, wants its own code, or holds only pickled weights.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        _refuse_code(folder)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            str(name), use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise BadInput(
+            f"cannot load a model from {name}: {_first_line(error)} Give a folder with config.json and "
+            f"model.safetensors, or the hub name of a model that is in the local cache."
+        ) from error
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a checkpoint by folder or hub name; no code from outside.
+
+    Raises:
+        BadInput: there is none, or it is not a fast tokenizer.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BadInput(f"cannot load a tokenizer from {name}: {_first_line(error)}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise BadInput(f"the tokenizer of {name} is not a fast one (tokenizer.json); convert it first.")
+    return tokenizer
+
+
+def save(foundation: "Foundation", folder: Path) -> None:
+    """Write a foundation to `folder`, whole or not at all; an older one there is replaced."""
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        foundation.decoder.save_pretrained(partial)
+        heads = {
+            name: tensor
+            for name, tensor in foundation.state_dict().items()
+            if not name.startswith("decoder.")
+        }
+        write_weights(heads, partial / "heads.safetensors")
+        (partial / "foundation.json").write_text(json.dumps(asdict(foundation.settings), indent=2))
+        pq.write_table(
+            pa.table(
+                {
+                    "item_id": pa.array(foundation.item_ids, pa.string()),
+                    "ids": pa.LargeListArray.from_arrays(
+                        foundation.item_pieces.offsets, foundation.item_pieces.ids
+                    ),
+                }
+            ),
+            partial / "catalogue.parquet",
+        )
+        foundation.prompter.save(partial / "prompter")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load(folder: Path) -> "Foundation":
+    """Load a foundation; see `Foundation.from_pretrained`."""
+    from foundation.model import Foundation, FoundationConfig
+
+    missing = [name for name in FILES if not (folder / name).exists()]
+    if missing:
+        raise BadInput(
+            f"{folder} is not a whole foundation: {', '.join(missing)} is missing. "
+            f"Point to a folder that `save_pretrained` or `decant run` wrote."
+        )
+    table = pq.read_table(folder / "catalogue.parquet")
+    ids = table.column("ids").combine_chunks()
+    foundation = Foundation(
+        load_decoder(folder),
+        prompter=Prompter.load(folder / "prompter"),
+        config=FoundationConfig(**json.loads((folder / "foundation.json").read_text())),
+        item_ids=table.column("item_id").to_pylist(),
+        item_pieces=Pieces(
+            ids=ids.values.to_numpy().astype(np.int32), offsets=ids.offsets.to_numpy()
+        ),
+    )
+    try:
+        heads = load_file(folder / "heads.safetensors")
+        missing_names, unknown = foundation.load_state_dict(heads, strict=False)
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise BadInput(
+            f"{folder / 'heads.safetensors'} cannot be read: {_first_line(error)} It may have been cut "
+            f"short; copy the folder again or run the stage that made it."
+        ) from error
+    lost = [name for name in missing_names if not name.startswith("decoder.")]
+    if lost or unknown:
+        raise BadInput(f"{folder / 'heads.safetensors'} lacks {lost} and has strange {list(unknown)}.")
+    foundation.eval()
+    return foundation
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 of the weights in a saved foundation: what an index says it was made with."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def write_weights(state: dict[str, Tensor], path: Path) -> None:
+    """Write tensors to a safetensors file, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    save_file({k: v.detach().contiguous().cpu() for k, v in state.items()}, partial)
+    os.replace(partial, path)
+
+
+def _refuse_code(folder: Path) -> None:
+    if not (folder / "config.json").exists():
+        raise BadInput(f"{folder} holds no config.json: it is not a Hugging Face checkpoint.")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise BadInput(f"{folder / 'config.json'} is not JSON: {_first_line(error)}") from error
+    if "auto_map" in config:
+        raise BadInput(
+            f"{folder} wants to run code of its own (auto_map in config.json), which is refused. "
+            f"Use a checkpoint of a family that transformers knows."
+        )
+    if not list(folder.glob("*.safetensors")):
+        raise BadInput(
+            f"{folder} holds no safetensors weights; pickled weights are refused. Convert them first."
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text if text.endswith(".") else text + "."

@@ -1,0 +1,58 @@
+"""Metrics and baselines: the only copy in the project. numpy, scipy and scikit-learn; no torch.
+
+Scores and ranks of the whole catalogue (`ranks`), of actions (`actions`), how sure we are of either
+(`bootstrap`), and what any model has to beat (`baselines`).
+"""
+
+from foundation.evaluation.actions import (
+    auc,
+    expected_calibration_error,
+    log_loss,
+    precision_recall,
+)
+from foundation.evaluation.baselines import LastItemNeighbours, popularity
+from foundation.evaluation.bootstrap import (
+    Interval,
+    UserStatistic,
+    auc_of_users,
+    bootstrap_interval,
+    bootstrap_users,
+    calibration_error_of_users,
+    mean_of_users,
+    paired_bootstrap,
+)
+from foundation.evaluation.ranks import (
+    coverage,
+    hit_rate,
+    mrr,
+    ndcg,
+    rank_metrics,
+    rank_of_targets,
+    seen_items,
+    top_items,
+)
+
+__all__ = [
+    "Interval",
+    "LastItemNeighbours",
+    "UserStatistic",
+    "auc",
+    "auc_of_users",
+    "bootstrap_interval",
+    "bootstrap_users",
+    "calibration_error_of_users",
+    "coverage",
+    "expected_calibration_error",
+    "hit_rate",
+    "log_loss",
+    "mean_of_users",
+    "mrr",
+    "ndcg",
+    "paired_bootstrap",
+    "popularity",
+    "precision_recall",
+    "rank_metrics",
+    "rank_of_targets",
+    "seen_items",
+    "top_items",
+]

@@ -1,0 +1,109 @@
+"""What any model has to beat: popularity, and the neighbours of the last item.
+
+Shapes: `E` training events, `n` requests, `I` items.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse
+
+Ints = npt.NDArray[np.integer[Any]]
+
+
+def popularity(event_item: Ints, num_items: int) -> npt.NDArray[np.float64]:
+    """How often each item stands in the training events; int [E] → float64 [I]."""
+    return np.bincount(event_item, minlength=num_items).astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LastItemNeighbours:
+    """Ranks items by how near they are to the last item of a history.
+
+    Attributes:
+        similarity: float32 sparse [I, I], at most 1; row `i` holds the neighbours of item `i`.
+        tie_break: float32 [I], popularity, scaled to a thousandth of the least similarity: it ranks
+            equal neighbours, the items that are no neighbours, and everything for people without a
+            last item.
+    """
+
+    similarity: Any
+    tie_break: npt.NDArray[np.float32]
+
+    @classmethod
+    def fit(
+        cls, event_user: Ints, event_item: Ints, num_items: int, *, window_events: int = 5
+    ) -> Self:
+        """Neighbours are the items that came soon after: a follower `d` places later counts 1 / d.
+
+        Args:
+            event_user: int [E], sorted, and in time order for each user.
+            event_item: int [E] in [0, I).
+            num_items: I.
+            window_events: how far behind an item its followers are looked for.
+
+        Source: a first-order Markov chain with the weights of GloVe's co-occurrences (Pennington et
+            al., 2014). Of windows of 1 to 50, equal or falling weights, one or both directions, and
+            counts divided by popularity to the power 0 to 0.75, the best on the validation events
+            of MovieLens-1M (leave-one-out, NDCG@10 .126; the cosine below, .083).
+        """
+        if window_events < 1:
+            raise ValueError(f"window_events is {window_events}; use at least 1")
+        followers = scipy.sparse.csr_array((num_items, num_items), dtype=np.float32)
+        for distance in range(1, min(window_events, len(event_item) - 1) + 1):
+            same = event_user[:-distance] == event_user[distance:]
+            pair = (event_item[:-distance][same], event_item[distance:][same])
+            weight = np.full(len(pair[0]), 1 / distance, np.float32)
+            followers = followers + scipy.sparse.csr_array((weight, pair), followers.shape)
+        if followers.nnz:
+            followers = followers / followers.max()
+        return cls._with_tie_break(followers, event_item)
+
+    @classmethod
+    def fit_cosine(cls, event_user: Ints, event_item: Ints, num_items: int) -> Self:
+        """Neighbours are the items that the same people have, by cosine; order plays no part.
+
+        The textbook item-item recommender. Holds every pair of items that anyone has both of, so it
+        is for catalogues of thousands.
+
+        Args:
+            event_user: int [E], any integers.
+            event_item: int [E] in [0, I).
+            num_items: I.
+
+        Source: Sarwar et al., "Item-based collaborative filtering", WWW 2001, section 3.1.1.
+        """
+        users, row = np.unique(event_user, return_inverse=True)
+        has = scipy.sparse.csr_array(
+            (np.ones(len(row), np.float32), (row, event_item)), (len(users), num_items)
+        )
+        has.data[:] = 1  # of an item had twice
+        scale = 1 / np.sqrt(np.maximum(1, has.sum(0)))
+        together = (has.T @ has) * scale[:, None] * scale[None, :]
+        together = scipy.sparse.csr_array(together)
+        together.setdiag(0)
+        together.eliminate_zeros()
+        return cls._with_tie_break(together, event_item)
+
+    @classmethod
+    def _with_tie_break(cls, similarity: Any, event_item: Ints) -> Self:
+        count = popularity(event_item, similarity.shape[0])
+        least = similarity.data.min(initial=1.0)
+        tie_break = 1e-3 * least * count / max(1.0, count.max(initial=0))
+        return cls(similarity, tie_break.astype(np.float32))
+
+    def score(self, last_item: Ints) -> npt.NDArray[np.float32]:
+        """Score the catalogue for each request.
+
+        Args:
+            last_item: int [n], the newest item of each history; −1 where there is none.
+
+        Returns:
+            float32 [n, I], higher is more likely next.
+        """
+        scores = np.tile(self.tie_break, (len(last_item), 1))
+        known = np.flatnonzero(last_item >= 0)
+        scores[known] += self.similarity[last_item[known]].toarray()
+        return scores

@@ -1,0 +1,447 @@
+"""The one model: any Hugging Face decoder with an action, a person and an item readout.
+
+    foundation = Foundation.create(prompter, book, train, size="small")
+    foundation.fit(book, split, out=Path("run"))
+    vectors = foundation.embed_users(book.prefixes(split.test))
+
+Legend: R rows, T positions, D hidden, V vector width, I items of the catalogue, L label words.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from foundation.batches import Batch, by_length, pad_pieces, take_rows
+from foundation.losses import action_log_probs
+from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
+from foundation.slots import FreshReadings, ItemTable
+from promptify.pieces import Pieces
+from promptify.prompter import Prompter
+from promptify.rows import Rows
+
+if TYPE_CHECKING:
+    from foundation.training import FitConfig, FitResult
+    from promptify.assembly import PromptBook
+    from promptify.splits import Split
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoundationConfig:
+    """What a foundation is, beside its decoder.
+
+    Args:
+        vector_dim: width of person and item vectors; fixed for a whole ladder, so that every rung
+            can serve the same index layout.
+        half_exposure: training events at which half of an item's residual counts.
+        dropout: probability of zeroing an input coordinate in training.
+        rank_weight: `w` of the ranking formula, per task, fitted on validation.
+    """
+
+    vector_dim: int = 128
+    half_exposure: float = 5.0
+    dropout: float = 0.2
+    rank_weight: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rank_weight", tuple(self.rank_weight))
+        if self.vector_dim < 1:
+            raise ValueError(f"FoundationConfig.vector_dim={self.vector_dim} must be at least 1.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"FoundationConfig.dropout={self.dropout} must be in [0, 1).")
+
+
+class Foundation(nn.Module):
+    """A decoder, its prompter, its catalogue and three readouts.
+
+    Build one with `create` (new) or `from_pretrained` (saved).
+
+    Args:
+        decoder: any causal LM of transformers with `model` inside and an output head.
+        prompter: puts people and items in words; its label words and slots are what is read here.
+        config: widths and weights.
+        item_ids: the catalogue's ids, I of them; slot `i` is the i-th.
+        item_pieces: the catalogue's texts, each ending with the arrow.
+    """
+
+    def __init__(
+        self,
+        decoder: Any,
+        *,
+        prompter: Prompter,
+        config: FoundationConfig,
+        item_ids: Sequence[str],
+        item_pieces: Pieces,
+    ) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.prompter = prompter
+        self.settings = config
+        self.item_ids = tuple(item_ids)
+        self.item_pieces = item_pieces
+        hidden = decoder.config.hidden_size
+        self.person_head = nn.Linear(hidden, config.vector_dim)
+        self.item_head = nn.Linear(hidden, config.vector_dim)
+        # Both heads start as the same rotation: before anything is learned, a person is near the items
+        # that their hidden state resembles, which is where learning should begin. The gain makes the
+        # inner product of two equal hidden states √D, as in attention.
+        nn.init.orthogonal_(self.person_head.weight, gain=hidden**-0.25)
+        self.item_head.weight.data.copy_(self.person_head.weight.data)
+        for head in (self.person_head, self.item_head):
+            nn.init.zeros_(head.bias)
+        self.items = ItemTable(
+            len(self.item_ids),
+            hidden,
+            slots=self.uses_slots,
+            half_exposure=config.half_exposure,
+        )
+        self.input_dropout = nn.Dropout(config.dropout)
+        allowed_AL = torch.zeros(len(prompter.tasks), len(prompter.label_words), dtype=torch.bool)
+        for task, row_L in enumerate(allowed_AL):
+            row_L[torch.as_tensor(prompter.task_label_index(task), dtype=torch.long)] = True
+        self.register_buffer("allowed_AL", allowed_AL, persistent=False)
+        self.register_buffer(
+            "label_ids_L",
+            torch.as_tensor(np.asarray(prompter.label_ids), dtype=torch.long),
+            persistent=False,
+        )
+        self.register_state_dict_post_hook(_drop_tied_head)
+
+    @classmethod
+    def create(
+        cls,
+        prompter: Prompter,
+        book: "PromptBook",
+        train: NDArray[np.bool_],
+        *,
+        size: str | None = None,
+        model: str | Path | None = None,
+        config: FoundationConfig | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """A new foundation: a decoder built from a size, or a checkpoint by folder or hub name.
+
+        Args:
+            prompter: fitted on the training events.
+            book: the catalogue's pieces.
+            train: bool [E], the training events; an item's residual counts by how often it is in them.
+            size: a name in `foundation.sizes.SHAPES`, for a decoder with random weights.
+            model: a folder or hub name of a checkpoint, for a pretrained one.
+            config: widths and weights.
+            seed: of the random weights.
+
+        Raises:
+            ValueError: neither or both of `size` and `model` are given, or `model` cannot be loaded.
+        """
+        from foundation.checkpoint import load_decoder, new_decoder
+
+        if (size is None) == (model is None):
+            raise ValueError(f"give either size= or model=; got size={size!r}, model={model!r}.")
+        torch.manual_seed(seed)
+        decoder = load_decoder(model) if model is not None else new_decoder(str(size), prompter)
+        foundation = cls(
+            decoder,
+            prompter=prompter,
+            config=config or FoundationConfig(),
+            item_ids=book.interactions.item_ids,
+            item_pieces=book.item_pieces,
+        )
+        foundation.count_exposure(book.interactions.event_item[train])
+        return foundation
+
+    def with_catalogue(self, book: "PromptBook", train: NDArray[np.bool_]) -> "Foundation":
+        """The same model over another catalogue, to be trained on.
+
+        Residuals and exposure follow their item's id; a new item has its text alone.
+
+        Args:
+            book: the new catalogue's pieces, made with this model's prompter.
+            train: bool [E], the new training events; exposure adds up over old and new.
+        """
+        foundation = Foundation(
+            self.decoder,
+            prompter=self.prompter,
+            config=self.settings,
+            item_ids=book.interactions.item_ids,
+            item_pieces=book.item_pieces,
+        )
+        foundation.person_head.load_state_dict(self.person_head.state_dict())
+        foundation.item_head.load_state_dict(self.item_head.state_dict())
+        foundation.count_exposure(book.interactions.event_item[train])
+        old_row = {item: row for row, item in enumerate(self.item_ids)}
+        kept = [
+            (new, old_row[item]) for new, item in enumerate(foundation.item_ids) if item in old_row
+        ]
+        new, old = (torch.tensor(rows, dtype=torch.long) for rows in zip(*kept, strict=True))
+        foundation.items.take_over(self.items, new=new, old=old)
+        return foundation.to(self.device)
+
+    # What the model is.
+
+    @property
+    def uses_slots(self) -> bool:
+        """Whether prompts hold slots rather than the text of items."""
+        return self.prompter.config.form == "slot"
+
+    @property
+    def num_items(self) -> int:
+        """Items of the catalogue, I."""
+        return len(self.item_ids)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.person_head.weight.device
+
+    @property
+    def label_rows_LD(self) -> Tensor:
+        """Rows of the output head that belong to the label words [L, D]."""
+        rows: Tensor = self.decoder.get_output_embeddings().weight[self.label_ids_L]
+        return rows
+
+    def num_parameters(self) -> int:
+        """Parameters of the decoder's body: without embeddings, heads and the item table."""
+        table = {id(p) for p in self.decoder.get_input_embeddings().parameters()}
+        table |= {id(p) for p in self.decoder.get_output_embeddings().parameters()}
+        return sum(p.numel() for p in self.decoder.parameters() if id(p) not in table)
+
+    def rank_weight(self, task: int) -> float:
+        """`w` of the ranking formula for a task: how much the action readout counts; 0 until fitted."""
+        return self.settings.rank_weight[task] if self.settings.rank_weight else 0.0
+
+    def count_exposure(self, event_item: NDArray[np.int32]) -> None:
+        """Set how often each item was trained on, from the items of the training events."""
+        counts = np.bincount(event_item, minlength=self.num_items)
+        self.items.exposure_I.copy_(torch.from_numpy(counts.astype(np.float32)))
+
+    # Reading.
+
+    def hidden(
+        self, ids_RT: Tensor, *, fresh: FreshReadings | None = None, **decoder_inputs: Any
+    ) -> Tensor:
+        """Last hidden states of a batch of rows [R, T, D].
+
+        Args:
+            ids_RT: int64; an id ≥ the vocabulary size is a slot.
+            fresh: readings made in this step, which replace the table's.
+            decoder_inputs: passed on (positions, attention mask, cache).
+        """
+        embeds_RTD = self.embed_ids(ids_RT, fresh=fresh)
+        out = self.decoder.model(inputs_embeds=self.input_dropout(embeds_RTD), **decoder_inputs)
+        hidden_RTD: Tensor = out.last_hidden_state
+        return hidden_RTD
+
+    def embed_ids(self, ids_RT: Tensor, *, fresh: FreshReadings | None = None) -> Tensor:
+        """Input vectors of tokens and slots [R, T, D]."""
+        vocab_size = self.prompter.vocab_size
+        embeds_RTD: Tensor = self.decoder.get_input_embeddings()(ids_RT.clamp(max=vocab_size - 1))
+        is_slot_RT = ids_RT >= vocab_size
+        if not bool(is_slot_RT.any()):
+            return embeds_RTD
+        items_N, where_N = torch.unique(ids_RT[is_slot_RT] - vocab_size, return_inverse=True)
+        slots_ND = self.slots(items_N, fresh).to(embeds_RTD.dtype)
+        return embeds_RTD.index_put((is_slot_RT,), slots_ND[where_N])
+
+    def slots(self, items_N: Tensor, fresh: FreshReadings | None = None) -> Tensor:
+        """Slots of items of the catalogue, float [N, D]."""
+        chosen = self.item_pieces
+        if len(items_N) < self.num_items or bool((items_N.diff() != 1).any()):
+            chosen = chosen.take(items_N.cpu().numpy())
+        return self.items.slots(items_N, self.bags(chosen), fresh)
+
+    def bags(self, pieces: Pieces) -> Tensor:
+        """Mean token embedding of each piece, float [N, D]."""
+        bags: Tensor = F.embedding_bag(
+            torch.from_numpy(pieces.ids.astype(np.int64)).to(self.device),
+            self.decoder.get_input_embeddings().weight,
+            torch.from_numpy(pieces.offsets[:-1]).to(self.device),
+            mode="mean",
+        )
+        return bags
+
+    def read_pieces(self, pieces: Pieces, chosen_N: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        """One pass over each item's text alone.
+
+        Args:
+            pieces: item texts, each ending with the arrow.
+            chosen_N: int64 [N], which of them.
+
+        Returns:
+            ids int64 [N, S], hidden states [N, S, D], and the arrow's position in each, int64 [N].
+        """
+        ids_NS, last_N = pad_pieces(pieces, chosen_N, pad_id=self.prompter.newline_id)
+        ids_NS, last_N = ids_NS.to(self.device), last_N.to(self.device)
+        return ids_NS, self.hidden(ids_NS), last_N
+
+    @torch.no_grad()
+    def readings_of(self, pieces: Pieces, *, max_positions: int = 16384) -> Tensor:
+        """Readings of item texts, one pass over each alone, float32 [N, D], without gradient."""
+        was_training = self.training
+        self.eval()
+        reading_ND = torch.zeros(len(pieces), self.decoder.config.hidden_size, device=self.device)
+        for chosen_B in by_length(pieces.lengths, max_positions=max_positions):
+            _, hidden_BSD, last_B = self.read_pieces(pieces, chosen_B)
+            rows_B = torch.arange(len(chosen_B), device=self.device)
+            reading_ND[torch.from_numpy(chosen_B).to(self.device)] = hidden_BSD[rows_B, last_B].float()
+        self.train(was_training)
+        return reading_ND
+
+    def questions(self, items_C: NDArray[np.int64]) -> Pieces:
+        """What is asked of each item of the catalogue: its text and the arrow, or its slot."""
+        if not self.uses_slots:
+            return self.item_pieces.take(items_C)
+        slots = (items_C + self.prompter.vocab_size).astype(np.int32)
+        return Pieces(ids=slots, offsets=np.arange(len(slots) + 1, dtype=np.int64))
+
+    def refresh_readings(self) -> None:
+        """Read the whole catalogue again and put the readings into the table."""
+        self.items.reading_ID.copy_(self.readings_of(self.item_pieces))
+
+    def item_vectors(self, items_N: Tensor, fresh: FreshReadings | None = None) -> Tensor:
+        """Vectors of items of the catalogue [N, V]: the item readout of a pass over each alone."""
+        return self._vectors_of_slots(self.slots(items_N, fresh))
+
+    def _vectors_of_slots(self, slots_ND: Tensor) -> Tensor:
+        if not self.uses_slots:
+            slots_ND = F.rms_norm(slots_ND, slots_ND.shape[-1:])
+        else:
+            embeds_N1D = self.input_dropout(slots_ND)[:, None]
+            slots_ND = self.decoder.model(inputs_embeds=embeds_N1D).last_hidden_state[:, 0]
+        vectors: Tensor = self.item_head(slots_ND)
+        return vectors
+
+    def action_log_probs(self, hidden_ND: Tensor, task_N: Tensor) -> Tensor:
+        """Float32 log-probabilities over all label words [N, L]; −inf outside the task's."""
+        return action_log_probs(hidden_ND, self.label_rows_LD, self.allowed_AL[task_N])
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Summed losses of one training batch; see `foundation.objective` for the arguments."""
+        reading = read_step(self, **{name: inputs[name] for name in READ_INPUTS})
+        return loss_sums(self, reading, **{name: inputs[name] for name in LOSS_INPUTS})
+
+    # Verbs.
+
+    def fit(
+        self,
+        book: "PromptBook",
+        split: "Split",
+        *,
+        config: "FitConfig",
+        out: Path,
+        validate: Callable[[], dict[str, float]] | None = None,
+    ) -> "FitResult":
+        """Train on the split's training events; resumes from `out` where an earlier call was cut short.
+
+        Args:
+            book: pieces of the interactions to train on.
+            split: which events train, and which targets validate.
+            config: schedule and losses.
+            out: folder for checkpoints and TensorBoard events.
+            validate: called every `config.evaluate_steps`; what it returns is logged.
+        """
+        from foundation.training import fit
+
+        return fit(self, book, split, config=config, out=out, validate=validate)
+
+    @torch.no_grad()
+    def embed_users(
+        self, rows: Rows, *, max_positions: int = 16384, progress: bool = False
+    ) -> NDArray[np.float32]:
+        """Person vectors at the last position of each row.
+
+        Args:
+            rows: prefixes, as made by `PromptBook.prefixes` or `PromptBook.inline`.
+            max_positions: padded positions read at once.
+            progress: show a bar.
+
+        Returns:
+            float32 [R, V]. Their inner products with `embed_items` are the retrieval logits.
+        """
+        vectors_RV = np.zeros((len(rows), self.settings.vector_dim), dtype=np.float32)
+        with tqdm(total=len(rows), desc="embed users", disable=not progress) as bar:
+            for chosen_B, hidden_BTD, batch in self._read_rows(rows, max_positions):
+                last_BD = hidden_BTD[torch.arange(len(chosen_B)), batch.length_R - 1]
+                vectors_RV[chosen_B] = self.person_head(last_BD).float().cpu().numpy()
+                bar.update(len(chosen_B))
+        return vectors_RV
+
+    @torch.no_grad()
+    def embed_items(self, pieces: Pieces | None = None) -> NDArray[np.float32]:
+        """Item vectors of the catalogue, or of items given by their text.
+
+        Args:
+            pieces: item texts, each ending with the arrow; the catalogue when left out.
+
+        Returns:
+            float32 [N, V].
+        """
+        self.eval()
+        if pieces is None:
+            vectors_NV = self.item_vectors(torch.arange(self.num_items, device=self.device))
+        else:
+            slots_ND = self.items.slots_of_text(self.readings_of(pieces), self.bags(pieces))
+            vectors_NV = self._vectors_of_slots(slots_ND)
+        result: NDArray[np.float32] = vectors_NV.float().cpu().numpy()
+        return result
+
+    def score(
+        self, prefix: Rows, candidates: NDArray[np.int64] | Pieces, *, task: int = 0
+    ) -> NDArray[np.float32]:
+        """Action log-probabilities of many candidates after one prefix, which is read once.
+
+        Args:
+            prefix: one row, as made by `PromptBook.prefixes` or `PromptBook.inline`.
+            candidates: int64 [C] rows of the catalogue, or their token pieces [C].
+            task: index of the task whose labels are asked for.
+
+        Returns:
+            float32 [C, A], in nats, columns in the order of the task's actions.
+        """
+        from foundation.scoring import score
+
+        return score(self, prefix, candidates, task=task)
+
+    @torch.no_grad()
+    def _read_rows(self, rows: Rows, max_positions: int) -> Any:
+        self.eval()
+        for chosen_B in by_length(rows.lengths, max_positions=max_positions):
+            batch = Batch.of(
+                take_rows(rows, chosen_B),
+                pad_id=self.prompter.newline_id,
+                vocab_size=self.prompter.vocab_size,
+            ).to(self.device)
+            yield chosen_B, self.hidden(batch.ids_RT), batch
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a stock checkpoint, the heads and the prompter to `folder`, whole or not at all."""
+        from foundation.checkpoint import save
+
+        save(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Foundation":
+        """Load what `save_pretrained` wrote.
+
+        Raises:
+            ValueError: the folder lacks a file, a file is cut short, or holds code or pickles.
+        """
+        from foundation.checkpoint import load
+
+        return load(Path(folder))
+
+
+def _drop_tied_head(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    # safetensors refuses two names for one tensor; the head is tied again when the decoder is built.
+    decoder = module.decoder
+    if getattr(decoder.config, "tie_word_embeddings", False):
+        state.pop(f"{prefix}decoder.lm_head.weight", None)

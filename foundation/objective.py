@@ -1,0 +1,161 @@
+"""What the foundation learns: the next item, the action on it, and the text itself.
+
+Legend: K next-item pairs, C items of the softmax, S sampled negatives, M action targets, N text
+positions, D hidden, V vector width.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foundation.losses import action_loss, chunked_cross_entropy, sampled_cross_entropy
+from foundation.slots import FreshReadings
+
+if TYPE_CHECKING:
+    from foundation.model import Foundation
+
+# What a training batch brings to `read_step` and to `loss_sums`, by argument name.
+READ_INPUTS = (
+    "ids_RT",
+    "arrow_M",
+    "next_position_K",
+    "next_item_K",
+    "text_position_N",
+    "reread_items",
+    "negatives",
+)
+LOSS_INPUTS = ("label_M", "task_M", "next_item_K", "negatives", "negative_log_expected")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepReading:
+    """What one pass over a batch yields, for losses of any kind (a distillation reads it too).
+
+    Attributes:
+        person_KV: person vectors where an item must be predicted.
+        item_CV: vectors of the items that the retrieval softmax runs over: the whole catalogue in order,
+            or the targets and the sampled negatives, each once, by rising row.
+        arrow_MD: hidden states where an action must be predicted.
+        text_ND: hidden states where a token must be predicted …
+        text_target_N: … and those tokens, int64.
+    """
+
+    person_KV: Tensor
+    item_CV: Tensor
+    arrow_MD: Tensor
+    text_ND: Tensor
+    text_target_N: Tensor
+
+
+def read_step(
+    foundation: "Foundation",
+    *,
+    ids_RT: Tensor,
+    arrow_M: Tensor,
+    next_position_K: Tensor,
+    next_item_K: Tensor,
+    text_position_N: Tensor,
+    reread_items: Tensor,
+    negatives: Tensor,
+) -> StepReading:
+    """Read some items of the batch again with gradient, then the rows, then the items as answers.
+
+    Args:
+        foundation: the model.
+        ids_RT: int64 [R, T], padded rows; the next four are as in `foundation.batches.Batch`.
+        arrow_M: int64 [M].
+        next_position_K: int64 [K].
+        next_item_K: int64 [K].
+        text_position_N: int64 [N].
+        reread_items: int64, rows of the catalogue to read with gradient; the table serves the others.
+        negatives: int64 [S], sampled items; empty for the softmax over the whole catalogue.
+    """
+    fresh, item_hidden, item_targets = _reread(foundation, reread_items)
+    hidden_PD = foundation.hidden(ids_RT, fresh=fresh).flatten(0, 1)
+    ids_P = ids_RT.flatten()
+    if len(negatives):
+        classes_C = torch.unique(torch.cat([next_item_K, negatives]))
+    else:
+        classes_C = torch.arange(foundation.num_items, device=ids_RT.device)
+    return StepReading(
+        person_KV=foundation.person_head(hidden_PD[next_position_K]),
+        item_CV=foundation.item_vectors(classes_C, fresh),
+        arrow_MD=hidden_PD[arrow_M],
+        text_ND=torch.cat([hidden_PD[text_position_N], item_hidden]),
+        text_target_N=torch.cat([ids_P[text_position_N + 1], item_targets]),
+    )
+
+
+def _reread(
+    foundation: "Foundation", items_N: Tensor
+) -> tuple[FreshReadings | None, Tensor, Tensor]:
+    """Readings with gradient, and the LM loss's share of them: hidden states and next tokens."""
+    hidden = foundation.decoder.config.hidden_size
+    nothing = foundation.person_head.weight.new_zeros(0, hidden), items_N.new_zeros(0)
+    if len(items_N) == 0:
+        return None, *nothing
+    readings, text_hidden, text_targets, order = [], [], [], []
+    chosen_N = items_N.cpu().numpy()
+    by_length = np.argsort(foundation.item_pieces.lengths[chosen_N], kind="stable")
+    # A quarter at a time, by length: a long title then pads only its own quarter.
+    for part in np.array_split(by_length, min(4, len(chosen_N))):
+        ids_BS, hidden_BSD, last_B = foundation.read_pieces(foundation.item_pieces, chosen_N[part])
+        readings.append(hidden_BSD[torch.arange(len(part), device=ids_BS.device), last_B])
+        inside_BS = torch.arange(ids_BS.shape[1], device=ids_BS.device) < last_B[:, None]
+        text_hidden.append(hidden_BSD[inside_BS])
+        text_targets.append(ids_BS.roll(-1, dims=1)[inside_BS])
+        order.append(part)
+    items_R = items_N[torch.from_numpy(np.concatenate(order)).to(items_N.device)]
+    fresh = FreshReadings(items_R, torch.cat(readings), foundation.num_items)
+    return fresh, torch.cat(text_hidden), torch.cat(text_targets)
+
+
+def loss_sums(
+    foundation: "Foundation",
+    reading: StepReading,
+    *,
+    label_M: Tensor,
+    task_M: Tensor,
+    next_item_K: Tensor,
+    negatives: Tensor,
+    negative_log_expected: Tensor,
+) -> dict[str, Tensor]:
+    """The three losses of a batch that has been read: `next_item`, `action`, `text`.
+
+    Each is a float32 scalar in nats, summed over its own predictions.
+
+    Args:
+        foundation: the model that read it.
+        reading: what `read_step` returned.
+        label_M: int64 [M], actions taken.
+        task_M: int64 [M], their tasks.
+        next_item_K: int64 [K], items to be predicted.
+        negatives: int64 [S], sampled items; empty for the softmax over the whole catalogue.
+        negative_log_expected: float32 [S], log of how often each was expected in the sample.
+    """
+    vocabulary_VD = foundation.decoder.get_output_embeddings().weight
+    return {
+        "next_item": _next_item_loss(reading, next_item_K, negatives, negative_log_expected),
+        "action": action_loss(
+            reading.arrow_MD, foundation.label_rows_LD, foundation.allowed_AL[task_M], label_M
+        ),
+        "text": chunked_cross_entropy(reading.text_ND, vocabulary_VD, reading.text_target_N),
+    }
+
+
+def _next_item_loss(
+    reading: StepReading, next_item_K: Tensor, negatives: Tensor, log_expected_S: Tensor
+) -> Tensor:
+    if len(negatives) == 0:
+        return chunked_cross_entropy(reading.person_KV, reading.item_CV, next_item_K)
+    _, where = torch.unique(torch.cat([next_item_K, negatives]), return_inverse=True)
+    return sampled_cross_entropy(
+        reading.person_KV,
+        reading.item_CV[where[: len(next_item_K)]],
+        reading.item_CV[where[len(next_item_K) :]],
+        collides_KS=next_item_K[:, None] == negatives,
+        log_expected_S=log_expected_S,
+    )

@@ -1,0 +1,113 @@
+"""Which rows each training step sees, known in advance for every epoch.
+
+The plan is one long list of micro-batches, so that a resumed run skips what it has seen without
+assembling it, and the same step holds the same rows whether or not the run was ever stopped.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from foundation.batches import Batch, by_length
+
+if TYPE_CHECKING:
+    from foundation.training import FitConfig
+    from promptify.assembly import PromptBook
+
+
+class TrainingPlan(Dataset[dict[str, Tensor]]):
+    """Micro-batches of training rows, epoch after epoch.
+
+    Args:
+        book: pieces of the interactions.
+        train: bool [E], the training events.
+        config: schedule; its seed decides every shuffle.
+        steps_share: micro-batches (accumulated, or on other processes) that share one draw of
+            negatives, because they belong to one optimiser step.
+    """
+
+    def __init__(
+        self,
+        book: "PromptBook",
+        train: NDArray[np.bool_],
+        config: "FitConfig",
+        *,
+        steps_share: int = 1,
+    ) -> None:
+        self.book = book
+        self.config = config
+        self.steps_share = steps_share
+        self._train = train
+        self._epochs = []
+        for epoch in range(config.epochs):
+            windows = book.windows(train, seed=config.seed, epoch=epoch)
+            self._epochs.append((windows, self._groups(book.lengths(windows), epoch)))
+        self._first = np.cumsum([0] + [len(groups) for _, groups in self._epochs])
+        counts_I = np.bincount(
+            book.interactions.event_item[train], minlength=book.interactions.num_items
+        )
+        # Drawing by the square root of popularity: rare items are seen as negatives too.
+        weight_I = np.sqrt(counts_I + 1.0)
+        self._draw_I = weight_I / weight_I.sum()
+
+    def _groups(self, lengths: NDArray[np.int64], epoch: int) -> list[NDArray[np.int64]]:
+        rng = np.random.default_rng([self.config.seed, epoch, 0])
+        # A little noise on the lengths: rows of near-equal length meet different neighbours each epoch.
+        noisy = lengths + rng.integers(0, max(2, int(lengths.mean()) // 32), size=len(lengths))
+        groups = list(by_length(noisy, max_positions=self.config.positions_per_batch))
+        return [groups[g] for g in rng.permutation(len(groups))]
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        epoch = int(np.searchsorted(self._first, step, side="right")) - 1
+        windows, groups = self._epochs[epoch]
+        chosen = groups[step - int(self._first[epoch])]
+        rows = self.book.assemble(windows[chosen], seed=self.config.seed, epoch=epoch)
+        prompter = self.book.prompter
+        batch = Batch.of(rows, pad_id=prompter.newline_id, vocab_size=prompter.vocab_size)
+        negatives, log_expected = self._negatives(step // self.steps_share)
+        items = np.union1d(rows.event_item[rows.event_item >= 0], rows.next_item)
+        return {
+            "ids_RT": batch.ids_RT,
+            "arrow_M": batch.arrow_M,
+            "label_M": batch.label_M,
+            "task_M": batch.task_M,
+            "next_position_K": batch.next_position_K,
+            "next_item_K": batch.next_item_K,
+            "text_position_N": self._text_positions(batch.text_position_N, step),
+            "reread_items": self._reread(items, step),
+            "negatives": negatives,
+            "negative_log_expected": log_expected,
+            "num_tokens": torch.tensor(int(rows.lengths.sum())),
+        }
+
+    def _text_positions(self, position_N: Tensor, step: int) -> Tensor:
+        rng = np.random.default_rng([self.config.seed, step, 3])
+        count = min(self.config.text_positions, len(position_N))
+        chosen = np.sort(rng.choice(len(position_N), size=count, replace=False))
+        return position_N[torch.from_numpy(chosen)]
+
+    def _reread(self, items: NDArray[np.int32], step: int) -> Tensor:
+        rng = np.random.default_rng([self.config.seed, step, 1])
+        count = min(self.config.reread_items, len(items))
+        return torch.from_numpy(
+            np.sort(rng.choice(items, size=count, replace=False)).astype(np.int64)
+        )
+
+    def _negatives(self, optimiser_step: int) -> tuple[Tensor, Tensor]:
+        num_items = len(self._draw_I)
+        if num_items <= self.config.full_softmax_items:
+            return torch.zeros(0, dtype=torch.long), torch.zeros(0)
+        rng = np.random.default_rng([self.config.seed, optimiser_step, 2])
+        drawn_S = rng.choice(num_items, size=self.config.num_negatives, p=self._draw_I)
+        expected_S = self._draw_I[drawn_S] * self.config.num_negatives
+        return (
+            torch.from_numpy(drawn_S.astype(np.int64)),
+            torch.from_numpy(np.log(expected_S).astype(np.float32)),
+        )

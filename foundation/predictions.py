@@ -1,0 +1,279 @@
+"""What a foundation says of held-out slates: a rank for each target item, a probability for each action.
+
+    predictions = predict_targets(foundation, book, split.test, task=0)
+    rank_metrics(predictions.rank)["ndcg@10"]
+
+Legend: n requests, m ranking targets, e scored events, I items, A actions of the task, K retrieved.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from foundation.batches import by_length
+from foundation.evaluation import rank_of_targets, seen_items
+from promptify.pieces import Pieces, gather
+from promptify.rows import Rows
+
+if TYPE_CHECKING:
+    from foundation.model import Foundation
+    from promptify.assembly import PromptBook
+    from promptify.splits import Targets
+
+# Scores of this many requests × items are held at once (float32: 64 MiB).
+MAX_SCORES = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankingTargets:
+    """The items a system should have put first.
+
+    Attributes:
+        request: int64 [m], which request each belongs to.
+        item: int64 [m], the item that was next.
+        event: int64 [m], its row of `events`.
+    """
+
+    request: NDArray[np.int64]
+    item: NDArray[np.int64]
+    event: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictions:
+    """A system's answers to the requests of a split.
+
+    Attributes:
+        user: int64 [m], whose target it is.
+        rank: int64 [m], of the target in the full catalogue without seen items; 1 is the top.
+        history_events: int64 [m], events in the history of its request.
+        action_user: int64 [e], whose event it is.
+        action_label: int64 [e], the action taken, an index into the task's actions.
+        action_log_probs: float32 [e, A], in nats.
+        action_history_events: int64 [e], events in the history of its request.
+    """
+
+    user: NDArray[np.int64]
+    rank: NDArray[np.int64]
+    history_events: NDArray[np.int64]
+    action_user: NDArray[np.int64]
+    action_label: NDArray[np.int64]
+    action_log_probs: NDArray[np.float32]
+    action_history_events: NDArray[np.int64]
+
+
+def ranking_targets(book: "PromptBook", targets: "Targets", *, task: int) -> RankingTargets:
+    """The items to be ranked first.
+
+    Of a slate, those that were acted on well. An event that stands alone is one whatever its label,
+    unless the task's person vectors predict positive events only.
+
+    Args:
+        book: its interactions hold the events.
+        targets: held-out slates.
+        task: index of the task.
+    """
+    log = book.interactions
+    counts = targets.last_event - targets.first_event
+    request, event = np.repeat(np.arange(len(targets)), counts), slate_events(targets)
+    wanted = positive_actions(book, task)[log.event_action[event]]
+    if book.prompter.tasks[task].next_target == "any":
+        wanted |= (counts == 1)[request]
+    return RankingTargets(
+        request=request[wanted].astype(np.int64),
+        item=log.event_item[event[wanted]].astype(np.int64),
+        event=event[wanted].astype(np.int64),
+    )
+
+
+def positive_actions(book: "PromptBook", task: int) -> NDArray[np.bool_]:
+    """Which of the interactions' actions count as good for a task, bool [number of actions]."""
+    wanted = book.prompter.tasks[task].positive
+    return np.array([action in wanted for action in book.interactions.actions])
+
+
+def tie_order(item_ids: tuple[str, ...]) -> NDArray[np.int64]:
+    """The place of each item when ids are sorted, int64 [I]: how ties are broken, in nobody's favour."""
+    order = np.empty(len(item_ids), dtype=np.int64)
+    order[np.argsort(np.array(item_ids))] = np.arange(len(item_ids))
+    return order
+
+
+def predict_targets(
+    foundation: "Foundation",
+    book: "PromptBook",
+    targets: "Targets",
+    *,
+    task: int = 0,
+    full_history: "Targets | None" = None,
+    progress: bool = False,
+) -> Predictions:
+    """Rank the whole catalogue by p(item next), and read the actions of every event of the slates.
+
+    Args:
+        foundation: the model.
+        book: pieces of the interactions.
+        targets: held-out slates, one request each.
+        task: index of the task.
+        full_history: the same targets before their history was cut: seen items are filtered by all of
+            it, so that a cut says nothing about warmth.
+        progress: show bars.
+    """
+    rows, interactions = book.prefixes(targets, task=task), book.interactions
+    wanted = ranking_targets(book, targets, task=task)
+    vectors_nV = foundation.embed_users(rows, progress=progress)
+    items_VI = foundation.embed_items().T
+    rank = rank_catalogue(
+        lambda start, stop: vectors_nV[start:stop] @ items_VI,
+        wanted,
+        book,
+        seen=full_history or targets,
+        task=task,
+    )
+    event = slate_events(targets)
+    request = np.repeat(np.arange(len(targets)), targets.last_event - targets.first_event)
+    log_probs = action_log_probs_of(
+        foundation, rows, request, interactions.event_item[event], task=task, progress=progress
+    )
+    history = np.asarray(targets.history_end - targets.history_start, dtype=np.int64)
+    names = book.prompter.tasks[task].actions
+    action_index = np.array(
+        [names.index(a) if a in names else -1 for a in interactions.actions], dtype=np.int64
+    )
+    return Predictions(
+        user=np.asarray(targets.user, dtype=np.int64)[wanted.request],
+        rank=rank,
+        history_events=history[wanted.request],
+        action_user=np.asarray(targets.user, dtype=np.int64)[request],
+        action_label=action_index[interactions.event_action[event]],
+        action_log_probs=log_probs,
+        action_history_events=history[request],
+    )
+
+
+def rank_catalogue(
+    score_requests: Callable[[int, int], NDArray[np.floating[Any]]],
+    wanted: RankingTargets,
+    book: "PromptBook",
+    *,
+    seen: "Targets",
+    task: int,
+) -> NDArray[np.int64]:
+    """Rank of each target among the items its task serves, a slice of requests at a time, int64 [m].
+
+    Args:
+        score_requests: called with the first request and the one past the last; float [n, I].
+        wanted: the targets.
+        book: its interactions hold the catalogue.
+        seen: histories whose items are left out of the ranking.
+        task: index of the task.
+    """
+    log = book.interactions
+    rank = np.zeros(len(wanted.item), dtype=np.int64)
+    unserved_I = ~served_items(book, task)
+    order = tie_order(log.item_ids)
+    step = max(1, MAX_SCORES // log.num_items)
+    for start in range(0, len(seen), step):
+        stop = min(start + step, len(seen))
+        here = np.flatnonzero((wanted.request >= start) & (wanted.request < stop))
+        scores = np.array(score_requests(start, stop))
+        scores[:, unserved_I] = -np.inf
+        rank[here] = rank_of_targets(
+            scores,
+            wanted.item[here],
+            request=wanted.request[here] - start,
+            exclude=seen_items(
+                log.event_item, seen.history_start[start:stop], seen.history_end[start:stop]
+            ),
+            tie_order=order,
+        )
+    return rank
+
+
+def served_items(book: "PromptBook", task: int) -> NDArray[np.bool_]:
+    """Which items are of the kind that a task ranks, bool [I]."""
+    kinds = np.array(book.interactions.items["kind"][:])
+    served: NDArray[np.bool_] = kinds == book.prompter.tasks[task].item_kind
+    return served
+
+
+@torch.no_grad()
+def action_log_probs_of(
+    foundation: "Foundation",
+    rows: Rows,
+    request: NDArray[np.int64],
+    items: NDArray[np.int32],
+    *,
+    task: int,
+    max_positions: int = 16384,
+    progress: bool = False,
+) -> NDArray[np.float32]:
+    """Action log-probabilities of one item after one prefix, for many pairs at once.
+
+    The same numbers as `Foundation.score`, for many people with few candidates each: a row per pair,
+    batched by length.
+
+    Args:
+        foundation: the model.
+        rows: prefixes [n].
+        request: int64 [e], the prefix of each pair.
+        items: int [e], its item, a row of the catalogue.
+        task: index of the task.
+        max_positions: padded positions read at once.
+        progress: show a bar.
+
+    Returns:
+        float32 [e, A], in nats.
+    """
+    foundation.eval()
+    pieces = foundation.questions(items.astype(np.int64))
+    lengths_e = rows.lengths[request] + pieces.lengths
+    actions = foundation.prompter.task_label_index(task)
+    result = np.zeros((len(request), len(actions)), dtype=np.float32)
+    with tqdm(total=len(request), desc="read actions", disable=not progress) as bar:
+        for chosen_B in by_length(lengths_e, max_positions=max_positions):
+            ids_BT = _joined(rows, pieces, request[chosen_B], chosen_B, foundation)
+            hidden_BTD = foundation.hidden(ids_BT)
+            last_B = torch.from_numpy(lengths_e[chosen_B] - 1).to(ids_BT.device)
+            at_arrow_BD = hidden_BTD[torch.arange(len(chosen_B), device=ids_BT.device), last_B]
+            task_B = torch.full_like(last_B, task)
+            log_probs = foundation.action_log_probs(at_arrow_BD, task_B)[:, actions]
+            result[chosen_B] = log_probs.cpu().numpy()
+            bar.update(len(chosen_B))
+    return result
+
+
+def _joined(
+    rows: Rows,
+    pieces: Pieces,
+    request_B: NDArray[np.int64],
+    pair_B: NDArray[np.int64],
+    foundation: "Foundation",
+) -> torch.Tensor:
+    """Prefix and question in one padded row per pair, int64 [B, T]."""
+    prefix = Pieces(ids=rows.ids, offsets=rows.row_offsets)
+    both = Pieces(
+        ids=np.concatenate([rows.ids, pieces.ids]),
+        offsets=np.concatenate([prefix.offsets, pieces.offsets[1:] + len(rows.ids)]),
+    )
+    # Prefix and question alternate: one gather lays all pairs end to end.
+    parts = np.stack([request_B, len(prefix) + pair_B], axis=1).ravel()
+    flat = both.ids[gather(both.offsets, parts)]
+    lengths_B = prefix.lengths[request_B] + pieces.lengths[pair_B]
+    width = int(lengths_B.max())
+    ids = np.full((len(pair_B), width), foundation.prompter.newline_id, dtype=np.int64)
+    ids[np.arange(width)[None, :] < lengths_B[:, None]] = flat
+    return torch.from_numpy(ids).to(foundation.device)
+
+
+def slate_events(targets: "Targets") -> NDArray[np.int64]:
+    """Rows of all events of all held-out slates, slate after slate, int64 [e]."""
+    borders = np.stack([targets.first_event, targets.last_event], axis=1).ravel()
+    # Every other gap between the borders is a slate.
+    return gather(borders, np.arange(0, len(borders), 2))
+

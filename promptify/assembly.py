@@ -1,0 +1,359 @@
+"""The prompt book: training rows, evaluation prefixes and single prompts over one log.
+
+Legend: R rows, E events of the log, I items, W windows, C candidates.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from promptify.interactions import Interactions
+from promptify.layout import (
+    UNKNOWN_TIME,
+    Events,
+    Frame,
+    Pool,
+    event_pieces,
+    lay_out,
+    select_history,
+    token_costs,
+)
+from promptify.piece_table import PieceTable
+from promptify.pieces import Pieces, offsets_of
+from promptify.prompter import HistoryEvent, Prompter
+from promptify.rows import Rows
+from promptify.selection import first_of_slate
+from promptify.splits import Targets
+from promptify.validation import BadInput
+from promptify.windows import Slates, Windows, keyed_bits, pack
+from promptify.words import SEPARATOR
+
+Bool = NDArray[np.bool_]
+Int64 = NDArray[np.int64]
+
+_EVENTS_PER_PART = 1 << 20
+_WINDOWS_PER_PART = 1 << 12
+
+
+class PromptBook:
+    """The pieces of one log, tokenized once, and the prompts made of them.
+
+    Args:
+        prompter: puts the pieces in words and tokens.
+        interactions: the log.
+
+    Raises:
+        BadInput: a surface of the log has no task, or an action is not one of its task's.
+    """
+
+    def __init__(self, prompter: Prompter, interactions: Interactions) -> None:
+        self.prompter = prompter
+        self.interactions = interactions
+        self._table = PieceTable(prompter, interactions)
+        tasks = prompter.tasks
+        self._has_positive_next = np.array([task.next_target == "positive" for task in tasks])
+        self._is_positive = np.array(
+            [[word in task.positive for word in prompter.label_words] for task in tasks]
+        )
+
+    @property
+    def item_pieces(self) -> Pieces:
+        """I token pieces, each an item's text and the arrow: an item read alone, in both forms."""
+        return self._table.item_pieces
+
+    # Training.
+
+    def windows(
+        self, train: Bool, *, seed: int, epoch: int, max_events: int | None = None
+    ) -> Windows:
+        """Cut the training events into windows, so that each is a target in exactly one.
+
+        A window is made for a user and a task that the user has training events of. It holds the
+        events of the other tasks too, as history. Slates stay whole, but for one that no prompt has
+        room for. Windows without a target are left out.
+
+        Args:
+            train: bool [E], the training events.
+            seed: of the run.
+            epoch: draws anew where long histories are cut.
+            max_events: most events in a window; None for what fits.
+
+        Raises:
+            BadInput: `train` is empty, or `max_events` is below 1.
+        """
+        if max_events is not None and max_events < 1:
+            raise BadInput(f"max_events={max_events} must be at least 1.")
+        if not train.any():
+            raise BadInput("train holds no event; there is nothing to make windows of.")
+        # In parts of whole users, so that a log of any size needs little memory.
+        offsets = self.interactions.user_offsets
+        users = np.searchsorted(offsets, np.arange(0, len(train), _EVENTS_PER_PART), side="right")
+        edges = [*np.unique(offsets[users - 1]).tolist(), len(train)]
+        parts = [
+            self._windows(
+                start + np.flatnonzero(train[start:end]),
+                seed=seed,
+                epoch=epoch,
+                max_events=max_events,
+            )
+            for start, end in pairwise(edges)
+            if train[start:end].any()
+        ]
+        user, task, first_event, last_event = map(np.concatenate, zip(*parts, strict=True))
+        return Windows(
+            user=user.astype(np.int32),
+            task=task.astype(np.int16),
+            first_event=first_event,
+            last_event=last_event,
+            train=train,
+        )
+
+    def lengths(self, windows: Windows) -> Int64:
+        """Positions of the row of each window, int64 [W], without assembling it."""
+        tokens = self._table.pool.lengths
+        lengths: Int64 = tokens[self._table.heads(windows.user, windows.task)].sum(axis=1)
+        for start in range(0, len(windows), _WINDOWS_PER_PART):
+            part = slice(start, start + _WINDOWS_PER_PART)
+            rows, offsets = _rows_of(windows[part])
+            told = event_pieces(self._table.pool, self._table.events(rows), offsets)
+            lengths[part] += np.diff(offsets_of(tokens[told].sum(axis=1))[offsets])
+        return lengths
+
+    def assemble(self, windows: Windows, *, seed: int, epoch: int) -> Rows:
+        """Training rows, one per window.
+
+        The order of events shown together is drawn anew each epoch. Only the first of them is a
+        target of the action readout, and the position before them predicts their items.
+
+        Args:
+            windows: as made by `windows`.
+            seed: of the run.
+            epoch: of the run.
+        """
+        rows, offsets = _rows_of(windows)
+        events = self._table.events(rows)
+        first = first_of_slate(events.slate, offsets)
+        if not first.all():
+            # A slate's order depends on its own events alone, whatever is assembled beside it.
+            bits = keyed_bits(rows, seed=seed, epoch=epoch)
+            events = events.take(np.lexsort((bits, np.cumsum(first))))
+        frame = Frame(
+            task=windows.task.astype(np.int64),
+            heads=self._table.heads(windows.user, windows.task),
+            tails=np.full(len(windows), self._table.pool.empty),
+            num_dropped=np.zeros(len(windows), np.int64),
+        )
+        return lay_out(
+            self._table.pool,
+            events,
+            offsets,
+            frame,
+            has_positive_next=self._has_positive_next,
+            is_positive=self._is_positive,
+        )
+
+    # Evaluation and use.
+
+    def prefixes(self, targets: Targets, *, task: int | None = None) -> Rows:
+        """What is known before each target: instruction, profile, history, the target's context.
+
+        The last position of each row is one where the person is read. Nothing of the target's slate
+        is in the row, and nothing after it. No event is a target, and there are no next-item pairs.
+
+        Args:
+            targets: held-out slates, R of them.
+            task: index of the task that is asked about; None for that of each target's surface.
+        """
+        log, config = self.interactions, self.prompter.config
+        asked = self._table.tasks(targets.first_event)
+        if task is not None:
+            asked = np.full(len(targets), task)
+        # Slate ids never fall, so this is the first event of the target's slate.
+        slate = log.event_slate[targets.first_event]
+        end = np.minimum(targets.history_end, np.searchsorted(log.event_slate, slate))
+        start = np.minimum(targets.history_start, end)
+        read = start
+        if config.history == "recent":
+            # An event takes two tokens at least: older ones than this cannot fit.
+            read = np.maximum(start, end - config.max_prompt_tokens // 2)
+        rows, offsets = _between(read, end)
+        frame = Frame(
+            task=asked,
+            heads=self._table.heads(targets.user, asked),
+            tails=self._table.context(log.event_context[targets.first_event]),
+            num_dropped=read - start,
+        )
+        return self._prefixes(self._table.pool, self._table.events(rows), offsets, frame)
+
+    def inline(
+        self,
+        profile: Mapping[str, Any],
+        history: Sequence[HistoryEvent] = (),
+        *,
+        task: str | None = None,
+        context: str | None = None,
+    ) -> Rows:
+        """The prefix of somebody who is not in the log, one row.
+
+        Args:
+            profile: profile fields; any may be missing.
+            history: events, oldest first; sorted by time where every one has a time.
+            task: name of the task that is asked about; None where there is only one.
+            context: a query or note for this request.
+
+        Raises:
+            BadInput: an item, task, action or field is unknown.
+        """
+        prompter, table = self.prompter, self._table
+        asked = prompter.task_index(task)
+        if all(event.timestamp is not None for event in history):
+            history = sorted(history, key=lambda event: event.timestamp or 0)
+
+        texts: list[str] = []
+        told: list[tuple[int, ...]] = []
+        for row, event in enumerate(history):
+            event_task = asked if event.task is None else prompter.task_index(event.task)
+            label = prompter.label_index(event_task, event.action)
+            moment = UNKNOWN_TIME if event.timestamp is None else event.timestamp
+            if isinstance(event.item, str):
+                known = self.interactions.item_row(event.item)
+                told.append((known, label, event_task, row, moment, table.item_time[known], 0))
+            else:
+                kind = prompter.tasks[event_task].item_kind
+                texts.append(prompter.item_text(event.item, kind=kind))
+                item_time = prompter.item_time(event.item, kind=kind)
+                told.append((-1, label, event_task, row, moment, item_time, len(texts) - 1))
+        columns = np.array(told, np.int64).reshape(len(told), 7).T
+        item, label_index, task_index, slate, timestamp, time_of_item, text = columns
+        pool, first = table.extended(
+            [
+                prompter.profile_pieces([prompter.profile_text(profile)]),
+                prompter.context_pieces([prompter.context_text(context or "")]),
+                prompter.item_pieces(texts),
+            ]
+        )
+        events = Events(
+            item=item,
+            label=label_index,
+            task=task_index,
+            slate=slate,
+            timestamp=timestamp,
+            context_piece=np.full(len(told), pool.empty),
+            age_piece=table.age(timestamp, time_of_item),
+            item_piece=np.where(item >= 0, table.item(item), first + 2 + text),
+        )
+        frame = Frame(
+            task=np.array([asked]),
+            heads=np.array([[table.instruction(asked), first]]),
+            tails=np.array([first + 1]),
+            num_dropped=np.zeros(1, np.int64),
+        )
+        return self._prefixes(pool, events, np.array([0, len(told)]), frame)
+
+    def question(
+        self,
+        items: NDArray[Any] | Sequence[Mapping[str, Any]],
+        *,
+        kind: str | None = None,
+        previous: int | None = None,
+        moment: int | None = None,
+    ) -> Pieces:
+        """Candidates as they stand after a prefix, each ending where its action is read.
+
+        Args:
+            items: rows of the catalogue [C], or the fields of C items that are not in it.
+            kind: the kind of the latter, where they do not say.
+            previous: seconds, when the last event of the prefix was (time gaps only).
+            moment: seconds, when the question is asked (time gaps only).
+
+        Returns:
+            C token pieces: a slot, or the item's text and the arrow.
+        """
+        prompter, table = self.prompter, self._table
+        if isinstance(items, np.ndarray):
+            pieces, item_time = table.items(items), table.item_time[items]
+        else:
+            pieces = prompter.item_pieces(prompter.item_text(item, kind=kind) for item in items)
+            times = [prompter.item_time(item, kind=kind) for item in items]
+            item_time = np.array(times, np.int64)
+        if not prompter.config.time_gaps or moment is None:
+            return pieces
+        gap = table.pool.empty if previous is None else table.gap(moment - previous)
+        ages = table.age(np.full(len(pieces), moment), item_time).tolist()
+        before = [[*table.pool.pieces[gap], *table.pool.pieces[age]] for age in ages]
+        return Pieces.of([[*front, *pieces[c]] for c, front in enumerate(before)])
+
+    def render(self, rows: Rows, row: int) -> str:
+        """A row as text; a slot is shown as the first words of its item, ``⟦Heat (1995)⟧``."""
+        ids = rows.ids[rows.row_offsets[row] : rows.row_offsets[row + 1]]
+        parts: list[str] = []
+        start = 0
+        for at in np.flatnonzero(ids >= self.prompter.vocab_size).tolist():
+            item = self.item_pieces[int(ids[at]) - self.prompter.vocab_size][:-1]
+            title = self._decode(item).strip().partition(SEPARATOR)[0]
+            parts += [self._decode(ids[start:at]), f"⟦{title}⟧"]
+            start = at + 1
+        return "".join([*parts, self._decode(ids[start:])])
+
+    def _decode(self, ids: NDArray[np.int32]) -> str:
+        tokenizer = self.prompter.tokenizer
+        return str(tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False))
+
+    def _prefixes(self, pool: Pool, events: Events, offsets: Int64, frame: Frame) -> Rows:
+        config = self.prompter.config
+        chosen = select_history(
+            pool,
+            events,
+            offsets,
+            frame,
+            max_prefix_tokens=config.max_prompt_tokens - self.prompter.reserved_tokens,
+            per_action=config.history == "recent_per_action",
+        )
+        return lay_out(pool, *chosen)
+
+    def _windows(
+        self, rows: Int64, *, seed: int, epoch: int, max_events: int | None
+    ) -> tuple[NDArray[np.int32], NDArray[np.int16], Int64, Int64]:
+        """User, task, first and last event of the windows over some users' training events."""
+        config, pool = self.prompter.config, self._table.pool
+        events = self._table.events(rows)
+        event_tokens, slate_tokens = token_costs(pool, events)
+        longest_instruction = int(self.prompter.instruction_pieces.lengths.max())
+        slates = Slates.of(
+            slate=events.slate,
+            user=self.interactions.event_user[rows],
+            task=events.task,
+            event_tokens=event_tokens,
+            slate_tokens=slate_tokens,
+            room_tokens=config.max_prompt_tokens - longest_instruction - config.max_profile_tokens,
+        )
+        user, task = slates.pairs(len(self.prompter.tasks))
+        heads = self._table.heads(user, task)
+        pair, first, last = pack(
+            slates,
+            user=user,
+            task=task,
+            budget_tokens=config.max_prompt_tokens - pool.lengths[heads].sum(axis=1),
+            max_events=max_events,
+            seed=seed,
+            epoch=epoch,
+        )
+        first_event, last_event = rows[slates.start[first]], rows[slates.start[last] - 1] + 1
+        return user[pair], task[pair], first_event, last_event
+
+
+def _rows_of(windows: Windows) -> tuple[Int64, Int64]:
+    """The training events of windows, end to end, and where each window's start."""
+    rows, offsets = _between(windows.first_event, windows.last_event)
+    kept = windows.train[rows]
+    return rows[kept], offsets_of(kept.astype(np.int64))[offsets]
+
+
+def _between(start: Int64, end: Int64) -> tuple[Int64, Int64]:
+    """Rows `start[i]:end[i]` of the log for every i, end to end, and where each i's start."""
+    offsets = offsets_of(end - start)
+    rows = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], end - start)
+    return rows, offsets

@@ -1,0 +1,257 @@
+"""Columns from outside, of whatever type, become the few types that `Interactions` holds.
+
+A reader takes one Arrow array and returns the values (null where missing or bad) with the
+faults it found: masks of rows, and a reason each. So a table of strings (CSV), of typed columns
+(Parquet) and of JSON values end up the same.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from promptify.schema import FieldKind
+
+LIST_SEPARATOR = "|"
+"""Stands between the values of a list in a column of text: ``Action|Crime``."""
+
+MAX_SECONDS = 100_000_000_000
+"""The year 5138; a larger timestamp is taken for milliseconds."""
+
+_MAX_CATEGORIES = 100
+_ISO_DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}|$)"
+
+ARROW_TYPES: dict[FieldKind, pa.DataType] = {
+    "text": pa.string(),
+    "category": pa.string(),
+    "list": pa.list_(pa.string()),
+    "number": pa.float64(),
+    "time": pa.int64(),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """Rows that do not fit: `rows` is bool [n], `reason` reads on after the value."""
+
+    rows: NDArray[np.bool_]
+    reason: str
+
+
+Column = tuple[pa.Array, list[Fault]]
+
+
+def read_column(values: pa.Array | pa.ChunkedArray, kind: FieldKind) -> Column:
+    """Read a column as its field kind says.
+
+    Args:
+        values: n values of any Arrow type.
+        kind: what the field is.
+
+    Returns:
+        n values of `ARROW_TYPES[kind]`, null (for a list: empty) where missing or bad, and the
+        faults found.
+    """
+    return _READERS[kind](_plain(values))
+
+
+def read_text(values: pa.Array | pa.ChunkedArray) -> Column:
+    """Read ids, words and prose: trimmed text; blank is null; whole numbers lose a ``.0``."""
+    return _read_text(_plain(values))
+
+
+def infer_kind(values: pa.Array | pa.ChunkedArray) -> FieldKind | None:
+    """What a column looks like, from its type and its values; None if it is empty throughout.
+
+    Numbers and dates may be written as text. Few different words that come back are a category,
+    other words are text. A list is never guessed from text.
+    """
+    values = _plain(values)
+    kind = values.type
+    if values.null_count == len(values):
+        return None
+    if pa.types.is_list(kind):
+        return "list"
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return "time"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return "number"
+    words = _read_text(values)[0].drop_null()
+    if not len(words):
+        return None
+    if np.isfinite(_numbers(words)).all():
+        return "number"
+    if pc.all(pc.match_substring_regex(words, _ISO_DATE)).as_py():
+        return "time"
+    num_different = len(words.unique())
+    few = num_different <= _MAX_CATEGORIES and 2 * num_different <= len(words)
+    return "category" if few else "text"
+
+
+def _plain(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """One array without dictionary, view or large-offset encodings."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+        if isinstance(values, pa.ChunkedArray):
+            values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([])
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    kind = values.type
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        values = values.cast(pa.string())
+    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        values = values.cast(pa.binary())
+    if pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        values = values.cast(pa.list_(kind.value_type))
+    return values
+
+
+def _read_text(values: pa.Array) -> Column:
+    kind = values.type
+    faults: list[Fault] = []
+    if pa.types.is_string(kind) or pa.types.is_binary(kind):
+        values, fault = _decoded(values)
+        faults = [fault]
+    elif pa.types.is_floating(kind):
+        numbers = values.to_numpy(zero_copy_only=False)
+        null = np.asarray(values.is_null())
+        bad = ~np.isfinite(numbers) & ~null
+        faults = [Fault(rows=bad, reason="is not a value; leave it empty if it is unknown")]
+        # 2**53: beyond it a float is not sure of its whole numbers.
+        if np.all((np.mod(numbers, 1) == 0) & (np.abs(numbers) < 2**53) | bad | null):
+            whole = np.where(bad | null, 0, numbers).astype(np.int64)
+            values = pa.array(whole, mask=bad | null).cast(pa.string())
+        else:
+            values = pa.array(numbers, mask=bad | null).cast(pa.string())
+    else:
+        try:
+            values = values.cast(pa.string())
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+            reason = "is not text; declare a list as a list, and put an object in words"
+            faults = [Fault(rows=np.asarray(values.is_valid()), reason=reason)]
+            values = pa.nulls(len(values), pa.string())
+    trimmed = pc.utf8_trim_whitespace(values)
+    return pc.if_else(pc.equal(trimmed, ""), None, trimmed), faults
+
+
+def _decoded(values: pa.Array) -> tuple[pa.Array, Fault]:
+    """Text or bytes as valid UTF-8 text."""
+    bad = np.zeros(len(values), np.bool_)
+    try:
+        text = values.cast(pa.string())
+        text.validate(full=True)
+    except pa.ArrowInvalid:
+        raw = values.cast(pa.binary()).to_pylist()
+        bad = np.array([value is not None and not _is_utf8(value) for value in raw], np.bool_)
+        text = pa.array(
+            [None if b or v is None else v.decode() for v, b in zip(raw, bad, strict=True)],
+            pa.string(),
+        )
+    return text, Fault(rows=bad, reason="is not UTF-8; save the file as UTF-8")
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _read_number(values: pa.Array) -> Column:
+    kind = values.type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        faults: list[Fault] = []
+        null = np.asarray(values.is_null())
+        numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    else:
+        values, faults = _read_text(values)
+        null = np.asarray(values.is_null())
+        numbers = _numbers(values)
+    bad = ~np.isfinite(numbers) & ~null
+    faults.append(Fault(rows=bad, reason="is not a number; leave it empty if it is unknown"))
+    return pa.array(np.where(bad | null, 0.0, numbers), mask=bad | null), faults
+
+
+def _read_time(values: pa.Array) -> Column:
+    kind = values.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        zone = kind.tz if pa.types.is_timestamp(kind) else None
+        return values.cast(pa.timestamp("s", zone), safe=False).cast(pa.int64()), []
+    if pa.types.is_integer(kind) and kind != pa.uint64():
+        # Kept whole: a float would round, and ten million of these pass through here.
+        faults: list[Fault] = []
+        null = np.asarray(values.is_null())
+        moments = np.asarray(values.cast(pa.int64()).fill_null(0))
+        unread = np.zeros(len(values), np.bool_)
+    else:
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+            faults = []
+            null = np.asarray(values.is_null())
+            moments = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        else:
+            values, faults = _read_text(values)
+            null = np.asarray(values.is_null())
+            moments = _numbers(values)
+            dates = np.isnan(moments) & ~null
+            moments[dates] = _dates(values.filter(pa.array(dates)))
+        unread = ~np.isfinite(moments) & ~null
+    too_large = ~unread & ~null & (np.abs(moments) > MAX_SECONDS)
+    faults += [
+        Fault(rows=unread, reason="is not a time; give seconds since 1970 or an ISO 8601 date"),
+        Fault(rows=too_large, reason="looks like milliseconds; divide by 1000 to give seconds"),
+    ]
+    bad = unread | too_large | null
+    return pa.array(np.floor(np.where(bad, 0, moments)).astype(np.int64), mask=bad), faults
+
+
+def _numbers(text: pa.Array) -> NDArray[np.float64]:
+    """float64 [n], NaN where the text is not a number."""
+    values = pd.Series(text.to_numpy(zero_copy_only=False), dtype=object)
+    # Only what is written as a number in decimals: `to_numeric` would also read "True".
+    written = np.asarray(pc.match_substring_regex(text, r"^[+-]?[0-9.]").fill_null(False))
+    numbers = pd.to_numeric(values.where(written), errors="coerce")
+    return np.array(numbers, np.float64)
+
+
+def _dates(text: pa.Array) -> NDArray[np.float64]:
+    """Seconds of ISO 8601 dates (UTC where no zone is given), NaN where the text is none."""
+    values = pd.Series(text.to_numpy(zero_copy_only=False), dtype=object)
+    moments = pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601")
+    seconds = moments.dt.tz_localize(None).to_numpy().astype("datetime64[s]")
+    return np.where(np.isnat(seconds), np.nan, seconds.astype(np.int64))
+
+
+def _read_list(values: pa.Array) -> Column:
+    kind = values.type
+    if not pa.types.is_list(kind):
+        text, faults = _read_text(values)
+        split = [
+            [word for word in map(str.strip, (line or "").split(LIST_SEPARATOR)) if word]
+            for line in text.to_pylist()
+        ]
+        return pa.array(split, pa.list_(pa.string())), faults
+    parents = np.asarray(pc.list_parent_indices(values), np.int64)
+    words, word_faults = _read_text(_plain(pc.list_flatten(values)))
+    faults = []
+    for fault in word_faults:
+        bad = np.zeros(len(values), np.bool_)
+        bad[parents[fault.rows]] = True
+        faults.append(Fault(rows=bad, reason=f"holds a value that {fault.reason}"))
+    keep = np.asarray(words.is_valid())
+    ends = np.cumsum(np.bincount(parents[keep], minlength=len(values)))
+    offsets = pa.array(np.concatenate([[0], ends]).astype(np.int32))
+    return pa.ListArray.from_arrays(offsets, words.filter(pa.array(keep))), faults
+
+
+_READERS: dict[FieldKind, Callable[[pa.Array], Column]] = {
+    "text": _read_text,
+    "category": _read_text,
+    "list": _read_list,
+    "number": _read_number,
+    "time": _read_time,
+}

@@ -1,0 +1,359 @@
+"""Raw tables become the validated tables of `Interactions`; rows that do not fit are reported.
+
+Legend: U users, I items, E events.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from promptify.columns import Column, read_column, read_text
+from promptify.schema import Schema
+from promptify.validation import LINE, BadInput, BadRows, RowCheck
+
+_BATCH_EVENTS = 500_000
+"""Large enough that building the hash of all ids once per batch does not count."""
+
+_MISSING = "is missing"
+_REPEATS = "repeats an earlier event"
+_DIFFERS = "is not the context of the other events shown with it"
+
+Columns = dict[str, NDArray[Any]]
+
+EVENT_TYPES = {
+    "user": pa.int32(),
+    "item": pa.int32(),
+    "action": pa.int16(),
+    "timestamp": pa.int64(),
+    "surface": pa.int16(),
+    "slate": pa.int64(),
+    "context": pa.int32(),
+}
+"""The columns of `events`."""
+
+
+def read_users(users: pa.Table, schema: Schema, bad_rows: BadRows) -> pa.Table:
+    """`user_id: string` and the schema's fields, in the order of the raw table.
+
+    Raises:
+        BadInput: a column is missing, no good row is left, or a row is bad and rows may not be.
+    """
+    check = RowCheck(users, name="users", bad_rows=bad_rows)
+    _require(users.schema.names, ["user_id", *(field.name for field in schema.user)], check.file)
+    columns = {"user_id": _read_ids(check, "user_id")}
+    for field in schema.user:
+        columns[field.name] = _checked(
+            check, field.name, read_column(users[field.name], field.kind)
+        )
+    return _finished(check, columns, bad_rows)
+
+
+def read_items(items: pa.Table, schema: Schema, bad_rows: BadRows) -> pa.Table:
+    """`item_id: string`, `kind: string` and the fields of all kinds (null where a kind has none).
+
+    Raises:
+        BadInput: as in `read_users`; an item with nothing to read is a bad row.
+    """
+    check = RowCheck(items, name="items", bad_rows=bad_rows)
+    fields = schema.item_columns
+    only_kind = next(iter(schema.items)) if len(schema.items) == 1 else None
+    needed = ["item_id", *(["kind"] if only_kind is None else []), *(f.name for f in fields)]
+    _require(items.schema.names, needed, check.file)
+    columns = {"item_id": _read_ids(check, "item_id")}
+    if "kind" in items.schema.names:
+        kind = _checked(check, "kind", read_text(items["kind"]))
+        if only_kind is not None:
+            kind = kind.fill_null(only_kind)
+    else:
+        kind = pa.repeat(pa.scalar(only_kind, pa.string()), len(items))
+    known = np.asarray(pc.is_in(kind, pa.array(list(schema.items), pa.string())))
+    check.reject(
+        ~known, column="kind", reason=f"is not one of the schema's: {', '.join(schema.items)}"
+    )
+    columns["kind"] = kind
+    readable = np.zeros(len(items), np.bool_)
+    for field in fields:
+        of_kind = pa.array([k for k, owned in schema.items.items() if field in owned], pa.string())
+        values = _checked(check, field.name, read_column(items[field.name], field.kind))
+        values = pc.if_else(pc.is_in(kind, of_kind), values, pa.scalar(None, values.type))
+        columns[field.name] = values
+        present = values.is_valid()
+        if field.kind == "list":
+            present = pc.and_(present, pc.greater(pc.list_value_length(values).fill_null(0), 0))
+        readable |= np.asarray(present)
+    names = ", ".join(field.name for field in fields)
+    check.reject(~readable, column="item_id", reason=f"has nothing to read ({names} are all empty)")
+    return _finished(check, columns, bad_rows)
+
+
+def read_events(
+    events: pa.Table | Iterable[pa.RecordBatch],
+    *,
+    user_ids: pa.ChunkedArray,
+    item_ids: pa.ChunkedArray,
+    actions: tuple[str, ...],
+    surfaces: tuple[str, ...],
+    bad_rows: BadRows,
+) -> tuple[pa.Table, list[str]]:
+    """The integer columns of the log, sorted, and the texts that `context` indexes.
+
+    Args:
+        events: raw events, read batch by batch.
+        user_ids: string [U].
+        item_ids: string [I].
+        actions: what `action` indexes.
+        surfaces: what `surface` indexes.
+        bad_rows: where bad rows are reported.
+
+    Raises:
+        BadInput: as in `read_users`.
+    """
+    encoder = _EventEncoder(user_ids, item_ids, actions, surfaces, bad_rows)
+    parts: list[Columns] = []
+    for batch in _batches(events):
+        parts.append(encoder.encode(batch))
+        bad_rows.settle()
+    if not sum(len(part["user"]) for part in parts):
+        raise BadInput(
+            f"{encoder.file} holds no events that fit; give it at least one line with user_id, "
+            "item_id, action and timestamp."
+        )
+    columns: Columns = {}
+    for name in list(parts[0]):
+        columns[name] = np.concatenate([part.pop(name) for part in parts])
+    columns = encoder.without_repeats(columns)
+    columns = encoder.in_order(columns)
+    bad_rows.settle()
+    table = {name: pa.array(columns[name], kind) for name, kind in EVENT_TYPES.items()}
+    return pa.table(table), list(encoder.contexts)
+
+
+class _EventEncoder:
+    """Turns raw events into integer columns, and puts them in order."""
+
+    def __init__(
+        self,
+        user_ids: pa.ChunkedArray,
+        item_ids: pa.ChunkedArray,
+        actions: tuple[str, ...],
+        surfaces: tuple[str, ...],
+        bad_rows: BadRows,
+    ):
+        self._words = {
+            "user_id": user_ids.combine_chunks(),
+            "item_id": item_ids.combine_chunks(),
+            "action": pa.array(actions, pa.string()),
+            "surface": pa.array(surfaces, pa.string()),
+        }
+        self._bad_rows = bad_rows
+        self._num_seen = 0
+        self.contexts: dict[str, int] = {}
+        self.file = "events"
+        self._unit = "row"
+
+    def encode(self, batch: pa.RecordBatch) -> Columns:
+        """The good rows of a batch: the columns of `events` and `line`, in the raw order.
+
+        `slate` is still a hash of `shown_with`, 0 where there is none.
+        """
+        check = RowCheck(
+            batch, name="events", bad_rows=self._bad_rows, first_line=self._num_seen + 1
+        )
+        self._num_seen += batch.num_rows
+        self.file, self._unit = check.file, check.unit
+        names = batch.schema.names
+        needed = ["user_id", "item_id", "action", "timestamp"]
+        if len(self._words["surface"]) > 1:
+            needed.append("surface")
+        _require(names, needed, self.file)
+        columns: Columns = {
+            "user": self._codes(check, "user_id").astype(np.int32),
+            "item": self._codes(check, "item_id").astype(np.int32),
+            "action": self._codes(check, "action").astype(np.int16),
+            "surface": np.zeros(batch.num_rows, np.int16),
+            "slate": np.zeros(batch.num_rows, np.uint64),
+            "context": np.full(batch.num_rows, -1, np.int32),
+            "line": check.lines,
+        }
+        seconds = _checked(check, "timestamp", read_column(batch["timestamp"], "time"))
+        check.reject(np.asarray(seconds.is_null()), column="timestamp", reason=_MISSING)
+        columns["timestamp"] = np.asarray(seconds.fill_null(0))
+        if "surface" in names:
+            columns["surface"] = self._codes(check, "surface").astype(np.int16)
+        if "shown_with" in names:
+            shown_with = _checked(check, "shown_with", read_text(batch["shown_with"]))
+            columns["slate"] = _hashes(shown_with)
+        if "context" in names:
+            context = _checked(check, "context", read_text(batch["context"]))
+            columns["context"] = self._context_codes(context)
+        return {name: values[check.good] for name, values in columns.items()}
+
+    def without_repeats(self, columns: Columns) -> Columns:
+        """Events equal in user, item, action, time and surface are kept once, the first of them."""
+        what = columns["item"].astype(np.int64)
+        for name in ("action", "surface"):
+            what *= len(self._words[name])
+            what += columns[name]
+        keys = (what, columns["timestamp"], columns["user"])
+        order = np.lexsort(keys)
+        repeats = order[1:][~_changes(keys, order)[1:]]
+        if not len(repeats):
+            return columns
+        repeated = np.zeros(len(order), np.bool_)
+        repeated[repeats] = True
+        return self._without(columns, repeated, column="item_id", reason=_REPEATS, harmless=True)
+
+    def in_order(self, columns: Columns) -> Columns:
+        """By user, time and line, slate mates side by side; `slate` counts slates from 0.
+
+        Slate mates get one time, when they were shown, and one context.
+        """
+        first = _first_of_slate(columns)
+        stated = columns["context"]
+        shared = stated.copy()
+        # As unsigned codes, none (-1) is the largest: the least is the text that was seen first.
+        np.minimum.at(shared.view(np.uint32), first, stated.view(np.uint32))
+        shared = shared[first]
+        differs = (stated != -1) & (stated != shared)
+        if differs.any():
+            columns = self._without(columns, differs, column="context", reason=_DIFFERS)
+            return self.in_order(columns)
+        columns["context"] = shared
+        shown_at = columns["timestamp"].copy()
+        np.minimum.at(shown_at, first, columns["timestamp"])
+        columns["timestamp"] = shown_at[first]
+        del shown_at, shared, stated, columns["slate"]
+        order = np.lexsort((first, columns["timestamp"], columns["user"]))
+        ordered: Columns = {"slate": np.cumsum(_changes([first], order)) - 1}
+        for name in EVENT_TYPES:
+            if name != "slate":
+                ordered[name] = columns.pop(name)[order]
+        return ordered
+
+    def _codes(self, check: RowCheck, column: str) -> Any:
+        """Place of each value among the known words; rows with another value are rejected."""
+        words = self._words[column]
+        values = _checked(check, column, read_text(check.table[column]))
+        if column == "surface" and len(words) == 1:
+            values = values.fill_null(words[0])
+        check.reject(np.asarray(values.is_null()), column=column, reason=_MISSING)
+        if column.endswith("_id"):
+            reason = f"is not in the table of {column.removesuffix('_id')}s"
+        else:
+            reason = f"is not one of {', '.join(words.to_pylist())}"
+        codes = pc.index_in(values, words)
+        check.reject(np.asarray(codes.is_null()), column=column, reason=reason)
+        return np.asarray(codes.fill_null(0))
+
+    def _context_codes(self, context: pa.Array) -> Any:
+        encoded = context.dictionary_encode()
+        texts = encoded.dictionary.to_pylist()
+        codes = [self.contexts.setdefault(text, len(self.contexts)) for text in texts]
+        places = np.asarray(encoded.indices.fill_null(len(codes)))
+        return np.array([*codes, -1], np.int32)[places]
+
+    def _without(
+        self,
+        columns: Columns,
+        bad: NDArray[np.bool_],
+        *,
+        column: str,
+        reason: str,
+        harmless: bool = False,
+    ) -> Columns:
+        """Set aside events that are integers already; their words are looked up again."""
+        texts = list(self.contexts)
+        rows: list[dict[str, Any]] = []
+        for event in self._bad_rows.wanted(np.flatnonzero(bad)).tolist():
+            row: dict[str, Any] = {
+                name: self._words[name][int(columns[name.removesuffix("_id")][event])].as_py()
+                for name in self._words
+            }
+            context = int(columns["context"][event])
+            row["timestamp"] = int(columns["timestamp"][event])
+            row["context"] = None if context < 0 else texts[context]
+            rows.append(row)
+        self._bad_rows.add(
+            file=self.file,
+            unit=self._unit,
+            column=column,
+            reason=reason,
+            num=int(bad.sum()),
+            lines=self._bad_rows.wanted(columns["line"][bad]).tolist(),
+            rows=rows,
+            harmless=harmless,
+        )
+        return {name: values[~bad] for name, values in columns.items()}
+
+
+def _first_of_slate(columns: Columns) -> NDArray[np.int64]:
+    """For each event the first event of its slate; alone, it is its own first. int64 [E]."""
+    first = np.arange(len(columns["user"]))
+    mates = np.flatnonzero(columns["slate"])
+    keys = [columns[name][mates] for name in ("slate", "surface", "user")]
+    order = np.lexsort(keys)
+    begins = np.flatnonzero(_changes(keys, order))
+    mates = mates[order]
+    first[mates] = np.repeat(mates[begins], np.diff(begins, append=len(mates)))
+    return first
+
+
+def _require(names: Sequence[str], needed: Sequence[str], file: str) -> None:
+    missing = [name for name in needed if name not in names]
+    if missing:
+        there = ", ".join(name for name in names if name != LINE) or "no columns"
+        raise BadInput(
+            f"{file} lacks the column {', '.join(missing)}; it has {there}. Add it, or say under "
+            "`columns:` which of them it is."
+        )
+
+
+def _checked(check: RowCheck, column: str, read: Column) -> pa.Array:
+    values, faults = read
+    for fault in faults:
+        check.reject(fault.rows, column=column, reason=fault.reason)
+    return values
+
+
+def _read_ids(check: RowCheck, column: str) -> pa.Array:
+    ids = _checked(check, column, read_text(check.table[column]))
+    check.reject(np.asarray(ids.is_null()), column=column, reason=_MISSING)
+    repeated = np.asarray(pd.Series(ids.to_numpy(zero_copy_only=False), dtype=object).duplicated())
+    check.reject(repeated, column=column, reason="stands twice; ids must be different")
+    return ids
+
+
+def _finished(check: RowCheck, columns: dict[str, pa.Array], bad_rows: BadRows) -> pa.Table:
+    bad_rows.settle()
+    table = pa.table(columns).filter(pa.array(check.good))
+    if not len(table):
+        raise BadInput(f"{check.file} holds no rows that fit; give it at least one.")
+    return table
+
+
+def _batches(events: pa.Table | Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    if isinstance(events, pa.Table):
+        yield from events.combine_chunks().to_batches(max_chunksize=_BATCH_EVENTS)
+    else:
+        yield from events
+
+
+def _changes(keys: Sequence[NDArray[Any]], order: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether any key differs from the row before, in this order; true for the first. bool [n]."""
+    changes = np.zeros(len(order), np.bool_)
+    changes[:1] = True
+    for key in keys:
+        ordered = key[order]
+        changes[1:] |= ordered[1:] != ordered[:-1]
+    return changes
+
+
+def _hashes(words: pa.Array) -> NDArray[np.uint64]:
+    """A 64-bit hash of each word, 0 for null. Two slates of one user would have to collide."""
+    codes = pd.util.hash_array(words.fill_null("").to_numpy(zero_copy_only=False))
+    return np.where(np.asarray(words.is_null()), 0, codes | np.uint64(1)).astype(np.uint64)

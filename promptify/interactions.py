@@ -1,0 +1,313 @@
+"""Interactions: people, items and events as three memory-mapped tables, validated on the way in.
+
+Legend: U users, I items, E events.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from datasets.table import InMemoryTable
+from numpy.typing import NDArray
+
+from promptify import ingest
+from promptify.schema import Schema
+from promptify.validation import BadInput, BadRows, shown
+
+Int16 = NDArray[np.int16]
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+
+_MANIFEST = "interactions.json"
+_FORMAT_VERSION = 1
+
+
+class Interactions:
+    """The log of who did what with which item, and when.
+
+    Events are sorted by user, then time, then the line they came from; events shown together
+    stand side by side. Build one with `from_tables`, or from a source.
+
+    Args:
+        schema: what the columns of `users` and `items` are.
+        users: `user_id: string` and the profile.
+        items: `item_id: string`, `kind: string` and the fields of each kind.
+        events: the integer columns of `ingest.EVENT_TYPES`, sorted as above.
+        actions: what `events.action` indexes.
+        surfaces: what `events.surface` indexes.
+        contexts: what `events.context` indexes; -1 is no context.
+    """
+
+    def __init__(
+        self,
+        *,
+        schema: Schema,
+        users: datasets.Dataset,
+        items: datasets.Dataset,
+        events: datasets.Dataset,
+        actions: Sequence[str],
+        surfaces: Sequence[str],
+        contexts: Sequence[str] = (),
+    ):
+        self.schema = schema
+        self.users = users
+        self.items = items
+        self.events = events
+        self.actions = tuple(actions)
+        self.surfaces = tuple(surfaces)
+        self.contexts = tuple(contexts)
+        self.user_offsets: Int64 = np.searchsorted(
+            self.event_user, np.arange(self.num_users + 1)
+        ).astype(np.int64)
+
+    @classmethod
+    def from_tables(
+        cls,
+        *,
+        users: pa.Table,
+        items: pa.Table,
+        events: pa.Table | Iterable[pa.RecordBatch],
+        schema: Schema,
+        actions: Sequence[str],
+        surfaces: Sequence[str] | None = None,
+        bad_rows: BadRows | None = None,
+    ) -> Self:
+        """Validate raw tables and put them in order.
+
+        Args:
+            users: `user_id` and the schema's user fields; other columns are left out.
+            items: `item_id`, `kind` (may be missing where the schema has one kind) and the
+                schema's item fields.
+            events: `user_id`, `item_id`, `action`, `timestamp` (seconds), and optionally
+                `surface` (may be missing where there is one), `shown_with` (the id of a slate, or
+                null) and `context` (a query or note in words, or null). Batches are read one by
+                one, so a log need not fit in memory as text.
+            schema: what the fields are.
+            actions: every action that may occur.
+            surfaces: every surface that may occur; None for a single one called ``"events"``.
+            bad_rows: what to do with rows that do not fit; None fails on the first table that
+                holds one.
+
+        Returns:
+            The log. Events of one user and surface that share a `shown_with` are one slate, and
+            all bear the time of its earliest event, the moment it was shown. Events equal in
+            user, item, action, time and surface are kept once.
+
+        Raises:
+            BadInput: a column is missing, a table is empty, or a row does not fit and `bad_rows`
+                says to fail.
+        """
+        bad_rows = bad_rows or BadRows()
+        surfaces = ("events",) if surfaces is None else tuple(surfaces)
+        user_table = ingest.read_users(users, schema, bad_rows)
+        item_table = ingest.read_items(items, schema, bad_rows)
+        event_table, contexts = ingest.read_events(
+            events,
+            user_ids=user_table["user_id"],
+            item_ids=item_table["item_id"],
+            actions=tuple(actions),
+            surfaces=surfaces,
+            bad_rows=bad_rows,
+        )
+        return cls(
+            schema=schema,
+            users=_in_memory(user_table, "users"),
+            items=_in_memory(item_table, "items"),
+            events=_in_memory(event_table, "events"),
+            actions=actions,
+            surfaces=surfaces,
+            contexts=contexts,
+        )
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+        return len(self.users)
+
+    @property
+    def num_items(self) -> int:
+        """I."""
+        return len(self.items)
+
+    @property
+    def num_events(self) -> int:
+        """E."""
+        return len(self.events)
+
+    @cached_property
+    def event_user(self) -> Int32:
+        """int32 [E], row of `users`; a view, never copied."""
+        return self._event_column("user")
+
+    @cached_property
+    def event_item(self) -> Int32:
+        """int32 [E], row of `items`."""
+        return self._event_column("item")
+
+    @cached_property
+    def event_action(self) -> Int16:
+        """int16 [E], index into `actions`."""
+        return self._event_column("action")
+
+    @cached_property
+    def event_timestamp(self) -> Int64:
+        """int64 [E], seconds."""
+        return self._event_column("timestamp")
+
+    @cached_property
+    def event_surface(self) -> Int16:
+        """int16 [E], index into `surfaces`."""
+        return self._event_column("surface")
+
+    @cached_property
+    def event_slate(self) -> Int64:
+        """int64 [E], equal for events shown together; never falls from one event to the next."""
+        return self._event_column("slate")
+
+    @cached_property
+    def event_context(self) -> Int32:
+        """int32 [E], index into `contexts`, or -1."""
+        return self._event_column("context")
+
+    @cached_property
+    def user_ids(self) -> tuple[str, ...]:
+        """The ids of all users, in order."""
+        return tuple(self.users.data.column("user_id").to_pylist())
+
+    @cached_property
+    def item_ids(self) -> tuple[str, ...]:
+        """The ids of all items, in order."""
+        return tuple(self.items.data.column("item_id").to_pylist())
+
+    def user_row(self, user_id: str) -> int:
+        """The row of a user.
+
+        Raises:
+            BadInput: the user is not in the table.
+        """
+        return self._row("user", user_id, self._user_rows)
+
+    def item_row(self, item_id: str) -> int:
+        """The row of an item.
+
+        Raises:
+            BadInput: the item is not in the table.
+        """
+        return self._row("item", item_id, self._item_rows)
+
+    def save(self, folder: Path) -> None:
+        """Write the tables to a folder that does not exist yet (or is empty), whole or not at all.
+
+        Raises:
+            BadInput: the folder holds something.
+        """
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise BadInput(f"{folder} exists already; choose another folder or remove it.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            part.chmod(0o755)
+            _write(part / "users.arrow", self.users.data.table)
+            _write(part / "items.arrow", self.items.data.table)
+            _write(part / "events.arrow", self.events.data.table)
+            contexts = pa.table({"context": pa.array(self.contexts, pa.string())})
+            _write(part / "contexts.arrow", contexts)
+            manifest = {
+                "format_version": _FORMAT_VERSION,
+                "num_users": self.num_users,
+                "num_items": self.num_items,
+                "num_events": self.num_events,
+                "actions": self.actions,
+                "surfaces": self.surfaces,
+                "schema": self.schema.to_dict(),
+            }
+            (part / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            os.replace(part, folder)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Open a saved folder; the tables are memory-mapped, not read.
+
+        Raises:
+            BadInput: the folder was not written by `save`, or a file in it is cut or damaged.
+        """
+        folder = Path(folder)
+        try:
+            manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+            if manifest["format_version"] != _FORMAT_VERSION:
+                raise BadInput(
+                    f"{folder} is of format {manifest['format_version']}, this version reads "
+                    f"format {_FORMAT_VERSION}; make it again from the source."
+                )
+            tables = {
+                name: datasets.Dataset.from_file(str(folder / f"{name}.arrow"))
+                for name in ("users", "items", "events", "contexts")
+            }
+            for name in ("users", "items", "events"):
+                if len(tables[name]) != manifest[f"num_{name}"]:
+                    raise ValueError(f"{name}.arrow holds {len(tables[name])} rows")
+            return cls(
+                schema=Schema.from_dict(manifest["schema"]),
+                users=tables["users"],
+                items=tables["items"],
+                events=tables["events"],
+                actions=manifest["actions"],
+                surfaces=manifest["surfaces"],
+                contexts=tables["contexts"].data.column("context").to_pylist(),
+            )
+        except BadInput:
+            raise
+        except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+            raise BadInput(
+                f"{folder} does not hold saved interactions, or they are cut or damaged "
+                f"({error}); make them again from the source."
+            ) from error
+
+    def _event_column(self, name: str) -> NDArray[Any]:
+        column = self.events.data.column(name)
+        if column.num_chunks != 1:
+            raise ValueError("Interactions.events must be one chunk, as save writes it.")
+        values: NDArray[Any] = column.chunk(0).to_numpy(zero_copy_only=True)
+        return values
+
+    @cached_property
+    def _user_rows(self) -> dict[str, int]:
+        return {user_id: row for row, user_id in enumerate(self.user_ids)}
+
+    @cached_property
+    def _item_rows(self) -> dict[str, int]:
+        return {item_id: row for row, item_id in enumerate(self.item_ids)}
+
+    @staticmethod
+    def _row(what: str, wanted: str, rows: dict[str, int]) -> int:
+        try:
+            return rows[wanted]
+        except (KeyError, TypeError):
+            some = ", ".join(shown(known) for known in list(rows)[:3])
+            raise BadInput(
+                f"unknown {what} {shown(wanted)}; {what} ids are text, such as {some}."
+            ) from None
+
+
+def _in_memory(table: pa.Table, name: str) -> datasets.Dataset:
+    # The default fingerprint hashes every value; these tables are never cached by `datasets`.
+    return datasets.Dataset(InMemoryTable(table.combine_chunks()), fingerprint=f"{name}-in-memory")
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    """One Arrow stream of one batch, so that a column maps to one array."""
+    table = table.combine_chunks()
+    with pa.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table)

@@ -1,0 +1,174 @@
+"""Everything that prompts over one log can hold, tokenized once and numbered.
+
+Legend: E events of the log, U users, I items, R rows, M events.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from promptify.interactions import Interactions
+from promptify.layout import UNKNOWN_TIME, Events, Pool
+from promptify.pieces import Pieces, offsets_of
+from promptify.prompter import Prompter
+from promptify.words import columns_of, item_texts, span_index
+
+Int64 = NDArray[np.int64]
+
+
+class PieceTable:
+    """The pieces of a log by number.
+
+    Args:
+        prompter: puts them in words and tokens.
+        log: whose people, items and contexts they are.
+
+    Attributes:
+        pool: all of them.
+        item_pieces: I token pieces, each an item's text and the arrow.
+        item_time: int64 [I], when each item came to be, or `UNKNOWN_TIME`.
+
+    Raises:
+        BadInput: a surface of the log has no task, or an action is not one of its task's.
+    """
+
+    def __init__(self, prompter: Prompter, log: Interactions) -> None:
+        self._prompter = prompter
+        self._log = log
+        self._has_slots = prompter.config.form == "slot"
+        self._task_of_surface, self._label_of_action = _tasks_and_labels(prompter, log)
+        self.item_time = _item_times(log)
+        items, users = np.arange(log.num_items), np.arange(log.num_users)
+        self.item_pieces = prompter.item_pieces(item_texts(prompter.words, log, items))
+        profiles = prompter.words.profiles(
+            columns_of(log.users, log.schema.user, users), num_rows=len(users)
+        )
+        contexts = [prompter.context_text(text) for text in log.contexts]
+        end = [] if self._has_slots else [prompter.newline_id]
+        blocks = {
+            "label": Pieces.of([[label, *end] for label in prompter.label_ids.tolist()]),
+            "gap": prompter.gap_pieces,
+            "empty": Pieces.of([[]]),
+            "age": prompter.age_pieces,
+            "instruction": prompter.instruction_pieces,
+            "item": self.items(items),
+            # Last, what a prompt for somebody who is not in the log has no use for.
+            "context": prompter.context_pieces(contexts),
+            "profile": prompter.profile_pieces(profiles),
+        }
+        starts = np.cumsum([0, *map(len, blocks.values())]).tolist()
+        self._first = dict(zip(blocks, starts, strict=False))
+        self.pool = self._pool_of(list(blocks.values()))
+
+    def items(self, items: NDArray[Any]) -> Pieces:
+        """Items as they stand in a prompt, each a slot or its text and the arrow."""
+        if not self._has_slots:
+            return self.item_pieces.take(items)
+        slots = (items + self._prompter.vocab_size).astype(np.int32)
+        return Pieces(ids=slots, offsets=np.arange(len(items) + 1))
+
+    def extended(self, blocks: Sequence[Pieces]) -> tuple[Pool, int]:
+        """A pool without the log's people and contexts, with other pieces behind.
+
+        Returns:
+            The pool, where all other pieces keep their numbers, and the first new number.
+        """
+        num_kept = self._first["context"]
+        pieces = self.pool.pieces
+        kept = Pieces(
+            ids=pieces.ids[: pieces.offsets[num_kept]], offsets=pieces.offsets[: num_kept + 1]
+        )
+        return self._pool_of([kept, *blocks]), num_kept
+
+    # Numbers of pieces.
+
+    def item(self, items: NDArray[Any] | int) -> Any:
+        """Of items, by row."""
+        return self._first["item"] + items
+
+    def instruction(self, tasks: NDArray[Any] | int) -> Any:
+        """Of instructions, by task."""
+        return self._first["instruction"] + tasks
+
+    def heads(self, user: NDArray[Any], task: NDArray[Any]) -> Int64:
+        """Of the instruction and profile of each row, int64 [R, 2]."""
+        profile = self._first["profile"] + user.astype(np.int64)
+        return np.stack([self.instruction(task.astype(np.int64)), profile], axis=1)
+
+    def context(self, context: NDArray[Any]) -> Int64:
+        """Of contexts, by index; -1 is the empty piece."""
+        return np.where(context >= 0, self._first["context"] + context, self.pool.empty)
+
+    def gap(self, seconds: int) -> int:
+        """Of the gap before an event."""
+        return int(self._span("gap", np.array([seconds]))[0])
+
+    def age(self, moment: Int64, item_time: Int64) -> Int64:
+        """Of the age of items, int64 [M]; the empty piece where it is unknown or not told."""
+        known = (moment != UNKNOWN_TIME) & (item_time != UNKNOWN_TIME)
+        return np.where(known, self._span("age", moment - item_time), self.pool.empty)
+
+    def tasks(self, rows: Int64) -> Int64:
+        """The task of events of the log, int64 [M]."""
+        return self._task_of_surface[self._log.event_surface[rows]]
+
+    def events(self, rows: Int64) -> Events:
+        """Events of the log, by row."""
+        log = self._log
+        item = log.event_item[rows].astype(np.int64)
+        timestamp = log.event_timestamp[rows]
+        return Events(
+            item=item,
+            label=self._label_of_action[log.event_action[rows]],
+            task=self.tasks(rows),
+            slate=log.event_slate[rows],
+            timestamp=timestamp,
+            context_piece=self.context(log.event_context[rows]),
+            age_piece=self.age(timestamp, self.item_time[item]),
+            item_piece=self.item(item),
+        )
+
+    def _span(self, block: str, seconds: Int64) -> Int64:
+        if not self._prompter.config.time_gaps:
+            return np.full(len(seconds), self.pool.empty)
+        span = span_index(seconds)
+        return np.where(span >= 0, self._first[block] + span, self.pool.empty)
+
+    def _pool_of(self, blocks: Sequence[Pieces]) -> Pool:
+        pieces = Pieces(
+            ids=np.concatenate([block.ids for block in blocks]),
+            offsets=offsets_of(np.concatenate([block.lengths for block in blocks])),
+        )
+        return Pool(
+            pieces=pieces,
+            lengths=pieces.lengths,
+            empty=self._first["empty"],
+            first_gap=self._first["gap"] if self._prompter.config.time_gaps else None,
+        )
+
+
+def _tasks_and_labels(prompter: Prompter, log: Interactions) -> tuple[Int64, Int64]:
+    """The task of each surface, and the label word of each action."""
+    num_actions = len(log.actions)
+    pair = log.event_surface.astype(np.int64) * num_actions + log.event_action
+    used = np.flatnonzero(np.bincount(pair, minlength=len(log.surfaces) * num_actions))
+    tasks = np.zeros(len(log.surfaces), np.int64)
+    labels = np.zeros(num_actions, np.int64)
+    for surface, action in zip(*np.divmod(used, num_actions), strict=True):
+        tasks[surface] = prompter.task_index(log.surfaces[surface])
+        labels[action] = prompter.label_index(int(tasks[surface]), log.actions[action])
+    return tasks, labels
+
+
+def _item_times(log: Interactions) -> Int64:
+    """When each item came to be, int64 [I]: the first time field of its kind, where it has one."""
+    times = np.full(log.num_items, UNKNOWN_TIME, np.int64)
+    kinds = np.array(log.items.data.column("kind").to_pylist())
+    for kind, owned in log.schema.items.items():
+        for field in [field for field in owned if field.kind == "time"][:1]:
+            values = log.items.data.column(field.name).to_pylist()
+            known = [row for row in np.flatnonzero(kinds == kind) if values[row] is not None]
+            times[known] = [int(values[row]) for row in known]
+    return times

@@ -1,0 +1,401 @@
+"""The prompter: what a task, a profile, an item and a note read like, and in which tokens.
+
+prompter = Prompter.fit(interactions, split.train, tasks, config=PrompterConfig())
+book = prompter.book(interactions)
+rows = book.prefixes(split.test)
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
+
+from promptify.interactions import Interactions
+from promptify.layout import UNKNOWN_TIME
+from promptify.pieces import Pieces, offsets_of
+from promptify.prompter_config import PrompterConfig
+from promptify.schema import Field, Schema
+from promptify.task import Task
+from promptify.tokenizer import (
+    END_OF_TEXT,
+    check_label_words,
+    check_pieces_add_up,
+    load_tokenizer,
+    tokenize_within,
+    train_tokenizer,
+)
+from promptify.validation import BadInput
+from promptify.words import (
+    SPAN_WORDS,
+    Columns,
+    Neutralizer,
+    Words,
+    closed,
+    columns_of,
+    in_words,
+    item_texts,
+)
+
+if TYPE_CHECKING:
+    from promptify.assembly import PromptBook
+
+__all__ = ["HistoryEvent", "Prompter", "PrompterConfig", "item_texts"]
+
+_MANIFEST = "prompter.json"
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HistoryEvent:
+    """One event of somebody who is not in the log.
+
+    Args:
+        item: the id of an item of the catalogue, or the fields of one that is not in it (with its
+            ``kind``, where that is not the kind its task ranks).
+        action: what was done.
+        timestamp: when, in seconds; None where it is not known.
+        task: on which surface; None for the one that is asked about.
+    """
+
+    item: str | Mapping[str, Any]
+    action: str
+    timestamp: int | None = None
+    task: str | None = None
+
+
+class Prompter:
+    """Puts people, items and notes in words and in tokens. Build one with `fit` or `load`.
+
+    Args:
+        tasks: one per surface.
+        config: what a prompt may hold.
+        tokenizer: any fast byte-level BPE tokenizer.
+        words: how values are put in words.
+
+    Attributes:
+        label_words: the action labels of all tasks, in order of first appearance, L of them.
+        label_ids: int32 [L], their tokens.
+        arrow_id: the token after an item.
+        newline_id: the token after a line.
+        vocab_size: tokens of the tokenizer; an id from here on is a slot.
+
+    Raises:
+        BadInput: a label is not a single token, the tokenizer does not read a prompt as the sum of
+            its pieces, or the longest pieces leave no room in a prompt.
+    """
+
+    def __init__(
+        self,
+        *,
+        tasks: Sequence[Task],
+        config: PrompterConfig,
+        tokenizer: PreTrainedTokenizerFast,
+        words: Words,
+    ) -> None:
+        self.tasks = _distinct(tasks)
+        self.config = config
+        self.tokenizer = tokenizer
+        self.words = words
+        self.label_words = _label_words(self.tasks)
+        label_ids, self.arrow_id, self.newline_id = check_label_words(tokenizer, self.label_words)
+        check_pieces_add_up(tokenizer, self.label_words)
+        self.label_ids: NDArray[np.int32] = np.array(label_ids, np.int32)
+        self.vocab_size = max(tokenizer.get_vocab().values()) + 1
+        self.instruction_pieces = self._lines(_instructions(self.tasks, words.neutralize))
+        # What an event of a prompt with time gaps says first; none of them without.
+        spans = SPAN_WORDS if config.time_gaps else ()
+        self.gap_pieces = self._tokenize([f" {span} later ·" for span in spans])
+        self.age_pieces = self._tokenize([f" {span} old ·" for span in spans])
+        self._check_room()
+
+    @classmethod
+    def fit(
+        cls,
+        interactions: Interactions,
+        train: NDArray[np.bool_],
+        tasks: Sequence[Task],
+        *,
+        config: PrompterConfig | None = None,
+        tokenizer: PreTrainedTokenizerFast | None = None,
+    ) -> Self:
+        """Fit the percentile words, and a tokenizer unless one is given, on the training events.
+
+        Args:
+            interactions: the log.
+            train: bool [E], the training events; only they, their users and items are looked at.
+            tasks: one per surface.
+            config: what a prompt may hold.
+            tokenizer: a byte-level BPE to use as it is.
+
+        Raises:
+            BadInput: there are no training events, or as for the class.
+        """
+        config = config or PrompterConfig()
+        if not train.any():
+            raise BadInput("train holds no event; there is nothing to fit the prompter on.")
+        special = [END_OF_TEXT] if tokenizer is None else list(tokenizer.added_tokens_encoder)
+        schema = interactions.schema
+        user_rows = np.unique(interactions.event_user[train])
+        item_rows = np.unique(interactions.event_item[train])
+        users = columns_of(interactions.users, schema.user, user_rows)
+        words = Words.fit(
+            schema,
+            users=users,
+            items=columns_of(interactions.items, schema.item_columns, item_rows),
+            neutralize=Neutralizer.of(special),
+        )
+        if tokenizer is None:
+            tasks = _distinct(tasks)
+            contexts = np.unique(interactions.event_context[train])
+            told = [interactions.contexts[row] for row in contexts[contexts >= 0]]
+            texts = [
+                *_instructions(tasks, words.neutralize),
+                *words.profiles(users, num_rows=len(user_rows)),
+                *item_texts(words, interactions, item_rows),
+                *(words.neutralize(text) for text in told),
+                *(f"{span} later · {span} old" for span in SPAN_WORDS if config.time_gaps),
+            ]
+            tokenizer = train_tokenizer(
+                # A line is learned as it stands in a prompt: after a space.
+                (f" {text}" for text in texts),
+                label_words=_label_words(tasks),
+                vocab_size=config.vocab_size,
+            )
+        return cls(tasks=tasks, config=config, tokenizer=tokenizer, words=words)
+
+    def task_label_index(self, task: int) -> NDArray[np.int64]:
+        """Where the actions of a task stand in `label_words`, int64 [A], in the task's order."""
+        actions = self.tasks[task].actions
+        return np.array([self.label_words.index(action) for action in actions], np.int64)
+
+    def task_index(self, name: str | None) -> int:
+        """The index of the task of that name; None is the only task.
+
+        Raises:
+            BadInput: there is none, or more than one to choose from.
+        """
+        names = [task.name for task in self.tasks]
+        if name is None and len(names) == 1:
+            return 0
+        if name not in names:
+            raise BadInput(f"task {name!r} must be one that this model serves: {', '.join(names)}.")
+        return names.index(name)
+
+    def label_index(self, task: int, action: str) -> int:
+        """Where an action of a task stands in `label_words`.
+
+        Raises:
+            BadInput: the task has no such action.
+        """
+        known = self.tasks[task]
+        if action not in known.actions:
+            raise BadInput(
+                f"action {action!r} must be one of task {known.name!r}: {', '.join(known.actions)}."
+            )
+        return self.label_words.index(action)
+
+    def book(self, interactions: Interactions) -> "PromptBook":
+        """Tokenize the pieces of these tables once, to assemble any number of prompts from."""
+        from promptify.assembly import PromptBook
+
+        return PromptBook(self, interactions)
+
+    # In words.
+
+    def profile_text(self, profile: Mapping[str, Any]) -> str:
+        """A profile as a prompt tells it; empty where nothing is known.
+
+        Raises:
+            BadInput: the profile has a field that the schema lacks, or a number that is none.
+        """
+        fields = self.words.schema.user
+        return self.words.profiles(_one_row(profile, fields, "profile"), num_rows=1)[0]
+
+    def item_text(self, item: Mapping[str, Any], *, kind: str | None = None) -> str:
+        """An item as a prompt tells it.
+
+        Args:
+            item: its fields, and its ``kind`` unless that is given or there is only one.
+            kind: its kind, where the item does not say.
+
+        Raises:
+            BadInput: the kind is unknown, or as for `profile_text`.
+        """
+        told = self._kind_of(item, kind)
+        values = {name: value for name, value in item.items() if name != "kind"}
+        columns = _one_row(values, self.words.schema.items[told], told)
+        return self.words.items(told, columns, num_rows=1)[0]
+
+    def item_time(self, item: Mapping[str, Any], *, kind: str | None = None) -> int:
+        """When an item came to be, in seconds: the first time field of its kind."""
+        fields = self.words.schema.items[self._kind_of(item, kind)]
+        times = [item.get(field.name) for field in fields if field.kind == "time"][:1]
+        known = [int(time) for time in times if time is not None and in_words(time)]
+        return known[0] if known else UNKNOWN_TIME
+
+    def _kind_of(self, item: Mapping[str, Any], kind: str | None) -> str:
+        kinds = self.words.schema.items
+        if not isinstance(item, Mapping):
+            raise BadInput(f"item {item!r} must be an id (text) or the fields of an item.")
+        told = item.get("kind", kind or (next(iter(kinds)) if len(kinds) == 1 else None))
+        if told not in kinds:
+            raise BadInput(f"item kind {told!r} must be one of {', '.join(kinds)}.")
+        return str(told)
+
+    def context_text(self, context: str) -> str:
+        """A query or a note as a prompt tells it; empty where it holds no word."""
+        return closed(self.words.neutralize(context))
+
+    # In tokens.
+
+    def profile_pieces(self, texts: Iterable[str]) -> Pieces:
+        """Profiles in tokens, each with its newline; nothing for an empty one."""
+        return self._lines(_spaced(map(closed, texts)), max_tokens=self.config.max_profile_tokens)
+
+    def context_pieces(self, texts: Iterable[str]) -> Pieces:
+        """Queries and notes in tokens, each with its newline; nothing for an empty one."""
+        return self._lines(_spaced(texts), max_tokens=self.config.max_context_tokens)
+
+    def item_pieces(self, texts: Iterable[str]) -> Pieces:
+        """Items in tokens, each with its arrow."""
+        pieces = tokenize_within(
+            self.tokenizer, _spaced(texts), max_tokens=self.config.max_item_tokens - 1
+        )
+        return _ended(pieces, self.arrow_id)
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Tokens kept free after a prefix, for the longest question."""
+        return self.config.max_item_tokens + _longest(self.gap_pieces) + _longest(self.age_pieces)
+
+    def _tokenize(self, texts: Sequence[str]) -> Pieces:
+        return tokenize_within(self.tokenizer, texts, max_tokens=self.config.max_prompt_tokens)
+
+    def _lines(self, texts: Sequence[str], *, max_tokens: int | None = None) -> Pieces:
+        max_tokens = max_tokens or self.config.max_prompt_tokens
+        pieces = tokenize_within(self.tokenizer, texts, max_tokens=max_tokens - 1, close=True)
+        return _ended(pieces, self.newline_id, also_empty=False)
+
+    def _check_room(self) -> None:
+        config, instruction = self.config, _longest(self.instruction_pieces)
+        needed = (
+            instruction
+            + config.max_profile_tokens
+            + config.max_context_tokens
+            + 2 * (self.reserved_tokens + 2)
+        )
+        if needed > config.max_prompt_tokens:
+            raise BadInput(
+                f"PrompterConfig.max_prompt_tokens={config.max_prompt_tokens} has no room for the "
+                f"longest instruction ({instruction} tokens), profile "
+                f"({config.max_profile_tokens}), context ({config.max_context_tokens}) and two "
+                f"items ({config.max_item_tokens} each): raise it to at least {needed}, or lower "
+                "the others."
+            )
+
+    # On disk.
+
+    def save(self, folder: Path) -> None:
+        """Write `prompter.json` and the tokenizer's files into a folder, beside what is there."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest = {
+            "format_version": _FORMAT_VERSION,
+            "config": asdict(self.config),
+            "tasks": [task.to_dict() for task in self.tasks],
+            "schema": self.words.schema.to_dict(),
+            "cuts": [[*key, list(cuts)] for key, cuts in self.words.cuts.items()],
+        }
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".prompter.") as part:
+            self.tokenizer.save_pretrained(part)
+            # The manifest is renamed last: where it stands, everything does.
+            text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+            (Path(part) / _MANIFEST).write_text(text, encoding="utf-8")
+            for name in sorted(os.listdir(part), key=lambda name: name == _MANIFEST):
+                os.replace(Path(part) / name, folder / name)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote; nothing from the folder is executed.
+
+        Raises:
+            BadInput: a file is missing, cut or not what `save` writes.
+        """
+        path = Path(folder) / _MANIFEST
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            tokenizer = load_tokenizer(Path(folder))
+            return cls(
+                tasks=[Task.from_dict(task) for task in manifest["tasks"]],
+                config=PrompterConfig(**manifest["config"]),
+                tokenizer=tokenizer,
+                words=Words(
+                    schema=Schema.from_dict(manifest["schema"]),
+                    cuts={(table, name): tuple(cuts) for table, name, cuts in manifest["cuts"]},
+                    neutralize=Neutralizer.of(tokenizer.added_tokens_encoder),
+                ),
+            )
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise BadInput(
+                f"{path} is not a saved prompter, or it is damaged ({error})."
+            ) from error
+
+
+def _distinct(tasks: Sequence[Task]) -> tuple[Task, ...]:
+    names = [task.name for task in tasks]
+    if not names or len(set(names)) != len(names):
+        raise BadInput(f"tasks={names!r} must be one or more tasks with different names.")
+    return tuple(tasks)
+
+
+def _label_words(tasks: Sequence[Task]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(action for task in tasks for action in task.actions))
+
+
+def _instructions(tasks: Sequence[Task], neutralize: Neutralizer) -> list[str]:
+    told = [closed(neutralize(f"{task.instruction} {task.note}")) for task in tasks]
+    for task, text in zip(tasks, told, strict=True):
+        if not text:
+            raise BadInput(
+                f"Task.instruction={task.instruction!r} of task {task.name!r} holds no word."
+            )
+    return told
+
+
+def _one_row(values: Mapping[str, Any], fields: Sequence[Field], owner: str) -> Columns:
+    kinds = {field.name: field.kind for field in fields}
+    unknown = sorted(set(values) - set(kinds))
+    if unknown:
+        raise BadInput(f"{owner} has no field {', '.join(unknown)}; it knows {', '.join(kinds)}.")
+    for name, value in values.items():
+        if kinds[name] in ("number", "time") and value is not None:
+            try:
+                float(value)
+            except (TypeError, ValueError):
+                raise BadInput(f"{owner}: {name}={value!r} must be a number.") from None
+    return {name: [value] for name, value in values.items()}
+
+
+def _spaced(texts: Iterable[str]) -> list[str]:
+    # A piece starts at a space: nothing before it can be read together with its first word.
+    return [f" {text}" if text else "" for text in texts]
+
+
+def _ended(pieces: Pieces, token: int, *, also_empty: bool = True) -> Pieces:
+    lengths = pieces.lengths
+    ends = np.ones(len(pieces), np.bool_) if also_empty else lengths > 0
+    return Pieces(
+        ids=np.insert(pieces.ids, pieces.offsets[1:][ends], np.int32(token)),
+        offsets=offsets_of(lengths + ends),
+    )
+
+
+def _longest(pieces: Pieces) -> int:
+    return int(pieces.lengths.max(initial=0))

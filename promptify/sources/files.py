@@ -1,0 +1,236 @@
+"""CSV, Parquet and JSONL files as raw tables that know the line each row stands on.
+
+Values come as the file has them: text in CSV, typed in Parquet, JSON values in JSONL. Rows that
+cannot be read at all are reported here; whether values fit is for `promptify.ingest` to say.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from promptify.validation import LINE, BadInput, BadRows, located
+
+_BATCH_ROWS = 250_000
+
+
+def read_table(path: Path, *, renames: Mapping[str, str], bad_rows: BadRows) -> pa.Table:
+    """A whole file as one raw table.
+
+    Args:
+        path: a ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` file.
+        renames: our name of a column → its name in the file, where they differ.
+        bad_rows: where lines that cannot be read are reported.
+
+    Raises:
+        BadInput: the file is absent, empty, of another type or damaged, or a line cannot be read.
+    """
+    batches = list(_read(path, renames, bad_rows, batch_rows=None))
+    bad_rows.settle()
+    return pa.concat_tables(batches)
+
+
+def read_batches(
+    path: Path, *, renames: Mapping[str, str], bad_rows: BadRows
+) -> Iterator[pa.RecordBatch]:
+    """A file as raw batches, read one by one, so that it need not fit in memory.
+
+    Args and Raises: as in `read_table`.
+    """
+    for table in _read(path, renames, bad_rows, batch_rows=_BATCH_ROWS):
+        # A table without rows has no batches, but its columns are checked all the same.
+        empty = pa.RecordBatch.from_pylist([], schema=table.schema)
+        yield from table.combine_chunks().to_batches() or [empty]
+
+
+def _read(
+    path: Path, renames: Mapping[str, str], bad_rows: BadRows, *, batch_rows: int | None
+) -> Iterator[pa.Table]:
+    path = Path(path)
+    if path.suffix not in _READERS:
+        raise BadInput(f"{path} must end in {', '.join(_READERS)}; save it as one of these.")
+    if not path.is_file():
+        raise BadInput(f"{path} is not a file; check the path.")
+    num_batches = 0
+    for table in _READERS[path.suffix](path, bad_rows, batch_rows or 2**62):
+        num_batches += 1
+        yield _renamed(table, renames)
+    if not num_batches:
+        raise BadInput(f"{path} is empty; give it a header and at least one row.")
+
+
+def _renamed(table: pa.Table, renames: Mapping[str, str]) -> pa.Table:
+    ours = {theirs: name for name, theirs in renames.items() if theirs in table.column_names}
+    # A column that already bears the name now spoken for by another is left out.
+    shadowed = [name for name in ours.values() if name in table.column_names and name not in ours]
+    table = table.drop_columns(shadowed)
+    renamed = table.rename_columns([ours.get(name, name) for name in table.column_names])
+    # Renaming drops the metadata that says which file the table is from.
+    return renamed.replace_schema_metadata(table.schema.metadata)
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if name == LINE or list(names).count(name) > 1:
+            raise BadInput(f"{path} has a column {name!r} twice or reserved; rename it.")
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise BadInput(f"{path} has a header that is not UTF-8; save the file as UTF-8.")
+
+
+def _delimited(delimiter: str) -> "_Reader":
+    def read(path: Path, bad_rows: BadRows, batch_rows: int) -> Iterator[pa.Table]:
+        # Bytes that are not UTF-8 pass as surrogates, to be reported by column and line.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            try:
+                header = [name.strip() for name in next(reader, [])]
+            except csv.Error as error:
+                raise BadInput(f"{path} line 1: the header is not CSV ({error}).") from error
+            _check_names(path, header)
+            rows: list[list[str]] = []
+            lines: list[int] = []
+
+            def batch() -> pa.Table:
+                columns: Iterable[Sequence[str]] = (
+                    zip(*rows, strict=True) if rows else [[]] * len(header)
+                )
+                arrays = [_text(column) for column in columns]
+                return located(
+                    dict(zip(header, arrays, strict=True)),
+                    file=path.name,
+                    lines=pa.array(lines, pa.int64()),
+                )
+
+            if not header:
+                return
+            while True:
+                line = reader.line_num + 1
+                try:
+                    row = next(reader)
+                except StopIteration:
+                    break
+                except csv.Error as error:
+                    _unreadable(bad_rows, path, line, str(error), "is not CSV")
+                    continue
+                if len(row) == len(header):
+                    rows.append(row)
+                    lines.append(line)
+                elif row:
+                    reason = f"has {len(row)} fields, the header has {len(header)}"
+                    _unreadable(bad_rows, path, line, delimiter.join(row), reason)
+                if len(rows) >= batch_rows:
+                    yield batch()
+                    rows, lines = [], []
+            yield batch()
+
+    return read
+
+
+def _text(values: Sequence[str]) -> pa.Array:
+    try:
+        return pa.array(values, pa.string())
+    except UnicodeEncodeError:
+        return pa.array([value.encode("utf-8", "surrogateescape") for value in values])
+
+
+def _jsonl(path: Path, bad_rows: BadRows, batch_rows: int) -> Iterator[pa.Table]:
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
+
+    def batch() -> pa.Table:
+        # A dictionary keeps the order in which names were first seen.
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        _check_names(path, names)
+        arrays = {name: _json_column([row.get(name) for row in rows]) for name in names}
+        return located(arrays, file=path.name, lines=pa.array(lines, pa.int64()))
+
+    with path.open("rb") as file:
+        for line, raw in enumerate(file, 1):
+            if not raw.strip():
+                continue
+            try:
+                row = json.loads(raw)
+            except UnicodeDecodeError:
+                _unreadable(bad_rows, path, line, repr(raw), "is not UTF-8; save it as UTF-8")
+                continue
+            except (ValueError, RecursionError):
+                text = raw.decode("utf-8", "backslashreplace").strip()
+                _unreadable(bad_rows, path, line, text, "is not JSON")
+                continue
+            if not isinstance(row, dict):
+                _unreadable(bad_rows, path, line, raw.decode().strip(), "is not a JSON object")
+                continue
+            rows.append(row)
+            lines.append(line)
+            if len(rows) >= batch_rows:
+                yield batch()
+                rows, lines = [], []
+    if rows:
+        yield batch()
+
+
+def _json_column(values: list[Any]) -> pa.Array:
+    """JSON values as one Arrow array; values of several types become words."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError, ValueError):
+        pass
+    if any(isinstance(value, list) for value in values):
+        return pa.array(
+            [None if value is None else [_words(v) for v in _as_list(value)] for value in values],
+            pa.list_(pa.binary()),
+        )
+    return pa.array([_words(value) for value in values], pa.binary())
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _words(value: Any) -> bytes | None:
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _parquet(path: Path, bad_rows: BadRows, batch_rows: int) -> Iterator[pa.Table]:
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_names(path, file.schema_arrow.names)
+            row = 1
+            for batch in file.iter_batches(batch_size=min(batch_rows, _BATCH_ROWS)):
+                columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+                lines = pa.array(range(row, row + batch.num_rows), pa.int64())
+                yield located(columns, file=path.name, lines=lines, unit="row")
+                row += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise BadInput(
+            f"{path} is not a whole Parquet file ({error}); write or copy it again."
+        ) from error
+
+
+def _unreadable(bad_rows: BadRows, path: Path, line: int, text: str, reason: str) -> None:
+    bad_rows.add(
+        file=path.name,
+        unit="line",
+        column="the line",
+        reason=reason,
+        num=1,
+        lines=[line],
+        rows=[{"the line": text}],
+    )
+
+
+_Reader = Callable[[Path, BadRows, int], Iterator[pa.Table]]
+
+_READERS: dict[str, _Reader] = {
+    ".csv": _delimited(","),
+    ".tsv": _delimited("\t"),
+    ".jsonl": _jsonl,
+    ".parquet": _parquet,
+}

@@ -1,0 +1,95 @@
+"""A task is a surface in words: what is asked, which answers there are, and which of them are good."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self
+
+NextTarget = Literal["any", "positive"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One surface, as the model is told about it.
+
+    A new surface is a new `Task`; no code changes. Events belong to the task whose `name` is
+    their surface.
+
+    Args:
+        name: the surface this task serves, e.g. ``"jobs"``.
+        instruction: one sentence telling the model what is predicted.
+        actions: the label words, best first, e.g. ``("liked", "watched", "disliked")``.
+        positive: the actions that count as a good outcome, a subset of `actions`.
+        item_kind: the kind of item this surface ranks (`items.kind`).
+        note: free text that steers every request, e.g. ``"Skills matter more than seniority."``.
+        next_target: which events the person vector must predict: ``any`` event, or only a
+            ``positive`` one.
+
+    Raises:
+        ValueError: an argument is empty or contradicts another; the message says how to mend it.
+
+    Example:
+        >>> films = Task(
+        ...     name="films",
+        ...     instruction="Predict how this viewer rates each film.",
+        ...     actions=("liked", "watched", "disliked"),
+        ...     positive=("liked",),
+        ...     item_kind="film",
+        ... )
+        >>> films.is_positive
+        (True, False, False)
+    """
+
+    name: str
+    instruction: str
+    actions: tuple[str, ...]
+    positive: tuple[str, ...]
+    item_kind: str
+    note: str = ""
+    next_target: NextTarget = "any"
+
+    def __post_init__(self) -> None:
+        # Frozen: coerce lists (from YAML and JSON) to tuples through object.__setattr__.
+        object.__setattr__(self, "actions", tuple(self.actions))
+        object.__setattr__(self, "positive", tuple(self.positive))
+        for name in ("name", "instruction", "item_kind"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"Task.{name} is empty; give it a few words.")
+        if len(self.actions) < 2 or len(set(self.actions)) != len(self.actions):
+            raise ValueError(
+                f"Task.actions={self.actions!r} of task {self.name!r} must be two or more different words."
+            )
+        stray = [action for action in self.positive if action not in self.actions]
+        if stray or not 0 < len(self.positive) < len(self.actions):
+            raise ValueError(
+                f"Task.positive={self.positive!r} of task {self.name!r} must name some, but not all, "
+                f"of its actions {self.actions!r}."
+            )
+        if self.next_target not in ("any", "positive"):
+            raise ValueError(
+                f"Task.next_target={self.next_target!r} of task {self.name!r} must be 'any' or 'positive'."
+            )
+
+    @property
+    def is_positive(self) -> tuple[bool, ...]:
+        """Whether each action, in the order of `actions`, is a good outcome."""
+        return tuple(action in self.positive for action in self.actions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The task as plain JSON values; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build a task from plain values, as read from YAML or JSON.
+
+        Raises:
+            ValueError: a key is missing or unknown.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"Task does not know {', '.join(unknown)}; it takes {', '.join(known)}.")
+        required = [name for name in known if name not in ("note", "next_target")]
+        missing = [name for name in required if name not in values]
+        if missing:
+            raise ValueError(f"Task lacks {', '.join(missing)}.")
+        return cls(**values)

@@ -1,0 +1,248 @@
+"""Values → words: how a profile, an item or a note reads, and why text from outside forges nothing.
+
+A number is told by where it stands among the training values ("pay: top tenth"): a language model
+reads digits badly, and a percentile means the same in every country and year.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from promptify.interactions import Interactions
+from promptify.schema import Field, Schema
+
+BANDS = ("bottom tenth", "low", "middle", "high", "top tenth")
+_CUTS = (0.1, 0.3, 0.7, 0.9)
+
+SEPARATOR = " · "
+ARROW = " =>"
+
+# Control characters, surrogates and every kind of space would let text start a line of its own;
+# bidirectional overrides would let a line read as another.
+_BLANK = re.compile(
+    r"[\s\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+"
+)
+_BRACKETS = str.maketrans({"⟦": "[", "⟧": "]"})
+
+Columns = Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Neutralizer:
+    r"""Text from outside, made harmless: one line, no arrow, no slot, no special token.
+
+    Args:
+        forbidden: strings that the tokenizer reads as one special token.
+
+    Example:
+        >>> Neutralizer.of(["<|endoftext|>"])("Great job => apply\nOther <|endoftext|>job")
+        'Great job → apply Other job'
+    """
+
+    forbidden: re.Pattern[str] | None
+
+    @classmethod
+    def of(cls, special_tokens: Iterable[str]) -> Self:
+        """A neutraliser for a tokenizer with these special or added tokens."""
+        words = sorted({token for token in special_tokens if token.strip()}, key=len, reverse=True)
+        pattern = "|".join(re.escape(word) for word in words)
+        return cls(forbidden=re.compile(pattern, re.IGNORECASE) if words else None)
+
+    def __call__(self, text: str) -> str:
+        """The same text in NFC, without anything that means something to a prompt."""
+        text = unicodedata.normalize("NFC", _BLANK.sub(" ", text)).translate(_BRACKETS)
+        if self.forbidden is not None:
+            # Once more as long as it takes: what is cut out may leave a forbidden word behind.
+            while self.forbidden.search(text):
+                text = " ".join(self.forbidden.sub(" ", text).split())
+        return " ".join(text.replace("=>", "→").split())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Words:
+    """Puts rows of a table in words, as the schema says.
+
+    Args:
+        schema: what each column is.
+        cuts: table (``"user"`` or ``"item"``) and field → four cuts between the five bands.
+        neutralize: applied to every value.
+    """
+
+    schema: Schema
+    cuts: Mapping[tuple[str, str], tuple[float, ...]]
+    neutralize: Neutralizer
+
+    @classmethod
+    def fit(
+        cls, schema: Schema, *, users: Columns, items: Columns, neutralize: Neutralizer
+    ) -> Self:
+        """Fit the bands of every number.
+
+        Args:
+            schema: what each column is.
+            users: columns of the users that were trained on.
+            items: columns of the items that were trained on.
+            neutralize: applied to every value.
+        """
+        tables = (("user", schema.user, users), ("item", schema.item_columns, items))
+        cuts = {
+            (table, field.name): percentile_cuts(columns[field.name])
+            for table, fields, columns in tables
+            for field in fields
+            if field.kind == "number"
+        }
+        return cls(schema=schema, cuts=cuts, neutralize=neutralize)
+
+    def profiles(self, columns: Columns, *, num_rows: int) -> list[str]:
+        """One line per user, as a prompt tells it; empty where nothing is known."""
+        return self._lines("user", self.schema.user, columns, num_rows)
+
+    def items(self, kind: str, columns: Columns, *, num_rows: int) -> list[str]:
+        """One line per item of that kind."""
+        return self._lines("item", self.schema.items[kind], columns, num_rows)
+
+    def _lines(
+        self, table: str, fields: Sequence[Field], columns: Columns, num_rows: int
+    ) -> list[str]:
+        told = [
+            self._values(field, columns[field.name], self.cuts.get((table, field.name)))
+            for field in fields
+            # Time is told as a gap or an age, which depends on the moment and not on the item.
+            if field.kind != "time" and field.name in columns
+        ]
+        rows = zip(*told, strict=True) if told else (() for _ in range(num_rows))
+        return [SEPARATOR.join(value for value in row if value) for row in rows]
+
+    def _values(
+        self, field: Field, values: Sequence[Any], cuts: tuple[float, ...] | None
+    ) -> list[str]:
+        label = f"{self.neutralize(field.label)}: " if field.label else ""
+        if field.kind == "number":
+            words = percentile_words(values, cuts or ())
+        else:
+            words = [self.neutralize(in_words(value)) for value in values]
+        return [label + word if word else "" for word in words]
+
+
+def columns_of(
+    table: datasets.Dataset, fields: Iterable[Field], rows: NDArray[Any]
+) -> dict[str, list[Any]]:
+    """The chosen rows of some columns, as Python values."""
+    chosen = pa.array(rows)
+    return {f.name: table.data.column(f.name).take(chosen).to_pylist() for f in fields}
+
+
+def item_texts(words: Words, interactions: Interactions, rows: NDArray[Any]) -> list[str]:
+    """The chosen items in words, each as its kind is told."""
+    kinds = np.array(interactions.items.data.column("kind").take(pa.array(rows)).to_pylist())
+    texts = np.empty(len(rows), dtype=object)
+    for kind, fields in words.schema.items.items():
+        mine = np.flatnonzero(kinds == kind)
+        columns = columns_of(interactions.items, fields, rows[mine])
+        texts[mine] = words.items(kind, columns, num_rows=len(mine))
+    return list(texts)
+
+
+def percentile_cuts(values: Sequence[Any]) -> tuple[float, ...]:
+    """The 10th, 30th, 70th and 90th percentile of the known values; empty if none is known."""
+    numbers = _numbers(values)
+    known = numbers[np.isfinite(numbers)]
+    return tuple(np.quantile(known, _CUTS).tolist()) if len(known) else ()
+
+
+def percentile_words(values: Sequence[Any], cuts: Sequence[float]) -> list[str]:
+    """The band of each value; empty where it is missing, or where nothing was fitted.
+
+    A value that many rows share can equal several cuts; it is told as the band in their middle, so
+    that a column of equal values is "middle" throughout.
+
+    Example:
+        >>> percentile_words([1, 5, 99, None], (2, 4, 6, 8))
+        ['bottom tenth', 'middle', 'top tenth', '']
+    """
+    numbers = _numbers(values)
+    if not len(cuts):
+        return [""] * len(numbers)
+    below = np.searchsorted(cuts, numbers, side="left")
+    upto = np.searchsorted(cuts, numbers, side="right")
+    known = np.isfinite(numbers)
+    bands = (below + upto) // 2
+    return [BANDS[band] if ok else "" for band, ok in zip(bands, known, strict=True)]
+
+
+def in_words(value: Any) -> str:
+    """A text, category or list as it stands; empty if missing.
+
+    Example:
+        >>> in_words(["Action", None, "Crime"]), in_words(True), in_words(float("nan"))
+        ('Action, Crime', 'yes', '')
+    """
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple | np.ndarray):
+        return ", ".join(word for word in map(in_words, value) if word.strip())
+    return str(value)
+
+
+def closed(line: str) -> str:
+    """The line, ending in a letter or digit.
+
+    Common byte-level tokenizers read punctuation and the newline after it as one token; the
+    newline must stand alone, because the person is read there.
+
+    Example:
+        >>> closed("Pay first."), closed("who knows C++"), closed("?!")
+        ('Pay first', 'who knows C++ here', '')
+    """
+    line = line.rstrip(" .,:;!?…")
+    return line if not line or _ends_in_word(line) else f"{line} here"
+
+
+def cut_to_word(line: str) -> str:
+    """The line without anything after its last letter or digit."""
+    while line and not _ends_in_word(line):
+        line = line[:-1]
+    return line
+
+
+def _ends_in_word(line: str) -> bool:
+    return unicodedata.category(line[-1])[0] in "LN"
+
+
+def _numbers(values: Sequence[Any]) -> NDArray[np.float64]:
+    return np.array([np.nan if value is None else float(value) for value in values], np.float64)
+
+
+def _spans(amounts: Sequence[tuple[int, int, str]]) -> list[tuple[int, str]]:
+    return [
+        (num * seconds, f"{num} {unit}{'s' if num > 1 else ''}")
+        for seconds, most, unit in amounts
+        for num in range(1, most + 1)
+    ]
+
+
+_HOUR, _DAY = 3600, 86400
+_SPANS = _spans(
+    [(_HOUR, 23, "hour"), (_DAY, 6, "day"), (7 * _DAY, 4, "week"), (30 * _DAY, 12, "month")]
+) + _spans([(365 * _DAY, 9, "year")])
+_SPAN_SECONDS = np.array([seconds for seconds, _ in _SPANS])
+SPAN_WORDS = tuple(words for _, words in _SPANS)
+
+
+def span_index(seconds: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Index into `SPAN_WORDS` of the longest span not above each duration; -1 below an hour.
+
+    Example:
+        >>> [SPAN_WORDS[i] for i in span_index(np.array([4000, 3 * 86400 + 5, 10**9]))]
+        ['1 hour', '3 days', '9 years']
+    """
+    return np.searchsorted(_SPAN_SECONDS, seconds, side="right") - 1

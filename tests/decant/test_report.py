@@ -1,0 +1,195 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from decant import plots
+from decant.plots import HistoryPoint, SizePoint
+from decant.report import (
+    ExamplePrediction,
+    GateLine,
+    GateTable,
+    RankedItem,
+    Report,
+    TableRow,
+    format_table,
+    write_report,
+)
+from decant.run_record import RunRecord
+
+FORGED = '<script src="https://elsewhere.example/x.js">alert("&")</script>'
+VOID = {"meta", "br", "path", "use", "rect"}
+
+
+class Page(HTMLParser):
+    """Text and tags of a page; fails on a tag that is closed by another."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def full_report() -> Report:
+    return Report(
+        title=f"Demo {FORGED}",
+        summary=FORGED,
+        facts=[("members", FORGED)],
+        table=[
+            TableRow(model="foundation", params=1_900_000, auc=0.7412, ndcg_at_10=0.1, note=FORGED),
+            TableRow(model=FORGED, params=950_000, auc=0.7389, ndcg_at_10=0.099),
+            TableRow(model="popularity", ndcg_at_10=0.043),
+        ],
+        curves={
+            "foundation/loss": [(step, 3 / (1 + step)) for step in range(20)],
+            "rung-1/loss": [(0, 2.0), (10, 1.0)],
+            "foundation/NDCG@10": [(10, 0.05), (20, 0.1)],
+        },
+        by_history=[
+            HistoryPoint(
+                bucket=bucket, model=model, metric="AUC", value=0.7, low=0.6, high=0.8, n=9
+            )
+            for model in ("foundation", FORGED)
+            for bucket in ("0", "1–5")
+        ],
+        by_size=[
+            SizePoint(model="foundation", params=1_900_000, metric="NDCG@10", value=0.1),
+            SizePoint(model="popularity", params=None, metric="NDCG@10", value=0.043),
+        ],
+        gates=[
+            GateTable(
+                student="rung-1",
+                teacher=FORGED,
+                verdict="undecided",
+                note=FORGED,
+                lines=[
+                    GateLine(
+                        metric="AUC",
+                        loss=0.0031,
+                        bound=0.0152,
+                        tolerance=0.01,
+                        relative=True,
+                        status="undecided",
+                    ),
+                    GateLine(
+                        metric="ECE",
+                        loss=-0.0021,
+                        bound=None,
+                        tolerance=0.005,
+                        relative=False,
+                        status="pass",
+                    ),
+                ],
+            )
+        ],
+        predictions=[
+            ExamplePrediction(
+                heading=FORGED,
+                profile=FORGED,
+                history=[FORGED],
+                items=[RankedItem(title=FORGED, probabilities={FORGED: 0.25})],
+            ),
+            ExamplePrediction(heading="Profile only", profile="", history=[], items=[]),
+        ],
+        notes=[FORGED],
+        run=RunRecord.start({"note": FORGED}, seed=1).finish(),
+    )
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    out = tmp_path_factory.mktemp("report")
+    path = write_report(out, full_report())
+    return out, path.read_text("utf-8")
+
+
+def test_the_page_and_its_plots_are_written(written):
+    out, _ = written
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert files == {
+        "report.html",
+        "plots/training-curves.png",
+        "plots/quality-by-history.png",
+        "plots/quality-by-size.png",
+    }
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (out / "plots").iterdir())
+
+
+def test_the_page_loads_nothing_and_text_from_outside_is_only_text(written):
+    _, html = written
+    page = Page(html)
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "img", "iframe", "image"})
+    for _, attributes in page.tags:
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#")
+    assert not re.search(r"url\((?!#)|@import", html)
+    # Title, heading, summary, fact, model and its note, teacher, gate's note, four of the person
+    # and the action's name, the note, the model in a figure.
+    assert page.text.count(FORGED) == 15
+
+
+def test_the_page_says_what_the_report_holds(written):
+    text = " ".join(Page(written[1]).text.split())
+    for expected in ("0.7412", "1.9 M", "+0.31%", "+1.52%", "-0.0021", "25.0%", "No events."):
+        assert expected in text
+    assert "? undecided overall" in text
+
+
+def test_ids_are_unique_and_every_reference_has_its_target(written):
+    _, html = written
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(|href=")#([^")]+)', html)) <= set(ids)
+
+
+def test_figures_follow_the_theme(written):
+    css, _, body = written[1].partition("</style></head>")
+    colors = set(re.findall(r"#[0-9a-f]{6}\b", body))
+    assert not colors & {plots.INK, plots.MUTED, plots.LINE, *plots.SERIES}
+    for variable in set(re.findall(r"var\((--[a-z0-9-]+)\)", body)):
+        assert css.count(f"{variable}:") == 2, f"{variable} has no light or no dark value"
+
+
+def test_an_empty_report_is_a_page_without_empty_parts(tmp_path):
+    write_report(tmp_path, Report(title="Nothing", summary="", table=[]))
+    html = (tmp_path / "report.html").read_text()
+    assert html.count("<section>") == 1
+    assert not list((tmp_path / "plots").iterdir())
+
+
+def test_the_same_report_is_the_same_page(tmp_path):
+    report = full_report()
+    pages = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        pages.append(write_report(tmp_path / name, report).read_text())
+    assert pages[0] == pages[1]
+
+
+def test_the_table_is_aligned_and_says_what_is_missing():
+    lines = format_table(full_report().table[::2]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[2].split() == ["foundation", "1.9", "M", "0.7412", "–", "0.1000", "–"]
+
+
+def test_labels_keep_their_order_and_their_distance():
+    heights = plots._spread([0.10, 0.11, 0.12, 0.50], gap=0.05)
+    assert heights == pytest.approx([0.06, 0.11, 0.16, 0.50])

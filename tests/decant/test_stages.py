@@ -1,0 +1,222 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from decant.stages import Stages, fingerprint
+
+Made = list[str]
+
+
+def make(log: Made, text: str = "made") -> Callable[[Path, Path], None]:
+    def function(out: Path, scratch: Path) -> None:
+        log.append(text)
+        (out / "file.txt").write_text(text)
+
+    return function
+
+
+def test_a_stage_runs_once_and_its_folder_holds_what_it_wrote(tmp_path):
+    log: Made = []
+    for _ in range(2):
+        with Stages(tmp_path, recipe={"seed": 1}) as stages:
+            out = stages.run("data", make(log), inputs={"seed": 1})
+    assert log == ["made"]
+    assert out == tmp_path / "data"
+    assert (out / "file.txt").read_text() == "made"
+    assert json.loads((out / "stage.json").read_text())["inputs"] == {"seed": 1}
+
+
+def test_changed_inputs_run_a_stage_and_what_uses_it_but_nothing_else(tmp_path):
+    log: Made = []
+    for seed in (1, 2):
+        with Stages(tmp_path, recipe={}) as stages:
+            stages.run("data", make(log, f"data-{seed}"), inputs={"seed": seed})
+            stages.run("model", make(log, f"model-{seed}"), inputs={}, uses=["data"])
+            stages.run("other", make(log, f"other-{seed}"), inputs={})
+    assert log == ["data-1", "model-1", "other-1", "data-2", "model-2"]
+    assert [stage.runs for stage in stages.plan()] == [True, True, False]
+    assert "seed was 1, now 2" in stages.plan()[0].reason
+    assert "used stage changed: data" in stages.plan()[1].reason
+    assert (tmp_path / "data" / "file.txt").read_text() == "data-2"
+    assert not [entry for entry in tmp_path.iterdir() if entry.suffix in {".old", ".partial"}]
+
+
+def test_changed_code_runs_a_stage_and_a_comment_does_not(tmp_path, monkeypatch):
+    from decant import stages as module
+
+    monkeypatch.syspath_prepend(tmp_path)
+    log: Made = []
+    reasons = []
+    for source in ("X = 1", "X = 1  # said", "X = 2"):
+        (tmp_path / "their_room.py").write_text(source)
+        module._code_hash.cache_clear()
+        with Stages(tmp_path / "run", recipe={}) as stages:
+            stages.run("data", make(log), inputs={}, code=["their_room"])
+        reasons.append(stages.plan()[0].reason)
+    assert reasons[:2] == ["never run", "up to date"]
+    assert reasons[2].startswith("code changed: their_room")
+    assert len(log) == 2
+
+
+def test_the_default_code_is_that_of_the_rooms(tmp_path):
+    with Stages(tmp_path, recipe={}) as stages:
+        out = stages.run("data", make([]), inputs={})
+    code = json.loads((out / "stage.json").read_text())["code"]
+    assert set(code) == {"promptify", "foundation", "retrieval", "distill"}
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path):
+    folder = tmp_path / "run"
+    log: Made = []
+    for _ in range(2):
+        with Stages(folder, recipe={}, dry_run=True) as stages:
+            stages.run("data", make(log), inputs={})
+            stages.run("model", make(log), inputs={}, uses=["data"])
+        assert [stage.reason for stage in stages.plan()] == ["never run", "never run"]
+    assert not log
+    assert not folder.exists()
+
+
+def test_a_failed_stage_leaves_its_last_whole_version_and_its_scratch(tmp_path):
+    def fail(out: Path, scratch: Path) -> None:
+        (out / "half.bin").write_bytes(b"ha")
+        (scratch / "checkpoint").write_text("step 10")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out / "half.bin"))
+
+    def resume(out: Path, scratch: Path) -> None:
+        (out / "file.txt").write_text((scratch / "checkpoint").read_text())
+
+    with Stages(tmp_path, recipe={}) as stages:
+        stages.run("model", make([], "old"), inputs={"steps": 5})
+    with Stages(tmp_path, recipe={}) as stages, pytest.raises(OSError, match="No space left"):
+        stages.run("model", fail, inputs={"steps": 10})
+    assert (tmp_path / "model" / "file.txt").read_text() == "old"
+    assert not list(tmp_path.rglob("half.bin"))
+
+    with Stages(tmp_path, recipe={}) as stages:
+        stages.run("model", resume, inputs={"steps": 10})
+    assert stages.plan()[0].reason == "interrupted, resumes"
+    assert (tmp_path / "model" / "file.txt").read_text() == "step 10"
+    assert not list(tmp_path.rglob("checkpoint"))
+
+
+def test_scratch_of_other_inputs_is_never_resumed_from(tmp_path):
+    def fail(out: Path, scratch: Path) -> None:
+        (scratch / "checkpoint").touch()
+        raise RuntimeError
+
+    seen = []
+    with Stages(tmp_path, recipe={}) as stages, pytest.raises(RuntimeError):
+        stages.run("model", fail, inputs={"seed": 1})
+    with Stages(tmp_path, recipe={}) as stages, pytest.raises(RuntimeError):
+        stages.run("model-b", fail, inputs={"seed": 1})
+    with Stages(tmp_path, recipe={}) as stages:
+        stages.run("model", lambda out, scratch: seen.extend(scratch.iterdir()), inputs={"seed": 2})
+    assert not seen
+    left = [path.parent.name for path in tmp_path.rglob("checkpoint")]
+    assert [name.rpartition("-")[0] for name in left] == ["model-b"]
+
+
+def test_a_kill_between_the_renames_loses_nothing(tmp_path):
+    log: Made = []
+    with Stages(tmp_path, recipe={}) as stages:
+        stages.run("data", make(log), inputs={})
+    (tmp_path / "data").rename(tmp_path / ".data.old")
+    with Stages(tmp_path, recipe={}) as stages:
+        out = stages.run("data", make(log), inputs={})
+    assert log == ["made"]
+    assert (out / "file.txt").exists()
+
+
+def test_the_folder_of_another_run_is_refused_unless_continued(tmp_path):
+    with Stages(tmp_path, recipe={"data": "ml1m", "seed": 1}):
+        pass
+    with pytest.raises(ValueError, match=r"holds another run \(seed was 1, now 2\)"):
+        Stages(tmp_path, recipe={"data": "ml1m", "seed": 2})
+    with Stages(tmp_path, recipe={"data": "ml1m", "seed": 2}, continuing=True):
+        pass
+    with Stages(tmp_path, recipe={"data": "ml1m", "seed": 2}):
+        pass
+
+
+def test_a_folder_that_is_no_run_is_refused_and_left_as_it_was(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match="not empty and holds no run"):
+        Stages(tmp_path, recipe={})
+    assert not (tmp_path / "recipe.json").exists()
+
+
+def test_a_recipe_that_was_cut_in_half_is_named(tmp_path):
+    (tmp_path / "recipe.json").write_text('{"seed": ')
+    with pytest.raises(ValueError, match=r"recipe\.json is not a JSON object"):
+        Stages(tmp_path, recipe={})
+
+
+def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path):
+    with Stages(tmp_path, recipe={}), pytest.raises(ValueError, match="another process"):
+        Stages(tmp_path, recipe={})
+    with Stages(tmp_path, recipe={}):
+        pass
+
+
+def test_a_killed_process_leaves_no_lock_and_resumes_from_its_scratch(tmp_path):
+    child = textwrap.dedent("""
+        import sys, time
+        from pathlib import Path
+        from decant.stages import Stages
+
+        def train(out, scratch):
+            (out / "half").touch()
+            (scratch / "checkpoint").write_text("step 10")
+            print("training", flush=True)
+            time.sleep(60)
+
+        with Stages(Path(sys.argv[1]), recipe={}) as stages:
+            stages.run("model", train, inputs={})
+    """)
+    process = subprocess.Popen(
+        [sys.executable, "-c", child, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "training\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+
+    def resume(out: Path, scratch: Path) -> None:
+        assert not list(out.iterdir())
+        (out / "file.txt").write_text((scratch / "checkpoint").read_text())
+
+    with Stages(tmp_path, recipe={}) as stages:
+        out = stages.run("model", resume, inputs={})
+    assert (out / "file.txt").read_text() == "step 10"
+
+
+@pytest.mark.parametrize("name", ["", "Data", "../data", "a/b", ".data"])
+def test_a_stage_name_is_a_plain_folder_name(tmp_path, name):
+    with Stages(tmp_path, recipe={}) as stages, pytest.raises(ValueError, match="name"):
+        stages.run(name, make([]), inputs={})
+
+
+def test_a_name_twice_and_an_unknown_use_are_refused(tmp_path):
+    with Stages(tmp_path, recipe={}) as stages:
+        stages.run("data", make([]), inputs={})
+        with pytest.raises(ValueError, match="each name once"):
+            stages.run("data", make([]), inputs={})
+        with pytest.raises(ValueError, match=r"\['split'\]"):
+            stages.run("model", make([]), inputs={}, uses=["split"])
+
+
+def test_fingerprint_follows_the_content_and_not_the_name(tmp_path):
+    for name, content in (("a", "one"), ("b", "one"), ("c", "two")):
+        (tmp_path / name).write_text(content)
+    a, b, c = (fingerprint(tmp_path / name) for name in "abc")
+    assert a == b != c

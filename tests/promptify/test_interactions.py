@@ -1,0 +1,324 @@
+"""The three tables: order, slates, contexts, validation, and the folder they are saved in."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from promptify.interactions import Interactions
+from promptify.schema import Field, Schema
+from promptify.validation import BadInput, BadRows
+
+SCHEMA = Schema(
+    user=(Field(name="age", kind="number", label="age"),),
+    items={"film": (Field(name="title", kind="text"), Field(name="genres", kind="list"))},
+)
+USERS = pa.table({"user_id": ["u0", "u1", "u2"], "age": ["7", None, "30.5"]})
+ITEMS = pa.table(
+    {
+        "item_id": [10, 11, 12, 13],
+        "title": ["Heat", " Alien ", None, "Up"],
+        "genres": [["Crime"], [], ["War", None, " "], None],
+    }
+)
+
+
+def log(events: dict[str, list[Any]], **options: Any) -> Interactions:
+    num = len(events["item_id"])
+    columns = {"user_id": ["u0"] * num, "action": ["good"] * num, **events}
+    return Interactions.from_tables(
+        users=options.pop("users", USERS),
+        items=options.pop("items", ITEMS),
+        events=pa.table(columns),
+        schema=SCHEMA,
+        actions=("good", "bad"),
+        **options,
+    )
+
+
+def test_tables_are_read_as_the_schema_says() -> None:
+    data = log({"item_id": ["10"], "timestamp": [1]})
+    assert data.users.to_list() == [
+        {"user_id": "u0", "age": 7.0},
+        {"user_id": "u1", "age": None},
+        {"user_id": "u2", "age": 30.5},
+    ]
+    assert data.items.to_list() == [
+        {"item_id": "10", "kind": "film", "title": "Heat", "genres": ["Crime"]},
+        {"item_id": "11", "kind": "film", "title": "Alien", "genres": []},
+        {"item_id": "12", "kind": "film", "title": None, "genres": ["War"]},
+        {"item_id": "13", "kind": "film", "title": "Up", "genres": []},
+    ]
+    assert data.item_ids == ("10", "11", "12", "13")
+
+
+def test_events_stand_by_user_then_time_then_line() -> None:
+    data = log(
+        {
+            "user_id": ["u2", "u0", "u0", "u0", "u2"],
+            "item_id": [10, 11, 12, 13, 11],
+            "timestamp": [5, 9, 3, 3, 4],
+        }
+    )
+    assert data.event_user.tolist() == [0, 0, 0, 2, 2]
+    assert data.event_item.tolist() == [2, 3, 1, 1, 0]
+    assert data.event_timestamp.tolist() == [3, 3, 9, 4, 5]
+    assert data.event_slate.tolist() == [0, 1, 2, 3, 4]
+    assert data.user_offsets.tolist() == [0, 3, 3, 5]
+    dtypes = [data.event_user, data.event_item, data.event_action, data.event_context]
+    assert [values.dtype for values in dtypes] == [np.int32, np.int32, np.int16, np.int32]
+
+
+def test_a_slate_stands_together_at_the_moment_it_was_shown_with_one_context() -> None:
+    data = log(
+        {
+            "item_id": [10, 11, 12, 13],
+            "timestamp": [8, 6, 7, 5],
+            "shown_with": ["s", None, None, "s"],
+            "context": [None, "other", None, "near Lyon"],
+        }
+    )
+    assert data.event_item.tolist() == [0, 3, 1, 2]
+    assert data.event_timestamp.tolist() == [5, 5, 6, 7]
+    assert data.event_slate.tolist() == [0, 0, 1, 2]
+    words = [None if c < 0 else data.contexts[c] for c in data.event_context]
+    assert words == ["near Lyon", "near Lyon", "other", None]
+
+
+def test_slates_of_two_users_or_two_surfaces_are_two() -> None:
+    data = log(
+        {
+            "user_id": ["u0", "u1", "u0", "u0"],
+            "item_id": [10, 10, 11, 12],
+            "timestamp": [1, 1, 1, 1],
+            "shown_with": ["s"] * 4,
+            "surface": ["a", "a", "b", "a"],
+        },
+        surfaces=("a", "b"),
+    )
+    assert data.event_slate.tolist() == [0, 0, 1, 2]
+    assert data.event_surface.tolist() == [0, 0, 1, 0]
+
+
+def test_two_contexts_in_one_slate_are_reported() -> None:
+    events = {
+        "item_id": [10, 11, 12],
+        "timestamp": [1, 1, 1],
+        "shown_with": ["s"] * 3,
+        "context": ["x", "y", None],
+    }
+    with pytest.raises(BadInput, match=r"events row 2: context 'y' is not the context of"):
+        log(events)
+    with BadRows(on_bad_rows="skip") as bad_rows:
+        data = log(events, bad_rows=bad_rows)
+    assert data.event_item.tolist() == [0, 2]
+    assert bad_rows.num_set_aside == 1
+
+
+def test_repeated_events_are_kept_once_and_counted() -> None:
+    with BadRows() as bad_rows:
+        data = log(
+            {
+                "item_id": [10, 10, 10, 10],
+                "timestamp": [1, 1, 1, 2],
+                "action": ["good", "bad", "good", "good"],
+            },
+            bad_rows=bad_rows,
+        )
+    assert data.event_timestamp.tolist() == [1, 1, 2]
+    assert data.event_action.tolist() == [0, 1, 0]
+    assert bad_rows.counts == {"events: item_id repeats an earlier event": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"user_id": ["u9"]}, "user_id 'u9' is not in the table of users"),
+        ({"item_id": ["99"]}, "item_id '99' is not in the table of items"),
+        ({"item_id": [None]}, "item_id None is missing"),
+        ({"action": ["meh"]}, "action 'meh' is not one of good, bad"),
+        ({"timestamp": [978300760000]}, "looks like milliseconds; divide by 1000"),
+        ({"timestamp": [None]}, "timestamp None is missing"),
+        ({"timestamp": [float("nan")]}, "timestamp nan is not a time"),
+        ({"timestamp": ["yesterday"]}, "timestamp 'yesterday' is not a time"),
+        ({"surface": ["home"]}, "surface 'home' is not one of events"),
+        ({"context": [b"\xff"]}, "is not UTF-8"),
+    ],
+)
+def test_an_event_that_does_not_fit_is_named(change: dict[str, list[Any]], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        log({"item_id": [10], "timestamp": [1]} | change)
+
+
+@pytest.mark.parametrize(
+    ("users", "message"),
+    [
+        ({"user_id": ["u0", "u0"], "age": [1, 2]}, "users row 2: user_id 'u0' stands twice"),
+        ({"user_id": ["u0", None], "age": [1, 2]}, "users row 2: user_id None is missing"),
+        ({"user_id": ["u0"], "age": [float("nan")]}, "age nan is not a number"),
+        ({"user_id": ["u0"], "age": ["old"]}, "age 'old' is not a number"),
+        ({"user_id": ["u0"], "age": [float("inf")]}, "age inf is not a number"),
+        ({"user_id": ["u0"]}, "users lacks the column age; it has user_id"),
+        ({"user_id": pa.array([], pa.string()), "age": pa.array([], pa.int64())}, "no rows"),
+    ],
+)
+def test_a_user_that_does_not_fit_is_named(users: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        log({"item_id": [10], "timestamp": [1]}, users=pa.table(users))
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ({"item_id": [1], "title": [" "], "genres": [[]]}, "item_id 1 has nothing to read"),
+        ({"item_id": [1], "title": [["a"]], "genres": [[]]}, "title .* is not text"),
+        (
+            {"item_id": [1], "title": ["a"], "genres": [[]], "kind": ["song"]},
+            "kind 'song' is not one of the schema's: film",
+        ),
+    ],
+)
+def test_an_item_that_does_not_fit_is_named(items: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        log({"item_id": [1], "timestamp": [1]}, items=pa.table(items))
+
+
+def test_no_events_is_one_clear_line() -> None:
+    with pytest.raises(BadInput, match="events holds no events that fit"):
+        log({"item_id": pa.array([], pa.int64()), "timestamp": pa.array([], pa.int64())})  # type: ignore[dict-item]
+
+
+def test_rows_are_counted_through_batches() -> None:
+    good = {"user_id": ["u0"] * 2, "item_id": [10, 11], "action": ["good"] * 2}
+    batches = [
+        pa.RecordBatch.from_pydict(good | {"timestamp": times}) for times in ([1, 2], [3, None])
+    ]
+    with pytest.raises(BadInput, match="events row 4: timestamp None is missing"):
+        Interactions.from_tables(
+            users=USERS, items=ITEMS, events=batches, schema=SCHEMA, actions=("good",)
+        )
+
+
+def test_whole_floats_and_numbers_are_the_same_ids() -> None:
+    data = log({"item_id": [10.0, 13.0], "timestamp": [1.9, 2.0]})
+    assert data.event_item.tolist() == [0, 3]
+    assert data.event_timestamp.tolist() == [1, 2]
+
+
+def test_dates_are_read_as_seconds() -> None:
+    dates = ["1970-01-02", "1970-01-01T01:00:00+01:00", "90"]
+    data = log({"item_id": [10, 11, 12], "timestamp": dates})
+    assert data.event_timestamp.tolist() == [0, 90, 86400]
+
+
+def test_rows_are_found_by_id() -> None:
+    data = log({"item_id": [10], "timestamp": [1]})
+    assert data.user_row("u2") == 2
+    assert data.item_row("13") == 3
+    with pytest.raises(BadInput, match="unknown user '42'; user ids are text, such as 'u0'"):
+        data.user_row("42")
+    with pytest.raises(BadInput, match="unknown item 13"):
+        data.item_row(13)  # type: ignore[arg-type]
+
+
+rows = st.lists(
+    st.tuples(
+        st.sampled_from(["u0", "u1", "u2"]),
+        st.sampled_from([10, 11, 12, 13]),
+        st.sampled_from(["good", "bad"]),
+        st.integers(0, 6),
+        st.sampled_from([None, "s", "t"]),
+        st.sampled_from([None, "near Lyon"]),
+    ),
+    min_size=1,
+    max_size=20,
+)
+
+
+def from_rows(values: list[tuple[Any, ...]]) -> Interactions:
+    names = ("user_id", "item_id", "action", "timestamp", "shown_with", "context")
+    return log({name: [row[i] for row in values] for i, name in enumerate(names)})
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows)
+def test_order_and_slates_hold_for_any_log(values: list[tuple[Any, ...]]) -> None:
+    data = from_rows(values)
+    users, times, slates = data.event_user, data.event_timestamp, data.event_slate
+    assert (np.diff(users) >= 0).all()
+    assert (np.diff(times)[np.diff(users) == 0] >= 0).all()
+    assert set(np.diff(slates).tolist()) <= {0, 1}
+    for slate in set(slates.tolist()):
+        mates = slates == slate
+        assert len(set(users[mates].tolist())) == 1
+        assert len(set(times[mates].tolist())) == 1
+        assert len(set(data.event_context[mates].tolist())) == 1
+    shown = {(row[0], row[4]) for row in values if row[4]}
+    alone = {row[:4] for row in values if not row[4]}
+    assert len(set(slates.tolist())) <= len(shown) + len(alone)
+
+
+@settings(max_examples=10, deadline=None)
+@given(rows)
+def test_saved_and_loaded_is_the_same(
+    tmp_path_factory: pytest.TempPathFactory, values: list[tuple[Any, ...]]
+) -> None:
+    data = from_rows(values)
+    folder = tmp_path_factory.mktemp("log") / "saved"
+    data.save(folder)
+    again = Interactions.load(folder)
+    for name in ("users", "items", "events"):
+        assert getattr(again, name).data.table.equals(getattr(data, name).data.table)
+    assert again.schema == data.schema
+    assert (again.actions, again.surfaces, again.contexts) == (
+        data.actions,
+        data.surfaces,
+        data.contexts,
+    )
+    assert (again.user_offsets == data.user_offsets).all()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    log({"item_id": [10, 11], "timestamp": [1, 2]}).save(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_loaded_columns_are_views_of_the_file(saved: Path) -> None:
+    data = Interactions.load(saved)
+    assert data.events.cache_files
+    assert not data.event_item.flags.owndata
+    assert not data.event_item.flags.writeable
+
+
+def test_save_refuses_a_folder_in_use_and_leaves_nothing_behind(saved: Path) -> None:
+    data = Interactions.load(saved)
+    with pytest.raises(BadInput, match="exists already"):
+        data.save(saved)
+    data.contexts = ("\udc80",)
+    with pytest.raises(UnicodeEncodeError):
+        data.save(saved.with_name("other"))
+    assert [path.name for path in saved.parent.iterdir()] == ["saved"]
+
+
+@pytest.mark.parametrize("name", ["users.arrow", "events.arrow", "interactions.json"])
+def test_a_damaged_folder_is_refused(saved: Path, name: str) -> None:
+    whole = (saved / name).read_bytes()
+    (saved / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadInput, match="cut or damaged"):
+        Interactions.load(saved)
+    (saved / name).unlink()
+    with pytest.raises(BadInput, match="cut or damaged"):
+        Interactions.load(saved)
+
+
+def test_a_folder_of_another_format_is_refused(saved: Path) -> None:
+    manifest = saved / "interactions.json"
+    text = manifest.read_text().replace('"format_version": 1', '"format_version": 99')
+    manifest.write_text(text)
+    with pytest.raises(BadInput, match="format 99"):
+        Interactions.load(saved)

@@ -1,0 +1,388 @@
+"""Anyone's tables: three formats give one log, and what does not fit is named, never a crash."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from promptify.schema import Field, Schema
+from promptify.sources.table import table
+from promptify.task import Task
+from promptify.validation import BadInput
+
+TASK = Task(
+    name="jobs",
+    instruction="Predict what this member does with each job.",
+    actions=("apply", "view"),
+    positive=("apply",),
+    item_kind="job",
+)
+USERS: list[dict[str, Any]] = [
+    {"user_id": "1", "industry": "care", "years": 3},
+    {"user_id": "2", "industry": "care", "years": None},
+    {"user_id": "3", "industry": "law", "years": 12},
+    {"user_id": "4", "industry": "law", "years": 7},
+]
+ITEMS: list[dict[str, Any]] = [
+    {"item_id": "a", "title": "Nurse, nights", "pay": 30.5, "posted": "2024-01-02"},
+    {"item_id": "b", "title": 'Clerk "junior"', "pay": None, "posted": "2024-02-03"},
+    {"item_id": "c", "title": "Baker\nand cook", "pay": 28, "posted": "2024-03-04"},
+]
+EVENTS: list[dict[str, Any]] = [
+    {"user_id": "1", "item_id": "a", "action": "apply", "timestamp": 50, "query": "near"},
+    {"user_id": "1", "item_id": "b", "action": "view", "timestamp": 40, "query": None},
+    {"user_id": "3", "item_id": "c", "action": "view", "timestamp": 60, "query": None},
+]
+FORMATS = ["csv", "tsv", "jsonl", "parquet"]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), path)
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            delimiter = "," if path.suffix == ".csv" else "\t"
+            writer = csv.DictWriter(file, names, delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def write_all(
+    folder: Path, ending: str = "csv", **changed: list[dict[str, Any]]
+) -> dict[str, Path]:
+    rows = {"users": USERS, "items": ITEMS, "events": EVENTS} | changed
+    return {name: write(folder / f"{name}.{ending}", rows[name]) for name in rows}
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_every_format_gives_the_same_log(tmp_path: Path, ending: str) -> None:
+    log = table(**write_all(tmp_path, ending), task=TASK).interactions
+    assert log.schema == Schema(
+        user=(
+            Field(name="industry", kind="category"),
+            Field(name="years", kind="number", label="years"),
+        ),
+        items={
+            "job": (
+                Field(name="title", kind="text"),
+                Field(name="pay", kind="number", label="pay"),
+                Field(name="posted", kind="time", label="posted"),
+            )
+        },
+    )
+    assert log.users[1] == {"user_id": "2", "industry": "care", "years": None}
+    assert log.items[2] == {
+        "item_id": "c",
+        "kind": "job",
+        "title": "Baker\nand cook",
+        "pay": 28.0,
+        "posted": 1709510400,
+    }
+    assert log.event_item.tolist() == [1, 0, 2]
+    assert log.event_context.tolist() == [-1, 0, -1]
+    assert log.contexts == ("near",)
+
+
+def test_lists_come_from_parquet_json_and_from_bars_in_csv(tmp_path: Path) -> None:
+    schema = Schema(user=(), items={"job": (Field(name="skills", kind="list"),)})
+    as_list = [{"item_id": "a", "skills": ["x", "y"]}, {"item_id": "b", "skills": ["z"]}]
+    as_text = [{"item_id": "a", "skills": "x| y"}, {"item_id": "b", "skills": "z|"}]
+    for ending, items in [("parquet", as_list), ("jsonl", as_list), ("csv", as_text)]:
+        files = write_all(tmp_path, ending, items=items, events=EVENTS[:2])
+        for stated in [schema, None] if items is as_list else [schema]:
+            log = table(**files, task=TASK, schema=stated).interactions
+            assert log.items["skills"][:] == [["x", "y"], ["z"]]
+
+
+TASK_FILE = """
+name: jobs
+instruction: Predict.
+actions: [apply, view]
+positive: [apply]
+item_kind: job
+columns: {user_id: member, timestamp: at}
+schema:
+  user: []
+  items: {job: [{name: title, kind: text, label: called}]}
+"""
+
+
+def test_a_task_file_brings_schema_and_names(tmp_path: Path) -> None:
+    users = [{"member": "1"}, {"member": "3"}]
+    events = [
+        {"member": row["user_id"], "item_id": row["item_id"], "action": "view", "at": "1970-01-02"}
+        for row in EVENTS
+    ]
+    task = tmp_path / "task.yaml"
+    task.write_text(TASK_FILE)
+    source = table(**write_all(tmp_path, users=users, events=events), task=task)
+    log = source.interactions
+    assert log.schema.items == {"job": (Field(name="title", kind="text", label="called"),)}
+    assert log.user_ids == ("1", "3")
+    assert set(log.event_timestamp.tolist()) == {86400}
+    assert source.tasks[0].instruction == "Predict."
+
+
+def test_several_tasks_are_several_surfaces(tmp_path: Path) -> None:
+    task = tmp_path / "task.yaml"
+    task.write_text(
+        "tasks:\n"
+        "- {name: jobs, instruction: I, actions: [apply, view], positive: [apply],"
+        " item_kind: job}\n"
+        "- {name: people, instruction: I, actions: [good, bad], positive: [good],"
+        " item_kind: person}\n"
+    )
+    items = [
+        {"item_id": "a", "kind": "job", "title": "Nurse", "skills": None},
+        {"item_id": "p", "kind": "person", "title": None, "skills": "care"},
+    ]
+    events = [
+        {"user_id": "1", "item_id": "a", "action": "apply", "timestamp": 1, "surface": "jobs"},
+        {"user_id": "1", "item_id": "p", "action": "bad", "timestamp": 2, "surface": "people"},
+    ]
+    source = table(**write_all(tmp_path, items=items, events=events), task=task)
+    log = source.interactions
+    assert log.surfaces == ("jobs", "people")
+    assert log.event_surface.tolist() == [0, 1]
+    assert {kind: [f.name for f in fields] for kind, fields in log.schema.items.items()} == {
+        "job": ["title"],
+        "person": ["skills"],
+    }
+    events[1]["action"] = "view"
+    with pytest.raises(BadInput, match="Surface 'people' holds events with view"):
+        table(**write_all(tmp_path, items=items, events=events), task=task)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", "cannot be read as a YAML task"),
+        ("just words", "must hold a task's fields"),
+        ("name: jobs", "Task lacks instruction"),
+        ("tasks: []", "lists no tasks"),
+        ("tasks: [3]", "task.yaml: "),
+        ("tasks: []\nname: x", "beside it name"),
+        (TASK_FILE.replace("[apply]", "[hire]"), r"positive=\('hire',\)"),
+        (TASK_FILE.replace("kind: text", "kind: prose"), "kind='prose'"),
+        (TASK_FILE.replace("{user_id: member, timestamp: at}", "[a]"), "must map our names"),
+        (TASK_FILE.replace("at}", "at, surface: page}"), "No table has the column"),
+    ],
+)
+def test_a_task_file_that_does_not_fit_is_named(tmp_path: Path, text: str, message: str) -> None:
+    task = tmp_path / "task.yaml"
+    task.write_text(text)
+    users = [{"member": "1"}]
+    events = [{"member": "1", "item_id": "a", "action": "view", "at": 1}]
+    with pytest.raises(BadInput, match=message):
+        table(**write_all(tmp_path, users=users, events=events), task=task)
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    files = write_all(tmp_path)
+    for path, message in [
+        (tmp_path / "no.csv", "is not a file"),
+        (tmp_path / "no.xlsx", r"must end in \.csv"),
+        (tmp_path / "empty.csv", "is empty"),
+        (tmp_path / "empty.jsonl", "is empty"),
+        (tmp_path / "cut.parquet", "is not a whole Parquet file"),
+    ]:
+        if path.stem in ("empty", "cut"):
+            path.write_bytes(b"PAR1xxx" if path.stem == "cut" else b"")
+        with pytest.raises(BadInput, match=message):
+            table(**files | {"events": path}, task=TASK)
+        with pytest.raises(BadInput, match=message):
+            table(**files | {"users": path}, task=TASK)
+
+
+HEADER = b"user_id,item_id,action,timestamp\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (b"1,a,view,5\n1,a,view\n", "events.csv line 3: the line '1,a,view' has 3 fields"),
+        (b"\n\n1,z,view,5\n", "events.csv line 4: item_id 'z' is not in"),
+        (b'1,a,"vi\new",5\n1,z,view,5\n', r"line 4: item_id 'z' .*line 2: action 'vi\\new'"),
+        (b"1,a,view,5\n1,a,vi\xe9w,5\n", r"line 3: action 'vi\\\\xe9w' is not UTF-8"),
+        (b'1,a,view,5\n1,"a"b,view,5\n', "line 3: the line .* is not CSV"),
+        (b"1,a,view,1e400\n", "timestamp '1e400' is not a time"),
+        (b"1,a,view,NaN\n", "timestamp 'NaN' is not a time"),
+        (b"1,a,view,978300760000\n", "looks like milliseconds"),
+        (b"", "holds no events that fit"),
+    ],
+)
+def test_csv_lines_that_do_not_fit_are_named(tmp_path: Path, lines: bytes, message: str) -> None:
+    files = write_all(tmp_path)
+    files["events"].write_bytes(HEADER + lines)
+    with pytest.raises(BadInput, match=message):
+        table(**files, task=TASK)
+
+
+GOOD_JSON = '{"user_id": 1, "item_id": "a", "action": "view", "timestamp": 5}\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{\n", "line 2: the line '{' is not JSON"),
+        (b"[1]\n", "is not a JSON object"),
+        (b"\xff\n", "is not UTF-8"),
+        (GOOD_JSON.replace("5", "NaN").encode(), "timestamp nan is not a time"),
+        (GOOD_JSON.replace("5", "{}").encode(), "timestamp '{}' is not a time"),
+        (GOOD_JSON.replace('"a"', '"\\ud800"').encode(), "item_id .* is not UTF-8"),
+        (GOOD_JSON.replace('"a"', "[]").encode(), "item_id .* is not text"),
+    ],
+)
+def test_json_lines_that_do_not_fit_are_named(tmp_path: Path, line: bytes, message: str) -> None:
+    files = write_all(tmp_path, "jsonl")
+    files["events"].write_bytes(GOOD_JSON.encode() + line)
+    with pytest.raises(BadInput, match=message):
+        table(**files, task=TASK)
+
+
+def test_parquet_rows_that_do_not_fit_are_named_by_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("promptify.sources.files._BATCH_ROWS", 2)
+    files = write_all(tmp_path, "parquet", events=[*EVENTS, EVENTS[0] | {"action": "meh"}])
+    with pytest.raises(BadInput, match=r"events\.parquet row 4: action 'meh'"):
+        table(**files, task=TASK)
+
+
+def test_headers_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    files = write_all(tmp_path)
+    for header, message in [
+        (b"user_id,item_id,action\n", "lacks the column timestamp; it has user_id, item_id"),
+        (b"user_id,item_id,action,action\n", "column 'action' twice"),
+        (b"user_id,item_id,action,\xff\n", "header that is not UTF-8"),
+        (b"user_id,item_id,action,timestamp,query,note\n1,a,view,5,x,y\n", "both query and note"),
+    ]:
+        files["events"].write_bytes(header)
+        with pytest.raises(BadInput, match=message):
+            table(**files, task=TASK)
+
+
+def test_skip_and_quarantine_set_bad_rows_aside(tmp_path: Path) -> None:
+    files = write_all(tmp_path)
+    with files["events"].open("ab") as file:
+        file.write(b"1,a\n1,z,view,5,\n1,a,apply,50,near\n")
+    skipped = table(**files, task=TASK, on_bad_rows="skip")
+    assert skipped.interactions.num_events == 3
+    assert skipped.set_aside == {
+        "events.csv: the line has 2 fields, the header has 5": 1,
+        "events.csv: item_id is not in the table of items": 1,
+        "events.csv: item_id repeats an earlier event": 1,
+    }
+    bad = tmp_path / "bad.jsonl"
+    table(**files, task=TASK, on_bad_rows="quarantine", quarantine=bad)
+    records = [json.loads(line) for line in bad.read_text().splitlines()]
+    assert [record["line"] for record in records] == [5, 6, 7]
+    assert records[1]["row"]["item_id"] == "z"
+
+
+def test_events_are_read_in_batches_as_in_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = [
+        {"user_id": str(1 + i % 4), "item_id": "abc"[i % 3], "action": "view", "timestamp": i // 5}
+        | {"shown_with": f"s{i % 7}" if i % 2 else None, "note": f"n{i % 7}" if i % 2 else None}
+        for i in range(200)
+    ]
+    for ending in FORMATS:
+        files = write_all(tmp_path, ending, events=events)
+        whole = table(**files, task=TASK)
+        monkeypatch.setattr("promptify.sources.files._BATCH_ROWS", 7)
+        parts = table(**files, task=TASK)
+        monkeypatch.undo()
+        assert parts.set_aside == whole.set_aside
+        assert parts.interactions.events.data.table.equals(whole.interactions.events.data.table)
+        assert parts.interactions.contexts == whole.interactions.contexts
+
+
+cells = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.sampled_from(["1", "a", "view", "5", 5, "job", "2024-01-02", "99999-01-01", "\ud800"]),
+    st.lists(st.one_of(st.none(), st.integers(), st.text(max_size=3)), max_size=3),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+)
+columns = st.sampled_from(
+    ["user_id", "item_id", "action", "timestamp", "kind", "title", "surface", "shown_with", "note"]
+)
+broken = st.lists(st.dictionaries(columns, cells, max_size=4), max_size=4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(users=broken, items=broken, events=broken, skip=st.booleans())
+def test_fuzzed_json_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory,
+    users: list[dict[str, Any]],
+    items: list[dict[str, Any]],
+    events: list[dict[str, Any]],
+    skip: bool,
+) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    files = write_all(
+        folder,
+        "jsonl",
+        users=[*({"user_id": "1"} | row for row in users), *USERS],
+        items=[*({"item_id": "z", "title": "x"} | row for row in items), *ITEMS],
+        events=[*(EVENTS[0] | row for row in events), *EVENTS],
+    )
+    try:
+        log = table(**files, task=TASK, on_bad_rows="skip" if skip else "fail").interactions
+    except BadInput as error:
+        message = str(error)
+    else:
+        message = ""
+        assert log.num_events > 0
+    assert len(message.encode().splitlines()) <= 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    name=st.sampled_from(["users", "items", "events"]),
+    ending=st.sampled_from(FORMATS),
+    place=st.floats(0, 1),
+    length=st.integers(0, 20),
+    noise=st.binary(max_size=12),
+)
+def test_damaged_files_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    ending: str,
+    place: float,
+    length: int,
+    noise: bytes,
+) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    files = write_all(folder, ending)
+    whole = files[name].read_bytes()
+    start = int(place * len(whole))
+    files[name].write_bytes(whole[:start] + noise + whole[start + length :])
+    try:
+        table(**files, task=TASK)
+    except BadInput as error:
+        str(error).encode()
+
+
+def test_quarantine_of_a_run_that_fails_is_not_left(tmp_path: Path) -> None:
+    files = write_all(tmp_path)
+    files["events"].write_bytes(HEADER + b"1,z,view,5\n")
+    bad = tmp_path / "bad.jsonl"
+    with pytest.raises(BadInput, match="no events that fit"):
+        table(**files, task=TASK, on_bad_rows="quarantine", quarantine=bad)
+    assert not list(tmp_path.glob("bad.jsonl*"))
