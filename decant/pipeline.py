@@ -263,7 +263,7 @@ def fit_rank_weight(foundation: Foundation, book: PromptBook, valid: Targets) ->
     asked = Asked(book, some)
     if len(asked.wanted.item) == 0:
         return 0.0
-    recommender = Recommender(foundation, build_index(foundation, model_hash=""), book)
+    recommender = Recommender(foundation, build_index(foundation, model_hash="unsaved"), book)
     ranked = predict_targets(foundation, book, some).rank
     scored = rerank(recommender, asked)
     quality = [float(ndcg(scored.ranks(w, ranked), 10).mean()) for w in RANK_WEIGHTS]

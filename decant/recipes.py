@@ -84,21 +84,21 @@ class Recipe:
 def demo() -> Recipe:
     """The generated job market, in under five minutes on two cores."""
     fit = FitConfig(
-        epochs=14,
+        epochs=4,
         positions_per_batch=4096,
-        learning_rate=3e-3,
-        reread_items=96,
-        refresh_steps=50,
-        text_weight=0.1,
-        evaluate_steps=50,
+        reread_items=16,
+        refresh_steps=120,
+        evaluate_steps=115,
     )
     return Recipe(
         name="job_market",
+        size="mini",
         prompter=PrompterConfig(
-            form="slot", max_prompt_tokens=448, max_item_tokens=80, vocab_size=2048
+            form="slot", max_prompt_tokens=448, max_item_tokens=96, vocab_size=2048
         ),
+        foundation=FoundationConfig(vector_dim=64, dropout=0.05),
         fit=fit,
-        rung=RungConfig(num_layers=2, fit=replace(fit, epochs=6, learning_rate=2e-3)),
+        rung=RungConfig(num_layers=2, fit=replace(fit, epochs=2, learning_rate=5e-4)),
         measured_users=500,
         timed_requests=100,
     )
@@ -108,17 +108,13 @@ def ml1m(form: Form = "slot") -> Recipe:
     """MovieLens-1M, in slot or text form, within 45 minutes on two cores."""
     if form == "text":
         return _films_in_text("ml1m", epochs=2)
-    fit = FitConfig(
-        epochs=6, positions_per_batch=8192, learning_rate=2e-3, reread_items=96, evaluate_steps=200
-    )
+    fit = FitConfig(epochs=8, reread_items=64, refresh_steps=100, evaluate_steps=280)
     return Recipe(
         name="ml1m",
-        prompter=PrompterConfig(
-            form="slot", max_prompt_tokens=512, max_item_tokens=32, vocab_size=4096
-        ),
+        prompter=PrompterConfig(form="slot", max_prompt_tokens=512, max_item_tokens=32),
+        foundation=FoundationConfig(dropout=0.2),
         fit=fit,
-        rung=RungConfig(num_layers=2, fit=replace(fit, epochs=2, learning_rate=1e-3)),
-        measured_users=2000,
+        rung=RungConfig(num_layers=2, fit=replace(fit, epochs=2, learning_rate=5e-4)),
     )
 
 
@@ -126,39 +122,41 @@ def ml100k(form: Form = "slot") -> Recipe:
     """MovieLens-100K, in slot or text form, within 10 minutes on two cores."""
     if form == "text":
         return _films_in_text("ml100k", epochs=3)
-    fit = FitConfig(epochs=14, positions_per_batch=4096, learning_rate=2e-3, evaluate_steps=50)
+    fit = FitConfig(epochs=8, positions_per_batch=4096, reread_items=32, evaluate_steps=58)
     return Recipe(
         name="ml100k",
+        size="mini",
         prompter=PrompterConfig(
             form="slot", max_prompt_tokens=512, max_item_tokens=32, vocab_size=2048
         ),
+        foundation=FoundationConfig(vector_dim=64),
         fit=fit,
-        rung=RungConfig(num_layers=2, fit=replace(fit, epochs=4, learning_rate=1e-3)),
+        rung=RungConfig(num_layers=2, fit=replace(fit, epochs=3, learning_rate=5e-4)),
     )
 
 
 def table(form: Form = "slot") -> Recipe:
     """Anyone's tables: a middling schedule; lengths suit items of a line or two."""
-    fit = FitConfig(epochs=8, positions_per_batch=8192, evaluate_steps=100)
+    fit = FitConfig(epochs=6, evaluate_steps=100)
     return Recipe(
         name="table",
         prompter=PrompterConfig(form=form, max_prompt_tokens=512, max_item_tokens=64),
         fit=fit,
-        rung=RungConfig(num_layers=2, fit=replace(fit, epochs=3, learning_rate=1e-3)),
+        rung=RungConfig(num_layers=2, fit=replace(fit, epochs=2, learning_rate=5e-4)),
         measured_users=1000,
     )
 
 
 def _films_in_text(name: str, *, epochs: int) -> Recipe:
     # A film is 13 tokens and not 2 positions: fewer events fit, and fewer epochs into the time.
-    fit = FitConfig(epochs=epochs, positions_per_batch=8192, reread_items=128, evaluate_steps=200)
+    fit = FitConfig(epochs=epochs, reread_items=64, evaluate_steps=200)
     return Recipe(
         name=name,
         prompter=PrompterConfig(
-            form="text", max_prompt_tokens=768, max_item_tokens=32, vocab_size=4096
+            form="text", max_prompt_tokens=768, max_item_tokens=32
         ),
         fit=fit,
-        rung=RungConfig(num_layers=2, fit=replace(fit, epochs=1, learning_rate=1e-3)),
+        rung=RungConfig(num_layers=2, fit=replace(fit, epochs=1, learning_rate=5e-4)),
         measured_users=500,
         timed_requests=100,
     )

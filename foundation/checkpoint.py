@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from foundation.sizes import decoder_config
+from foundation.sizes import decoder_config, start_as_averages
 from promptify.pieces import Pieces
 from promptify.prompter import Prompter
 from promptify.validation import BadInput
@@ -38,7 +38,9 @@ FILES = ("config.json", "heads.safetensors", "foundation.json", "catalogue.parqu
 def new_decoder(size: str, prompter: Prompter) -> Any:
     """A decoder of a named size with random weights; the torch seed decides them."""
     config = decoder_config(size, vocab_size=prompter.vocab_size)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    decoder = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    start_as_averages(decoder)
+    return decoder
 
 
 def load_decoder(name: str | Path) -> Any:

@@ -50,7 +50,7 @@ class FoundationConfig:
 
     vector_dim: int = 128
     half_exposure: float = 5.0
-    dropout: float = 0.2
+    dropout: float = 0.1
     rank_weight: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -104,6 +104,7 @@ class Foundation(nn.Module):
             hidden,
             slots=self.uses_slots,
             half_exposure=config.half_exposure,
+            embedding_std=decoder.config.initializer_range,
         )
         self.input_dropout = nn.Dropout(config.dropout)
         allowed_AL = torch.zeros(len(prompter.tasks), len(prompter.label_words), dtype=torch.bool)
@@ -264,7 +265,7 @@ class Foundation(nn.Module):
         bags: Tensor = F.embedding_bag(
             torch.from_numpy(pieces.ids.astype(np.int64)).to(self.device),
             self.decoder.get_input_embeddings().weight,
-            torch.from_numpy(pieces.offsets[:-1]).to(self.device),
+            torch.from_numpy(pieces.offsets[:-1].copy()).to(self.device),
             mode="mean",
         )
         return bags

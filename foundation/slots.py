@@ -25,6 +25,7 @@ class ItemTable(nn.Module):
         slots: whether slots are used at all; a text model has no residuals.
         half_exposure: training events at which half of the residual counts. An item never trained on
             has a residual of exactly zero.
+        embedding_std: of the decoder's token embeddings at the start, which slots stand among.
 
     Source: ours. Shrinkage as n / (n + k), the empirical-Bayes weight of a mean of n draws.
     """
@@ -33,7 +34,13 @@ class ItemTable(nn.Module):
     reading_ID: Tensor
 
     def __init__(
-        self, num_items: int, hidden_size: int, *, slots: bool, half_exposure: float = 5.0
+        self,
+        num_items: int,
+        hidden_size: int,
+        *,
+        slots: bool,
+        half_exposure: float,
+        embedding_std: float,
     ) -> None:
         super().__init__()
         self.half_exposure = half_exposure
@@ -41,12 +48,14 @@ class ItemTable(nn.Module):
         self.register_buffer("reading_ID", torch.zeros(num_items, hidden_size))
         self.project_reading = nn.Linear(hidden_size, hidden_size, bias=False)
         self.project_bag = nn.Linear(hidden_size, hidden_size, bias=False)
-        # Slots start at the size of token embeddings, which transformers draws with std 0.02.
-        nn.init.normal_(self.project_reading.weight, std=0.02 / hidden_size**0.5)
-        nn.init.normal_(self.project_bag.weight, std=0.02 / hidden_size**0.5)
+        # A slot starts as its bag: in the space of token embeddings, so that an item and a profile that
+        # share words are near each other before anything is learned. The reading earns its place.
+        nn.init.eye_(self.project_bag.weight)
+        self.project_bag.weight.data.mul_(embedding_std)
+        nn.init.zeros_(self.project_reading.weight)
         self.residual_ID: nn.Parameter | None = None
         if slots:
-            self.residual_ID = nn.Parameter(torch.randn(num_items, hidden_size) * 0.02)
+            self.residual_ID = nn.Parameter(torch.randn(num_items, hidden_size) * embedding_std)
 
     def readings(self, items_N: Tensor, fresh: "FreshReadings | None" = None) -> Tensor:
         """Readings of some items [N, D]: the table's, but with gradient where they are fresh."""

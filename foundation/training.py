@@ -48,6 +48,7 @@ class FitConfig:
         positions_per_batch: padded positions of one micro-batch.
         accumulate: micro-batches per optimiser step.
         learning_rate: peak of a cosine schedule with a linear warm-up.
+        table_rate: how much faster embeddings and residuals learn than matrices.
         warmup_fraction: share of the steps that warm up.
         weight_decay: of matrices; norms, biases, residuals and embeddings are not decayed.
         next_item_weight: of the retrieval loss.
@@ -68,14 +69,15 @@ class FitConfig:
     epochs: int = 4
     positions_per_batch: int = 8192
     accumulate: int = 1
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
+    table_rate: float = 10.0
     warmup_fraction: float = 0.05
     weight_decay: float = 0.01
     next_item_weight: float = 1.0
     action_weight: float = 1.0
     text_weight: float = 0.1
     text_positions: int = 1024
-    reread_items: int = 128
+    reread_items: int = 64
     refresh_steps: int = 100
     full_softmax_items: int = 50_000
     num_negatives: int = 8192
@@ -272,10 +274,31 @@ class FoundationTrainer(Trainer):
             len(batch["text_position_N"]) + item_tokens,
         )
 
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Matrices only: a residual or an embedding row is rare, and decay would forget it."""
-        names = super().get_decay_parameter_names(model)
-        return [name for name in names if "residual" not in name and "embed" not in name]
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW, in which rows of tables (embeddings, residuals) learn faster and do not decay.
+
+        A row gets a gradient only when its token or item turns up: it must make more of each.
+        """
+        module = model or self.model
+        decayed = set(self.get_decay_parameter_names(module))
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                is_table = "embed_tokens" in name or "residual" in name
+                groups.setdefault((is_table, name in decayed), []).append(parameter)
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, module)
+        self.optimizer = optimizer_class(
+            [
+                {
+                    "params": parameters,
+                    "lr": self.args.learning_rate * (self.config.table_rate if is_table else 1),
+                    "weight_decay": 0.0 if is_table or not decays else self.args.weight_decay,
+                }
+                for (is_table, decays), parameters in sorted(groups.items(), key=lambda g: g[0])
+            ],
+            **options,
+        )
+        return self.optimizer
 
     def compute_loss(
         self,

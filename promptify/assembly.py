@@ -23,7 +23,7 @@ from promptify.layout import (
 )
 from promptify.piece_table import PieceTable
 from promptify.pieces import Pieces, offsets_of
-from promptify.prompter import HistoryEvent, Prompter
+from promptify.prompter import HistoryEvent, Prompter, columns_of
 from promptify.rows import Rows
 from promptify.selection import first_of_slate
 from promptify.splits import Targets
@@ -187,6 +187,37 @@ class PromptBook:
             num_dropped=read - start,
         )
         return self._prefixes(self._table.pool, self._table.events(rows), offsets, frame)
+
+    def of_user(
+        self, user: int, start: int, end: int, *, task: int, context: str | None = None
+    ) -> Rows:
+        """The prefix of somebody of the log, with some of their events, one row.
+
+        Args:
+            user: row of `users`.
+            start: first event of the history, a row of `events`.
+            end: one past the last.
+            task: index of the task that is asked about.
+            context: a query or note for this request.
+        """
+        table = self._table
+        pool, tail = table.pool, table.pool.empty
+        if context is not None:
+            pool, tail = table.with_context(self.prompter.context_text(context))
+        frame = Frame(
+            task=np.array([task]),
+            heads=table.heads(np.array([user]), np.array([task])),
+            tails=np.array([tail]),
+            num_dropped=np.zeros(1, np.int64),
+        )
+        events = table.events(np.arange(start, end))
+        return self._prefixes(pool, events, np.array([0, end - start]), frame)
+
+    def profile_text(self, user: int) -> str:
+        """The profile of a row of `users`, as a prompt tells it; empty where nothing is known."""
+        log, words = self.interactions, self.prompter.words
+        columns = columns_of(log.users, log.schema.user, np.array([user]))
+        return words.profiles(columns, num_rows=1)[0]
 
     def inline(
         self,

@@ -84,6 +84,11 @@ class PieceTable:
 
     # Numbers of pieces.
 
+    def with_context(self, text: str) -> tuple[Pool, int]:
+        """The whole pool and one more context, with its piece number."""
+        pieces = self._prompter.context_pieces([text])
+        return self._pool_of([self.pool.pieces, pieces]), len(self.pool.pieces)
+
     def item(self, items: NDArray[Any] | int) -> Any:
         """Of items, by row."""
         return self._first["item"] + items

@@ -121,10 +121,12 @@ def test_long_text_is_cut_as_text(
 
 
 def test_a_cut_keeps_what_fits(trained: PreTrainedTokenizerFast) -> None:
-    text = " the sea and the city" * 10
-    told = trained.decode(tokenize_within(trained, [text], max_tokens=10)[0].tolist())
-    assert len(token_ids(trained, [told])[0]) >= 8
-    assert text[len(told)] == " "
+    text = " the unforgettable sea" * 20
+    for max_tokens in range(12, 40):
+        told = trained.decode(tokenize_within(trained, [text], max_tokens=max_tokens)[0].tolist())
+        assert told.endswith(("the", "unforgettable", "sea"))
+        longer = text[: text.find(" ", len(told) + 1)]
+        assert len(token_ids(trained, [longer])[0]) > max_tokens
 
 
 def test_a_saved_tokenizer_reads_the_same(trained: PreTrainedTokenizerFast, tmp_path: Path) -> None:

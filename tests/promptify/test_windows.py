@@ -146,6 +146,11 @@ def test_a_slate_too_long_for_any_prompt_is_cut_and_nothing_is_lost(
     log = make_market([(0, "jobs", "pay first.", shown), (0, "jobs", None, [(0, "view")])])
     train = np.ones(16, bool)
     assert len(fit_market(form="text").book(log).windows(train, seed=0, epoch=0)) == 1
+    for max_tokens in range(100, 130):
+        tight = fit_market(form="text", max_prompt_tokens=max_tokens, max_profile_tokens=9)
+        book = tight.book(log)
+        windows = book.windows(train, seed=0, epoch=0)
+        assert book.lengths(windows).max() <= max_tokens
     book = fit_market(form="text", max_prompt_tokens=112, max_profile_tokens=16).book(log)
     windows = book.windows(train, seed=0, epoch=0)
     assert len(windows) > 1
