@@ -108,7 +108,7 @@ def ml1m(form: Form = "slot") -> Recipe:
     """MovieLens-1M, in slot or text form, within 45 minutes on two cores."""
     if form == "text":
         return _films_in_text("ml1m", epochs=2)
-    fit = FitConfig(epochs=8, reread_items=64, refresh_steps=100, evaluate_steps=280)
+    fit = FitConfig(epochs=7, evaluate_steps=284)
     return Recipe(
         name="ml1m",
         prompter=PrompterConfig(form="slot", max_prompt_tokens=512, max_item_tokens=32),
