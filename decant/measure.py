@@ -58,14 +58,18 @@ class Answers:
     action_probability: NDArray[np.float64] | None
 
     def metrics(self) -> dict[str, tuple[Interval, int]]:
-        """Each metric with its 95 % interval over users and the number of targets behind it."""
+        """Each metric with its 95 % interval over users and the number of targets behind it.
+
+        Both ends are the value itself where there is no interval to be had: a calibration error, or too
+        few people for a bootstrap.
+        """
         found: dict[str, tuple[Interval, int]] = {}
         if self.rank is not None and len(self.rank):
             for name, values in (
                 ("hr@10", hit_rate(self.rank, 10)),
                 ("ndcg@10", ndcg(self.rank, 10)),
             ):
-                found[name] = bootstrap_interval(values, self.user), len(values)
+                found[name] = _finite(bootstrap_interval(values, self.user)), len(values)
         if self.action_probability is not None and len(np.unique(self.action_positive)) == 2:
             users, row = np.unique(self.action_user, return_inverse=True)
             statistic = auc_of_users(
@@ -74,7 +78,7 @@ class Answers:
             interval = bootstrap_users(
                 statistic, len(users), numbers_per_draw=len(self.action_probability)
             )
-            found["auc"] = interval, len(self.action_positive)
+            found["auc"] = _finite(interval), len(self.action_positive)
             error = expected_calibration_error(self.action_positive, self.action_probability)
             found["ece"] = Interval(value=error, low=error, high=error), len(self.action_positive)
         return found
@@ -101,6 +105,13 @@ class Answers:
             event_probability=self.action_probability,
             latency_ms=latency_ms,
         )
+
+
+def _finite(interval: Interval) -> Interval:
+    """The interval, or the value alone where the bootstrap could say nothing."""
+    if np.isfinite([interval.low, interval.high]).all():
+        return interval
+    return Interval(value=interval.value, low=interval.value, high=interval.value)
 
 
 class Asked:
@@ -231,7 +242,9 @@ class Reranked:
             weight: `w` of the ranking formula.
             otherwise: int64 [m], the rank by retrieval alone, kept where the target was not retrieved.
         """
-        total_nK = self.retrieval_nK + weight * self.log_positive_nK
+        is_found_nK = np.isfinite(self.retrieval_nK)
+        weighted_nK = weight * np.where(is_found_nK, self.log_positive_nK, 0.0)
+        total_nK = self.retrieval_nK + weighted_nK
         score_mK = total_nK[self.request]
         place = np.maximum(self.target_place, 0)
         own = score_mK[np.arange(len(place)), place][:, None]

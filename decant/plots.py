@@ -18,8 +18,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 INK, MUTED, LINE = "#1f2430", "#667085", "#dfe3ea"
 # Okabe and Ito's colours, darkened where they would not read as text on white.
-SERIES = ("#0072b2", "#c4500a", "#008a66", "#a8508c", "#8a6d00", "#5b6472")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+SERIES = ("#0072b2", "#c4500a", "#008a66", "#a8508c", "#8a6d00", "#5b6472", "#b0123f")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _CSS_VARIABLES = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
@@ -69,6 +69,7 @@ class HistoryPoint:
         low: lower end of the 95 % interval, or None.
         high: upper end of it, or None.
         n: number of targets in the bucket.
+        n_of: what `n` counts, in words.
     """
 
     bucket: str
@@ -78,6 +79,7 @@ class HistoryPoint:
     low: float | None = None
     high: float | None = None
     n: int
+    n_of: str = "targets"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,10 +132,12 @@ def training_curves(
 
 
 def quality_by_history(points: Sequence[HistoryPoint], *, models: Sequence[str] = ()) -> Figure:
-    """A panel per metric: quality in each bucket of history length, intervals as error bars."""
+    """A panel per metric: quality in each bucket of history length, intervals as error bars.
+
+    Under each bucket stands its number of targets, or once for all where they are equal.
+    """
     metrics = list(dict.fromkeys(point.metric for point in points))
     buckets = list(dict.fromkeys(point.bucket for point in points))
-    sizes = {point.bucket: point.n for point in points}
 
     def draw(axes: Axes, metric: str) -> None:
         shown = [point for point in points if point.metric == metric]
@@ -149,8 +153,16 @@ def quality_by_history(points: Sequence[HistoryPoint], *, models: Sequence[str] 
             color, marker = _look(name, models)
             _points_with_intervals(axes, x, mine, color=color, marker=marker, joined=True)
             labels.append((mine[-1].value, name, color))
-        axes.set_xticks(range(len(buckets)), [f"{b}\nn={sizes[b]:,}" for b in buckets])
+        sizes = {point.bucket: point.n for point in shown}
         axes.set_xlabel("events in the history")
+        if len(set(sizes.values())) == 1:
+            axes.set_xticks(range(len(buckets)), buckets)
+            axes.set_xlabel(f"events in the history  (n = {shown[0].n:,} {shown[0].n_of})")
+        else:
+            counts = [f"n={format_count(sizes[b])}" if b in sizes else "" for b in buckets]
+            ticks = [f"{b}\n{count}" for b, count in zip(buckets, counts, strict=True)]
+            axes.set_xticks(range(len(buckets)), ticks, fontsize=8)
+            axes.set_xlabel(f"events in the history, n = {shown[0].n_of}")
         _label_ends(axes, labels)
 
     return _panels(metrics, draw)
@@ -242,7 +254,7 @@ def _look(model: str, models: Sequence[str]) -> tuple[str, str]:
 
 
 def _panels(metrics: Sequence[str], draw: Callable[[Axes, str], None]) -> Figure:
-    columns = 3 if len(metrics) % 3 == 0 else 2
+    columns = 3 if len(metrics) % 3 == 0 or len(metrics) > 4 else 2
     rows = -(-len(metrics) // columns)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(

@@ -29,6 +29,18 @@ from promptify.prompter import item_texts
 logger = logging.getLogger(__name__)
 
 METRIC_NAMES = {"ndcg@10": "NDCG@10", "auc": "AUC", "hr@10": "HR@10"}
+# What a number of the plot by history is counted over.
+COUNTED = {"ndcg@10": "ranking targets", "auc": "scored events"}
+CURVES = {
+    "loss/next_item": "next-item loss",
+    "loss/action": "action loss",
+    "loss/text": "text loss",
+    "valid/ndcg@10": "validation NDCG@10",
+    "valid/auc": "validation AUC",
+    "loss/teacher_next_item": "teacher loss, next item",
+    "loss/teacher_action": "teacher loss, action",
+}
+"""Panels of the training curves, in order, by their names in `history.json`."""
 NOTES = {
     "foundation": "the top model, ranking the catalogue by p(item next)",
     "rung-1": "pruned and distilled from it, ranking the same way",
@@ -57,7 +69,10 @@ def write_run_report(layout: RunLayout, recipe: Recipe, record: RunRecord) -> st
         table=table,
         curves=_curves(layout),
         by_history=[
-            HistoryPoint(**{**point, "metric": METRIC_NAMES[point["metric"]]})
+            HistoryPoint(
+                **{**point, "metric": METRIC_NAMES[point["metric"]]},
+                n_of=COUNTED[point["metric"]],
+            )
             for point in metrics["by_history"]
         ],
         by_size=_by_size(metrics["systems"]),
@@ -108,13 +123,17 @@ def _facts(recommender: Recommender, systems: list[dict[str, Any]]) -> list[tupl
 
 
 def _curves(layout: RunLayout) -> dict[str, list[tuple[float, float]]]:
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for model in (FOUNDATION, RUNG):
-        result = json.loads((layout.folder / model / "history.json").read_text("utf-8"))
-        for name, points in result["history"].items():
-            if name.startswith(("loss/", "valid/")):
-                curves[f"{model}/{name}"] = [(step, value) for step, value in points]
-    return curves
+    """`model/panel` to its points, panels in the order of `CURVES`."""
+    logged = {
+        model: json.loads((layout.folder / model / "history.json").read_text("utf-8"))["history"]
+        for model in (FOUNDATION, RUNG)
+    }
+    return {
+        f"{model}/{panel}": [(step, value) for step, value in history[name]]
+        for name, panel in CURVES.items()
+        for model, history in logged.items()
+        if name in history
+    }
 
 
 def _by_size(systems: list[dict[str, Any]]) -> list[SizePoint]:

@@ -173,7 +173,7 @@ class Stages:
         reason = self._why_run(out, scratch, record)
         self._plan.append(PlannedStage(name=name, runs=bool(reason), reason=reason or "up to date"))
         if not self._dry_run:
-            logger.info("%s: %s", name, reason or "up to date")
+            logger.info("%s: %s", name, f"runs ({reason})" if reason else "up to date")
             if reason:
                 self._drop_scratch(name, but=scratch)
                 self._execute(function, out, scratch, record)
@@ -201,7 +201,7 @@ class Stages:
             if found != wanted and not continuing:
                 raise ValueError(
                     f"folder {self.folder} holds another run ({_difference(found, wanted)}); "
-                    "choose another folder, or ask to continue this run with the new recipe"
+                    "choose another folder, or delete this one first"
                 )
         elif self.folder.exists() and any(entry.name != ".lock" for entry in self.folder.iterdir()):
             raise ValueError(
@@ -304,13 +304,26 @@ def _code_hash(name: str) -> str:
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """The first few keys whose values differ: `seed was 1, now 2`."""
-    keys = [key for key in sorted({*found, *wanted}) if found.get(key, ...) != wanted.get(key, ...)]
-    told = [
-        f"{key} was {json.dumps(found.get(key))}, now {json.dumps(wanted.get(key))}"
-        for key in keys[:3]
-    ]
+    """The first few keys whose values differ: `recipe.seed was 1, now 2`."""
+    before, after = _flat(found), _flat(wanted)
+    keys = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+    told = [f"{key} was {_said(before, key)}, now {_said(after, key)}" for key in keys[:3]]
     return ", ".join(told) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _flat(value: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings by their dotted path."""
+    leaves: dict[str, Any] = {}
+    for key, inner in value.items():
+        if isinstance(inner, Mapping) and inner:
+            leaves |= _flat(inner, f"{path}{key}.")
+        else:
+            leaves[f"{path}{key}"] = json.dumps(inner)
+    return leaves
+
+
+def _said(leaves: Mapping[str, str], key: str) -> str:
+    return leaves.get(key, "not set")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def distil(
     out: Path,
     validate: Callable[[], dict[str, float]] | None = None,
 ) -> FitResult:
-    """Train `student` on the data and on what `teacher` thinks of it; resumes as `Foundation.fit` does.
+    """Train `student` on the data and on what `teacher` thinks of it; resumes as `fit` does.
 
     Args:
         student: trained in place.
@@ -66,9 +66,13 @@ def distil(
         ValueError: the two do not share a catalogue and label words.
     """
     if teacher.item_ids != student.item_ids:
-        raise ValueError("teacher and student know different catalogues; prune the student from it.")
+        raise ValueError(
+            "teacher and student know different catalogues; prune the student from it."
+        )
     if teacher.prompter.label_words != student.prompter.label_words:
-        raise ValueError("teacher and student have different label words; use one prompter for both.")
+        raise ValueError(
+            "teacher and student have different label words; use one prompter for both."
+        )
     weights = {
         **config.loss_weights,
         "teacher_next_item": teacher_config.weight * config.next_item_weight,
@@ -88,7 +92,7 @@ def distil(
 
 
 class Distillation(nn.Module):
-    """A student's losses on a batch, its own and the teacher's; only the student has parameters here.
+    """A student's losses on a batch, its own and the teacher's; it alone has parameters here.
 
     Args:
         student: learns.

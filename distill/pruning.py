@@ -37,7 +37,9 @@ class Importance:
 
 
 @torch.no_grad()
-def measure_importance(foundation: Foundation, rows: Rows, *, max_positions: int = 16384) -> Importance:
+def measure_importance(
+    foundation: Foundation, rows: Rows, *, max_positions: int = 16384
+) -> Importance:
     """Read calibration rows and watch every layer.
 
     Args:
@@ -45,8 +47,8 @@ def measure_importance(foundation: Foundation, rows: Rows, *, max_positions: int
         rows: calibration prompts.
         max_positions: padded positions read at once.
 
-    Source: block influence, ShortGPT (arXiv 2403.03853); neuron score, Wanda (arXiv 2306.11695) summed
-    over a neuron's outputs.
+    Source: block influence, ShortGPT (arXiv 2403.03853); neuron score, Wanda (arXiv 2306.11695)
+    summed over a neuron's outputs.
     """
     foundation.eval()
     layers = foundation.decoder.model.layers
@@ -126,8 +128,8 @@ def prune(
         foundation: left as it is.
         importance: from `measure_importance` of the same foundation.
         num_layers: layers to keep; all when left out.
-        intermediate_size: MLP neurons to keep in every layer; all when left out. Multiples of 8 suit the
-            hardware.
+        intermediate_size: MLP neurons to keep in every layer; all when left out. Multiples of 8
+            suit the hardware.
 
     Returns:
         A new foundation with its own heads and item table; its decoder has a stock configuration.

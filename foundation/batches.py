@@ -20,8 +20,8 @@ class Batch:
     """Rows as tensors. Positions are flat: `row * T + position`.
 
     Attributes:
-        ids_RT: int64 [R, T]; padded on the right with the newline's id, which causal attention never shows
-            to a real position.
+        ids_RT: int64 [R, T]; padded on the right with the newline's id, which causal attention
+            never shows to a real position.
         length_R: int64 [R], positions that are not padding.
         arrow_M: int64 [M], flat positions where an action is read and counted.
         label_M: int64 [M], the action taken there, an index into the label words.
@@ -60,8 +60,8 @@ class Batch:
         target_M = np.flatnonzero(rows.event_is_target)
         next_row_K = np.repeat(np.arange(num_rows), np.diff(rows.next_offsets))
 
-        # A position predicts text when the id after it, in the same row, is a token that is neither a
-        # label (the action loss has it) nor a slot.
+        # A position predicts text when the id after it, in the same row, is a token that is neither
+        # a label (the action loss has it) nor a slot.
         predicts = np.zeros(num_rows * longest, dtype=bool)
         predicts[flat_N[:-1]] = (row_N[1:] == row_N[:-1]) & (rows.ids[1:] < vocab_size)
         predicts[event_row_M * longest + rows.event_arrow] = False
@@ -140,7 +140,8 @@ def pad_pieces(pieces: Pieces, chosen_N: np.ndarray, *, pad_id: int) -> tuple[Te
     """Token pieces as a rectangle.
 
     Returns:
-        ids int64 [N, S] padded on the right, and the position of each piece's last token, int64 [N].
+        ids int64 [N, S] padded on the right, and the position of each piece's last token, int64
+        [N].
     """
     lengths_N = np.diff(pieces.offsets)[chosen_N]
     longest = int(lengths_N.max())

@@ -1,10 +1,10 @@
 """A foundation on disk: a stock checkpoint, the heads beside it, the prompter and the catalogue.
 
-    config.json, model.safetensors        the decoder, as stock transformers reads it
-    heads.safetensors                     person and item heads, item table
-    foundation.json                       `FoundationConfig`
-    catalogue.parquet                     item ids and their token pieces
-    prompter/                             tasks, words, tokenizer
+config.json, model.safetensors        the decoder, as stock transformers reads it
+heads.safetensors                     person and item heads, item table
+foundation.json                       `FoundationConfig`
+catalogue.parquet                     item ids and their token pieces
+prompter/                             tasks, words, tokenizer
 """
 
 import hashlib
@@ -74,7 +74,9 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     except (OSError, ValueError, RuntimeError) as error:
         raise BadInput(f"cannot load a tokenizer from {name}: {_first_line(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise BadInput(f"the tokenizer of {name} is not a fast one (tokenizer.json); convert it first.")
+        raise BadInput(
+            f"the tokenizer of {name} is not a fast one (tokenizer.json); convert it first."
+        )
     return tokenizer
 
 
@@ -141,7 +143,9 @@ def load(folder: Path) -> "Foundation":
         ) from error
     lost = [name for name in missing_names if not name.startswith("decoder.")]
     if lost or unknown:
-        raise BadInput(f"{folder / 'heads.safetensors'} lacks {lost} and has strange {list(unknown)}.")
+        raise BadInput(
+            f"{folder / 'heads.safetensors'} lacks {lost} and has strange {list(unknown)}."
+        )
     foundation.eval()
     return foundation
 

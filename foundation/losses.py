@@ -76,7 +76,9 @@ def action_log_probs(hidden_ND: Tensor, label_rows_LD: Tensor, allowed_NL: Tenso
     return logits_NL.masked_fill(~allowed_NL, float("-inf")).log_softmax(dim=-1)
 
 
-def action_loss(hidden_ND: Tensor, label_rows_LD: Tensor, allowed_NL: Tensor, label_N: Tensor) -> Tensor:
+def action_loss(
+    hidden_ND: Tensor, label_rows_LD: Tensor, allowed_NL: Tensor, label_N: Tensor
+) -> Tensor:
     """Sum of the negative log-probabilities of the actions taken.
 
     Args:
@@ -101,10 +103,10 @@ def sampled_cross_entropy(
     collides_KS: Tensor,
     log_expected_S: Tensor,
 ) -> Tensor:
-    """Sum of softmax cross-entropies against sampled negatives, corrected for how they were sampled.
+    """Sum of softmax cross-entropies against sampled negatives, corrected for the sampling.
 
-    Each negative's logit is lowered by the log of how often it was expected in the sample, so that the
-    sampled normaliser is an unbiased estimate of the full one.
+    Each negative's logit is lowered by the log of how often it was expected in the sample, so that
+    the sampled normaliser is an unbiased estimate of the full one.
 
     Args:
         hidden_KD: one vector per prediction.

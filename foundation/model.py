@@ -92,9 +92,9 @@ class Foundation(nn.Module):
         hidden = decoder.config.hidden_size
         self.person_head = nn.Linear(hidden, config.vector_dim)
         self.item_head = nn.Linear(hidden, config.vector_dim)
-        # Both heads start as the same rotation: before anything is learned, a person is near the items
-        # that their hidden state resembles, which is where learning should begin. The gain makes the
-        # inner product of two equal hidden states √D, as in attention.
+        # Both heads start as the same rotation: before anything is learned, a person is near the
+        # items that their hidden state resembles, which is where learning should begin. The gain
+        # makes the inner product of two equal hidden states √D, as in attention.
         nn.init.orthogonal_(self.person_head.weight, gain=hidden**-0.25)
         self.item_head.weight.data.copy_(self.person_head.weight.data)
         for head in (self.person_head, self.item_head):
@@ -135,14 +135,16 @@ class Foundation(nn.Module):
         Args:
             prompter: fitted on the training events.
             book: the catalogue's pieces.
-            train: bool [E], the training events; an item's residual counts by how often it is in them.
+            train: bool [E], the training events; an item's residual counts by how often it is in
+                them.
             size: a name in `foundation.sizes.SHAPES`, for a decoder with random weights.
             model: a folder or hub name of a checkpoint, for a pretrained one.
             config: widths and weights.
             seed: of the random weights.
 
         Raises:
-            ValueError: neither or both of `size` and `model` are given, or `model` cannot be loaded.
+            ValueError: neither or both of `size` and `model` are given, or `model` cannot be
+                loaded.
         """
         from foundation.checkpoint import load_decoder, new_decoder
 
@@ -217,7 +219,7 @@ class Foundation(nn.Module):
         return sum(p.numel() for p in self.decoder.parameters() if id(p) not in table)
 
     def rank_weight(self, task: int) -> float:
-        """`w` of the ranking formula for a task: how much the action readout counts; 0 until fitted."""
+        """`w` of the ranking formula for a task, 0 until fitted: how much the actions count."""
         return self.settings.rank_weight[task] if self.settings.rank_weight else 0.0
 
     def count_exposure(self, event_item: NDArray[np.int32]) -> None:
@@ -228,21 +230,33 @@ class Foundation(nn.Module):
     # Reading.
 
     def hidden(
-        self, ids_RT: Tensor, *, fresh: FreshReadings | None = None, **decoder_inputs: Any
+        self,
+        ids_RT: Tensor,
+        *,
+        fresh: FreshReadings | None = None,
+        inline_slots_JD: Tensor | None = None,
+        **decoder_inputs: Any,
     ) -> Tensor:
         """Last hidden states of a batch of rows [R, T, D].
 
         Args:
             ids_RT: int64; an id ≥ the vocabulary size is a slot.
             fresh: readings made in this step, which replace the table's.
+            inline_slots_JD: slots of items that are not in the catalogue, from `inline_slots`.
             decoder_inputs: passed on (positions, attention mask, cache).
         """
-        embeds_RTD = self.embed_ids(ids_RT, fresh=fresh)
+        embeds_RTD = self.embed_ids(ids_RT, fresh=fresh, inline_slots_JD=inline_slots_JD)
         out = self.decoder.model(inputs_embeds=self.input_dropout(embeds_RTD), **decoder_inputs)
         hidden_RTD: Tensor = out.last_hidden_state
         return hidden_RTD
 
-    def embed_ids(self, ids_RT: Tensor, *, fresh: FreshReadings | None = None) -> Tensor:
+    def embed_ids(
+        self,
+        ids_RT: Tensor,
+        *,
+        fresh: FreshReadings | None = None,
+        inline_slots_JD: Tensor | None = None,
+    ) -> Tensor:
         """Input vectors of tokens and slots [R, T, D]."""
         vocab_size = self.prompter.vocab_size
         embeds_RTD: Tensor = self.decoder.get_input_embeddings()(ids_RT.clamp(max=vocab_size - 1))
@@ -250,7 +264,12 @@ class Foundation(nn.Module):
         if not bool(is_slot_RT.any()):
             return embeds_RTD
         items_N, where_N = torch.unique(ids_RT[is_slot_RT] - vocab_size, return_inverse=True)
-        slots_ND = self.slots(items_N, fresh).to(embeds_RTD.dtype)
+        slots_ND = self.slots(items_N[items_N < self.num_items], fresh)
+        if inline_slots_JD is not None:
+            # `unique` sorts: the catalogue's slots come first.
+            inline_J = items_N[items_N >= self.num_items] - self.num_items
+            slots_ND = torch.cat([slots_ND, inline_slots_JD[inline_J]])
+        slots_ND = slots_ND.to(embeds_RTD.dtype)
         return embeds_RTD.index_put((is_slot_RT,), slots_ND[where_N])
 
     def slots(self, items_N: Tensor, fresh: FreshReadings | None = None) -> Tensor:
@@ -259,6 +278,13 @@ class Foundation(nn.Module):
         if len(items_N) < self.num_items or bool((items_N.diff() != 1).any()):
             chosen = chosen.take(items_N.cpu().numpy())
         return self.items.slots(items_N, self.bags(chosen), fresh)
+
+    def inline_slots(self, rows: Rows) -> Tensor | None:
+        """Slots of the items that rows bring with them, float [J, D]; None where there are none."""
+        if not self.uses_slots or not len(rows.inline_items):
+            return None
+        pieces = rows.inline_items
+        return self.items.slots_of_text(self.readings_of(pieces), self.bags(pieces))
 
     def bags(self, pieces: Pieces) -> Tensor:
         """Mean token embedding of each piece, float [N, D]."""
@@ -341,7 +367,7 @@ class Foundation(nn.Module):
         out: Path,
         validate: Callable[[], dict[str, float]] | None = None,
     ) -> "FitResult":
-        """Train on the split's training events; resumes from `out` where an earlier call was cut short.
+        """Train on the split's training events, or go on where a call that was cut short stopped.
 
         Args:
             book: pieces of the interactions to train on.
@@ -415,13 +441,14 @@ class Foundation(nn.Module):
     @torch.no_grad()
     def _read_rows(self, rows: Rows, max_positions: int) -> Any:
         self.eval()
+        inline_slots_JD = self.inline_slots(rows)
         for chosen_B in by_length(rows.lengths, max_positions=max_positions):
             batch = Batch.of(
                 take_rows(rows, chosen_B),
                 pad_id=self.prompter.newline_id,
                 vocab_size=self.prompter.vocab_size,
             ).to(self.device)
-            yield chosen_B, self.hidden(batch.ids_RT), batch
+            yield chosen_B, self.hidden(batch.ids_RT, inline_slots_JD=inline_slots_JD), batch
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a stock checkpoint, the heads and the prompter to `folder`, whole or not at all."""
@@ -442,7 +469,7 @@ class Foundation(nn.Module):
 
 
 def _drop_tied_head(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    # safetensors refuses two names for one tensor; the head is tied again when the decoder is built.
+    # safetensors refuses two names for one tensor; building the decoder ties the head again.
     decoder = module.decoder
     if getattr(decoder.config, "tie_word_embeddings", False):
         state.pop(f"{prefix}decoder.lm_head.weight", None)

@@ -36,8 +36,8 @@ class StepReading:
 
     Attributes:
         person_KV: person vectors where an item must be predicted.
-        item_CV: vectors of the items that the retrieval softmax runs over: the whole catalogue in order,
-            or the targets and the sampled negatives, each once, by rising row.
+        item_CV: vectors of the items that the retrieval softmax runs over: the whole catalogue in
+            order, or the targets and the sampled negatives, each once, by rising row.
         arrow_MD: hidden states where an action must be predicted.
         text_ND: hidden states where a token must be predicted …
         text_target_N: … and those tokens, int64.
@@ -70,7 +70,8 @@ def read_step(
         next_position_K: int64 [K].
         next_item_K: int64 [K].
         text_position_N: int64 [N].
-        reread_items: int64, rows of the catalogue to read with gradient; the table serves the others.
+        reread_items: int64, rows of the catalogue to read with gradient; the table serves the
+            others.
         negatives: int64 [S], sampled items; empty for the softmax over the whole catalogue.
     """
     fresh, item_hidden, item_targets = _reread(foundation, reread_items)

@@ -56,7 +56,8 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
 
     def _groups(self, lengths: NDArray[np.int64], epoch: int) -> list[NDArray[np.int64]]:
         rng = np.random.default_rng([self.config.seed, epoch, 0])
-        # A little noise on the lengths: rows of near-equal length meet different neighbours each epoch.
+        # A little noise on the lengths: rows of near-equal length meet different neighbours each
+        # epoch.
         noisy = lengths + rng.integers(0, max(2, int(lengths.mean()) // 32), size=len(lengths))
         groups = list(by_length(noisy, max_positions=self.config.positions_per_batch))
         return [groups[g] for g in rng.permutation(len(groups))]

@@ -1,4 +1,4 @@
-"""What a foundation says of held-out slates: a rank for each target item, a probability for each action.
+"""What a foundation says of held-out slates: target items' ranks, and actions' probabilities.
 
     predictions = predict_targets(foundation, book, split.test, task=0)
     rank_metrics(predictions.rank)["ndcg@10"]
@@ -98,7 +98,7 @@ def positive_actions(book: "PromptBook", task: int) -> NDArray[np.bool_]:
 
 
 def tie_order(item_ids: tuple[str, ...]) -> NDArray[np.int64]:
-    """The place of each item when ids are sorted, int64 [I]: how ties are broken, in nobody's favour."""
+    """The place of each item when ids are sorted, int64 [I]: breaks ties in nobody's favour."""
     order = np.empty(len(item_ids), dtype=np.int64)
     order[np.argsort(np.array(item_ids))] = np.arange(len(item_ids))
     return order
@@ -120,8 +120,8 @@ def predict_targets(
         book: pieces of the interactions.
         targets: held-out slates, one request each.
         task: index of the task.
-        full_history: the same targets before their history was cut: seen items are filtered by all of
-            it, so that a cut says nothing about warmth.
+        full_history: the same targets before their history was cut: seen items are filtered by all
+            of it, so that a cut says nothing about warmth.
         progress: show bars.
     """
     rows, interactions = book.prefixes(targets, task=task), book.interactions
@@ -164,7 +164,7 @@ def rank_catalogue(
     seen: "Targets",
     task: int,
 ) -> NDArray[np.int64]:
-    """Rank of each target among the items its task serves, a slice of requests at a time, int64 [m].
+    """Rank of each target among the items its task serves, int64 [m].
 
     Args:
         score_requests: called with the first request and the one past the last; float [n, I].
@@ -215,8 +215,8 @@ def action_log_probs_of(
 ) -> NDArray[np.float32]:
     """Action log-probabilities of one item after one prefix, for many pairs at once.
 
-    The same numbers as `Foundation.score`, for many people with few candidates each: a row per pair,
-    batched by length.
+    The same numbers as `Foundation.score`, for many people with few candidates each: a row per
+    pair, batched by length.
 
     Args:
         foundation: the model.

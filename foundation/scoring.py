@@ -1,7 +1,7 @@
 """Score many candidates after one prefix, which is read once.
 
-Candidates stand beside each other in one sequence: each sees the prefix and itself, at the positions it
-would have if it stood alone. The mask says so; nothing leaks between candidates.
+Candidates stand beside each other in one sequence: each sees the prefix and itself, at the
+positions it would have if it stood alone. The mask says so; nothing leaks between candidates.
 
 Legend: P prefix positions, C candidates, Q candidate positions of one chunk, A actions of the task.
 """
@@ -31,7 +31,8 @@ def score(
     """Action log-probabilities of candidates after one prefix; see `Foundation.score`.
 
     Raises:
-        ValueError: `prefix` is not one row, `task` is unknown, or a candidate is not in the catalogue.
+        ValueError: `prefix` is not one row, `task` is unknown, or a candidate is not in the
+            catalogue.
     """
     _check(foundation, prefix, task)
     foundation.eval()
@@ -52,7 +53,12 @@ def _beside_each_other(foundation: "Foundation", prefix: Rows, pieces: Pieces) -
     cache = DynamicCache(config=foundation.decoder.config)
     device = foundation.device
     prefix_1P = torch.from_numpy(prefix.ids.astype(np.int64))[None].to(device)
-    foundation.hidden(prefix_1P, past_key_values=cache, use_cache=True)
+    foundation.hidden(
+        prefix_1P,
+        inline_slots_JD=foundation.inline_slots(prefix),
+        past_key_values=cache,
+        use_cache=True,
+    )
     num_prefix = prefix_1P.shape[1]
 
     arrows = []
@@ -84,8 +90,13 @@ def _one_by_one(foundation: "Foundation", prefix: Rows, pieces: Pieces) -> Tenso
     """
     arrows = []
     for piece in range(len(pieces)):
-        ids_1T = torch.from_numpy(np.concatenate([prefix.ids, pieces[piece]]).astype(np.int64))[None]
-        arrows.append(foundation.hidden(ids_1T.to(foundation.device))[0, -1])
+        ids_1T = torch.from_numpy(np.concatenate([prefix.ids, pieces[piece]]).astype(np.int64))[
+            None
+        ]
+        hidden_1TD = foundation.hidden(
+            ids_1T.to(foundation.device), inline_slots_JD=foundation.inline_slots(prefix)
+        )
+        arrows.append(hidden_1TD[0, -1])
     return torch.stack(arrows)
 
 
@@ -120,7 +131,9 @@ def _check(foundation: "Foundation", prefix: Rows, task: int) -> None:
     if len(prefix) != 1:
         raise ValueError(f"prefix holds {len(prefix)} rows; score takes one request at a time.")
     if not 0 <= task < len(foundation.prompter.tasks):
-        raise ValueError(f"task={task} is unknown; there are {len(foundation.prompter.tasks)} tasks.")
+        raise ValueError(
+            f"task={task} is unknown; there are {len(foundation.prompter.tasks)} tasks."
+        )
 
 
 def _has_sliding_window(foundation: "Foundation") -> bool:

@@ -1,7 +1,7 @@
 """Decoder shapes built here, for those who bring no checkpoint: Qwen3-type, tied embeddings.
 
-    from foundation.sizes import decoder_config
-    config = decoder_config("small", vocab_size=4096)
+from foundation.sizes import decoder_config
+config = decoder_config("small", vocab_size=4096)
 """
 
 from typing import Any
@@ -11,7 +11,8 @@ from torch import nn
 from transformers import Qwen3Config
 
 # (layers, hidden width, MLP width, attention heads, key-value heads). Head width is hidden / heads.
-# `tiny` is for tests; `mini` and `small` train in minutes on two CPU cores; `large` is about 100 M parameters.
+# `tiny` is for tests; `mini` and `small` train in minutes on two CPU cores; `large` is about 100 M
+# parameters.
 SHAPES: dict[str, tuple[int, int, int, int, int]] = {
     "tiny": (2, 32, 96, 2, 1),
     "mini": (3, 64, 192, 2, 2),
@@ -52,8 +53,9 @@ def decoder_config(size: str, *, vocab_size: int, max_positions: int = 4096) -> 
         head_dim=hidden // heads,
         max_position_embeddings=max_positions,
         tie_word_embeddings=True,
-        # The family's 0.02 suits widths of thousands. At 64 wide it makes every layer start as almost
-        # nothing, and hundreds of steps go by before text is read: unit gain at any width instead.
+        # The family's 0.02 suits widths of thousands. At 64 wide it makes every layer start as
+        # almost nothing, and hundreds of steps go by before text is read: unit gain at any width
+        # instead.
         initializer_range=hidden**-0.5,
         bos_token_id=None,
         eos_token_id=None,
@@ -66,14 +68,16 @@ def start_as_averages(decoder: Any) -> None:
     """Let every attention layer begin by passing on the average of what it sees, unrotated.
 
     Value and output projections start as transposes of each other with orthonormal rows, so that a
-    position begins with the words before it in the space of their embeddings. Persons and items that
-    share words are then near each other from the first step: on the job market, retrieval starts to
-    learn at once instead of not within a thousand steps. MLPs start small, not to scramble it.
+    position begins with the words before it in the space of their embeddings. Persons and items
+    that share words are then near each other from the first step: on the job market, retrieval
+    starts to learn at once instead of not within a thousand steps. MLPs start small, not to
+    scramble it.
 
     Args:
         decoder: a causal LM with random weights; changed in place.
 
-    Source: ours; identity value-output maps as in "Simplifying Transformer Blocks" (arXiv 2311.01906).
+    Source: ours; identity value-output maps as in "Simplifying Transformer Blocks" (arXiv
+    2311.01906).
     """
     config = decoder.config
     groups = config.num_attention_heads // config.num_key_value_heads

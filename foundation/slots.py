@@ -1,4 +1,4 @@
-"""What the model knows of each item: its text, read two ways, and a residual for what text cannot say.
+"""What the model knows of each item: its text, read two ways, and a residual for the rest.
 
 Legend: I items of the catalogue, N some of them, D hidden width.
 """
@@ -11,20 +11,21 @@ from torch import Tensor, nn
 class ItemTable(nn.Module):
     """Readings, slots and exposure of a catalogue.
 
-    An item's text is read twice. Its *reading* is the decoder's hidden state at the arrow of a pass over
-    the text alone: it knows about order and phrases, is slow to learn and costs a pass, so most of the
-    time it comes from a table. Its *bag* is the mean of the text's token embeddings: it knows words
-    alone, learns at once, and is cheap enough to be made with gradient for every item in every step.
+    An item's text is read twice. Its *reading* is the decoder's hidden state at the arrow of a pass
+    over the text alone: it knows about order and phrases, is slow to learn and costs a pass, so
+    most of the time it comes from a table. Its *bag* is the mean of the text's token embeddings: it
+    knows words alone, learns at once, and is cheap enough to be made with gradient for every item
+    in every step.
 
-    A *slot* is the vector that stands for `item arrow` in a slot prompt: a projection of both, plus a
-    learned residual, shrunk by how often the item was trained on.
+    A *slot* is the vector that stands for `item arrow` in a slot prompt: a projection of both, plus
+    a learned residual, shrunk by how often the item was trained on.
 
     Args:
         num_items: I.
         hidden_size: D.
         slots: whether slots are used at all; a text model has no residuals.
-        half_exposure: training events at which half of the residual counts. An item never trained on
-            has a residual of exactly zero.
+        half_exposure: training events at which half of the residual counts. An item never trained
+            on has a residual of exactly zero.
         embedding_std: of the decoder's token embeddings at the start, which slots stand among.
 
     Source: ours. Shrinkage as n / (n + k), the empirical-Bayes weight of a mean of n draws.
@@ -48,8 +49,9 @@ class ItemTable(nn.Module):
         self.register_buffer("reading_ID", torch.zeros(num_items, hidden_size))
         self.project_reading = nn.Linear(hidden_size, hidden_size, bias=False)
         self.project_bag = nn.Linear(hidden_size, hidden_size, bias=False)
-        # A slot starts as its bag: in the space of token embeddings, so that an item and a profile that
-        # share words are near each other before anything is learned. The reading earns its place.
+        # A slot starts as its bag: in the space of token embeddings, so that an item and a profile
+        # that share words are near each other before anything is learned. The reading earns its
+        # place.
         nn.init.eye_(self.project_bag.weight)
         self.project_bag.weight.data.mul_(embedding_std)
         nn.init.zeros_(self.project_reading.weight)
@@ -84,7 +86,8 @@ class ItemTable(nn.Module):
 
     def slots_of_text(self, reading_ND: Tensor, bag_ND: Tensor) -> Tensor:
         """Slots of items known by their text alone, float [N, D]."""
-        # Means of many embeddings are small; scaled to one, a long text counts as much as a short one.
+        # Means of many embeddings are small; scaled to one, a long text counts as much as a short
+        # one.
         bag_ND = F.rms_norm(bag_ND, bag_ND.shape[-1:])
         slots: Tensor = self.project_reading(reading_ND) + self.project_bag(bag_ND)
         return slots

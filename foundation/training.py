@@ -87,7 +87,13 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "positions_per_batch", "accumulate", "refresh_steps", "num_negatives"):
+        for name in (
+            "epochs",
+            "positions_per_batch",
+            "accumulate",
+            "refresh_steps",
+            "num_negatives",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"FitConfig.{name}={getattr(self, name)} must be at least 1.")
         if self.learning_rate <= 0:
@@ -137,10 +143,10 @@ def fit(
         split: which events train.
         config: schedule and losses.
         out: folder for checkpoints and TensorBoard events.
-        objective: a module that holds the foundation and returns summed losses by name for a batch of
-            the plan (a distillation); the foundation itself when left out.
-        loss_weights: weight of each loss by name; a loss called ``teacher_X`` is divided by the count of
-            ``X``. Default: the three of `config`.
+        objective: a module that holds the foundation and returns summed losses by name for a batch
+            of the plan (a distillation); the foundation itself when left out.
+        loss_weights: weight of each loss by name; a loss called ``teacher_X`` is divided by the
+            count of ``X``. Default: the three of `config`.
         validate: called every `evaluate_steps`; what it returns is logged.
 
     Raises:
@@ -359,7 +365,9 @@ class FoundationTrainer(Trainer):
             self._logged_since = time.monotonic()
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         write_weights(state_dict or self.model.state_dict(), folder / "model.safetensors")
@@ -405,8 +413,8 @@ def _counted_as(name: str) -> str:
 
 
 def _tensorboard(out: Path) -> TrainerCallback:
-    from transformers.integrations import TensorBoardCallback
     from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
 
     return TensorBoardCallback(SummaryWriter(log_dir=str(out / "tensorboard")))
 

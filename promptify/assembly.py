@@ -4,6 +4,7 @@ Legend: R rows, E events of the log, I items, W windows, C candidates.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -23,13 +24,13 @@ from promptify.layout import (
 )
 from promptify.piece_table import PieceTable
 from promptify.pieces import Pieces, offsets_of
-from promptify.prompter import HistoryEvent, Prompter, columns_of
+from promptify.prompter import HistoryEvent, Prompter
 from promptify.rows import Rows
 from promptify.selection import first_of_slate
 from promptify.splits import Targets
 from promptify.validation import BadInput
 from promptify.windows import Slates, Windows, keyed_bits, pack
-from promptify.words import SEPARATOR
+from promptify.words import SEPARATOR, columns_of
 
 Bool = NDArray[np.bool_]
 Int64 = NDArray[np.int64]
@@ -259,11 +260,12 @@ class PromptBook:
                 told.append((-1, label, event_task, row, moment, item_time, len(texts) - 1))
         columns = np.array(told, np.int64).reshape(len(told), 7).T
         item, label_index, task_index, slate, timestamp, time_of_item, text = columns
+        inline_items = prompter.item_pieces(texts)
         pool, first = table.extended(
             [
                 prompter.profile_pieces([prompter.profile_text(profile)]),
                 prompter.context_pieces([prompter.context_text(context or "")]),
-                prompter.item_pieces(texts),
+                table.inline(inline_items),
             ]
         )
         events = Events(
@@ -282,7 +284,8 @@ class PromptBook:
             tails=np.array([first + 1]),
             num_dropped=np.zeros(1, np.int64),
         )
-        return self._prefixes(pool, events, np.array([0, len(told)]), frame)
+        rows = self._prefixes(pool, events, np.array([0, len(told)]), frame)
+        return replace(rows, inline_items=inline_items)
 
     def question(
         self,
@@ -323,7 +326,10 @@ class PromptBook:
         parts: list[str] = []
         start = 0
         for at in np.flatnonzero(ids >= self.prompter.vocab_size).tolist():
-            item = self.item_pieces[int(ids[at]) - self.prompter.vocab_size][:-1]
+            number = int(ids[at]) - self.prompter.vocab_size
+            is_inline = number >= len(self.item_pieces)
+            pieces = rows.inline_items if is_inline else self.item_pieces
+            item = pieces[number - is_inline * len(self.item_pieces)][:-1]
             title = self._decode(item).strip().partition(SEPARATOR)[0]
             parts += [self._decode(ids[start:at]), f"⟦{title}⟧"]
             start = at + 1

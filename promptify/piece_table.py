@@ -84,6 +84,12 @@ class PieceTable:
 
     # Numbers of pieces.
 
+    def inline(self, pieces: Pieces) -> Pieces:
+        """How items that are not in the catalogue stand in a history: a slot each, or their text."""
+        if not self._has_slots:
+            return pieces
+        return self.items(len(self.item_pieces) + np.arange(len(pieces)))
+
     def with_context(self, text: str) -> tuple[Pool, int]:
         """The whole pool and one more context, with its piece number."""
         pieces = self._prompter.context_pieces([text])

@@ -63,7 +63,7 @@ def offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def gather(offsets: NDArray[np.int64], chosen: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices of the elements of the chosen sequences, in order: a vectorised concatenation of slices.
+    """Indices of the elements of the chosen sequences, in order: many slices at once.
 
     Args:
         offsets: int64 [P+1].

@@ -3,10 +3,12 @@
 Legend: N ids in all rows, R rows, M events, K next-item pairs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from promptify.pieces import Pieces
 
 Int16 = NDArray[np.int16]
 Int32 = NDArray[np.int32]
@@ -19,7 +21,7 @@ class Rows:
     """A batch of prompts. Positions count from the start of their row.
 
     Attributes:
-        ids: int32 [N], token ids; an id ≥ the vocabulary size is the slot of item `id − vocabulary size`.
+        ids: int32 [N], token ids; from the vocabulary size on, the slot of item `id - vocab_size`.
         row_offsets: int64 [R+1], row `r` is `ids[row_offsets[r]:row_offsets[r + 1]]`.
         event_offsets: int64 [R+1], row `r` holds events `event_offsets[r]:event_offsets[r + 1]`.
         event_item: int32 [M], row of `items`; −1 for an item given inline.
@@ -33,6 +35,8 @@ class Rows:
         next_item: int32 [K], … and an item that the person vector there must predict.
         profile_end: int32 [R], the newline that ends the profile.
         num_dropped_events: int32 [R], history events that the budget left out.
+        inline_items: texts, each with its arrow, of items that are not in the catalogue; in slot form
+            their slots are numbered on from the catalogue's.
     """
 
     ids: Int32
@@ -49,6 +53,7 @@ class Rows:
     next_item: Int32
     profile_end: Int32
     num_dropped_events: Int32
+    inline_items: Pieces = field(default_factory=lambda: Pieces.of([]))
 
     def __len__(self) -> int:
         return len(self.row_offsets) - 1

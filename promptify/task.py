@@ -1,4 +1,4 @@
-"""A task is a surface in words: what is asked, which answers there are, and which of them are good."""
+"""A task is a surface in words: what is asked, which answers there are, which are good."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
@@ -55,17 +55,19 @@ class Task:
                 raise ValueError(f"Task.{name} is empty; give it a few words.")
         if len(self.actions) < 2 or len(set(self.actions)) != len(self.actions):
             raise ValueError(
-                f"Task.actions={self.actions!r} of task {self.name!r} must be two or more different words."
+                f"Task.actions={self.actions!r} of task {self.name!r} must be two or more "
+                "different words."
             )
         stray = [action for action in self.positive if action not in self.actions]
         if stray or not 0 < len(self.positive) < len(self.actions):
             raise ValueError(
-                f"Task.positive={self.positive!r} of task {self.name!r} must name some, but not all, "
-                f"of its actions {self.actions!r}."
+                f"Task.positive={self.positive!r} of task {self.name!r} must name some, but not "
+                f"all, of its actions {self.actions!r}."
             )
         if self.next_target not in ("any", "positive"):
             raise ValueError(
-                f"Task.next_target={self.next_target!r} of task {self.name!r} must be 'any' or 'positive'."
+                f"Task.next_target={self.next_target!r} of task {self.name!r} must be 'any' or "
+                "'positive'."
             )
 
     @property
@@ -87,7 +89,9 @@ class Task:
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise ValueError(f"Task does not know {', '.join(unknown)}; it takes {', '.join(known)}.")
+            raise ValueError(
+                f"Task does not know {', '.join(unknown)}; it takes {', '.join(known)}."
+            )
         required = [name for name in known if name not in ("note", "next_target")]
         missing = [name for name in required if name not in values]
         if missing:

@@ -1,4 +1,4 @@
-"""The door to generated data: the log and its oracle's numbers, never the generator's own tables."""
+"""The door to generated data: the log and its oracle's numbers, not the generator's tables."""
 
 from promptify.sources import SourceData
 from promptify.sources.job_market import job_market
