@@ -55,6 +55,8 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: searchable, and set in the page's own typeface
 }
 _WIDTH_INCHES = 9.6
+_LABEL_INCHES = 0.17  # a line of the names beside the panels
+_MARGIN_INCHES = 0.95  # title, ticks and axis label of a panel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -258,7 +260,8 @@ def _panels(metrics: Sequence[str], draw: Callable[[Axes, str], None]) -> Figure
     rows = -(-len(metrics) // columns)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(
-            figsize=(_WIDTH_INCHES, 0.66 * _WIDTH_INCHES / columns * rows), layout="constrained"
+            figsize=(_WIDTH_INCHES, (0.3 + 0.57 / columns * _WIDTH_INCHES) * rows),
+            layout="constrained",
         )
         for index, metric in enumerate(metrics):
             axes = figure.add_subplot(rows, columns, index + 1)
@@ -296,7 +299,8 @@ def _label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     """Name lines at the right edge: (value, name, colour) each, spread so that no names touch."""
     low, high = axes.get_ylim()
     labels = sorted(labels)
-    heights = _spread([value for value, _, _ in labels], gap=(high - low) * 0.075)
+    gap = (high - low) * _LABEL_INCHES / _drawn_inches(axes)
+    heights = _spread([value for value, _, _ in labels], gap=gap)
     for height, (_, name, color) in zip(heights, labels, strict=True):
         axes.annotate(
             name,
@@ -310,6 +314,15 @@ def _label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
             annotation_clip=False,
         )
     axes.set_ylim(low, high)
+
+
+def _drawn_inches(axes: Axes) -> float:
+    """About how high a panel's axes will be; the layout that decides it runs only when it is drawn."""
+    place, figure = axes.get_subplotspec(), axes.get_figure(root=True)
+    assert place is not None
+    assert figure is not None
+    panel_inches = figure.get_size_inches()[1] / place.get_gridspec().nrows
+    return max(0.5, float(panel_inches) - _MARGIN_INCHES)
 
 
 def _spread(heights: Sequence[float], *, gap: float) -> list[float]:

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 # Requests written to the output file at once.
 BATCH_USERS = 256
+MAX_SHOWN_CHARACTERS = 100
 
 SCHEMA = pa.schema(
     [
@@ -71,8 +72,22 @@ def format_predictions(predictions: Iterable[Prediction]) -> str:
     lines = []
     for place, one in enumerate(predictions, start=1):
         actions = "  ".join(f"{action} {p:.2f}" for action, p in one.probabilities.items())
-        lines.append(f"{place:3}. {one.title}\n     {actions}  [{one.item_id}]")
+        lines.append(f"{place:3}. {brief(one.title)}\n     {actions}  [{one.item_id}]")
     return "\n".join(lines) or "nothing to recommend: every item is seen or denied"
+
+
+def brief(title: str) -> str:
+    """An item's words as far as a line takes them.
+
+    Example:
+        >>> brief("Heat (1995) · Action, Crime")
+        'Heat (1995) · Action, Crime'
+        >>> len(brief("so long " * 40))
+        100
+    """
+    if len(title) <= MAX_SHOWN_CHARACTERS:
+        return title
+    return title[: MAX_SHOWN_CHARACTERS - 1] + "…"
 
 
 def write_predictions(

@@ -10,6 +10,7 @@ import numpy as np
 
 from decant.layout import EVALUATION, FOUNDATION, RUNG, RunLayout
 from decant.plots import HistoryPoint, SizePoint
+from decant.predicting import brief
 from decant.recipes import Recipe
 from decant.recommender import Prediction, Recommender
 from decant.report import (
@@ -28,7 +29,13 @@ from promptify.prompter import item_texts
 
 logger = logging.getLogger(__name__)
 
-METRIC_NAMES = {"ndcg@10": "NDCG@10", "auc": "AUC", "hr@10": "HR@10"}
+METRIC_NAMES = {
+    "ndcg@10": "NDCG@10",
+    "auc": "AUC",
+    "hr@10": "HR@10",
+    "ece": "calibration error",
+    "latency_ms": "ms / request",
+}
 # What a number of the plot by history is counted over.
 COUNTED = {"ndcg@10": "ranking targets", "auc": "scored events"}
 CURVES = {
@@ -78,7 +85,7 @@ def write_run_report(layout: RunLayout, recipe: Recipe, record: RunRecord) -> st
         by_size=_by_size(metrics["systems"]),
         gates=[_gate_table(GateVerdict.load(evaluation / "verdict.json"))],
         predictions=examples(recommender),
-        notes=_notes(recipe),
+        notes=_notes(metrics["systems"]),
         run=record,
     )
     write_report(layout.folder, report)
@@ -208,28 +215,35 @@ def _example(
     return ExamplePrediction(
         heading=heading,
         profile=book.profile_text(user),
-        history=[f"{text} → {action}" for text, action in zip(words, actions, strict=True)],
+        history=[f"{brief(text)} → {action}" for text, action in zip(words, actions, strict=True)],
         items=[_ranked_item(prediction) for prediction in predictions],
     )
 
 
 def _ranked_item(prediction: Prediction) -> RankedItem:
     return RankedItem(
-        title=prediction.title,
+        title=brief(prediction.title),
         probabilities=prediction.probabilities,
         retrieval_score=prediction.retrieval_score,
     )
 
 
-def _notes(recipe: Recipe) -> list[str]:
+def _notes(systems: list[dict[str, Any]]) -> list[str]:
     notes = [
         "Leave-one-out: each person's last event (or slate) is the test, the one before validates. Full "
         "catalogue, seen items left out. Intervals are 95 % bootstrap intervals over people.",
         "Parameters count the decoder's body: without embeddings, heads and the item table.",
         "ms / request is the median of retrieving 200 and ranking them, models asked in turn.",
     ]
-    if recipe.measured_users is not None:
+    ranked = {
+        system["model"]: system["metrics"]["ndcg@10"]["n"]
+        for system in systems
+        if "ndcg@10" in system["metrics"]
+    }
+    everyone, some = ranked.get(FOUNDATION, 0), ranked.get("system", 0)
+    if some < everyone:
         notes.append(
-            f"The system row re-ranks at most {recipe.measured_users} requests, evenly spaced."
+            f"The system row rests on {some:,} of the {everyone:,} ranking targets, evenly spaced, since "
+            f"re-ranking is dear: a small difference from the rows above it may be theirs."
         )
     return notes

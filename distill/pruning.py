@@ -7,7 +7,7 @@ Legend: F MLP neurons, D hidden width, R rows, T positions.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -47,11 +47,21 @@ def measure_importance(
         rows: calibration prompts.
         max_positions: padded positions read at once.
 
+    Raises:
+        ValueError: there are no rows, or the decoder's MLPs are not of the gated dense kind.
+
     Source: block influence, ShortGPT (arXiv 2403.03853); neuron score, Wanda (arXiv 2306.11695)
     summed over a neuron's outputs.
     """
     foundation.eval()
+    if len(rows) == 0:
+        raise ValueError("rows holds no calibration prompt; give it a few hundred.")
     layers = foundation.decoder.model.layers
+    if not all(hasattr(layer.mlp, "down_proj") for layer in layers):
+        raise ValueError(
+            f"decoder {foundation.decoder.config.model_type!r} has layers without one dense MLP, "
+            "which pruning does not know; take a dense model of the Llama or Qwen kind."
+        )
     turned = torch.zeros(len(layers))
     active = [torch.zeros(layer.mlp.down_proj.in_features) for layer in layers]
     positions = 0
@@ -88,7 +98,7 @@ class _Watch:
 
 
 @contextmanager
-def _watching(layers: nn.ModuleList, watch: _Watch) -> Iterator[None]:
+def _watching(layers: Iterable[Any], watch: _Watch) -> Iterator[None]:
     def of_layer(depth: int) -> Any:
         def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             before_RTD = args[0] if args else kwargs["hidden_states"]
@@ -139,7 +149,8 @@ def prune(
     """
     config = copy.deepcopy(foundation.decoder.config)
     depth, width = config.num_hidden_layers, config.intermediate_size
-    num_layers, intermediate_size = num_layers or depth, intermediate_size or width
+    num_layers = depth if num_layers is None else num_layers
+    intermediate_size = width if intermediate_size is None else intermediate_size
     for name, asked, there in (
         ("num_layers", num_layers, depth),
         ("intermediate_size", intermediate_size, width),
@@ -151,9 +162,7 @@ def prune(
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[layer] for layer in kept_layers]
     decoder = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    decoder.load_state_dict(
-        _pruned_state(foundation, importance, kept_layers, intermediate_size), strict=False
-    )
+    decoder.load_state_dict(_pruned_state(foundation, importance, kept_layers, intermediate_size))
     decoder.tie_weights()
     small = Foundation(
         decoder,
@@ -164,7 +173,9 @@ def prune(
     )
     heads = {k: v for k, v in foundation.state_dict().items() if not k.startswith("decoder.")}
     small.load_state_dict(heads, strict=False)
-    return small.to(foundation.device).eval()
+    small = small.to(foundation.device).eval()
+    small.refresh_readings()  # The table holds what the larger model read.
+    return small
 
 
 def _pruned_state(

@@ -110,6 +110,7 @@ def take_rows(rows: Rows, chosen_B: np.ndarray) -> Rows:
         next_item=rows.next_item[next_K],
         profile_end=rows.profile_end[chosen_B],
         num_dropped_events=rows.num_dropped_events[chosen_B],
+        inline_items=rows.inline_items,
     )
 
 

@@ -7,9 +7,7 @@
 Legend: R rows, T positions, D hidden, V vector width, I items of the catalogue, L label words.
 """
 
-import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from foundation.batches import Batch, by_length, pad_pieces, take_rows
+from foundation.config import FoundationConfig
 from foundation.losses import action_log_probs
 from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
 from foundation.slots import FreshReadings, ItemTable
@@ -33,32 +32,8 @@ if TYPE_CHECKING:
     from promptify.assembly import PromptBook
     from promptify.splits import Split
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FoundationConfig:
-    """What a foundation is, beside its decoder.
-
-    Args:
-        vector_dim: width of person and item vectors; fixed for a whole ladder, so that every rung
-            can serve the same index layout.
-        half_exposure: training events at which half of an item's residual counts.
-        dropout: probability of zeroing an input coordinate in training.
-        rank_weight: `w` of the ranking formula, per task, fitted on validation.
-    """
-
-    vector_dim: int = 128
-    half_exposure: float = 5.0
-    dropout: float = 0.1
-    rank_weight: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rank_weight", tuple(self.rank_weight))
-        if self.vector_dim < 1:
-            raise ValueError(f"FoundationConfig.vector_dim={self.vector_dim} must be at least 1.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"FoundationConfig.dropout={self.dropout} must be in [0, 1).")
+# Items read at once where each is a single position.
+_ITEMS_AT_ONCE = 16384
 
 
 class Foundation(nn.Module):
@@ -73,6 +48,9 @@ class Foundation(nn.Module):
         item_ids: the catalogue's ids, I of them; slot `i` is the i-th.
         item_pieces: the catalogue's texts, each ending with the arrow.
     """
+
+    allowed_AL: Tensor
+    label_ids_L: Tensor
 
     def __init__(
         self,
@@ -116,7 +94,7 @@ class Foundation(nn.Module):
             torch.as_tensor(np.asarray(prompter.label_ids), dtype=torch.long),
             persistent=False,
         )
-        self.register_state_dict_post_hook(_drop_tied_head)
+        self.register_state_dict_post_hook(_drop_tied_head)  # type: ignore[no-untyped-call]
 
     @classmethod
     def create(
@@ -146,48 +124,26 @@ class Foundation(nn.Module):
             ValueError: neither or both of `size` and `model` are given, or `model` cannot be
                 loaded.
         """
-        from foundation.checkpoint import load_decoder, new_decoder
+        from foundation.building import create
 
-        if (size is None) == (model is None):
-            raise ValueError(f"give either size= or model=; got size={size!r}, model={model!r}.")
-        torch.manual_seed(seed)
-        decoder = load_decoder(model) if model is not None else new_decoder(str(size), prompter)
-        foundation = cls(
-            decoder,
-            prompter=prompter,
-            config=config or FoundationConfig(),
-            item_ids=book.interactions.item_ids,
-            item_pieces=book.item_pieces,
-        )
-        foundation.count_exposure(book.interactions.event_item[train])
-        return foundation
+        return create(cls, prompter, book, train, size=size, model=model, config=config, seed=seed)
 
-    def with_catalogue(self, book: "PromptBook", train: NDArray[np.bool_]) -> "Foundation":
+    def with_catalogue(
+        self, book: "PromptBook", train: NDArray[np.bool_], *, seed: int = 0
+    ) -> "Foundation":
         """The same model over another catalogue, to be trained on.
 
-        Residuals and exposure follow their item's id; a new item has its text alone.
+        Residuals and exposure follow their item's id; a new item has its text alone. The decoder is
+        shared, not copied: train one of the two.
 
         Args:
             book: the new catalogue's pieces, made with this model's prompter.
             train: bool [E], the new training events; exposure adds up over old and new.
+            seed: of the residuals that new items start with.
         """
-        foundation = Foundation(
-            self.decoder,
-            prompter=self.prompter,
-            config=self.settings,
-            item_ids=book.interactions.item_ids,
-            item_pieces=book.item_pieces,
-        )
-        foundation.person_head.load_state_dict(self.person_head.state_dict())
-        foundation.item_head.load_state_dict(self.item_head.state_dict())
-        foundation.count_exposure(book.interactions.event_item[train])
-        old_row = {item: row for row, item in enumerate(self.item_ids)}
-        kept = [
-            (new, old_row[item]) for new, item in enumerate(foundation.item_ids) if item in old_row
-        ]
-        new, old = (torch.tensor(rows, dtype=torch.long) for rows in zip(*kept, strict=True))
-        foundation.items.take_over(self.items, new=new, old=old)
-        return foundation.to(self.device)
+        from foundation.building import with_catalogue
+
+        return with_catalogue(self, book, train, seed=seed)
 
     # What the model is.
 
@@ -296,7 +252,9 @@ class Foundation(nn.Module):
         )
         return bags
 
-    def read_pieces(self, pieces: Pieces, chosen_N: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+    def read_pieces(
+        self, pieces: Pieces, chosen_N: NDArray[np.int64]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One pass over each item's text alone.
 
         Args:
@@ -319,7 +277,8 @@ class Foundation(nn.Module):
         for chosen_B in by_length(pieces.lengths, max_positions=max_positions):
             _, hidden_BSD, last_B = self.read_pieces(pieces, chosen_B)
             rows_B = torch.arange(len(chosen_B), device=self.device)
-            reading_ND[torch.from_numpy(chosen_B).to(self.device)] = hidden_BSD[rows_B, last_B].float()
+            arrow_BD = hidden_BSD[rows_B, last_B].float()
+            reading_ND[torch.from_numpy(chosen_B).to(self.device)] = arrow_BD
         self.train(was_training)
         return reading_ND
 
@@ -414,11 +373,11 @@ class Foundation(nn.Module):
         """
         self.eval()
         if pieces is None:
-            vectors_NV = self.item_vectors(torch.arange(self.num_items, device=self.device))
+            slots_ND = self.slots(torch.arange(self.num_items, device=self.device))
         else:
             slots_ND = self.items.slots_of_text(self.readings_of(pieces), self.bags(pieces))
-            vectors_NV = self._vectors_of_slots(slots_ND)
-        result: NDArray[np.float32] = vectors_NV.float().cpu().numpy()
+        parts = [self._vectors_of_slots(part) for part in slots_ND.split(_ITEMS_AT_ONCE)]
+        result: NDArray[np.float32] = torch.cat(parts).float().cpu().numpy()
         return result
 
     def score(
@@ -468,7 +427,7 @@ class Foundation(nn.Module):
         return load(Path(folder))
 
 
-def _drop_tied_head(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+def _drop_tied_head(module: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
     # safetensors refuses two names for one tensor; building the decoder ties the head again.
     decoder = module.decoder
     if getattr(decoder.config, "tie_word_embeddings", False):

@@ -232,13 +232,14 @@ def action_log_probs_of(
     """
     foundation.eval()
     pieces = foundation.questions(items.astype(np.int64))
+    inline_slots_JD = foundation.inline_slots(rows)
     lengths_e = rows.lengths[request] + pieces.lengths
     actions = foundation.prompter.task_label_index(task)
     result = np.zeros((len(request), len(actions)), dtype=np.float32)
     with tqdm(total=len(request), desc="read actions", disable=not progress) as bar:
         for chosen_B in by_length(lengths_e, max_positions=max_positions):
             ids_BT = _joined(rows, pieces, request[chosen_B], chosen_B, foundation)
-            hidden_BTD = foundation.hidden(ids_BT)
+            hidden_BTD = foundation.hidden(ids_BT, inline_slots_JD=inline_slots_JD)
             last_B = torch.from_numpy(lengths_e[chosen_B] - 1).to(ids_BT.device)
             at_arrow_BD = hidden_BTD[torch.arange(len(chosen_B), device=ids_BT.device), last_B]
             task_B = torch.full_like(last_B, task)
@@ -276,4 +277,3 @@ def slate_events(targets: "Targets") -> NDArray[np.int64]:
     borders = np.stack([targets.first_event, targets.last_event], axis=1).ravel()
     # Every other gap between the borders is a slate.
     return gather(borders, np.arange(0, len(borders), 2))
-

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from promptify.pieces import Pieces
 from promptify.rows import Rows
@@ -40,7 +41,7 @@ def score(
     label_A = torch.as_tensor(foundation.prompter.task_label_index(task), dtype=torch.long)
     if len(pieces) == 0:
         return np.zeros((0, len(label_A)), dtype=np.float32)
-    read = _one_by_one if _has_sliding_window(foundation) else _beside_each_other
+    read = _beside_each_other if _caches_whole_prefix(foundation) else _one_by_one
     hidden_CD = read(foundation, prefix, pieces)
     task_C = torch.full((len(pieces),), task, device=foundation.device)
     scores_CA: NDArray[np.float32] = (
@@ -78,6 +79,9 @@ def _beside_each_other(foundation: "Foundation", prefix: Rows, pieces: Pieces) -
         )
         arrows.append(hidden_1QD[0, torch.from_numpy(chunk.offsets[1:] - 1).to(device)])
         for layer in cache.layers:  # Forget the candidates, keep the prefix.
+            assert isinstance(layer, DynamicLayer)
+            assert layer.keys is not None
+            assert layer.values is not None
             layer.keys = layer.keys[:, :, :num_prefix]
             layer.values = layer.values[:, :, :num_prefix]
     return torch.cat(arrows)
@@ -88,13 +92,13 @@ def _one_by_one(foundation: "Foundation", prefix: Rows, pieces: Pieces) -> Tenso
 
     Used where layers see only a sliding window, whose cache holds no whole prefix.
     """
+    inline_slots_JD = foundation.inline_slots(prefix)
     arrows = []
     for piece in range(len(pieces)):
-        ids_1T = torch.from_numpy(np.concatenate([prefix.ids, pieces[piece]]).astype(np.int64))[
-            None
-        ]
+        ids_T = np.concatenate([prefix.ids, pieces[piece]]).astype(np.int64)
+        ids_1T = torch.from_numpy(ids_T)[None]
         hidden_1TD = foundation.hidden(
-            ids_1T.to(foundation.device), inline_slots_JD=foundation.inline_slots(prefix)
+            ids_1T.to(foundation.device), inline_slots_JD=inline_slots_JD
         )
         arrows.append(hidden_1TD[0, -1])
     return torch.stack(arrows)
@@ -136,9 +140,12 @@ def _check(foundation: "Foundation", prefix: Rows, task: int) -> None:
         )
 
 
-def _has_sliding_window(foundation: "Foundation") -> bool:
-    layer_types = getattr(foundation.decoder.config, "layer_types", None) or ()
-    return any(kind != "full_attention" for kind in layer_types)
+def _caches_whole_prefix(foundation: "Foundation") -> bool:
+    # Asked of the cache and not of the configuration, where families say it in different ways.
+    return all(
+        type(layer) is DynamicLayer
+        for layer in DynamicCache(config=foundation.decoder.config).layers
+    )
 
 
 def _dtype(foundation: "Foundation") -> torch.dtype:

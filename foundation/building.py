@@ -1,0 +1,79 @@
+"""New foundations: from a size or a checkpoint, and from an old one over another catalogue."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from foundation.checkpoint import load_decoder, new_decoder
+from foundation.config import FoundationConfig
+from promptify.prompter import Prompter
+from promptify.validation import BadInput
+
+if TYPE_CHECKING:
+    from foundation.model import Foundation
+    from promptify.assembly import PromptBook
+
+FoundationT = TypeVar("FoundationT", bound="Foundation")
+
+
+def create(
+    kind: type[FoundationT],
+    prompter: Prompter,
+    book: "PromptBook",
+    train: NDArray[np.bool_],
+    *,
+    size: str | None,
+    model: str | Path | None,
+    config: FoundationConfig | None,
+    seed: int,
+) -> FoundationT:
+    """See `Foundation.create`."""
+    if (size is None) == (model is None):
+        raise ValueError(f"give either size= or model=; got size={size!r}, model={model!r}.")
+    torch.manual_seed(seed)
+    decoder = load_decoder(model) if model is not None else new_decoder(str(size), prompter)
+    num_embeddings = decoder.get_input_embeddings().num_embeddings
+    if num_embeddings < prompter.vocab_size:
+        raise BadInput(
+            f"model={model!r} embeds {num_embeddings} tokens, but the prompter's tokenizer has "
+            f"{prompter.vocab_size}; fit the prompter with the tokenizer of that model."
+        )
+    foundation = kind(
+        decoder,
+        prompter=prompter,
+        config=config or FoundationConfig(),
+        item_ids=book.interactions.item_ids,
+        item_pieces=book.item_pieces,
+    )
+    foundation.count_exposure(book.interactions.event_item[train])
+    return foundation
+
+
+def with_catalogue(
+    old: "Foundation", book: "PromptBook", train: NDArray[np.bool_], *, seed: int
+) -> "Foundation":
+    """See `Foundation.with_catalogue`."""
+    from foundation.model import Foundation
+
+    torch.manual_seed(seed)
+    new = Foundation(
+        old.decoder,
+        prompter=old.prompter,
+        config=old.settings,
+        item_ids=book.interactions.item_ids,
+        item_pieces=book.item_pieces,
+    ).to(old.device)
+    new.person_head.load_state_dict(old.person_head.state_dict())
+    new.item_head.load_state_dict(old.item_head.state_dict())
+    new.count_exposure(book.interactions.event_item[train])
+    old_row = {item: row for row, item in enumerate(old.item_ids)}
+    shared = [row for row, item in enumerate(new.item_ids) if item in old_row]
+    new.items.take_over(
+        old.items,
+        new=torch.tensor(shared, dtype=torch.long),
+        old=torch.tensor([old_row[new.item_ids[row]] for row in shared], dtype=torch.long),
+    )
+    return new

@@ -1,0 +1,33 @@
+"""What a foundation is, beside its decoder."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoundationConfig:
+    """What a foundation is, beside its decoder.
+
+    Args:
+        vector_dim: width of person and item vectors; fixed for a whole ladder, so that every rung
+            can serve the same index layout.
+        half_exposure: training events at which half of an item's residual counts.
+        dropout: probability of zeroing an input coordinate in training.
+        rank_weight: `w` of the ranking formula, per task, fitted on validation.
+    """
+
+    vector_dim: int = 128
+    half_exposure: float = 5.0
+    dropout: float = 0.1
+    rank_weight: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rank_weight", tuple(self.rank_weight))
+        if self.vector_dim < 1:
+            raise ValueError(f"FoundationConfig.vector_dim={self.vector_dim} must be at least 1.")
+        if not self.half_exposure > 0:
+            raise ValueError(
+                f"FoundationConfig.half_exposure={self.half_exposure} must be above 0; an item never "
+                "trained on has no residual to weigh."
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"FoundationConfig.dropout={self.dropout} must be in [0, 1).")
