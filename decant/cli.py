@@ -122,6 +122,7 @@ def _add_run_options(parser: ArgumentParser, *, out: str | None, forms: bool = F
     )
     parser.add_argument("--size", type=str, help="of a decoder built here: tiny, small, base, large")
     parser.add_argument("--model", type=str, help="folder or hub name of a pretrained decoder")
+    parser.add_argument("--epochs", type=int, help="passes over the data, of model and rung alike")
     parser.add_argument(
         "--continue",
         type=Path,
@@ -183,6 +184,7 @@ def _run(source: str, options: Namespace) -> None:
         options.form
     )
     recipe = recipe.with_seed(options.seed).with_model(size=options.size, model=options.model)
+    recipe = recipe.with_epochs(options.epochs)
     files = {
         name: Path(options[name])
         for name in ("data", "users", "items", "events", "task")

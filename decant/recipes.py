@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from distill.distillation import TeacherConfig
 from foundation import FitConfig, FoundationConfig
+from foundation.sizes import SHAPES
 from promptify.prompter import PrompterConfig
+from promptify.validation import BadInput
 
 Form = Literal["slot", "text"]
 
@@ -75,10 +77,34 @@ class Recipe:
         )
 
     def with_model(self, *, size: str | None, model: str | None) -> "Recipe":
-        """The same recipe with another decoder; as it is when neither is given."""
+        """The same recipe with another decoder; as it is when neither is given.
+
+        Raises:
+            BadInput: both are given, or the size is unknown.
+        """
         if size is None and model is None:
             return self
+        if size is not None and model is not None:
+            raise BadInput(f"--size {size} and --model {model} exclude each other; give one.")
+        if size is not None and size not in SHAPES:
+            raise BadInput(f"--size {size} is unknown; choose one of {', '.join(SHAPES)}.")
         return replace(self, size=size, model=model)
+
+    def with_epochs(self, epochs: int | None) -> "Recipe":
+        """The same recipe with another number of epochs for both trainings; as it is when None.
+
+        Raises:
+            BadInput: there are none.
+        """
+        if epochs is None:
+            return self
+        if epochs < 1:
+            raise BadInput(f"--epochs {epochs} must be at least 1.")
+        return replace(
+            self,
+            fit=replace(self.fit, epochs=epochs),
+            rung=replace(self.rung, fit=replace(self.rung.fit, epochs=epochs)),
+        )
 
 
 def demo() -> Recipe:
@@ -107,7 +133,7 @@ def demo() -> Recipe:
 def ml1m(form: Form = "slot") -> Recipe:
     """MovieLens-1M, in slot or text form, within 45 minutes on two cores."""
     if form == "text":
-        return _films_in_text("ml1m", epochs=2)
+        return _films_in_text("ml1m", epochs=0.8, rung_epochs=0.3)
     fit = FitConfig(epochs=7, evaluate_steps=284)
     return Recipe(
         name="ml1m",
@@ -121,7 +147,7 @@ def ml1m(form: Form = "slot") -> Recipe:
 def ml100k(form: Form = "slot") -> Recipe:
     """MovieLens-100K, in slot or text form, within 10 minutes on two cores."""
     if form == "text":
-        return _films_in_text("ml100k", epochs=3)
+        return _films_in_text("ml100k", epochs=2, rung_epochs=0.7)
     fit = FitConfig(epochs=8, positions_per_batch=4096, reread_items=32, evaluate_steps=58)
     return Recipe(
         name="ml100k",
@@ -147,16 +173,19 @@ def table(form: Form = "slot") -> Recipe:
     )
 
 
-def _films_in_text(name: str, *, epochs: int) -> Recipe:
-    # A film is 13 tokens and not 2 positions: fewer events fit, and fewer epochs into the time.
-    fit = FitConfig(epochs=epochs, reread_items=64, evaluate_steps=200)
+def _films_in_text(name: str, *, epochs: float, rung_epochs: float) -> Recipe:
+    # A film is 15 tokens and not 2 positions: an epoch takes eight times as long, so the decoder is
+    # smaller and sees less.
+    fit = FitConfig(epochs=epochs, positions_per_batch=4096, reread_items=32, evaluate_steps=500)
     return Recipe(
         name=name,
-        prompter=PrompterConfig(
-            form="text", max_prompt_tokens=768, max_item_tokens=32
-        ),
+        size="mini",
+        prompter=PrompterConfig(form="text", max_prompt_tokens=512, max_item_tokens=32),
+        foundation=FoundationConfig(vector_dim=64),
         fit=fit,
-        rung=RungConfig(num_layers=2, fit=replace(fit, epochs=1, learning_rate=5e-4)),
+        rung=RungConfig(
+            num_layers=2, fit=replace(fit, epochs=rung_epochs, learning_rate=5e-4)
+        ),
         measured_users=500,
         timed_requests=100,
     )

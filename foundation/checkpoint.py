@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from foundation.config import FoundationConfig
 from foundation.sizes import decoder_config, start_as_averages
 from promptify.pieces import Pieces
 from promptify.prompter import Prompter
@@ -32,6 +33,7 @@ from promptify.validation import BadInput
 if TYPE_CHECKING:
     from foundation.model import Foundation
 
+_CUT_SHORT = "It may have been cut short; copy the folder again or run the stage that made it."
 FILES = ("config.json", "heads.safetensors", "foundation.json", "catalogue.parquet", "prompter")
 
 
@@ -47,20 +49,34 @@ def load_decoder(name: str | Path) -> Any:
     """A causal LM by folder or hub name: safetensors only, no code from outside.
 
     Raises:
-        BadInput: the folder cannot be loaded, wants its own code, or holds only pickled weights.
+        BadInput: the folder cannot be loaded, wants its own code, holds only pickled weights, or
+            lacks some.
     """
     folder = Path(name)
     if folder.is_dir():
         _refuse_code(folder)
+    loader: Any = AutoModelForCausalLM
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            str(name), use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+        decoder, report = loader.from_pretrained(
+            str(name),
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BadInput(
-            f"cannot load a model from {name}: {_first_line(error)} Give a folder with config.json and "
-            f"model.safetensors, or the hub name of a model that is in the local cache."
+            f"cannot load a model from {name}: {_first_line(error)} Give a folder with config.json "
+            f"and model.safetensors, or the hub name of a model that is in the local cache."
         ) from error
+    # Stock transformers draws what a file lacks at random, and only warns.
+    lacking = sorted(report["missing_keys"])
+    if lacking:
+        raise BadInput(
+            f"the weights of {name} lack {', '.join(lacking[:3])} ({len(lacking)} in all), which "
+            "its config.json asks for; copy the folder again."
+        )
+    return decoder
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
@@ -81,7 +97,14 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
 
 
 def save(foundation: "Foundation", folder: Path) -> None:
-    """Write a foundation to `folder`, whole or not at all; an older one there is replaced."""
+    """Write a foundation to `folder`, whole or not at all; an older one there is replaced.
+
+    Raises:
+        BadInput: the folder holds something that is not a foundation.
+    """
+    if folder.exists() and not (folder / "foundation.json").is_file() and any(folder.iterdir()):
+        raise BadInput(f"{folder} holds other files than a foundation; save it elsewhere.")
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -106,15 +129,20 @@ def save(foundation: "Foundation", folder: Path) -> None:
             partial / "catalogue.parquet",
         )
         foundation.prompter.save(partial / "prompter")
-        shutil.rmtree(folder, ignore_errors=True)
+        # A folder cannot be renamed onto a full one, so the old one steps aside first.
+        if folder.exists():
+            os.replace(folder, old)
         os.replace(partial, folder)
     finally:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def load(folder: Path) -> "Foundation":
     """Load a foundation; see `Foundation.from_pretrained`."""
-    from foundation.model import Foundation, FoundationConfig
+    from foundation.model import Foundation
 
     missing = [name for name in FILES if not (folder / name).exists()]
     if missing:
@@ -122,24 +150,20 @@ def load(folder: Path) -> "Foundation":
             f"{folder} is not a whole foundation: {', '.join(missing)} is missing. "
             f"Point to a folder that `save_pretrained` or `decant run` wrote."
         )
-    table = pq.read_table(folder / "catalogue.parquet")
-    ids = table.column("ids").combine_chunks()
+    item_ids, item_pieces = _load_catalogue(folder / "catalogue.parquet")
     foundation = Foundation(
         load_decoder(folder),
         prompter=Prompter.load(folder / "prompter"),
-        config=FoundationConfig(**json.loads((folder / "foundation.json").read_text())),
-        item_ids=table.column("item_id").to_pylist(),
-        item_pieces=Pieces(
-            ids=ids.values.to_numpy().astype(np.int32), offsets=ids.offsets.to_numpy()
-        ),
+        config=_load_config(folder / "foundation.json"),
+        item_ids=item_ids,
+        item_pieces=item_pieces,
     )
     try:
         heads = load_file(folder / "heads.safetensors")
         missing_names, unknown = foundation.load_state_dict(heads, strict=False)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise BadInput(
-            f"{folder / 'heads.safetensors'} cannot be read: {_first_line(error)} It may have been cut "
-            f"short; copy the folder again or run the stage that made it."
+            f"{folder / 'heads.safetensors'} cannot be read: {_first_line(error)} {_CUT_SHORT}"
         ) from error
     lost = [name for name in missing_names if not name.startswith("decoder.")]
     if lost or unknown:
@@ -148,6 +172,23 @@ def load(folder: Path) -> "Foundation":
         )
     foundation.eval()
     return foundation
+
+
+def _load_catalogue(path: Path) -> tuple[list[str], Pieces]:
+    try:
+        table = pq.read_table(path)
+        ids = table.column("ids").combine_chunks()
+        pieces = Pieces(ids=ids.values.to_numpy().astype(np.int32), offsets=ids.offsets.to_numpy())
+        return table.column("item_id").to_pylist(), pieces
+    except (pa.ArrowException, OSError, KeyError, AttributeError) as error:
+        raise BadInput(f"{path} cannot be read: {_first_line(error)} {_CUT_SHORT}") from error
+
+
+def _load_config(path: Path) -> FoundationConfig:
+    try:
+        return FoundationConfig(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, OSError) as error:
+        raise BadInput(f"{path} cannot be read: {_first_line(error)} {_CUT_SHORT}") from error
 
 
 def weights_hash(folder: Path) -> str:
@@ -179,9 +220,9 @@ def _refuse_code(folder: Path) -> None:
             f"{folder} wants to run code of its own (auto_map in config.json), which is refused. "
             f"Use a checkpoint of a family that transformers knows."
         )
-    if not list(folder.glob("*.safetensors")):
+    if not list(folder.glob("model*.safetensors")):
         raise BadInput(
-            f"{folder} holds no safetensors weights; pickled weights are refused. Convert them first."
+            f"{folder} holds no model.safetensors; pickled weights are refused. Convert them first."
         )
 
 

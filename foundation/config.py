@@ -26,8 +26,8 @@ class FoundationConfig:
             raise ValueError(f"FoundationConfig.vector_dim={self.vector_dim} must be at least 1.")
         if not self.half_exposure > 0:
             raise ValueError(
-                f"FoundationConfig.half_exposure={self.half_exposure} must be above 0; an item never "
-                "trained on has no residual to weigh."
+                f"FoundationConfig.half_exposure={self.half_exposure} must be above 0; make it "
+                "small to let residuals count at once."
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"FoundationConfig.dropout={self.dropout} must be in [0, 1).")

@@ -4,6 +4,7 @@ The plan is one long list of micro-batches, so that a resumed run skips what it 
 assembling it, and the same step holds the same rows whether or not the run was ever stopped.
 """
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,9 +44,11 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
         self.steps_share = steps_share
         self._train = train
         self._epochs = []
-        for epoch in range(config.epochs):
+        for epoch in range(math.ceil(config.epochs)):
             windows = book.windows(train, seed=config.seed, epoch=epoch)
-            self._epochs.append((windows, self._groups(book.lengths(windows), epoch)))
+            groups = self._groups(book.lengths(windows), epoch)
+            share = min(1.0, config.epochs - epoch)
+            self._epochs.append((windows, groups[: math.ceil(share * len(groups))]))
         self._first = np.cumsum([0] + [len(groups) for _, groups in self._epochs])
         counts_I = np.bincount(
             book.interactions.event_item[train], minlength=book.interactions.num_items

@@ -126,7 +126,13 @@ def predict_targets(
     """
     rows, interactions = book.prefixes(targets, task=task), book.interactions
     wanted = ranking_targets(book, targets, task=task)
-    vectors_nV = foundation.embed_users(rows, progress=progress)
+    event = slate_events(targets)
+    request = np.repeat(np.arange(len(targets)), targets.last_event - targets.first_event)
+    vectors_eV, log_probs = read_pairs(
+        foundation, rows, request, interactions.event_item[event], task=task, progress=progress
+    )
+    # Every request has an event, and what is read of the person is the same in front of each.
+    vectors_nV = vectors_eV[np.searchsorted(request, np.arange(len(targets)))]
     items_VI = foundation.embed_items().T
     rank = rank_catalogue(
         lambda start, stop: vectors_nV[start:stop] @ items_VI,
@@ -134,11 +140,6 @@ def predict_targets(
         book,
         seen=full_history or targets,
         task=task,
-    )
-    event = slate_events(targets)
-    request = np.repeat(np.arange(len(targets)), targets.last_event - targets.first_event)
-    log_probs = action_log_probs_of(
-        foundation, rows, request, interactions.event_item[event], task=task, progress=progress
     )
     history = np.asarray(targets.history_end - targets.history_start, dtype=np.int64)
     names = book.prompter.tasks[task].actions
@@ -203,7 +204,7 @@ def served_items(book: "PromptBook", task: int) -> NDArray[np.bool_]:
 
 
 @torch.no_grad()
-def action_log_probs_of(
+def read_pairs(
     foundation: "Foundation",
     rows: Rows,
     request: NDArray[np.int64],
@@ -212,11 +213,11 @@ def action_log_probs_of(
     task: int,
     max_positions: int = 16384,
     progress: bool = False,
-) -> NDArray[np.float32]:
-    """Action log-probabilities of one item after one prefix, for many pairs at once.
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Read an item after a prefix, for many pairs at once: the person before it, the action at it.
 
-    The same numbers as `Foundation.score`, for many people with few candidates each: a row per
-    pair, batched by length.
+    The same numbers as `Foundation.embed_users` and `Foundation.score`, for many people with few
+    candidates each: a row per pair, batched by length.
 
     Args:
         foundation: the model.
@@ -228,25 +229,30 @@ def action_log_probs_of(
         progress: show a bar.
 
     Returns:
-        float32 [e, A], in nats.
+        Person vectors float32 [e, V], and action log-probabilities float32 [e, A], in nats.
     """
     foundation.eval()
     pieces = foundation.questions(items.astype(np.int64))
     inline_slots_JD = foundation.inline_slots(rows)
     lengths_e = rows.lengths[request] + pieces.lengths
     actions = foundation.prompter.task_label_index(task)
-    result = np.zeros((len(request), len(actions)), dtype=np.float32)
-    with tqdm(total=len(request), desc="read actions", disable=not progress) as bar:
+    log_probs_eA = np.zeros((len(request), len(actions)), dtype=np.float32)
+    vectors_eV = np.zeros((len(request), foundation.settings.vector_dim), dtype=np.float32)
+    with tqdm(total=len(request), desc="read requests", disable=not progress) as bar:
         for chosen_B in by_length(lengths_e, max_positions=max_positions):
             ids_BT = _joined(rows, pieces, request[chosen_B], chosen_B, foundation)
             hidden_BTD = foundation.hidden(ids_BT, inline_slots_JD=inline_slots_JD)
+            row_B = torch.arange(len(chosen_B), device=ids_BT.device)
             last_B = torch.from_numpy(lengths_e[chosen_B] - 1).to(ids_BT.device)
-            at_arrow_BD = hidden_BTD[torch.arange(len(chosen_B), device=ids_BT.device), last_B]
-            task_B = torch.full_like(last_B, task)
-            log_probs = foundation.action_log_probs(at_arrow_BD, task_B)[:, actions]
-            result[chosen_B] = log_probs.cpu().numpy()
+            before_B = torch.from_numpy(rows.lengths[request[chosen_B]] - 1).to(ids_BT.device)
+            log_probs = foundation.action_log_probs(
+                hidden_BTD[row_B, last_B], torch.full_like(last_B, task)
+            )
+            log_probs_eA[chosen_B] = log_probs[:, actions].cpu().numpy()
+            person_BV = foundation.person_head(hidden_BTD[row_B, before_B])
+            vectors_eV[chosen_B] = person_BV.float().cpu().numpy()
             bar.update(len(chosen_B))
-    return result
+    return vectors_eV, log_probs_eA
 
 
 def _joined(
