@@ -1,5 +1,18 @@
 """The front door: `Recommender`, the `decant` command, recipes, stages, report."""
 
-from decant.recommender import HistoryItem, Prediction, Recommender
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from decant.history import HistoryItem
+    from decant.recommender import Prediction, Recommender
 
 __all__ = ["HistoryItem", "Prediction", "Recommender"]
+
+
+def __getattr__(name: str) -> Any:
+    # Looked up when asked for: `decant --help` must not wait for torch.
+    if name in __all__:
+        from decant import history, recommender
+
+        return getattr(history if name == "HistoryItem" else recommender, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,9 @@
 """The `decant` command: one obvious command per job.
 
-    decant demo
-    decant run ml1m --data ml-1m.zip --out runs/films
-    decant predict runs/films --user 42 -k 10
-    decant index runs/films
+decant demo
+decant run ml1m --data ml-1m.zip --out runs/films
+decant predict runs/films --user 42 -k 10
+decant index runs/films
 """
 
 import logging
@@ -25,8 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: without the program's name; `sys.argv` when left out.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
-    chosen = parser.parse_args(list(sys.argv[1:] if arguments is None else arguments))
+    if not given:
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
+    chosen = parser.parse_args(given)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for library in ("datasets", "transformers", "accelerate", "faiss", "httpx", "filelock"):
         logging.getLogger(library).setLevel(logging.WARNING)
@@ -43,11 +47,13 @@ def build_parser() -> ArgumentParser:
     """The parser of the whole command line."""
     parser = ArgumentParser(
         prog="decant",
-        description="An open foundation recommender: train one on prompts, decant it into a small ranker, "
-        "predict what people do next.",
+        description="An open foundation recommender: train one on prompts, decant it into a small "
+        "ranker, predict what people do next.",
     )
     commands = parser.add_subcommands(dest="command")
-    commands.add_subcommand("demo", _demo_parser(), help="the whole job on generated data, in minutes")
+    commands.add_subcommand(
+        "demo", _demo_parser(), help="the whole job on generated data, in minutes"
+    )
     # jsonargparse wants a subcommand added before its own subcommands are.
     run = ArgumentParser(description=_RUN)
     commands.add_subcommand("run", run, help="the whole job on your data or MovieLens")
@@ -59,8 +65,8 @@ def build_parser() -> ArgumentParser:
 
 def _demo_parser() -> ArgumentParser:
     parser = ArgumentParser(
-        description="Generate a job market, train a foundation, decant it into a smaller rung, index the "
-        "jobs, and predict for three members. About five minutes on two cores."
+        description="Generate a job market, train a foundation, decant it into a smaller rung, "
+        "index the jobs, and predict for three members. About five minutes on two cores."
     )
     _add_run_options(parser, out="runs/demo")
     return parser
@@ -76,19 +82,19 @@ def _add_sources(parser: ArgumentParser) -> None:
     sources = parser.add_subcommands(dest="source")
     for name, what in (("ml1m", "MovieLens-1M"), ("ml100k", "MovieLens-100K")):
         source = ArgumentParser(description=f"{what}, from GroupLens' own zip.")
-        source.add_argument(
-            "--data", type=Path, required=True, help=f"path of the zip of {what}"
-        )
+        source.add_argument("--data", type=Path, required=True, help=f"path of the zip of {what}")
         _add_run_options(source, out=None, forms=True)
         sources.add_subcommand(name, source, help=what)
-    table = ArgumentParser(description="Your own tables: CSV, TSV, Parquet or JSONL, by their ending.")
+    table = ArgumentParser(
+        description="Your own tables: CSV, TSV, Parquet or JSONL, by their ending."
+    )
     table.add_argument("--users", type=Path, required=True, help="user_id and profile columns")
     table.add_argument("--items", type=Path, required=True, help="item_id and columns in words")
     table.add_argument(
         "--events",
         type=Path,
         required=True,
-        help="user_id, item_id, action, timestamp in seconds; optional surface, shown_with, context",
+        help="user_id, item_id, action, timestamp in seconds; may have surface, shown_with, query",
     )
     table.add_argument(
         "--task",
@@ -120,7 +126,9 @@ def _add_run_options(parser: ArgumentParser, *, out: str | None, forms: bool = F
         default="slot",
         help="slot: one vector per item, fast; text: every item in words",
     )
-    parser.add_argument("--size", type=str, help="of a decoder built here: tiny, small, base, large")
+    parser.add_argument(
+        "--size", type=str, help="of a decoder built here: tiny, mini, small, base, large"
+    )
     parser.add_argument("--model", type=str, help="folder or hub name of a pretrained decoder")
     parser.add_argument("--epochs", type=int, help="passes over the data, of model and rung alike")
     parser.add_argument(
@@ -139,8 +147,8 @@ def _add_run_options(parser: ArgumentParser, *, out: str | None, forms: bool = F
 
 def _predict_parser() -> ArgumentParser:
     parser = ArgumentParser(
-        description="Titles with probabilities: for somebody of the log (--user), for somebody never seen "
-        "(--profile, --history), or for many into a file (--users, --out)."
+        description="Titles with probabilities: for somebody of the log (--user), for somebody "
+        "never seen (--profile, --history), or for many into a file (--users, --out)."
     )
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument("--user", type=str, help="a user id of the log")
@@ -159,7 +167,9 @@ def _predict_parser() -> ArgumentParser:
 
 
 def _index_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Embed the catalogue with the served model and index it anew.")
+    parser = ArgumentParser(
+        description="Embed the catalogue with the served model and index it anew."
+    )
     parser.add_argument("run", type=Path, help="the run folder")
     return parser
 
@@ -199,13 +209,19 @@ def _run(source: str, options: Namespace) -> None:
     }
 
     def load() -> Any:
-        how = {"on_bad_rows": options.on_bad_rows}
+        how: dict[str, Any] = {"on_bad_rows": options.on_bad_rows}
         if options.on_bad_rows == "quarantine":
             how["quarantine"] = quarantine
         if source == "table":
             from promptify.sources.table import table
 
-            return table(**files, **how)
+            return table(
+                users=files["users"],
+                items=files["items"],
+                events=files["events"],
+                task=files["task"],
+                **how,
+            )
         from promptify.sources import movielens
 
         reader = movielens.ml_1m if source == "ml1m" else movielens.ml_100k
@@ -219,6 +235,7 @@ def _execute(
 ) -> None:
     from decant.pipeline import Job, run
 
+    _hush_bars()
     continued_from = options.get("continue")
     job = Job(
         recipe=recipe,
@@ -239,15 +256,25 @@ def _execute(
 def _predict(options: Namespace) -> None:
     from decant.predicting import predict
 
-    predict(options)
+    _hush_bars()
+    for line in predict(options):
+        print(line)
 
 
 def _index(options: Namespace) -> None:
     from decant.layout import RunLayout
     from decant.pipeline import index_again
 
+    _hush_bars()
     count = index_again(RunLayout(options.run))
     print(f"indexed {count:,} items")
+
+
+def _hush_bars() -> None:
+    """Turn off the bars of loading weights, which takes no time; training keeps its own."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
 
 
 def _check_files(files: dict[str, Path]) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
+from tqdm import tqdm
+
 _OUR_PACKAGES = frozenset({"promptify", "foundation", "retrieval", "distill", "decant"})
 _MENDS = {
     errno.ENOENT: "no such file or folder",
@@ -95,5 +97,7 @@ def _raised_by_us(trace: TracebackType | None) -> bool:
 def _leave(message: str, *, code: int) -> None:
     if os.environ.get("DECANT_TRACEBACK") == "1":
         traceback.print_exc()
+    for bar in list(tqdm._instances):
+        bar.close()  # its line ends here, and ours stands alone
     sys.stderr.write(f"decant: error: {message}\n")
     raise SystemExit(code) from None

@@ -1,9 +1,9 @@
 """The evaluation stage: every model of a run on the same test targets, and the gate's verdict.
 
-    evaluation/answers-foundation.safetensors   what each system said, target by target
-    evaluation/metrics.json                     the numbers of the report
-    evaluation/results.csv                      the same as result rows
-    evaluation/verdict.json                     the gate on rung-1 against the foundation
+evaluation/answers-foundation.safetensors   what each system said, target by target
+evaluation/metrics.json                     the numbers of the report
+evaluation/results.csv                      the same as result rows
+evaluation/verdict.json                     the gate on rung-1 against the foundation
 """
 
 import json
@@ -127,9 +127,7 @@ def evaluate(
         _save_answers(system.answers, out / f"answers-{system.model}.safetensors")
 
 
-def _system(
-    recommender: Recommender, asked: Asked, served: Evaluated, recipe: Recipe
-) -> Evaluated:
+def _system(recommender: Recommender, asked: Asked, served: Evaluated, recipe: Recipe) -> Evaluated:
     """Retrieve 200 and re-rank them by the full score; the rest keep their order."""
     everyone = asked.targets
     some = sample_targets(everyone, recipe.measured_users)
@@ -188,14 +186,14 @@ def _milliseconds(
 
 def _by_history(
     recommenders: dict[str, Recommender], targets: Targets, recipe: Recipe
-) -> list[dict[str, float | str | int]]:
+) -> list[dict[str, object]]:
     """Quality with histories cut to a few lengths: the same users and targets at each."""
     book = recommenders[RUNG].book
     # Only those with the longest length, so that every point speaks of the same people.
     counts = targets.history_end - targets.history_start
     lengths = [n for n in HISTORY_LENGTHS if (counts >= n).sum() >= min(200, len(targets))]
     cohort = sample_targets(targets[counts >= lengths[-1]], recipe.measured_users)
-    points: list[dict[str, float | str | int]] = []
+    points: list[dict[str, object]] = []
     for name, recommender in recommenders.items():
         for length in lengths:
             asked = Asked(book, cohort.cut(length))
@@ -213,9 +211,7 @@ def _by_history(
     return points
 
 
-def _metrics(
-    systems: list[Evaluated], history: list[dict[str, float | str | int]]
-) -> dict[str, object]:
+def _metrics(systems: list[Evaluated], history: list[dict[str, object]]) -> dict[str, object]:
     return {
         "systems": [
             {

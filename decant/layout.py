@@ -1,13 +1,13 @@
 """Where things are in a run folder: the one place that knows the names.
 
-    data/interactions/        the validated log
-    data/source.json          tasks, and what was set aside
-    prompter/                 words and tokenizer, fitted on the training events
-    foundation/model/         the top model; rung-1/model/, … the smaller ones
-    rung-1/verdict.json       the gate's verdict against the model above
-    evaluation/               predictions, metrics and tables
-    index/items/              the served model's index
-    report.html, results.csv, run.json
+data/interactions/        the validated log
+data/source.json          tasks, and what was set aside
+prompter/                 words and tokenizer, fitted on the training events
+foundation/model/         the top model; rung-1/model/, … the smaller ones
+rung-1/verdict.json       the gate's verdict against the model above
+evaluation/               predictions, metrics and tables
+index/items/              the served model's index
+report.html, results.csv, run.json
 """
 
 from dataclasses import dataclass
@@ -77,6 +77,7 @@ class RunLayout:
             raise BadInput(f"{self.folder} is not a run folder; give the --out of a `decant run`.")
         if not self.models():
             raise BadInput(
-                f"{self.folder} holds no finished model yet. Give the same `decant run` command again."
+                f"{self.folder} holds no finished model yet. "
+                f"Give the same `decant run` command again."
             )
         return self.models()[-1]

@@ -60,8 +60,8 @@ class Answers:
     def metrics(self) -> dict[str, tuple[Interval, int]]:
         """Each metric with its 95 % interval over users and the number of targets behind it.
 
-        Both ends are the value itself where there is no interval to be had: a calibration error, or too
-        few people for a bootstrap.
+        Both ends are the value itself where there is no interval to be had: a calibration error,
+        or too few people for a bootstrap.
         """
         found: dict[str, tuple[Interval, int]] = {}
         if self.rank is not None and len(self.rank):
@@ -72,9 +72,7 @@ class Answers:
                 found[name] = _finite(bootstrap_interval(values, self.user)), len(values)
         if self.action_probability is not None and len(np.unique(self.action_positive)) == 2:
             users, row = np.unique(self.action_user, return_inverse=True)
-            statistic = auc_of_users(
-                self.action_positive, self.action_probability, row, len(users)
-            )
+            statistic = auc_of_users(self.action_positive, self.action_probability, row, len(users))
             interval = bootstrap_users(
                 statistic, len(users), numbers_per_draw=len(self.action_probability)
             )
@@ -197,8 +195,8 @@ def last_item_answers(
     Args:
         asked: the requests.
         train: bool [E], the training events.
-        neighbours: ``cosine`` of the people who have both, or ``transitions``, which counts what came soon
-            after: a first-order Markov chain, and much the stronger.
+        neighbours: ``cosine`` of the people who have both, or ``transitions``, which counts what
+            came soon after: a first-order Markov chain, and much the stronger.
     """
     log, targets = asked.book.interactions, asked.targets
     fit = LastItemNeighbours.fit if neighbours == "transitions" else LastItemNeighbours.fit_cosine
@@ -240,7 +238,7 @@ class Reranked:
 
         Args:
             weight: `w` of the ranking formula.
-            otherwise: int64 [m], the rank by retrieval alone, kept where the target was not retrieved.
+            otherwise: int64 [m], the rank by retrieval alone, for a target that was not retrieved.
         """
         is_found_nK = np.isfinite(self.retrieval_nK)
         weighted_nK = weight * np.where(is_found_nK, self.log_positive_nK, 0.0)

@@ -1,7 +1,7 @@
 """The main job, stage by stage: data → prompter → foundation → rung → index → evaluation → report.
 
-Each stage is a function of folders; `decant.stages` runs it when it must, and resumes it when it was cut
-short. What a stage needs it reads from the stages before, so that nothing lives in memory alone.
+Each stage is a function of folders; `decant.stages` runs it when it must, and resumes it when it
+was cut short. What a stage needs it reads from the stages before: nothing lives in memory alone.
 """
 
 import json
@@ -21,7 +21,7 @@ from decant.measure import Asked, rerank
 from decant.recipes import Recipe
 from decant.recommender import Recommender, build_index
 from decant.reporting import write_run_report
-from decant.run_data import load_book, load_tasks, sample_targets, split_of
+from decant.run_data import load_book, load_model, load_tasks, reading, sample_targets, split_of
 from decant.run_record import RunRecord
 from decant.stages import PlannedStage, Stages
 from distill.distillation import distil
@@ -92,7 +92,9 @@ def run(job: Job, *, dry_run: bool = False) -> Finished:
     layout = RunLayout(job.out)
     old_model = RunLayout(job.continued_from) if job.continued_from else None
     continued = {"from": weights_hash(old_model.model(FOUNDATION))} if old_model else {}
-    with Stages(job.out, recipe=record.config | {"continued": continued}, dry_run=dry_run) as stages:
+    with Stages(
+        job.out, recipe={**record.config, "continued": continued}, dry_run=dry_run
+    ) as stages:
         stages.run(
             DATA,
             lambda out, _: _data(job, out),
@@ -140,6 +142,8 @@ def run(job: Job, *, dry_run: bool = False) -> Finished:
 
 def _data(job: Job, out: Path) -> None:
     data = job.load()
+    # A log too short to hold anything out is refused before anything is kept of it.
+    split_of(data.interactions, data.tasks)
     data.interactions.save(out / "interactions")
     source = {
         "tasks": [task.to_dict() for task in data.tasks],
@@ -149,10 +153,13 @@ def _data(job: Job, out: Path) -> None:
 
 
 def _prompter(layout: RunLayout, recipe: Recipe, old_model: RunLayout | None, out: Path) -> None:
-    interactions, tasks = Interactions.load(layout.interactions), load_tasks(layout)
+    with reading(layout.interactions):
+        interactions = Interactions.load(layout.interactions)
+    tasks = load_tasks(layout)
     if old_model is not None:
         # The old model knows only its own tokens and words.
-        Prompter.load(old_model.folder / PROMPTER).save(out)
+        with reading(old_model.folder / PROMPTER / "prompter.json"):
+            Prompter.load(old_model.folder / PROMPTER).save(out)
         return
     split = split_of(interactions, tasks)
     tokenizer = None
@@ -171,7 +178,7 @@ def _foundation(
 ) -> None:
     book, split = load_book(layout)
     if old_model is not None:
-        old = Foundation.from_pretrained(old_model.model(FOUNDATION))
+        old = load_model(old_model.model(FOUNDATION))
         foundation = old.with_catalogue(book, split.train)
     else:
         foundation = Foundation.create(
@@ -196,7 +203,7 @@ def _foundation(
 
 def _rung(layout: RunLayout, recipe: Recipe, out: Path, scratch: Path) -> None:
     book, split = load_book(layout)
-    teacher = Foundation.from_pretrained(layout.model(FOUNDATION))
+    teacher = load_model(layout.model(FOUNDATION))
     rng = np.random.default_rng(recipe.seed)
     windows = book.windows(split.train, seed=recipe.seed, epoch=0)
     count = min(recipe.rung.calibration_rows, len(windows))
@@ -275,7 +282,7 @@ def fit_rank_weight(foundation: Foundation, book: PromptBook, valid: Targets) ->
 def index_catalogue(layout: RunLayout, out: Path) -> None:
     """Embed the catalogue with the served model and write its index."""
     path = layout.model(layout.served())
-    foundation = Foundation.from_pretrained(path)
+    foundation = load_model(path)
     build_index(foundation, model_hash=weights_hash(path)).save(out / "items")
 
 

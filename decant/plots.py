@@ -317,7 +317,7 @@ def _label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
 
 
 def _drawn_inches(axes: Axes) -> float:
-    """About how high a panel's axes will be; the layout that decides it runs only when it is drawn."""
+    """About how high a panel's axes will be; the layout that decides it runs when it is drawn."""
     place, figure = axes.get_subplotspec(), axes.get_figure(root=True)
     assert place is not None
     assert figure is not None

@@ -35,8 +35,11 @@ SCHEMA = pa.schema(
 )
 
 
-def predict(options: Namespace) -> None:
+def predict(options: Namespace) -> list[str]:
     """Carry out the `predict` command.
+
+    Returns:
+        Lines to print.
 
     Raises:
         ValueError: it is not clear who is asked about, or a file or an id does not fit.
@@ -44,14 +47,16 @@ def predict(options: Namespace) -> None:
     _check_who(options)
     users = _user_ids(options.users) if options.users else []
     profile = _json_object(options.profile) if options.profile else {}
-    history = _json_lines(options.history) if options.history else []
+    history = _history(options.history) if options.history else []
     recommender = Recommender.load(options.run, model=options.model)
-    if options.users:
-        write_predictions(
-            recommender, users, out=options.out, task=options.task, k=options.k
+    num_items = len(recommender.index)
+    if options.k > num_items:
+        raise BadInput(
+            f"-k {options.k} is more than the catalogue of {num_items:,} items; ask for fewer."
         )
-        print(f"{len(users):,} people → {options.out}")
-        return
+    if options.users:
+        write_predictions(recommender, users, out=options.out, task=options.task, k=options.k)
+        return [f"{len(users):,} people → {options.out}"]
     if options.user is not None:
         found = recommender.predict_user(
             options.user, task=options.task, query=options.query, k=options.k
@@ -61,10 +66,8 @@ def predict(options: Namespace) -> None:
             profile, history, task=options.task, query=options.query, k=options.k
         )
     if options.json:
-        for prediction in found:
-            print(json.dumps(asdict(prediction), ensure_ascii=False))
-    else:
-        print(format_predictions(found))
+        return [json.dumps(asdict(one), ensure_ascii=False) for one in found]
+    return [format_predictions(found)]
 
 
 def format_predictions(predictions: Iterable[Prediction]) -> str:
@@ -140,7 +143,8 @@ def _check_who(options: Namespace) -> None:
     given = [name for name, is_given in ways.items() if is_given]
     if len(given) != 1:
         raise BadInput(
-            f"say who is asked about by one of {', '.join(ways)}; got {' and '.join(given) or 'none'}."
+            f"say who is asked about by one of {', '.join(ways)}; "
+            f"got {' and '.join(given) or 'none'}."
         )
     if bool(options.users) != bool(options.out):
         raise BadInput("--users FILE and --out FILE.parquet belong together; give both.")
@@ -154,13 +158,24 @@ def _user_ids(path: Path) -> list[str]:
 
 
 def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from None
+    found = _json(_text(path), str(path))
     if not isinstance(found, dict):
         raise BadInput(f'{path} must be one JSON object, such as {{"age": "25-34"}}.')
     return found
+
+
+def _history(path: Path) -> list[Any]:
+    """The events of a history file, none of them twice."""
+    events = _json_lines(path)
+    if not events:
+        raise BadInput(f"{path} holds no event; leave --history out for somebody who has none.")
+    for place, event in enumerate(events):
+        # Without a time, the same action on the same item may well have happened twice.
+        if isinstance(event, dict) and "timestamp" in event and event in events[:place]:
+            raise BadInput(
+                f"{path}: event {place + 1} repeats event {events.index(event) + 1}; leave one out."
+            )
+    return events
 
 
 def _json_lines(path: Path) -> list[Any]:
@@ -168,11 +183,18 @@ def _json_lines(path: Path) -> list[Any]:
     for number, line in enumerate(_text(path).splitlines(), start=1):
         if not line.strip():
             continue
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise BadInput(f"{path}, line {number}: not JSON ({error.msg}).") from None
+        lines.append(_json(line, f"{path}, line {number}"))
     return lines
+
+
+def _json(text: str, where: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise BadInput(f"{where}: {constant} is not JSON; write null for what is not known.")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{where}: not JSON ({error.msg}, column {error.colno}).") from None
 
 
 def _text(path: Path) -> str:

@@ -183,9 +183,7 @@ def _films_in_text(name: str, *, epochs: float, rung_epochs: float) -> Recipe:
         prompter=PrompterConfig(form="text", max_prompt_tokens=512, max_item_tokens=32),
         foundation=FoundationConfig(vector_dim=64),
         fit=fit,
-        rung=RungConfig(
-            num_layers=2, fit=replace(fit, epochs=rung_epochs, learning_rate=5e-4)
-        ),
+        rung=RungConfig(num_layers=2, fit=replace(fit, epochs=rung_epochs, learning_rate=5e-4)),
         measured_users=500,
         timed_requests=100,
     )

@@ -1,8 +1,8 @@
 """Predict what a person does next: retrieve candidates, rank them, apply constraints.
 
-    from decant import Recommender
-    recommender = Recommender.load("runs/films")
-    recommender.predict_next_actions({"age": "25-34"}, [{"item": "1", "action": "liked"}], k=10)
+from decant import Recommender
+recommender = Recommender.load("runs/films")
+recommender.predict_next_actions({"age": "25-34"}, [{"item": "1", "action": "liked"}], k=10)
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import pydantic
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from decant.history import HistoryItem, history_event
 from decant.layout import INDEX, RunLayout
+from decant.run_data import load_model, reading
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
 from foundation.predictions import served_items
 from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
-from promptify.prompter import HistoryEvent, item_texts
+from promptify.prompter import item_texts
 from promptify.rows import Rows
 from promptify.splits import Targets
 from promptify.validation import BadInput
@@ -29,24 +30,6 @@ from retrieval import ItemIndex
 
 # Candidates that retrieval hands to the ranker, as in the `system` rows of every table.
 NUM_RETRIEVED = 200
-
-
-class HistoryItem(pydantic.BaseModel):
-    """One event of a history, as it comes over the wire.
-
-    Attributes:
-        item: the id of an item of the catalogue, or the fields of one that is not in it.
-        action: what was done, a label word of its task.
-        timestamp: when, in seconds since 1970; events with none are taken in the order given.
-        task: on which surface; the one that is asked about when left out.
-    """
-
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
-
-    item: str | dict[str, Any]
-    action: str
-    timestamp: int | None = None
-    task: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,8 +41,8 @@ class Prediction:
         title: the item in words.
         score: log p(item next) up to a constant + w · log p(positive action); higher is better.
         probabilities: of each action, if the item is shown; they sum to 1.
-        retrieval_score: the inner product of person and item vector: log p(item next) up to a constant of
-            the request.
+        retrieval_score: the inner product of person and item vector: log p(item next) up to a
+            constant of the request.
         retrieval_rank: place among what retrieval returned, from 1; None for a given candidate.
     """
 
@@ -94,8 +77,8 @@ class Recommender:
 
         Args:
             folder: written by `decant run` or `decant demo`.
-            model: which model serves, ``"foundation"`` or a rung; the smallest rung when left out. Another
-                than the one that made the index gets an index of its own, in memory.
+            model: which model serves, ``"foundation"`` or a rung; the smallest rung when left out.
+                Another than the one that made the index gets an index of its own, in memory.
 
         Raises:
             ValueError: the folder holds no finished run, or a part of it is damaged.
@@ -103,8 +86,9 @@ class Recommender:
         layout = RunLayout(Path(folder))
         served = model or layout.served()
         path = layout.model(served)
-        foundation = Foundation.from_pretrained(path)
-        interactions = Interactions.load(layout.interactions)
+        foundation = load_model(path)
+        with reading(layout.interactions):
+            interactions = Interactions.load(layout.interactions)
         if tuple(interactions.item_ids) != foundation.item_ids:
             raise BadInput(
                 f"{folder}: the data and the model know different catalogues; "
@@ -113,7 +97,7 @@ class Recommender:
         book = foundation.prompter.book(interactions)
         made_with = weights_hash(path)
         if (layout.folder / INDEX).exists() and served == layout.served():
-            index = ItemIndex.load(layout.index, model_hash=made_with)
+            index = _load_index(layout, made_with)
         else:
             index = build_index(foundation, model_hash=made_with)
         return cls(foundation, index, book)
@@ -148,7 +132,7 @@ class Recommender:
             ValueError: `k` is below 1, or an id, a field, a task or an action is unknown.
         """
         asked = self._task(task)
-        events = [_history_event(event, place) for place, event in enumerate(history)]
+        events = [history_event(event, place) for place, event in enumerate(history)]
         prefix = self.book.inline(
             profile, events, task=self.book.prompter.tasks[asked].name, context=query
         )
@@ -214,7 +198,7 @@ class Recommender:
         deny: Sequence[str] | None = None,
         exclude_seen: bool = True,
     ) -> list[Prediction]:
-        """As `predict_user`, by row of `users`, with the history cut to its last `num_events` if given."""
+        """As `predict_user`, by row of `users`, with only the last `num_events` if given."""
         asked = self._task(task)
         start, end = self.interactions.user_offsets[user : user + 2].tolist()
         if num_events is not None:
@@ -254,7 +238,12 @@ class Recommender:
         return [ids[item] for item in self.interactions.event_item[start:end].tolist()]
 
     def predict_many(
-        self, user_ids: Sequence[str], *, task: str | None = None, k: int = 10, progress: bool = False
+        self,
+        user_ids: Sequence[str],
+        *,
+        task: str | None = None,
+        k: int = 10,
+        progress: bool = False,
     ) -> Iterator[tuple[str, list[Prediction]]]:
         """Predictions for many people of the log, one after another.
 
@@ -391,20 +380,9 @@ def build_index(foundation: Foundation, *, model_hash: str) -> ItemIndex:
     return ItemIndex.build(foundation.embed_items(), foundation.item_ids, model_hash=model_hash)
 
 
-def _history_event(event: HistoryItem | Mapping[str, Any], place: int) -> HistoryEvent:
-    if not isinstance(event, HistoryItem):
-        try:
-            event = HistoryItem.model_validate(dict(event))
-        except (pydantic.ValidationError, TypeError, ValueError) as error:
-            raise BadInput(f"history[{place}]: {_first_problem(error)}") from None
-    return HistoryEvent(
-        item=event.item, action=event.action, timestamp=event.timestamp, task=event.task
-    )
-
-
-def _first_problem(error: Exception) -> str:
-    if isinstance(error, pydantic.ValidationError):
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        return f"{where}: {problem['msg']}; an event has item, action, and optional timestamp, task."
-    return f"{error}; an event is an object with item and action."
+def _load_index(layout: RunLayout, model_hash: str) -> ItemIndex:
+    try:
+        return ItemIndex.load(layout.index, model_hash=model_hash)
+    except ValueError as error:
+        said = str(error).rstrip(".")
+        raise BadInput(f"{said}: `decant index {layout.folder}` does.") from error

@@ -209,8 +209,8 @@ def _page(report: Report, svgs: Mapping[str, str]) -> str:
         (
             "quality-by-history",
             "Quality by length of history",
-            "The same people, with all but the newest events of their history left out. Bars are 95 % "
-            "intervals.",
+            "The same people, with all but the newest events of their history left out. "
+            "Bars are 95 % intervals.",
         ),
         ("training-curves", "Training", "Losses and validation metrics by optimiser step."),
     ):

@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,8 +112,9 @@ def _summary(recipe: Recipe, recommender: Recommender, systems: list[dict[str, A
     share = rung["params"] / top["params"]
     return (
         f"{log.num_users:,} people, {log.num_items:,} items, {log.num_events:,} events, as "
-        f"{recipe.prompter.form} prompts. A decoder of {top['params']:,} body parameters was trained from "
-        f"{'scratch' if recipe.size else recipe.model}, pruned to {share:.0%} of them and distilled."
+        f"{recipe.prompter.form} prompts. A decoder of {top['params']:,} body parameters was "
+        f"trained from {'scratch' if recipe.size else recipe.model}, pruned to {share:.0%} of them "
+        f"and distilled."
     )
 
 
@@ -230,8 +230,8 @@ def _ranked_item(prediction: Prediction) -> RankedItem:
 
 def _notes(systems: list[dict[str, Any]]) -> list[str]:
     notes = [
-        "Leave-one-out: each person's last event (or slate) is the test, the one before validates. Full "
-        "catalogue, seen items left out. Intervals are 95 % bootstrap intervals over people.",
+        "Leave-one-out: each person's last event (or slate) is the test, the one before validates. "
+        "Full catalogue, seen items left out. Intervals are 95 % bootstrap intervals over people.",
         "Parameters count the decoder's body: without embeddings, heads and the item table.",
         "ms / request is the median of retrieving 200 and ranking them, models asked in turn.",
     ]
@@ -243,7 +243,7 @@ def _notes(systems: list[dict[str, Any]]) -> list[str]:
     everyone, some = ranked.get(FOUNDATION, 0), ranked.get("system", 0)
     if some < everyone:
         notes.append(
-            f"The system row rests on {some:,} of the {everyone:,} ranking targets, evenly spaced, since "
-            f"re-ranking is dear: a small difference from the rows above it may be theirs."
+            f"The system row rests on {some:,} of the {everyone:,} ranking targets, evenly spaced, "
+            f"since re-ranking is dear: a small difference from the rows above it may be theirs."
         )
     return notes

@@ -1,21 +1,60 @@
-"""A run's data, read back from its folder: tasks, split, prompts."""
+"""What a run folder holds, read back: tasks, split, prompts, models."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+from safetensors import SafetensorError
 
 from decant.layout import DATA, PROMPTER, RunLayout
+from foundation import Foundation
 from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
 from promptify.prompter import Prompter
 from promptify.splits import Split, Targets, leave_one_out
 from promptify.task import Task
+from promptify.validation import BadInput
 
 
 def load_tasks(layout: RunLayout) -> tuple[Task, ...]:
     """The tasks of a run's data; the first is the one that is measured."""
-    source = json.loads((layout.folder / DATA / "source.json").read_text("utf-8"))
-    return tuple(Task.from_dict(task) for task in source["tasks"])
+    path = layout.folder / DATA / "source.json"
+    with reading(path):
+        source = json.loads(path.read_text("utf-8"))
+        return tuple(Task.from_dict(task) for task in source["tasks"])
+
+
+def load_model(path: Path) -> Foundation:
+    """The model of a stage of a run.
+
+    Raises:
+        BadInput: a file of it is missing, cut short or changed.
+    """
+    with reading(path):
+        return Foundation.from_pretrained(path)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say of a file of a run that cannot be read where it is and how to mend it.
+
+    Args:
+        path: a file or folder inside a stage's folder.
+
+    Raises:
+        BadInput: what is read inside is not what the stage wrote.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, OSError, pa.ArrowException, SafetensorError) as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        raise BadInput(
+            f"{path} is damaged ({said}). Copy it again, or delete {path.parent} and give the same "
+            f"`decant run` command again."
+        ) from error
 
 
 def split_of(interactions: Interactions, tasks: tuple[Task, ...]) -> Split:
@@ -25,8 +64,10 @@ def split_of(interactions: Interactions, tasks: tuple[Task, ...]) -> Split:
 
 def load_book(layout: RunLayout) -> tuple[PromptBook, Split]:
     """A run's data as prompts, and its split."""
-    interactions = Interactions.load(layout.interactions)
-    prompter = Prompter.load(layout.folder / PROMPTER)
+    with reading(layout.interactions):
+        interactions = Interactions.load(layout.interactions)
+    with reading(layout.folder / PROMPTER / "prompter.json"):
+        prompter = Prompter.load(layout.folder / PROMPTER)
     return prompter.book(interactions), split_of(interactions, load_tasks(layout))
 
 

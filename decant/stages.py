@@ -17,6 +17,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -111,19 +112,24 @@ class Stages:
         self._keys: dict[str, str] = {}
         self._plan: list[PlannedStage] = []
         self._lock = FileLock(folder / ".lock", timeout=0)
+        self._was_there = folder.exists()
+        self._was_run = (folder / "recipe.json").exists()
         if not dry_run:
             folder.mkdir(parents=True, exist_ok=True)
             self._take_lock()
         try:
             self._check_recipe(recipe, continuing)
         except BaseException:
+            self._withdraw()
             self.close()
             raise
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._withdraw()
         self.close()
 
     def close(self) -> None:
@@ -183,6 +189,19 @@ class Stages:
     def plan(self) -> tuple[PlannedStage, ...]:
         """The stages asked for so far: which run, or would in a dry run, and why."""
         return tuple(self._plan)
+
+    def _withdraw(self) -> None:
+        """Take back a run that failed before it made anything: its folder is free for the next."""
+        has_stage = any(self.folder.glob("*/stage.json"))
+        scratch = self.folder / ".scratch"
+        if self._dry_run or self._was_run or has_stage or _holds_files(scratch):
+            return
+        shutil.rmtree(scratch, ignore_errors=True)
+        (self.folder / "recipe.json").unlink(missing_ok=True)
+        if not self._was_there:
+            (self.folder / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):  # something of somebody else's is in it by now
+                self.folder.rmdir()
 
     def _take_lock(self) -> None:
         try:
@@ -259,6 +278,10 @@ class Stages:
         for folder in (self.folder / ".scratch").glob(f"{name}-*"):
             if folder.name.rpartition("-")[0] == name and folder != but:
                 shutil.rmtree(folder)
+
+
+def _holds_files(folder: Path) -> bool:
+    return any(path.is_file() for path in folder.rglob("*"))
 
 
 def _old_version(out: Path) -> Path:

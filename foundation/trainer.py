@@ -38,7 +38,7 @@ class FoundationTrainer(Trainer):
         self,
         *,
         foundation: "Foundation",
-        config: FitConfig,
+        config: "FitConfig",
         loss_weights: Mapping[str, float],
         validate: Callable[[], dict[str, float]] | None,
         **options: Any,
@@ -56,6 +56,7 @@ class FoundationTrainer(Trainer):
         self._logged_tokens = 0
         self._logged_since = time.monotonic()
         self._refreshed_at = -1
+        self._validated_at = -1
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The plan in its own order: it is shuffled already."""
@@ -166,11 +167,24 @@ class FoundationTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         every = self.config.evaluate_steps
-        if self.validate is not None and every and self.state.global_step % every == 0:
+        step = self.state.global_step
+        is_due = every > 0 and step % every == 0 and step != self._validated_at
+        if self.validate is not None and is_due:
+            # The Trainer comes by again at the end of the epoch, at the same step.
+            self._validated_at = step
             self.foundation.refresh_readings()
             self.log({f"valid/{name}": value for name, value in self.validate().items()})
             self._logged_since = time.monotonic()
         super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # The Trainer expects a PreTrainedModel. What a checkpoint lacks is the tied head alone.
+        lost = [n for n in load_result.missing_keys if not n.endswith("decoder.lm_head.weight")]
+        if lost or load_result.unexpected_keys:
+            raise ValueError(
+                f"the checkpoint lacks {lost} and has strange {load_result.unexpected_keys}; "
+                "delete it to train anew."
+            )
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None

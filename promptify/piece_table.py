@@ -85,7 +85,7 @@ class PieceTable:
     # Numbers of pieces.
 
     def inline(self, pieces: Pieces) -> Pieces:
-        """How items that are not in the catalogue stand in a history: a slot each, or their text."""
+        """How items outside the catalogue stand in a history: a slot each, or their text."""
         if not self._has_slots:
             return pieces
         return self.items(len(self.item_pieces) + np.arange(len(pieces)))

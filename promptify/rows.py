@@ -35,8 +35,8 @@ class Rows:
         next_item: int32 [K], … and an item that the person vector there must predict.
         profile_end: int32 [R], the newline that ends the profile.
         num_dropped_events: int32 [R], history events that the budget left out.
-        inline_items: texts, each with its arrow, of items that are not in the catalogue; in slot form
-            their slots are numbered on from the catalogue's.
+        inline_items: texts, each with its arrow, of items that are not in the catalogue; in slot
+            form their slots are numbered on from the catalogue's.
     """
 
     ids: Int32

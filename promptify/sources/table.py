@@ -102,6 +102,9 @@ def infer_schema(users: pa.Table, items: pa.Table) -> Schema:
     if "kind" not in items.column_names:
         raise BadInput("The items lack the column kind, and the tasks rank several kinds; add it.")
     kinds, _ = read_text(items["kind"])
+    if not len(kinds):
+        file = (items.schema.metadata or {}).get(b"file", b"items").decode()
+        raise BadInput(f"{file} holds no rows that fit; give it at least one.")
     return Schema(
         user=_infer_fields(users),
         items={
@@ -162,4 +165,8 @@ def _read_task_file(path: Path) -> tuple[tuple[Task, ...], dict[str, str], Schem
         raise BadInput(f"{path}: {error}") from error
     if not tasks:
         raise BadInput(f"{path} lists no tasks; give it one.")
-    return tasks, dict(columns), None if schema is None else Schema.from_dict(schema)
+    try:
+        stated = None if schema is None else Schema.from_dict(schema)
+    except ValueError as error:
+        raise BadInput(f"{path}: {error}") from error
+    return tasks, dict(columns), stated

@@ -1,11 +1,13 @@
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors import SafetensorError
+from tqdm import tqdm
 
 from decant.errors import explain, one_line_errors
 from decant.stages import Stages
@@ -96,3 +98,15 @@ def test_the_traceback_is_there_for_who_asks(capsys, monkeypatch):
     assert code == 2
     assert said.startswith("Traceback")
     assert said.endswith("decant: error: /no/such/file: no such file or folder\n")
+
+
+def test_a_bar_that_was_cut_short_ends_before_the_line(capsys):
+    def raise_it() -> None:
+        raise KeyboardInterrupt
+
+    bar = tqdm(total=10, file=sys.stderr)
+    bar.update(3)
+    code, said = leave_with(raise_it, capsys)
+    assert code == 130
+    assert "\ndecant: error: interrupted" in said
+    assert said.count("decant") == 1

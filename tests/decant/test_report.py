@@ -193,3 +193,51 @@ def test_the_table_is_aligned_and_says_what_is_missing():
 def test_labels_keep_their_order_and_their_distance():
     heights = plots._spread([0.10, 0.11, 0.12, 0.50], gap=0.05)
     assert heights == pytest.approx([0.06, 0.11, 0.16, 0.50])
+
+
+def history_point(bucket: str, metric: str, n: int, n_of: str) -> HistoryPoint:
+    return HistoryPoint(bucket=bucket, model="rung-1", metric=metric, value=0.7, n=n, n_of=n_of)
+
+
+def words_of(figure) -> str:
+    texts = re.findall(r"<text[^>]*>(.*?)</text>", plots.to_svg(figure, name="f", description="d"))
+    return "\n".join(texts)
+
+
+def test_the_number_of_targets_is_said_once_where_it_is_the_same_and_per_metric():
+    points = [
+        history_point(bucket, metric, n, n_of)
+        for bucket in ("0", "1", "2")
+        for metric, n, n_of in (("NDCG@10", 279, "ranking targets"), ("AUC", 2482, "scored events"))
+    ]
+    said = words_of(plots.quality_by_history(points))
+    assert said.count("n = 279 ranking targets") == 1
+    assert said.count("n = 2,482 scored events") == 1
+    assert "n=" not in said
+
+
+def test_the_number_of_targets_stands_under_each_bucket_where_they_differ():
+    points = [history_point(b, "AUC", n, "scored events") for b, n in (("0", 9), ("1–5", 2482))]
+    said = words_of(plots.quality_by_history(points))
+    assert "n=9" in said
+    assert "n=2.5 K" in said
+    assert "scored events" in said
+
+
+def test_every_system_of_a_run_has_a_colour_of_its_own():
+    models = [*"abcdefg"]
+    assert len({plots._look(model, models) for model in models}) == len(models)
+
+
+@pytest.mark.parametrize("num_panels", [2, 3, 7])
+def test_names_at_the_ends_of_two_lines_never_touch(num_panels):
+    curves = {
+        f"{model}/metric {panel}": [(0, 1.0), (10, value)]
+        for panel in range(num_panels)
+        for model, value in (("a", 0.5), ("b", 0.501))
+    }
+    figure = plots.training_curves(curves, models=["a", "b"])
+    plots.to_png(figure)
+    for axes in figure.axes:
+        low, high = sorted(text.get_window_extent().y0 for text in axes.texts)
+        assert high - low >= axes.texts[0].get_window_extent().height

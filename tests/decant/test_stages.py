@@ -180,7 +180,7 @@ def test_a_killed_process_leaves_no_lock_and_resumes_from_its_scratch(tmp_path):
             time.sleep(60)
 
         with Stages(Path(sys.argv[1]), recipe={}) as stages:
-            stages.run("model", train, inputs={})
+            stages.run("model", train, inputs={}, code=())
     """)
     process = subprocess.Popen(
         [sys.executable, "-c", child, str(tmp_path)], stdout=subprocess.PIPE, text=True
@@ -196,7 +196,7 @@ def test_a_killed_process_leaves_no_lock_and_resumes_from_its_scratch(tmp_path):
         (out / "file.txt").write_text((scratch / "checkpoint").read_text())
 
     with Stages(tmp_path, recipe={}) as stages:
-        out = stages.run("model", resume, inputs={})
+        out = stages.run("model", resume, inputs={}, code=())
     assert (out / "file.txt").read_text() == "step 10"
 
 

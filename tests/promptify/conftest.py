@@ -39,7 +39,7 @@ PEOPLE = Task(
     actions=("excellent", "fair", "poor"),
     positive=("excellent", "fair"),
     item_kind="person",
-    next_target="positive",
+    next_target="any",
 )
 
 FILM_SCHEMA = Schema(

@@ -204,7 +204,11 @@ def test_no_target_sees_a_label_shown_with_it(
             start = int(rows.profile_end[row])
             if at > rows.event_offsets[row]:
                 start = int(rows.event_end[at - 1])
-            nexts += [(start, item) for item, label in told if own and label in task.positive]
+            # All that was shown is predicted from before the slate, or what was acted on well.
+            every = task.next_target == "any"
+            nexts += [
+                (start, item) for item, label in told if own and (every or label in task.positive)
+            ]
             at += size
             event += size
         pairs = slice(rows.next_offsets[row], rows.next_offsets[row + 1])
@@ -422,7 +426,9 @@ def test_an_inline_person_reads_as_one_in_the_log(
             np.testing.assert_array_equal(getattr(inline, name), getattr(logged, name))
 
 
-def test_inline_items_stand_beside_slots(make_films: Any, fit_films: Any, film_events: Any) -> None:
+def test_inline_items_get_slots_of_their_own(
+    make_films: Any, fit_films: Any, film_events: Any
+) -> None:
     book = fit_films(form="slot").book(make_films(film_events))
     rows = book.inline(
         {},
@@ -434,14 +440,15 @@ def test_inline_items_stand_beside_slots(make_films: Any, fit_films: Any, film_e
     )
     assert book.render(rows, 0) == (
         "Predict how this viewer rates each film\n"
-        "⟦Heat (1995)⟧ liked New (2024) · Drama => disliked⟦Up (2009)⟧ watched"
+        "⟦Heat (1995)⟧ liked⟦New (2024)⟧ disliked⟦Up (2009)⟧ watched"
     )
     assert rows.event_item.tolist() == [0, -1, 2]
     assert rows.ids[rows.event_arrow].tolist() == [
         book.prompter.vocab_size,
-        book.prompter.arrow_id,
+        book.prompter.vocab_size + len(book.item_pieces),
         book.prompter.vocab_size + 2,
     ]
+    assert book.prompter.tokenizer.decode(rows.inline_items[0]) == " New (2024) · Drama =>"
     np.testing.assert_array_equal(
         rows.ids[rows.event_end], book.prompter.label_ids[rows.event_label]
     )
@@ -570,8 +577,15 @@ def test_an_inline_person_forges_nothing(
     history = [HistoryEvent(item={"title": title}, action="view")] * 2
     rows = book.inline({"headline": headline}, history, task="jobs", context=note)
     check = np.array(ids_of(rows, 0))
-    assert np.flatnonzero(check == market_prompter.arrow_id).tolist() == rows.event_arrow.tolist()
+    arrows = check == market_prompter.arrow_id
+    slots = check >= market_prompter.vocab_size
+    assert np.flatnonzero(arrows | slots).tolist() == rows.event_arrow.tolist()
+    assert arrows.any() == (market_prompter.config.form == "text")
     assert market_prompter.tokenizer.eos_token_id not in check
+    for piece in range(len(rows.inline_items)):
+        asked = rows.inline_items[piece].tolist()
+        assert asked.count(market_prompter.arrow_id) == 1
+        assert market_prompter.newline_id not in asked
     assert reread(book, rows, 0) == check.tolist()
     lines = 2 if market_prompter.config.form == "text" else 0
     profile = 1 + (int(rows.profile_end[0]) > len(market_prompter.instruction_pieces[0]) - 1)

@@ -1,0 +1,219 @@
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from decant import pipeline
+from decant.layout import FOUNDATION, PROMPTER, RUNG, RunLayout
+from decant.pipeline import index_again, run
+from decant.recommender import Recommender
+from decant.reporting import CURVES, _curves
+from decant.results import COLUMNS, read_csv
+from decant.stages import Stages
+
+SYSTEMS = (
+    "foundation",
+    "rung-1",
+    "system",
+    "popularity",
+    "last_item",
+    "last_item_transitions",
+    "oracle",
+)
+
+
+def numbers(folder: Path) -> list[tuple[str, str, str, float, float | None, int | None]]:
+    """Every measured number of a run, without what differs between two equal runs."""
+    return [
+        (row.model, row.split, row.metric, row.value, row.ci_low, row.n)
+        for row in read_csv(folder / "results.csv")
+    ]
+
+
+def everything(folder: Path) -> dict[str, tuple[int, int]]:
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.stat().st_size)
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_a_run_leaves_what_the_layout_promises_and_nothing_half_done(tiny_run):
+    for name in (
+        "data/interactions/interactions.json",
+        "data/source.json",
+        "prompter/prompter.json",
+        "foundation/model/model.safetensors",
+        "foundation/history.json",
+        "rung-1/model/heads.safetensors",
+        "index/items/index.faiss",
+        "evaluation/verdict.json",
+        "evaluation/metrics.json",
+        "report.html",
+        "results.csv",
+        "run.json",
+        "plots/training-curves.png",
+    ):
+        assert (tiny_run / name).is_file(), name
+    assert list((tiny_run / "foundation" / "tensorboard").glob("events.out.tfevents.*"))
+    left = [p for p in tiny_run.rglob("*") if "partial" in p.name or p.name.endswith(".old")]
+    assert not left
+    assert not list((tiny_run / ".scratch").glob("*"))
+    assert not list(tiny_run.rglob("checkpoint-*"))
+
+
+def test_the_table_has_a_row_per_system_with_the_oracle_on_top(finished):
+    _, done = finished
+    rows = {line.split()[0]: line.split() for line in done.table.splitlines()[2:]}
+    assert tuple(rows) == SYSTEMS
+    assert float(rows["oracle"][-2]) > float(rows["popularity"][-2])
+    assert "." in rows["system"][-1]
+    assert rows["popularity"][-1] == "–"
+
+
+def test_the_result_rows_say_what_was_measured_on_what(tiny_run, recipe):
+    with (tiny_run / "results.csv").open(newline="") as file:
+        assert tuple(next(csv.reader(file))) == COLUMNS
+    rows = read_csv(tiny_run / "results.csv")
+    assert {row.model for row in rows} == set(SYSTEMS)
+    assert {row.split for row in rows} <= {"leave-one-out", "leave-one-out, positive targets"}
+    assert len({(row.model, row.split, row.metric) for row in rows}) == len(rows)
+    record = json.loads((tiny_run / "run.json").read_text())
+    for row in rows:
+        assert (row.task, row.seed, row.config_hash) == ("tiny", 0, record["config_hash"])
+        assert row.n
+        if row.metric in ("hr@10", "ndcg@10", "auc", "ece"):
+            assert 0 <= row.value <= 1
+        assert (row.params is None) == (row.model not in SYSTEMS[:3])
+    n = {(row.model, row.metric): row.n for row in rows if row.split == "leave-one-out"}
+    assert n["system", "ndcg@10"] < n["rung-1", "ndcg@10"] == n["oracle", "ndcg@10"]
+    sizes = {row.model: row.params for row in rows}
+    assert sizes["rung-1"] < sizes["foundation"]
+
+
+def test_the_training_curves_have_named_panels_with_a_line_per_model(tiny_run):
+    curves = _curves(RunLayout(tiny_run))
+    panels = [name.partition("/")[2] for name in curves]
+    assert list(dict.fromkeys(panels)) == list(CURVES.values())
+    assert {name.partition("/")[0] for name in curves} == {FOUNDATION, RUNG}
+    assert "foundation/teacher loss, action" not in curves
+    html = (tiny_run / "report.html").read_text()
+    for panel in CURVES.values():
+        assert f">{panel}</text>" in html
+
+
+def test_metrics_are_plain_json_without_nan(tiny_run):
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    text = (tiny_run / "evaluation" / "metrics.json").read_text()
+    metrics = json.loads(text, parse_constant=refuse)
+    points = metrics["by_history"]
+    for metric in ("ndcg@10", "auc"):
+        assert len({point["n"] for point in points if point["metric"] == metric}) == 1
+    assert {point["bucket"] for point in points} >= {"0", "1"}
+
+
+def test_a_second_call_runs_nothing_and_keeps_every_stage(tiny_run, job_of):
+    before = everything(tiny_run)
+    done = run(job_of(tiny_run))
+    assert {stage.reason for stage in done.stages} == {"up to date"}
+    after = everything(tiny_run)
+    written_again = {name for name in after if before[name] != after[name]}
+    assert written_again <= {
+        *("report.html", "results.csv", "run.json", "recipe.json"),
+        *(f"plots/{path.name}" for path in (tiny_run / "plots").iterdir()),
+    }
+
+
+def test_a_dry_run_writes_nothing(tiny_run, job_of, tmp_path):
+    folder = tmp_path / "new"
+    assert all(stage.runs for stage in run(job_of(folder), dry_run=True).stages)
+    assert not folder.exists()
+    before = everything(tiny_run)
+    assert not any(stage.runs for stage in run(job_of(tiny_run), dry_run=True).stages)
+    assert everything(tiny_run) == before
+
+
+def test_another_recipe_is_refused_in_the_same_folder_and_named_by_its_path(tiny_run, job_of):
+    with pytest.raises(
+        ValueError, match=r"another run \(recipe\.timed_requests was 3, now 4\); choose another"
+    ):
+        run(job_of(tiny_run, timed_requests=4))
+
+
+def test_cut_short_in_both_trainings_it_ends_with_the_same_numbers(
+    tiny_run, job_of, tmp_path, monkeypatch
+):
+    watch = pipeline._watch
+    calls: list[int] = []
+
+    def killed_on_the_second(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return watch(*arguments)
+
+    monkeypatch.setattr(pipeline, "_watch", killed_on_the_second)
+    for stage in (FOUNDATION, RUNG):
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run(job_of(tmp_path))
+        [checkpoint] = (tmp_path / ".scratch").glob(f"{stage}-*/checkpoints/checkpoint-*")
+        assert checkpoint.name == "checkpoint-5"
+        assert not (tmp_path / stage).exists()
+        # The rest of this stage, and the first validation of the next.
+        calls.clear()
+        monkeypatch.setattr(pipeline, "_watch", watch)
+        if stage == FOUNDATION:
+            monkeypatch.setattr(pipeline, "_rung", _stop)
+            with pytest.raises(KeyboardInterrupt):
+                run(job_of(tmp_path))
+            monkeypatch.undo()
+            monkeypatch.setattr(pipeline, "_watch", killed_on_the_second)
+    done = run(job_of(tmp_path))
+    assert {s.name: s.reason for s in done.stages}[RUNG] == "interrupted, resumes"
+    assert numbers(tmp_path) == numbers(tiny_run)
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_old_run_is_trained_on_with_new_data(tiny_run, job_of, tmp_path):
+    run(job_of(tmp_path / "new", market_seed=1, continued_from=tiny_run, timed_requests=1))
+    old, new = (RunLayout(folder) for folder in (tiny_run, tmp_path / "new"))
+    tokenizers = [(one.folder / PROMPTER / "tokenizer.json").read_bytes() for one in (old, new)]
+    assert tokenizers[0] == tokenizers[1]
+    exposure = [
+        pipeline.load_model(one.model(FOUNDATION)).items.exposure_I.sum() for one in (old, new)
+    ]
+    assert exposure[1] > exposure[0]
+    with pytest.raises(ValueError, match="continued"):
+        run(job_of(tmp_path / "new", market_seed=1, timed_requests=1))
+
+
+def test_the_catalogue_is_indexed_again(tiny_run, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_run, folder)
+    before = Recommender.load(folder).index
+    shutil.rmtree(folder / "index")
+    assert index_again(RunLayout(folder)) == len(before)
+    vector = np.ones((1, 16), np.float32)
+    again = Recommender.load(folder).index
+    assert again.search(vector, 5).ids.tolist() == before.search(vector, 5).ids.tolist()
+
+
+def test_a_run_that_fails_before_it_made_anything_leaves_its_folder_free(tmp_path):
+    def fail(out: Path, scratch: Path) -> None:
+        (out / "half").touch()
+        raise ValueError("bad")
+
+    folder = tmp_path / "run"
+    for recipe in ({"data": "bad"}, {"data": "worse"}):
+        with pytest.raises(ValueError, match="bad"), Stages(folder, recipe=recipe) as stages:
+            stages.run("data", fail, inputs={})
+        assert not folder.exists()

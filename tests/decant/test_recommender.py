@@ -1,0 +1,192 @@
+import numpy as np
+import pytest
+
+from decant import HistoryItem, Recommender
+
+PROFILE = {"headline": "Nurse in oncology", "place": "Berlin, Germany"}
+HISTORY = [
+    {"item": "job-00001", "action": "apply"},
+    {"item": "job-00002", "action": "dismiss"},
+]
+
+
+def ids(predictions) -> list[str]:
+    return [one.item_id for one in predictions]
+
+
+@pytest.fixture(scope="module")
+def jobs(recommender) -> list[str]:
+    return [item for item in recommender.interactions.item_ids if item.startswith("job-")]
+
+
+@pytest.mark.parametrize(
+    ("profile", "history"),
+    [(PROFILE, HISTORY), (PROFILE, HISTORY[:1]), (PROFILE, []), ({}, [])],
+    ids=["two events", "one event", "profile only", "nothing known"],
+)
+def test_everybody_is_served_with_probabilities_that_sum_to_one(
+    recommender, jobs, profile, history
+):
+    found = recommender.predict_next_actions(profile, history, k=7)
+    assert len(found) == len(set(ids(found))) == 7
+    assert set(ids(found)) <= set(jobs) - {event["item"] for event in history}
+    scores = [one.score for one in found]
+    assert scores == sorted(scores, reverse=True)
+    for one in found:
+        assert list(one.probabilities) == ["apply", "view", "dismiss"]
+        assert sum(one.probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert one.retrieval_rank is not None
+        assert one.title
+
+
+def test_the_score_is_the_ranking_formula(recommender):
+    weight = recommender.foundation.rank_weight(0)
+    for one in recommender.predict_next_actions(PROFILE, HISTORY):
+        wanted = one.retrieval_score + weight * np.log(one.probabilities["apply"])
+        assert one.score == pytest.approx(wanted, abs=1e-4)
+
+
+def test_somebody_of_the_log_is_served_by_id_as_by_what_the_log_says_of_them(recommender):
+    log = recommender.interactions
+    user = int(np.argmax(np.diff(log.user_offsets)))
+    found = recommender.predict_user(log.user_ids[user], k=5)
+    start, end = log.user_offsets[user : user + 2].tolist()
+    seen = {log.item_ids[item] for item in log.event_item[start:end]}
+    assert not seen & set(ids(found))
+    assert recommender.predict_row(user, k=5) == found
+    cut = recommender.predict_row(user, num_events=2, k=5)
+    assert [one.score for one in cut] != [one.score for one in found]
+
+
+def test_the_history_and_the_profile_count(recommender):
+    def scores(profile, history):
+        found = recommender.predict_next_actions(profile, history, candidates=["job-00009"])
+        return found[0].score
+
+    asked = [
+        scores(PROFILE, HISTORY),
+        scores(PROFILE, HISTORY[::-1]),
+        scores(PROFILE, []),
+        scores({"place": "Rome, Italy"}, []),
+    ]
+    assert len(set(asked)) == 4
+
+
+def test_the_same_request_has_the_same_answer(recommender, tiny_run):
+    one, two = (Recommender.load(tiny_run).predict_next_actions(PROFILE, HISTORY) for _ in "ab")
+    assert one == two == recommender.predict_next_actions(PROFILE, HISTORY)
+
+
+def test_an_item_that_is_not_in_the_catalogue_is_given_by_its_fields(recommender):
+    unseen = {"title": "Nurse, night shifts", "place": "Berlin, Germany", "pay": 3000}
+    with_it = recommender.predict_next_actions(
+        PROFILE, [{"item": unseen, "action": "apply"}, *HISTORY], candidates=["job-00009"]
+    )
+    without = recommender.predict_next_actions(PROFILE, HISTORY, candidates=["job-00009"])
+    assert with_it[0].score != without[0].score
+
+
+def test_events_may_be_objects_and_are_put_in_order_of_time(recommender):
+    timed = [
+        HistoryItem(item="job-00002", action="dismiss", timestamp=1_740_000_000),
+        HistoryItem(item="job-00001", action="apply", timestamp=1_730_000_000),
+    ]
+    asked = recommender.predict_next_actions(PROFILE, timed, candidates=["job-00009"])
+    again = recommender.predict_next_actions(PROFILE, timed[::-1], candidates=["job-00009"])
+    assert asked == again
+
+
+def test_a_query_is_read(recommender):
+    asked = {
+        query: recommender.predict_next_actions(
+            PROFILE, task="people", query=query, candidates=["person-00001"]
+        )[0].score
+        for query in (None, "oncology nurse in Berlin", "welder")
+    }
+    assert len(set(asked.values())) == 3
+
+
+def test_a_task_ranks_its_own_kind_and_speaks_its_own_labels(recommender):
+    jobs = recommender.predict_next_actions(PROFILE, HISTORY, task="jobs", k=1000)
+    told = [{**event, "task": "jobs"} for event in HISTORY]
+    people = recommender.predict_next_actions(PROFILE, told, task="people", k=1000)
+    assert all(item.startswith("job-") for item in ids(jobs))
+    assert all(item.startswith("person-") for item in ids(people))
+    assert list(people[0].probabilities) == ["excellent", "fair", "poor"]
+
+
+def test_k_above_the_catalogue_brings_all_there_is(recommender, jobs):
+    found = recommender.predict_next_actions(PROFILE, HISTORY, k=10**6)
+    assert len(found) == len(jobs) - 2
+
+
+def test_candidates_are_ranked_as_given_and_only_those(recommender):
+    wanted = ["job-00007", "job-00003", "job-00007", "job-00001"]
+    found = recommender.predict_next_actions(PROFILE, HISTORY, candidates=wanted)
+    assert sorted(ids(found)) == ["job-00003", "job-00007"]  # job-00001 is in the history
+    assert {one.retrieval_rank for one in found} == {None}
+    retrieved = {one.item_id: one for one in recommender.predict_next_actions(PROFILE, HISTORY)}
+    both = recommender.predict_next_actions(PROFILE, HISTORY, candidates=list(retrieved))
+    for one in both:
+        assert one.score == pytest.approx(retrieved[one.item_id].score, abs=1e-4)
+
+
+def test_allow_deny_and_seen_items(recommender):
+    def asked(**limits):
+        return ids(recommender.predict_next_actions(PROFILE, HISTORY, k=100, **limits))
+
+    some = ["job-00001", "job-00004", "job-00005"]
+    assert sorted(asked(allow=some)) == some[1:]
+    assert sorted(asked(allow=some, exclude_seen=False)) == some
+    assert sorted(asked(allow=some, deny=["job-00004"])) == ["job-00005"]
+    assert "job-00004" not in asked(deny=["job-00004"])
+    assert asked(allow=[]) == []
+    assert asked(candidates=[]) == []
+    assert asked(candidates=some, allow=["job-00005"]) == ["job-00005"]
+    assert asked(allow=["person-00001"]) == []  # another kind of item than the task ranks
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": 0}, "k=0 must be at least 1"),
+        ({"task": "films"}, "films"),
+        ({"allow": ["job-1"]}, "allow: unknown item 'job-1'"),
+        ({"deny": ["job-1"]}, "deny: unknown item 'job-1'"),
+        ({"candidates": ["job-1"]}, "candidates: unknown item 'job-1'"),
+        ({"allow": "job-00001"}, "give a list"),
+        ({"history": [{"item": "job-1", "action": "apply"}]}, "unknown item 'job-1'"),
+        ({"history": [{"item": "job-00001", "action": "liked"}]}, "liked"),
+        ({"history": [{"item": "job-00001"}]}, r"history\[0\]: action"),
+        ({"history": ["job-00001"]}, r"history\[0\]"),
+        ({"history": [{**HISTORY[0], "when": 3}]}, r"history\[0\]: when"),
+        ({"history": [{**HISTORY[0], "timestamp": 1_740_000_000_000}]}, "milliseconds"),
+        ({"history": [{**HISTORY[0], "timestamp": 1.5}]}, r"history\[0\]: timestamp"),
+        ({"profile": {"headlin": "Nurse"}}, "headlin"),
+        ({"profile": {"years": "many"}}, "years"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_named(recommender, changes, message):
+    request = {"profile": PROFILE, "history": HISTORY, **changes}
+    with pytest.raises(ValueError, match=message):
+        recommender.predict_next_actions(**request)
+
+
+def test_many_people_are_served_in_their_order_as_one_by_one(recommender):
+    people = recommender.interactions.user_ids[3:6]
+    found = dict(recommender.predict_many(people, k=3))
+    assert list(found) == list(people)
+    assert found[people[1]] == recommender.predict_user(people[1], k=3)
+    with pytest.raises(ValueError, match="unknown user 'nobody'"):
+        next(recommender.predict_many([people[0], "nobody"], k=3))
+
+
+def test_the_foundation_may_serve_in_the_place_of_its_rung(tiny_run):
+    top = Recommender.load(tiny_run, model="foundation")
+    assert len(top.foundation.decoder.model.layers) == 2
+    assert len(top.predict_next_actions(PROFILE, k=4)) == 4
+    with pytest.raises(
+        ValueError, match=r"no finished model 'rung-7' \(it has: foundation, rung-1"
+    ):
+        Recommender.load(tiny_run, model="rung-7")

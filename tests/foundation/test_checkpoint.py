@@ -1,0 +1,203 @@
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from foundation import Foundation, FoundationConfig, checkpoint
+from foundation.batches import take_rows
+from promptify.assembly import PromptBook
+from promptify.splits import Split
+from promptify.validation import BadInput
+
+
+@pytest.fixture(scope="module")
+def saved(make: Any, tmp_path_factory: Any) -> Path:
+    foundation = make("slot")
+    foundation.settings = FoundationConfig(vector_dim=16, rank_weight=(0.5, 2.0))
+    folder: Path = tmp_path_factory.mktemp("saved") / "model"
+    foundation.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def test_what_is_loaded_is_what_was_saved(
+    make: Any, form: str, book: PromptBook, split: Split, tmp_path: Path
+) -> None:
+    before = make(form)
+    before.save_pretrained(tmp_path / "model")
+    after = Foundation.from_pretrained(tmp_path / "model")
+    rows = book.prefixes(split.test, task=0)
+    prefix = take_rows(rows, np.array([0]))
+    np.testing.assert_array_equal(after.embed_items(), before.embed_items())
+    np.testing.assert_array_equal(after.embed_users(rows), before.embed_users(rows))
+    items = np.array([3, 9])
+    np.testing.assert_array_equal(after.score(prefix, items), before.score(prefix, items))
+    texts = book.item_pieces.take(items)
+    np.testing.assert_array_equal(after.embed_items(texts), before.embed_items(texts))
+    assert after.item_ids == before.item_ids
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_settings_travel(saved: Path) -> None:
+    loaded = Foundation.from_pretrained(saved)
+    assert loaded.settings == FoundationConfig(vector_dim=16, rank_weight=(0.5, 2.0))
+    assert [loaded.rank_weight(task) for task in (0, 1)] == [0.5, 2.0]
+
+
+def test_stock_transformers_loads_the_decoder(saved: Path) -> None:
+    stock, report = AutoModelForCausalLM.from_pretrained(saved, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    ours = Foundation.from_pretrained(saved).decoder
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(stock.float()(ids).logits, ours(ids).logits)
+
+
+def test_nothing_saved_is_pickled(saved: Path) -> None:
+    names = {p.suffix for p in saved.rglob("*") if p.is_file()}
+    assert names <= {".json", ".safetensors", ".parquet", ".txt", ".jinja"}
+
+
+def test_the_hash_follows_the_weights(copy: Path) -> None:
+    before = checkpoint.weights_hash(copy)
+    heads = load_file(copy / "heads.safetensors")
+    heads["person_head.bias"] += 1
+    save_file(heads, copy / "heads.safetensors")
+    assert checkpoint.weights_hash(copy) != before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "model.safetensors",
+        "heads.safetensors",
+        "foundation.json",
+        "catalogue.parquet",
+        "prompter/prompter.json",
+        "prompter/tokenizer.json",
+    ],
+)
+def test_a_file_cut_in_half_or_gone_is_said(copy: Path, name: str) -> None:
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(BadInput) as cut:
+        Foundation.from_pretrained(copy)
+    (copy / name).unlink()
+    with pytest.raises(BadInput) as gone:
+        Foundation.from_pretrained(copy)
+    for error in (cut, gone):
+        assert str(copy) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_weights_that_lack_a_layer_are_refused(copy: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    kept = {name: w for name, w in weights.items() if "layers.1.mlp" not in name}
+    save_file(kept, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=r"lack model\.layers\.1\.mlp"):
+        Foundation.from_pretrained(copy)
+
+
+def test_pickled_weights_are_refused(copy: Path) -> None:
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(BadInput, match="pickled weights are refused"):
+        checkpoint.load_decoder(copy)
+
+
+def test_code_from_outside_is_refused(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "evil.Model"}
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "evil.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(BadInput, match="auto_map"):
+        Foundation.from_pretrained(copy)
+
+
+def test_a_folder_that_is_no_model_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="is not a whole foundation"):
+        Foundation.from_pretrained(tmp_path)
+    with pytest.raises(BadInput, match=r"holds no config\.json"):
+        checkpoint.load_decoder(tmp_path)
+
+
+@pytest.mark.parametrize("step", ["write_weights", "pq.write_table", "replace"])
+def test_a_full_disk_leaves_the_old_folder(
+    make: Any, copy: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
+    real_replace = os.replace
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def full_at_the_end(source: Any, target: Any) -> None:
+        # The new folder cannot take its place, once.
+        if Path(target) == copy and "partial" in str(source):
+            full()
+        real_replace(source, target)
+
+    if step == "replace":
+        monkeypatch.setattr(os, "replace", full_at_the_end)
+    else:
+        monkeypatch.setattr(f"foundation.checkpoint.{step}", full)
+    with pytest.raises(OSError, match="No space left"):
+        make("slot", seed=3).save_pretrained(copy)
+    assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
+    assert [p.name for p in copy.parent.iterdir()] == [copy.name]
+
+
+def test_an_older_foundation_is_replaced(make: Any, copy: Path) -> None:
+    was = checkpoint.weights_hash(copy)
+    (copy / "stray.txt").write_text("from another version")
+    make("slot", seed=3).save_pretrained(copy)
+    assert checkpoint.weights_hash(copy) != was
+    assert not (copy / "stray.txt").exists()
+    assert [p.name for p in copy.parent.iterdir()] == [copy.name]
+
+
+def test_a_folder_of_something_else_is_left_alone(make: Any, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("five years of work")
+    with pytest.raises(BadInput, match="holds other files than a foundation"):
+        make("slot").save_pretrained(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "five years of work"
+
+
+def test_create_asks_for_one_decoder(make: Any, books: dict[str, PromptBook], split: Split) -> None:
+    book = books["slot"]
+    for both in ({}, {"size": "tiny", "model": "somewhere"}):
+        with pytest.raises(ValueError, match="either size= or model="):
+            Foundation.create(book.prompter, book, split.train, **both)
+
+
+def test_a_decoder_with_too_few_tokens_is_refused(
+    books: dict[str, PromptBook], split: Split, tmp_path: Path
+) -> None:
+    from foundation.sizes import decoder_config
+
+    book = books["slot"]
+    config = decoder_config("tiny", vocab_size=book.prompter.vocab_size - 1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(BadInput, match="fit the prompter with the tokenizer of that model"):
+        Foundation.create(book.prompter, book, split.train, model=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("vector_dim", 0), ("half_exposure", 0.0), ("dropout", 1.0)]
+)
+def test_a_foundation_that_cannot_be_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"FoundationConfig.{name}={value} must"):
+        FoundationConfig(**{name: value})  # type: ignore[arg-type]

@@ -1,0 +1,119 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from foundation.losses import (
+    action_log_probs,
+    action_loss,
+    chunked_cross_entropy,
+    sampled_cross_entropy,
+)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def reference(hidden: Tensor, classes: Tensor, target: Tensor, bias: Tensor | None) -> Tensor:
+    total = torch.zeros(())
+    for vector, right in zip(hidden, target.tolist(), strict=True):
+        logits = classes @ vector
+        if bias is not None:
+            logits = logits + bias
+        total = total + torch.log(torch.exp(logits).sum()) - logits[right]
+    return total
+
+
+@pytest.mark.parametrize("max_logits", [1, 14, 10_000])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_chunked_is_the_plain_loss_in_value_and_gradient(max_logits: int, has_bias: bool) -> None:
+    hidden, classes = drawn(11, 4).requires_grad_(), drawn(7, 4, seed=1).requires_grad_()
+    bias = drawn(7, seed=2).requires_grad_() if has_bias else None
+    target = torch.arange(11) % 7
+    inputs = [hidden, classes, *([bias] if bias is not None else [])]
+    plain = reference(hidden, classes, target, bias)
+    chunked = chunked_cross_entropy(
+        hidden, classes, target, class_bias_C=bias, max_logits=max_logits
+    )
+    torch.testing.assert_close(chunked, plain)
+    for got, wanted in zip(
+        torch.autograd.grad(chunked, inputs), torch.autograd.grad(plain, inputs), strict=True
+    ):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_a_loss_worked_by_hand() -> None:
+    # Logits (ln 3, 0): the right class has 3/4 in the first row, 1/4 in the second.
+    hidden = torch.tensor([[math.log(3.0)], [math.log(3.0)]])
+    loss = chunked_cross_entropy(hidden, torch.tensor([[1.0], [0.0]]), torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx(-math.log(3 / 4) - math.log(1 / 4))
+
+
+def test_no_predictions_cost_nothing() -> None:
+    loss = chunked_cross_entropy(drawn(0, 4), drawn(7, 4), torch.zeros(0, dtype=torch.long))
+    assert loss.item() == 0
+
+
+def test_action_probabilities_are_the_tasks_alone() -> None:
+    allowed = torch.tensor([[True, True, False, False], [False, True, True, True]])
+    log_probs = action_log_probs(drawn(2, 3), drawn(4, 3, seed=1), allowed)
+    torch.testing.assert_close(log_probs.exp().sum(1), torch.ones(2))
+    assert torch.isneginf(log_probs[~allowed]).all()
+    assert torch.isfinite(log_probs[allowed]).all()
+    logits = drawn(2, 3) @ drawn(4, 3, seed=1).T
+    torch.testing.assert_close(log_probs[0, :2], logits[0, :2].log_softmax(0))
+
+
+def test_action_probabilities_are_float32_for_half_precision_states() -> None:
+    states, rows = drawn(1, 3).bfloat16(), drawn(2, 3, seed=1).bfloat16()
+    log_probs = action_log_probs(states, rows, torch.ones(1, 2, dtype=torch.bool))
+    wanted = (states.float() @ rows.float().T).log_softmax(-1)
+    assert log_probs.dtype == torch.float32
+    torch.testing.assert_close(log_probs, wanted)
+
+
+def test_action_loss_is_minus_the_log_probability_of_what_was_done() -> None:
+    allowed = torch.ones(2, 4, dtype=torch.bool)
+    hidden, rows = drawn(2, 3), drawn(4, 3, seed=1)
+    log_probs = action_log_probs(hidden, rows, allowed)
+    loss = action_loss(hidden, rows, allowed, torch.tensor([3, 0]))
+    torch.testing.assert_close(loss, -(log_probs[0, 3] + log_probs[1, 0]))
+
+
+def sampled(hidden: Tensor, items: Tensor, target: Tensor, sample: Tensor, log_q: Tensor) -> Tensor:
+    return sampled_cross_entropy(
+        hidden,
+        items[target],
+        items[sample],
+        collides_KS=target[:, None] == sample,
+        log_expected_S=log_q,
+    )
+
+
+def test_a_sample_of_every_item_once_is_the_full_softmax() -> None:
+    hidden, items, target = drawn(5, 4), drawn(9, 4, seed=1), torch.tensor([0, 3, 3, 8, 5])
+    loss = sampled(hidden, items, target, torch.arange(9), torch.zeros(9))
+    torch.testing.assert_close(loss, chunked_cross_entropy(hidden, items, target))
+
+
+def test_an_accidental_hit_is_no_negative() -> None:
+    hidden, items, target = drawn(1, 4), drawn(9, 4, seed=1), torch.tensor([3])
+    without = sampled(hidden, items, target, torch.tensor([1, 2]), torch.zeros(2))
+    with_hits = sampled(hidden, items, target, torch.tensor([1, 3, 2, 3]), torch.zeros(4))
+    torch.testing.assert_close(with_hits, without)
+
+
+def test_the_sampled_normaliser_is_unbiased() -> None:
+    # The mean over many samples of exp(loss) is the full normaliser over exp(right).
+    hidden, items, target = drawn(1, 4) * 0.5, drawn(9, 4, seed=1), torch.tensor([3])
+    chance = torch.softmax(drawn(9, seed=2), 0)
+    generator = torch.Generator().manual_seed(0)
+    ratios = []
+    for _ in range(2000):
+        sample = torch.multinomial(chance, 16, replacement=True, generator=generator)
+        log_q = (16 * chance[sample]).log()
+        ratios.append(sampled(hidden, items, target, sample, log_q).exp())
+    full = chunked_cross_entropy(hidden, items, target).exp()
+    assert torch.stack(ratios).mean().item() == pytest.approx(full.item(), rel=0.02)

@@ -1,0 +1,100 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from foundation import FitConfig
+from foundation.plan import TrainingPlan
+from promptify.assembly import PromptBook
+from promptify.splits import Split
+
+SMALL = {"epochs": 2, "positions_per_batch": 1024, "reread_items": 4, "text_positions": 32}
+
+
+@pytest.fixture
+def plan_of(book: PromptBook, split: Split) -> Any:
+    def plan(*, steps_share: int = 1, **config: Any) -> TrainingPlan:
+        return TrainingPlan(
+            book, split.train, FitConfig(**{**SMALL, **config}), steps_share=steps_share
+        )
+
+    return plan
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_the_same_seed_gives_the_same_batches(plan_of: Any) -> None:
+    left, right, other = plan_of(), plan_of(), plan_of(seed=1)
+    assert len(left) == len(right)
+    steps = [0, 1, len(left) - 1]
+    assert all(same(left[step], right[step]) for step in steps)
+    assert not all(same(left[step], other[step]) for step in steps)
+
+
+def test_a_step_is_the_same_whatever_was_read_before(plan_of: Any) -> None:
+    read_through, resumed = plan_of(), plan_of()
+    batches = [read_through[step] for step in range(4)]
+    assert same(resumed[3], batches[3])
+    assert not same(batches[2], batches[3])
+
+
+def test_every_training_event_is_a_target_once_an_epoch(
+    plan_of: Any, book: PromptBook, split: Split
+) -> None:
+    log, plan = book.interactions, plan_of()
+    # Of events shown together, one is a target.
+    wanted = len(np.unique(log.event_slate[split.train]))
+    per_epoch = [0, 0]
+    for step in range(len(plan)):
+        per_epoch[int(step >= plan._first[1])] += len(plan[step]["label_M"])
+    assert per_epoch == [wanted, wanted]
+
+
+def test_no_batch_is_longer_than_its_budget(plan_of: Any) -> None:
+    plan = plan_of()
+    for step in range(len(plan)):
+        rows, width = plan[step]["ids_RT"].shape
+        # Groups are made on lengths with a little noise, never more than what they hold.
+        assert rows * width <= SMALL["positions_per_batch"] or rows == 1
+
+
+def test_epochs_differ(plan_of: Any) -> None:
+    plan = plan_of()
+    first = [tuple(plan[step]["ids_RT"].shape) for step in range(int(plan._first[1]))]
+    second = [tuple(plan[step]["ids_RT"].shape) for step in range(int(plan._first[1]), len(plan))]
+    assert first != second
+
+
+def test_negatives_are_shared_within_an_optimiser_step(plan_of: Any) -> None:
+    plan = plan_of(steps_share=2, full_softmax_items=10, num_negatives=50)
+    draws = [plan[step] for step in range(4)]
+    assert torch.equal(draws[0]["negatives"], draws[1]["negatives"])
+    assert torch.equal(draws[2]["negatives"], draws[3]["negatives"])
+    assert not torch.equal(draws[0]["negatives"], draws[2]["negatives"])
+    assert not same(draws[0], draws[1])
+
+
+def test_what_was_expected_of_a_negative_adds_up(plan_of: Any, book: PromptBook) -> None:
+    plan = plan_of(full_softmax_items=10, num_negatives=20_000)
+    batch = plan[0]
+    counts = np.bincount(batch["negatives"], minlength=book.interactions.num_items)
+    expected = np.zeros(len(counts))
+    expected[batch["negatives"]] = batch["negative_log_expected"].exp()
+    assert expected.sum() == pytest.approx(20_000, rel=0.01)
+    assert np.corrcoef(counts, expected)[0, 1] > 0.9
+
+
+def test_a_small_catalogue_needs_no_negatives(plan_of: Any) -> None:
+    assert len(plan_of()[0]["negatives"]) == 0
+
+
+def test_reread_items_and_text_are_drawn_from_the_batch(plan_of: Any) -> None:
+    batch = plan_of()[0]
+    reread = batch["reread_items"]
+    assert len(reread.unique()) == len(reread) == SMALL["reread_items"]
+    assert len(batch["text_position_N"].unique()) == SMALL["text_positions"]
+    everything = plan_of(text_positions=10**6)[0]["text_position_N"]
+    assert set(batch["text_position_N"].tolist()) < set(everything.tolist())

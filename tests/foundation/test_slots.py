@@ -1,0 +1,133 @@
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from foundation.slots import FreshReadings, ItemTable
+from promptify.assembly import PromptBook
+from promptify.interactions import Interactions
+
+
+@pytest.fixture
+def table() -> ItemTable:
+    torch.manual_seed(0)
+    table = ItemTable(5, 4, slots=True, half_exposure=2.0, embedding_std=0.5)
+    table.reading_ID.normal_()
+    torch.nn.init.normal_(table.project_reading.weight)
+    table.exposure_I.copy_(torch.tensor([0.0, 1.0, 2.0, 6.0, 0.0]))
+    return table
+
+
+def residual_share(table: ItemTable) -> torch.Tensor:
+    """How much of each item's residual its slot holds."""
+    items, bags = torch.arange(5), torch.ones(5, 4)
+    text = table.slots_of_text(table.reading_ID, bags)
+    assert table.residual_ID is not None
+    return (table.slots(items, bags) - text) / table.residual_ID
+
+
+def test_a_residual_counts_by_exposure(table: ItemTable) -> None:
+    share = residual_share(table)
+    assert (share[[0, 4]] == 0).all()
+    torch.testing.assert_close(share[:, 0], torch.tensor([0, 1 / 3, 1 / 2, 3 / 4, 0]))
+
+
+def test_an_item_never_trained_on_is_exactly_its_text(table: ItemTable) -> None:
+    bags = torch.ones(1, 4)
+    text = table.slots_of_text(table.reading_ID[:1], bags)
+    assert torch.equal(table.slots(torch.tensor([0]), bags), text)
+
+
+def test_a_text_table_has_no_residuals() -> None:
+    table = ItemTable(5, 4, slots=False, half_exposure=2.0, embedding_std=0.5)
+    table.exposure_I.fill_(100)
+    bags = torch.ones(5, 4)
+    text = table.slots_of_text(table.reading_ID, bags)
+    assert torch.equal(table.slots(torch.arange(5), bags), text)
+
+
+def test_only_fresh_readings_carry_gradient(table: ItemTable) -> None:
+    reading = torch.ones(2, 4, requires_grad=True)
+    fresh = FreshReadings(torch.tensor([3, 1]), reading, 5)
+    got = table.readings(torch.arange(5), fresh)
+    assert torch.equal(got[[0, 2, 4]], table.reading_ID[[0, 2, 4]])
+    assert torch.equal(got[[1, 3]], torch.ones(2, 4))
+    (got * torch.arange(5.0)[:, None]).sum().backward()
+    # Row 0 of the fresh readings is item 3, row 1 is item 1.
+    assert reading.grad is not None
+    assert reading.grad[:, 0].tolist() == [3.0, 1.0]
+    assert not table.reading_ID.requires_grad
+
+
+def test_take_over_follows_the_pairs(table: ItemTable) -> None:
+    new = ItemTable(3, 4, slots=True, half_exposure=2.0, embedding_std=0.5)
+    new.exposure_I.copy_(torch.tensor([10.0, 20.0, 30.0]))
+    assert new.residual_ID is not None
+    assert table.residual_ID is not None
+    untouched = new.residual_ID[1].clone()
+    new.take_over(table, new=torch.tensor([2, 0]), old=torch.tensor([1, 3]))
+    assert new.exposure_I.tolist() == [16.0, 20.0, 31.0]
+    assert torch.equal(new.residual_ID[2], table.residual_ID[1])
+    assert torch.equal(new.residual_ID[0], table.residual_ID[3])
+    assert torch.equal(new.residual_ID[1], untouched)
+    assert torch.equal(new.project_reading.weight, table.project_reading.weight)
+    assert torch.equal(new.project_bag.weight, table.project_bag.weight)
+
+
+def over(market: Interactions, item_ids: list[str]) -> Interactions:
+    """The market's users and schema over other items; one event for each of the first two."""
+    kinds = np.array(market.items["kind"][:])
+    text = market.items.with_format(None).to_dict()
+    rows = np.resize(np.flatnonzero(kinds == "job"), len(item_ids))
+    items: dict[str, Any] = {name: [values[r] for r in rows] for name, values in text.items()}
+    users = market.users.to_dict()
+    return Interactions.from_tables(
+        users=pa.table(users),
+        items=pa.table({**items, "item_id": item_ids}),
+        events=pa.table(
+            {
+                "user_id": [users["user_id"][0]] * 2,
+                "item_id": item_ids[:2],
+                "action": ["apply", "view"],
+                "timestamp": [1, 2],
+                "surface": ["jobs"] * 2,
+            }
+        ),
+        schema=market.schema,
+        actions=market.actions,
+        surfaces=market.surfaces,
+    )
+
+
+def test_with_catalogue_residuals_and_exposure_follow_ids(
+    make: Any, books: dict[str, PromptBook], market: Interactions
+) -> None:
+    old = make("slot")
+    exposed = int(old.items.exposure_I[:50].argmax())
+    ids = ["new-0", market.item_ids[exposed], "new-1"]
+    log = over(market, ids)
+    new = old.with_catalogue(PromptBook(old.prompter, log), np.ones(log.num_events, bool))
+    assert new.item_ids == tuple(log.item_ids)
+    row = new.item_ids.index(market.item_ids[exposed])
+    was = float(old.items.exposure_I[exposed])
+    assert was > 0
+    counted = np.bincount(log.event_item, minlength=3)
+    for item in range(3):
+        wanted = counted[item] + (was if item == row else 0)
+        assert float(new.items.exposure_I[item]) == wanted
+    assert torch.equal(new.items.residual_ID[row], old.items.residual_ID[exposed])
+    assert torch.equal(new.person_head.weight, old.person_head.weight)
+    assert torch.equal(new.item_head.weight, old.item_head.weight)
+    assert np.isfinite(new.embed_items()).all()
+
+
+def test_with_catalogue_shares_no_item(make: Any, market: Interactions) -> None:
+    old = make("slot")
+    log = over(market, ["new-0", "new-1", "new-2"])
+    book, train = PromptBook(old.prompter, log), np.ones(log.num_events, bool)
+    new = old.with_catalogue(book, train)
+    assert sorted(new.items.exposure_I.tolist()) == [0, 1, 1]
+    again = old.with_catalogue(book, train)
+    assert torch.equal(new.items.residual_ID, again.items.residual_ID)
