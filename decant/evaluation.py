@@ -42,6 +42,10 @@ HISTORY_LENGTHS = (0, 1, 2, 5, 10, 20, 50, 100)
 """Events that histories are cut to for the quality-by-history plot."""
 
 
+MAX_COHORT = 500
+"""People whose histories are cut for that plot, at most."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluated:
     """One system's row, before it becomes result rows.
@@ -119,7 +123,7 @@ def evaluate(
 
     judged = _judge(recommenders, split, timed)
     judged.save(out / "verdict.json")
-    history = _by_history(recommenders, split.test, recipe)
+    history = _by_history(recommenders, split.test)
     rows = _result_rows(systems, recipe, record, seconds=time.monotonic() - started)
     write_csv(out / "results.csv", rows)
     write_whole(out / "metrics.json", json.dumps(_metrics(systems, history), indent=2) + "\n")
@@ -184,15 +188,13 @@ def _milliseconds(
     return {name: float(np.median(times)) for name, times in taken.items()}
 
 
-def _by_history(
-    recommenders: dict[str, Recommender], targets: Targets, recipe: Recipe
-) -> list[dict[str, object]]:
+def _by_history(recommenders: dict[str, Recommender], targets: Targets) -> list[dict[str, object]]:
     """Quality with histories cut to a few lengths: the same users and targets at each."""
     book = recommenders[RUNG].book
     # Only those with the longest length, so that every point speaks of the same people.
     counts = targets.history_end - targets.history_start
     lengths = [n for n in HISTORY_LENGTHS if (counts >= n).sum() >= min(200, len(targets))]
-    cohort = sample_targets(targets[counts >= lengths[-1]], recipe.measured_users)
+    cohort = sample_targets(targets[counts >= lengths[-1]], MAX_COHORT)
     points: list[dict[str, object]] = []
     for name, recommender in recommenders.items():
         for length in lengths:

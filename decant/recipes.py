@@ -46,8 +46,8 @@ class Recipe:
         foundation: widths of the top model.
         fit: its training.
         rung: the step down.
-        measured_users: at most so many test requests are re-ranked for the `system` row and cut for
-            the history curve; all when None.
+        measured_users: at most so many test requests are re-ranked for the `system` row; all when
+            None.
         timed_requests: requests that latency is measured on.
         seed: of weights, shuffles and draws.
     """
@@ -124,8 +124,7 @@ def demo() -> Recipe:
         ),
         foundation=FoundationConfig(vector_dim=64, dropout=0.05),
         fit=fit,
-        rung=RungConfig(num_layers=2, fit=replace(fit, epochs=2, learning_rate=5e-4)),
-        measured_users=500,
+        rung=RungConfig(num_layers=2, fit=replace(fit, epochs=1.5, learning_rate=5e-4)),
         timed_requests=100,
     )
 

@@ -78,4 +78,5 @@ def gather(offsets: NDArray[np.int64], chosen: NDArray[np.int64]) -> NDArray[np.
     """
     counts = offsets[chosen + 1] - offsets[chosen]
     first = np.cumsum(counts) - counts
-    return np.arange(int(counts.sum()), dtype=np.int64) + np.repeat(offsets[chosen] - first, counts)
+    indices: NDArray[np.int64] = np.repeat(offsets[chosen] - first, counts)
+    return indices + np.arange(len(indices))
