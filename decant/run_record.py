@@ -47,7 +47,7 @@ class RunRecord:
         commit: of the checkout, with `-dirty` when files differ from it; None outside one.
         seed: the run's seed.
         hardware: processor, cores, memory and GPU, in words.
-        command: the command line, without the interpreter's path.
+        command: the command line; of paths only the last part, since a record is published.
         started: UTC, ISO 8601 with seconds.
         finished: the same, or None while it runs.
         peak_rss_bytes: most memory the process held, or None while it runs.
@@ -79,7 +79,7 @@ class RunRecord:
             commit=git_commit(),
             seed=seed,
             hardware=hardware(),
-            command=(Path(sys.argv[0]).name, *sys.argv[1:]),
+            command=tuple(_without_folders(argument) for argument in sys.argv),
             started=utc_now(),
         )
 
@@ -92,6 +92,10 @@ class RunRecord:
         path = folder / "run.json"
         write_whole(path, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
         return path
+
+
+def _without_folders(argument: str) -> str:
+    return Path(argument).name if os.sep in argument else argument
 
 
 def json_hash(value: object) -> str:

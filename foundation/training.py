@@ -170,7 +170,6 @@ def fit(
         save_total_limit=1,
         eval_strategy="no",
         logging_strategy="steps",
-        logging_steps=20,
         logging_nan_inf_filter=False,
         report_to="none",
         disable_tqdm=False,
@@ -180,7 +179,10 @@ def fit(
         use_cpu=foundation.device.type == "cpu",
     )
     processes = max(1, arguments.world_size)
-    plan = TrainingPlan(book, split.train, config, steps_share=config.accumulate * processes)
+    steps_share = config.accumulate * processes
+    plan = TrainingPlan(book, split.train, config, steps_share=steps_share)
+    # Twenty points make a curve, of a short training too.
+    arguments.logging_steps = max(1, min(20, len(plan) // steps_share // 20))
     trainer = FoundationTrainer(
         model=objective or foundation,
         args=arguments,
