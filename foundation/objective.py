@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from foundation.losses import action_loss, chunked_cross_entropy, sampled_cross_entropy
@@ -75,8 +76,8 @@ def read_step(
         negatives: int64 [S], sampled items; empty for the softmax over the whole catalogue.
     """
     fresh, item_hidden, item_targets = _reread(foundation, reread_items)
-    hidden_PD = foundation.hidden(ids_RT, fresh=fresh).flatten(0, 1)
-    ids_P = ids_RT.flatten()
+    hidden_PD = rearrange(foundation.hidden(ids_RT, fresh=fresh), "r t d -> (r t) d")
+    ids_P = rearrange(ids_RT, "r t -> (r t)")
     if len(negatives):
         classes_C = torch.unique(torch.cat([next_item_K, negatives]))
     else:

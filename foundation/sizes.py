@@ -7,6 +7,7 @@ config = decoder_config("small", vocab_size=4096)
 from typing import Any
 
 import torch
+from einops import repeat
 from torch import nn
 from transformers import Qwen3Config
 
@@ -84,6 +85,8 @@ def start_as_averages(decoder: Any) -> None:
     for layer in decoder.model.layers:
         value, output = layer.self_attn.v_proj.weight, layer.self_attn.o_proj.weight
         nn.init.orthogonal_(value)
-        per_head = value.view(config.num_key_value_heads, -1, value.shape[1])
-        output.copy_(per_head.repeat_interleave(groups, dim=0).flatten(0, 1).T / groups)
+        # Every query head of a group hands out what the group's one value head took in.
+        heads = config.num_key_value_heads
+        spread = repeat(value, "(kv head) hidden -> hidden (kv g head)", kv=heads, g=groups)
+        output.copy_(spread / groups)
         layer.mlp.down_proj.weight.mul_((2 * config.num_hidden_layers) ** -0.5)
