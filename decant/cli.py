@@ -130,7 +130,9 @@ def _add_run_options(parser: ArgumentParser, *, out: str | None, forms: bool = F
         "--size", type=str, help="of a decoder built here: tiny, mini, small, base, large"
     )
     parser.add_argument("--model", type=str, help="folder or hub name of a pretrained decoder")
-    parser.add_argument("--epochs", type=float, help="passes over the data, of model and rung alike")
+    parser.add_argument(
+        "--epochs", type=float, help="passes over the data, or a share of one, of both trainings"
+    )
     parser.add_argument(
         "--continue",
         type=Path,

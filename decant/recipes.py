@@ -90,7 +90,7 @@ class Recipe:
             raise BadInput(f"--size {size} is unknown; choose one of {', '.join(SHAPES)}.")
         return replace(self, size=size, model=model)
 
-    def with_epochs(self, epochs: int | None) -> "Recipe":
+    def with_epochs(self, epochs: float | None) -> "Recipe":
         """The same recipe with another number of epochs for both trainings; as it is when None.
 
         Raises:
@@ -98,8 +98,8 @@ class Recipe:
         """
         if epochs is None:
             return self
-        if epochs < 1:
-            raise BadInput(f"--epochs {epochs} must be at least 1.")
+        if epochs <= 0:
+            raise BadInput(f"--epochs {epochs:g} must be above 0; a share such as 0.5 will do.")
         return replace(
             self,
             fit=replace(self.fit, epochs=epochs),

@@ -138,7 +138,7 @@ def test_a_file_that_does_not_fit(refused, tables, file, text, message):
     ("options", "message"),
     [
         (["--size", "gigantic"], "--size gigantic is unknown; choose one of tiny"),
-        (["--epochs", "0"], "--epochs 0 must be at least 1"),
+        (["--epochs", "0"], "--epochs 0 must be above 0"),
         (["--model", "some/model"], "exclude each other"),
         (["--users", "missing.csv"], "missing.csv: no such file or folder"),
         (["--users", "."], ".: this is a folder"),
