@@ -51,20 +51,16 @@ class Predictions:
     Attributes:
         user: int64 [m], whose target it is.
         rank: int64 [m], of the target in the full catalogue without seen items; 1 is the top.
-        history_events: int64 [m], events in the history of its request.
         action_user: int64 [e], whose event it is.
         action_label: int64 [e], the action taken, an index into the task's actions.
         action_log_probs: float32 [e, A], in nats.
-        action_history_events: int64 [e], events in the history of its request.
     """
 
     user: NDArray[np.int64]
     rank: NDArray[np.int64]
-    history_events: NDArray[np.int64]
     action_user: NDArray[np.int64]
     action_label: NDArray[np.int64]
     action_log_probs: NDArray[np.float32]
-    action_history_events: NDArray[np.int64]
 
 
 def ranking_targets(book: "PromptBook", targets: "Targets", *, task: int) -> RankingTargets:
@@ -141,7 +137,6 @@ def predict_targets(
         seen=full_history or targets,
         task=task,
     )
-    history = np.asarray(targets.history_end - targets.history_start, dtype=np.int64)
     names = book.prompter.tasks[task].actions
     action_index = np.array(
         [names.index(a) if a in names else -1 for a in interactions.actions], dtype=np.int64
@@ -149,11 +144,9 @@ def predict_targets(
     return Predictions(
         user=np.asarray(targets.user, dtype=np.int64)[wanted.request],
         rank=rank,
-        history_events=history[wanted.request],
         action_user=np.asarray(targets.user, dtype=np.int64)[request],
         action_label=action_index[interactions.event_action[event]],
         action_log_probs=log_probs,
-        action_history_events=history[request],
     )
 
 
