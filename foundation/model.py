@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from foundation.batches import Batch, by_length, pad_pieces, take_rows
 from foundation.config import FoundationConfig
 from foundation.losses import action_log_probs
+from foundation.norms import fuse_norms
 from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
 from foundation.slots import FreshReadings, ItemTable
 from promptify.pieces import Pieces
@@ -62,6 +63,7 @@ class Foundation(nn.Module):
         item_pieces: Pieces,
     ) -> None:
         super().__init__()
+        fuse_norms(decoder)
         self.decoder = decoder
         self.prompter = prompter
         self.settings = config

@@ -1,0 +1,258 @@
+"""A strong SASRec: softmax cross-entropy over the whole catalogue, stopped early on validation.
+
+    peer = fit(book, split, config=SASRecConfig(), seconds=900, watch=measure)
+    scores = score_requests(peer, book, split.test)
+
+It sees what the foundation is trained on and no less: every training event of every user is a
+target in every epoch, in windows whose borders are drawn anew. Profiles, texts and actions it
+cannot read.
+
+Source: Kang & McAuley, "Self-Attentive Sequential Recommendation" (arXiv 1808.09781), with the loss
+of Klenitskiy & Vasilev, "Turning Dross Into Gold Loss" (arXiv 2309.07602), over every item.
+
+Legend: R rows, T positions, I items, D width, n requests.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from foundation.batches import by_length
+from foundation.losses import chunked_cross_entropy
+from promptify.assembly import PromptBook
+from promptify.splits import Split, Targets
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SASRecConfig:
+    """Shape and schedule; the defaults were chosen on MovieLens-1M's validation targets.
+
+    Args:
+        width: D.
+        layers: Transformer blocks.
+        heads: of attention.
+        max_events: longest history read, T.
+        dropout: of embeddings and of what each half of a block adds.
+        learning_rate: peak of a cosine schedule over the seconds given, with a short warm-up.
+        events_per_batch: events of one optimiser step, padding included.
+        patience: validations without a better NDCG@10 after which training stops.
+    """
+
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    max_events: int = 200
+    dropout: float = 0.2
+    learning_rate: float = 1e-3
+    events_per_batch: int = 8192
+    patience: int = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fitted:
+    """A trained SASRec.
+
+    Attributes:
+        model: with the weights of its best validation.
+        seconds: spent training and validating.
+        epochs: passes over the training events.
+        stopped_early: whether validation ended it, and not the clock.
+        curve: NDCG@10 on validation, as (epochs, value).
+    """
+
+    model: "SASRec"
+    seconds: float
+    epochs: float
+    stopped_early: bool
+    curve: tuple[tuple[float, float], ...]
+
+
+class SASRec(nn.Module):
+    """Item and position embeddings, causal Transformer blocks, and the items again as answers.
+
+    Args:
+        num_items: I.
+        config: shape.
+    """
+
+    def __init__(self, num_items: int, config: SASRecConfig) -> None:
+        super().__init__()
+        self.config = config
+        # The last row stands for padding.
+        self.item_embedding = nn.Embedding(num_items + 1, config.width)
+        self.position_embedding = nn.Embedding(config.max_events, config.width)
+        for table in (self.item_embedding, self.position_embedding):
+            nn.init.normal_(table.weight, std=config.width**-0.5)
+        block = nn.TransformerEncoderLayer(
+            config.width,
+            config.heads,
+            dim_feedforward=4 * config.width,
+            dropout=config.dropout,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        # What each half adds is dropped, and not what is inside: dropped attention weights would
+        # have to be written out, and a CPU would take three times as long over a step.
+        block.self_attn.dropout = 0.0
+        block.dropout = nn.Identity()
+        self.blocks = nn.TransformerEncoder(block, config.layers, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, items_RT: Tensor) -> Tensor:
+        """Last hidden states [R, T, D]; rows are padded on the right with `num_items`."""
+        length = items_RT.shape[1]
+        embeds_RTD = self.item_embedding(items_RT) + self.position_embedding.weight[:length]
+        causal_TT = nn.Transformer.generate_square_subsequent_mask(length)
+        hidden_RTD = self.blocks(self.dropout(embeds_RTD), mask=causal_TT, is_causal=True)
+        normed: Tensor = self.norm(hidden_RTD)
+        return normed
+
+    @property
+    def item_vectors_ID(self) -> Tensor:
+        """What hidden states are compared with."""
+        return self.item_embedding.weight[:-1]
+
+
+def fit(
+    book: PromptBook,
+    split: Split,
+    *,
+    config: SASRecConfig,
+    seconds: float,
+    watch: Callable[[SASRec], float],
+    seed: int = 0,
+) -> Fitted:
+    """Train for a number of seconds, or until validation stops improving.
+
+    Args:
+        book: its interactions are read, not its prompts.
+        split: which events train.
+        config: shape and schedule.
+        seconds: wall time for training and validation together.
+        watch: NDCG@10 on validation; called about twenty times.
+        seed: of weights, windows and order.
+    """
+    torch.manual_seed(seed)
+    log = book.interactions
+    model = SASRec(log.num_items, config)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    best, best_state = -math.inf, copy.deepcopy(model.state_dict())
+    curve: list[tuple[float, float]] = []
+    misses, epoch, share = 0, 0, 0.0
+    watched_at = began = time.monotonic()
+    with tqdm(total=round(seconds), desc="sasrec", unit="s") as bar:
+        while (elapsed := time.monotonic() - began) < seconds and misses < config.patience:
+            batches = _batches(book, split.train, config, np.random.default_rng([seed, epoch]))
+            for place, items_RT in enumerate(batches):
+                elapsed = time.monotonic() - began
+                if elapsed >= seconds:
+                    break
+                bar.update(int(elapsed) - bar.n)
+                for group in optimizer.param_groups:
+                    group["lr"] = config.learning_rate * _cosine(elapsed / seconds)
+                model.train()
+                real_RT = items_RT[:, 1:] < log.num_items
+                hidden_RTD = model(items_RT[:, :-1])
+                loss = chunked_cross_entropy(
+                    hidden_RTD[real_RT], model.item_vectors_ID, items_RT[:, 1:][real_RT]
+                )
+                (loss / real_RT.sum()).backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                share = (place + 1) / len(batches)
+                if time.monotonic() - watched_at > seconds / 20:
+                    curve.append((epoch + share, watch(model.eval())))
+                    watched_at = time.monotonic()
+                    misses = 0 if curve[-1][1] > best else misses + 1
+                    if curve[-1][1] > best:
+                        best, best_state = curve[-1][1], copy.deepcopy(model.state_dict())
+                    bar.set_postfix(ndcg=f"{curve[-1][1]:.4f}", epoch=f"{epoch + share:.1f}")
+                    if misses >= config.patience:
+                        break
+            epoch += 1
+    curve.append((epoch - 1 + share, watch(model.eval())))
+    if curve[-1][1] < best:
+        model.load_state_dict(best_state)
+    return Fitted(
+        model=model.eval(),
+        seconds=time.monotonic() - began,
+        epochs=curve[-1][0],
+        stopped_early=misses >= config.patience,
+        curve=tuple(curve),
+    )
+
+
+def _cosine(progress: float) -> float:
+    warm_up = min(1.0, progress / 0.02 + 0.01)
+    return warm_up * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def _batches(
+    book: PromptBook, train: NDArray[np.bool_], config: SASRecConfig, rng: np.random.Generator
+) -> list[Tensor]:
+    """Each user's training events in windows, int64 [R, T + 1], the first target being the second.
+
+    A window begins with the event that ended the one before, so that all but a user's first event
+    are targets once. Where the first window ends is drawn.
+    """
+    log = book.interactions
+    rows = np.flatnonzero(train)
+    user = log.event_user[rows]
+    starts = np.flatnonzero(np.diff(user, prepend=-1))
+    windows: list[NDArray[np.int32]] = []
+    for first, last in zip(starts, np.append(starts[1:], len(rows)), strict=True):
+        items = log.event_item[rows[first:last]]
+        longest = config.max_events
+        cut = int(rng.integers(1, longest + 1)) if len(items) > longest + 1 else longest
+        borders = [0, *range(cut, len(items) - 1, longest)]
+        windows += [
+            items[border : border + 1 + (cut if border == 0 else longest)] for border in borders
+        ]
+    windows = [window for window in windows if len(window) > 1]
+    lengths = np.array([len(window) for window in windows])
+    noisy = lengths + rng.integers(0, 8, size=len(lengths))
+    groups = list(by_length(noisy, max_positions=config.events_per_batch))
+    return [
+        _padded([windows[window] for window in groups[group]], log.num_items)
+        for group in rng.permutation(len(groups))
+    ]
+
+
+def _padded(windows: list[NDArray[np.int32]], pad: int) -> Tensor:
+    items = np.full((len(windows), max(map(len, windows))), pad, dtype=np.int64)
+    for row, window in enumerate(windows):
+        items[row, : len(window)] = window
+    return torch.from_numpy(items)
+
+
+@torch.no_grad()
+def score_requests(model: SASRec, book: PromptBook, targets: Targets) -> NDArray[np.float32]:
+    """Scores of all items for each request, float32 [n, I], from the newest events of its history.
+
+    A request without history has the score zero for every item.
+    """
+    log, config = book.interactions, model.config
+    start = np.maximum(targets.history_start, targets.history_end - config.max_events)
+    histories = [log.event_item[a:b] for a, b in zip(start, targets.history_end, strict=True)]
+    lengths = np.array([len(history) for history in histories], dtype=np.int64)
+    scores_nI = np.zeros((len(targets), log.num_items), dtype=np.float32)
+    known = np.flatnonzero(lengths)
+    for chosen in by_length(lengths[known], max_positions=2 * config.events_per_batch):
+        request = known[chosen]
+        hidden_RTD = model(_padded([histories[r] for r in request], log.num_items))
+        last_RD = hidden_RTD[torch.arange(len(request)), torch.from_numpy(lengths[request] - 1)]
+        scores_nI[request] = (last_RD @ model.item_vectors_ID.T).numpy()
+    return scores_nI

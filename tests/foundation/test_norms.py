@@ -1,0 +1,52 @@
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, Qwen3Config
+
+from foundation.norms import FusedRMSNorm, fuse_norms
+
+SHAPE = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+}
+
+
+def test_the_gradient_is_right() -> None:
+    x = torch.randn(3, 5, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *a: FusedRMSNorm.apply(*a, 1e-6), (x, weight))
+
+
+@pytest.mark.parametrize("config", [Qwen3Config, LlamaConfig, MistralConfig, Gemma2Config])
+def test_a_decoder_says_and_learns_the_same(config: type) -> None:
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(config(**SHAPE, bos_token_id=None, eos_token_id=None))
+    fused = copy.deepcopy(plain)
+    fuse_norms(fused)
+    ids = torch.randint(50, (2, 9))
+    for model in (plain, fused):
+        model(input_ids=ids, labels=ids).loss.backward()
+    for (name, wanted), got in zip(plain.named_parameters(), fused.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad, msg=name)
+
+
+def test_only_the_decoder_given_changes() -> None:
+    first, second = (AutoModelForCausalLM.from_config(Qwen3Config(**SHAPE)) for _ in range(2))
+    fuse_norms(first)
+    assert "forward" in vars(first.model.norm)
+    assert "forward" not in vars(second.model.norm)
+    assert first.state_dict().keys() == second.state_dict().keys()
+
+
+def test_other_dtypes_take_the_plain_way() -> None:
+    decoder = AutoModelForCausalLM.from_config(Qwen3Config(**SHAPE)).to(torch.bfloat16)
+    x = torch.randn(3, 16, dtype=torch.bfloat16)
+    wanted = decoder.model.norm(x)
+    fuse_norms(decoder)
+    assert torch.equal(decoder.model.norm(x), wanted)
