@@ -103,7 +103,7 @@ class SASRec(nn.Module):
         # What each half adds is dropped, and not what is inside: dropped attention weights would
         # have to be written out, and a CPU would take three times as long over a step.
         block.self_attn.dropout = 0.0
-        block.dropout = nn.Identity()
+        block.dropout = nn.Dropout(0.0)
         self.blocks = nn.TransformerEncoder(block, config.layers, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
@@ -168,7 +168,7 @@ def fit(
                 loss = chunked_cross_entropy(
                     hidden_RTD[real_RT], model.item_vectors_ID, items_RT[:, 1:][real_RT]
                 )
-                (loss / real_RT.sum()).backward()  # type: ignore[no-untyped-call]
+                (loss / real_RT.sum()).backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad()

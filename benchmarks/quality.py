@@ -1,0 +1,303 @@
+"""Who ranks the next item best: the foundation and a strong SASRec, given the same minutes.
+
+    python -m benchmarks.quality ml1m [--seeds 0 1 2] [--out FILE.csv] [--work FOLDER]
+
+For each seed the foundation is trained as its recipe says; SASRec is then given the seconds that
+this took, in the same process, on the same training events, and both rank the whole catalogue for
+the same held-out last events. Popularity and last-item neighbours stand beside them. Rows are
+written as soon as they are known; the same command goes on after a kill with the next model.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from benchmarks.peers import sasrec
+from decant import recipes
+from decant.atomic import write_whole
+from decant.measure import Answers, Asked, last_item_answers, popularity_answers
+from decant.recipes import Recipe
+from decant.results import ResultRow, write_csv
+from decant.run_data import sample_targets
+from decant.run_record import git_commit, hardware, json_hash, peak_rss_bytes, utc_now
+from foundation import Foundation
+from foundation.evaluation import hit_rate, ndcg
+from foundation.evaluation.bootstrap import Interval, bootstrap_interval, paired_bootstrap
+from foundation.predictions import predict_targets
+from promptify.assembly import PromptBook
+from promptify.prompter import Prompter
+from promptify.sources import SourceData
+from promptify.splits import Split, leave_one_out
+
+WATCHED_REQUESTS = 500
+RANK_METRICS: dict[str, Callable[[NDArray[np.int64], int], NDArray[np.float64]]] = {
+    "hr@10": hit_rate,
+    "ndcg@10": ndcg,
+}
+
+
+class Contest:
+    """One task, its split and its prompts, and what each model said of the test targets.
+
+    Args:
+        recipe: of the foundation; its name is the task of the rows.
+        data: what everyone learns from.
+        work: where answers are kept, a folder per seed.
+    """
+
+    def __init__(self, recipe: Recipe, data: SourceData, work: Path) -> None:
+        self.recipe = recipe
+        self.work = work
+        self.split: Split = leave_one_out(
+            data.interactions, surface=data.tasks[0].name if len(data.tasks) > 1 else None
+        )
+        prompter = Prompter.fit(
+            data.interactions, self.split.train, data.tasks, config=recipe.prompter
+        )
+        self.book: PromptBook = prompter.book(data.interactions)
+        self.asked = Asked(self.book, self.split.test)
+        watched = sample_targets(self.split.valid, WATCHED_REQUESTS)
+        self.watched = Asked(self.book, watched)
+
+    def foundation(self, seed: int) -> tuple[Answers, dict[str, float]]:
+        """Train the recipe's foundation: its answers, and what it took."""
+        recipe = self.recipe.with_seed(seed)
+        model = Foundation.create(
+            self.book.prompter,
+            self.book,
+            self.split.train,
+            size=recipe.size,
+            model=recipe.model,
+            config=recipe.foundation,
+            seed=seed,
+        )
+
+        def validate() -> dict[str, float]:
+            said = predict_targets(model, self.book, self.watched.targets)
+            return {"ndcg@10": float(ndcg(said.rank, 10).mean())}
+
+        # Seconds are compared, so a training that was cut short starts over.
+        scratch = self.work / f"seed-{seed}" / "foundation-training"
+        shutil.rmtree(scratch, ignore_errors=True)
+        result = model.fit(self.book, self.split, config=recipe.fit, out=scratch, validate=validate)
+        answers = self.asked.of(predict_targets(model, self.book, self.split.test, progress=True))
+        shutil.rmtree(scratch)
+        return answers, {"seconds": result.seconds, "params": model.num_parameters()}
+
+    def sasrec(self, seed: int, seconds: float) -> tuple[Answers, dict[str, float]]:
+        """Train SASRec for some seconds: its answers, and what it took."""
+
+        def watch(model: sasrec.SASRec) -> float:
+            scores = sasrec.score_requests(model, self.book, self.watched.targets)
+            ranks = self.watched.ranks_by(lambda start, stop: scores[start:stop])
+            return float(ndcg(ranks, 10).mean())
+
+        fitted = sasrec.fit(
+            self.book,
+            self.split,
+            config=sasrec.SASRecConfig(),
+            seconds=seconds,
+            watch=watch,
+            seed=seed,
+        )
+        scores = sasrec.score_requests(fitted.model, self.book, self.split.test)
+        ranks = self.asked.ranks_by(lambda start, stop: scores[start:stop])
+        took = {
+            "seconds": fitted.seconds,
+            "epochs": fitted.epochs,
+            "params": sum(p.numel() for p in fitted.model.blocks.parameters()),
+        }
+        return self.asked.answers(ranks, None), took
+
+    def answered(
+        self, model: str, seed: int, answer: Callable[[], tuple[Answers, dict[str, float]]]
+    ) -> tuple[Answers, dict[str, float]]:
+        """What a model said: kept from an earlier call, or asked now and kept."""
+        folder = self.work / f"seed-{seed}"
+        kept, note = folder / f"{model}.safetensors", folder / f"{model}.json"
+        if not note.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            answers, took = answer()
+            assert answers.rank is not None
+            arrays: dict[str, NDArray[Any]] = {"rank": answers.rank}
+            if answers.action_probability is not None:
+                arrays["probability"] = answers.action_probability
+            save_file(arrays, kept)
+            write_whole(note, json.dumps({**took, "commit": git_commit()}) + "\n")
+        arrays = load_file(kept)
+        return (
+            self.asked.answers(arrays["rank"], arrays.get("probability")),
+            json.loads(note.read_text("utf-8")),
+        )
+
+
+def contest_rows(contest: Contest, seeds: Sequence[int], out: Path | None) -> list[ResultRow]:
+    """Ask every model for every seed; rows are written to `out` after each."""
+    recipe, began = contest.recipe, time.monotonic()
+    config_hash = json_hash(recipe.with_seed(0).to_dict())
+
+    def row(model: str, metric: str, interval: Interval, **more: object) -> ResultRow:
+        has_interval = interval.low < interval.high
+        fields: dict[str, object] = {
+            "context_tokens": recipe.prompter.max_prompt_tokens if model == "foundation" else None,
+            "commit": git_commit(),
+            **more,
+        }
+        return ResultRow(
+            benchmark="quality",
+            task=recipe.name,
+            split="leave-one-out",
+            model=model,
+            metric=metric,
+            value=interval.value,
+            ci_low=interval.low if has_interval else None,
+            ci_high=interval.high if has_interval else None,
+            peak_bytes=peak_rss_bytes(),
+            hardware=hardware(),
+            config_hash=config_hash,
+            timestamp=utc_now(),
+            **fields,  # type: ignore[arg-type]
+        )
+
+    def rows_of(
+        model: str, answers: Answers, seed: int | str, took: dict[str, float]
+    ) -> list[ResultRow]:
+        params = took.get("params")
+        return [
+            row(
+                model,
+                metric,
+                interval,
+                n=n,
+                seed=seed,
+                seconds=took.get("seconds"),
+                params=None if params is None else int(params),
+                commit=took.get("commit", git_commit()),
+            )
+            for metric, (interval, n) in answers.metrics().items()
+        ]
+
+    asked, train = contest.asked, contest.split.train
+    rows: list[ResultRow] = []
+    for model, answers in (
+        ("popularity", popularity_answers(asked, train)),
+        ("last_item", last_item_answers(asked, train, neighbours="cosine")),
+        ("last_item_transitions", last_item_answers(asked, train, neighbours="transitions")),
+    ):
+        rows += rows_of(model, answers, 0, {"seconds": round(time.monotonic() - began, 1)})
+    said: dict[str, list[Answers]] = {"foundation": [], "sasrec": []}
+    for seed in seeds:
+        answers, took = contest.answered("foundation", seed, partial(contest.foundation, seed))
+        rows += rows_of("foundation", answers, seed, took)
+        said["foundation"].append(answers)
+        _keep(out, rows)
+        seconds = took["seconds"]
+        answers, took = contest.answered("sasrec", seed, partial(contest.sasrec, seed, seconds))
+        rows += rows_of("sasrec", answers, seed, took)
+        said["sasrec"].append(answers)
+        _keep(out, rows)
+    for metric, measure in RANK_METRICS.items():
+        # One number per target: its mean over the seeds.
+        mean = {
+            model: np.mean([measure(_ranks(a), 10) for a in answers], axis=0)
+            for model, answers in said.items()
+        }
+        user = said["foundation"][0].user
+        for model, values in mean.items():
+            interval = bootstrap_interval(values, user)
+            rows.append(row(model, metric, interval, n=len(values), seed="mean"))
+        gain = relative_gain(mean["sasrec"], mean["foundation"], user)
+        if metric == "ndcg@10" and gain is not None:
+            rows.append(row("foundation", "gain_vs_sasrec", gain, n=len(user), seed="mean"))
+    _keep(out, rows)
+    return rows
+
+
+def relative_gain(
+    reference: NDArray[np.float64], candidate: NDArray[np.float64], user: NDArray[np.int64]
+) -> Interval | None:
+    """(candidate − reference) / reference, users drawn once for both; None over a zero."""
+    loss = paired_bootstrap(reference, candidate, user)
+    gain = Interval(value=-loss.value, low=-loss.high, high=-loss.low)
+    return gain if np.isfinite([gain.value, gain.low, gain.high]).all() else None
+
+
+def _ranks(answers: Answers) -> NDArray[np.int64]:
+    assert answers.rank is not None
+    return answers.rank
+
+
+def _keep(out: Path | None, rows: Sequence[ResultRow]) -> None:
+    if out is not None:
+        write_csv(out, rows)
+
+
+def load(task: str, data: Path | None) -> tuple[Recipe, SourceData]:
+    """The recipe and the data of a task.
+
+    Raises:
+        ValueError: the data is not where it should be.
+    """
+    if task == "job_market":
+        from promptify.sources.generated import generated_job_market
+
+        return recipes.demo(), generated_job_market()
+    from promptify.sources import movielens
+
+    reader = {"ml1m": movielens.ml_1m, "ml100k": movielens.ml_100k}[task]
+    recipe = {"ml1m": recipes.ml1m, "ml100k": recipes.ml100k}[task]()
+    name = {"ml1m": "ml-1m.zip", "ml100k": "ml-100k.zip"}[task]
+    return recipe, reader(data or Path("../shared/data") / name)
+
+
+def smaller(recipe: Recipe) -> Recipe:
+    """The recipe with a training of seconds, to see that all of it runs."""
+    fit = replace(recipe.fit, epochs=0.1, positions_per_batch=1024, evaluate_steps=0)
+    return replace(recipe, size="tiny", fit=fit)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description="The foundation against a strong SASRec, given the same minutes.",
+        epilog="Seeds are of weights and order; the job market itself is always the same one.",
+    )
+    parser.add_argument("task", choices=("ml1m", "ml100k", "job_market"), help="what is ranked")
+    parser.add_argument("--data", type=Path, help="the MovieLens zip; default ../shared/data")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    parser.add_argument("--out", type=Path, help="write the rows as CSV")
+    parser.add_argument("--work", type=Path, help="keeps finished models' answers; default beside")
+    parser.add_argument("--smoke", action="store_true", help="train for seconds, one seed")
+    options = parser.parse_args(arguments)
+    try:
+        recipe, data = load(options.task, options.data)
+    except ValueError as error:
+        print(f"benchmarks.quality: error: {error}", file=sys.stderr)
+        return 1
+    recipe = smaller(recipe) if options.smoke else recipe
+    work = options.work or Path(f"quality-{options.task}")
+    seeds = options.seeds[:1] if options.smoke else options.seeds
+    rows = contest_rows(Contest(recipe, data, work), seeds, options.out)
+    print(f"\n{options.task}, leave-one-out, the whole catalogue. {hardware()}")
+    for found in rows:
+        interval = "" if found.ci_low is None else f"{found.ci_low:.4f} to {found.ci_high:.4f}"
+        minutes = "" if found.seconds is None else f"{found.seconds / 60:5.1f} min"
+        print(
+            f"{found.model:22} {found.metric:24} seed {found.seed!s:5}"
+            f"{found.value:9.4f}  {interval:20}{minutes}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import quality
+from decant.results import read_csv
+from promptify.sources.job_market import job_market
+
+
+@pytest.fixture
+def small_market(monkeypatch: pytest.MonkeyPatch) -> None:
+    market = job_market(num_members=60, num_jobs=50, num_impressions=600)
+    monkeypatch.setattr(quality, "load", lambda *_: (quality.recipes.demo(), market))
+
+
+def test_both_answer_the_same_targets_and_a_second_call_trains_nothing(
+    small_market: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "quality.csv"
+    command = ["job_market", "--smoke", "--out", str(out), "--work", str(tmp_path / "work")]
+    assert quality.main(command) == 0
+    rows = {(row.model, row.metric, row.seed): row for row in read_csv(out)}
+    ours, theirs = rows["foundation", "ndcg@10", 0], rows["sasrec", "ndcg@10", 0]
+    assert ours.n == theirs.n
+    assert ours.seconds is not None
+    assert theirs.seconds == pytest.approx(ours.seconds, rel=0.5)
+    mean = rows["foundation", "ndcg@10", "mean"].value
+    assert mean == pytest.approx(ours.value)
+    assert "sasrec" in capsys.readouterr().out
+
+    monkeypatch.setattr(quality.Foundation, "fit", None)
+    monkeypatch.setattr(quality.sasrec, "fit", None)
+    again = tmp_path / "again.csv"
+    assert quality.main([*command[:3], str(again), *command[4:]]) == 0
+    values = [row.value for row in read_csv(again)]
+    assert values == [row.value for row in read_csv(out)]
+
+
+def test_a_gain_is_relative_and_none_over_nothing() -> None:
+    reference, user = np.array([0.5, 1.0, 0.5, 1.0]), np.arange(4)
+    gain = quality.relative_gain(reference, 1.2 * reference, user)
+    assert gain is not None
+    assert (gain.low, gain.value, gain.high) == pytest.approx((0.2, 0.2, 0.2))
+    assert quality.relative_gain(np.zeros(4), reference, user) is None
+
+
+def test_missing_data_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert quality.main(["ml1m", "--data", str(tmp_path / "nothing.zip")]) == 1
+    assert "nothing.zip" in capsys.readouterr().err
