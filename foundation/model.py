@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from foundation import one_position
 from foundation.batches import Batch, by_length, pad_pieces, take_rows
 from foundation.config import FoundationConfig
 from foundation.losses import action_log_probs
 from foundation.norms import fuse_norms
 from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
-from foundation.slots import FreshReadings, ItemTable
+from foundation.slots import FreshReadings, ItemTable, StepSlots
 from promptify.pieces import Pieces
 from promptify.prompter import Prompter
 from promptify.rows import Rows
@@ -64,6 +65,7 @@ class Foundation(nn.Module):
     ) -> None:
         super().__init__()
         fuse_norms(decoder)
+        one_position.attend_with(decoder)
         self.decoder = decoder
         self.prompter = prompter
         self.settings = config
@@ -191,7 +193,7 @@ class Foundation(nn.Module):
         self,
         ids_RT: Tensor,
         *,
-        fresh: FreshReadings | None = None,
+        slots: StepSlots | None = None,
         inline_slots_JD: Tensor | None = None,
         **decoder_inputs: Any,
     ) -> Tensor:
@@ -199,11 +201,11 @@ class Foundation(nn.Module):
 
         Args:
             ids_RT: int64; an id ≥ the vocabulary size is a slot.
-            fresh: readings made in this step, which replace the table's.
+            slots: made in this step, of every item in the rows.
             inline_slots_JD: slots of items that are not in the catalogue, from `inline_slots`.
             decoder_inputs: passed on (positions, attention mask, cache).
         """
-        embeds_RTD = self.embed_ids(ids_RT, fresh=fresh, inline_slots_JD=inline_slots_JD)
+        embeds_RTD = self.embed_ids(ids_RT, slots=slots, inline_slots_JD=inline_slots_JD)
         out = self.decoder.model(inputs_embeds=self.input_dropout(embeds_RTD), **decoder_inputs)
         hidden_RTD: Tensor = out.last_hidden_state
         return hidden_RTD
@@ -212,17 +214,20 @@ class Foundation(nn.Module):
         self,
         ids_RT: Tensor,
         *,
-        fresh: FreshReadings | None = None,
+        slots: StepSlots | None = None,
         inline_slots_JD: Tensor | None = None,
     ) -> Tensor:
         """Input vectors of tokens and slots [R, T, D]."""
         vocab_size = self.prompter.vocab_size
         embeds_RTD: Tensor = self.decoder.get_input_embeddings()(ids_RT.clamp(max=vocab_size - 1))
         is_slot_RT = ids_RT >= vocab_size
+        if slots is not None and self.uses_slots:
+            slots_RTD = slots.of((ids_RT - vocab_size).clamp(min=0))
+            return torch.where(is_slot_RT[..., None], slots_RTD.to(embeds_RTD.dtype), embeds_RTD)
         if not bool(is_slot_RT.any()):
             return embeds_RTD
         items_N, where_N = torch.unique(ids_RT[is_slot_RT] - vocab_size, return_inverse=True)
-        slots_ND = self.slots(items_N[items_N < self.num_items], fresh)
+        slots_ND = self.slots(items_N[items_N < self.num_items])
         if inline_slots_JD is not None:
             # `unique` sorts: the catalogue's slots come first.
             inline_J = items_N[items_N >= self.num_items] - self.num_items
@@ -295,11 +300,8 @@ class Foundation(nn.Module):
         """Read the whole catalogue again and put the readings into the table."""
         self.items.reading_ID.copy_(self.readings_of(self.item_pieces))
 
-    def item_vectors(self, items_N: Tensor, fresh: FreshReadings | None = None) -> Tensor:
-        """Vectors of items of the catalogue [N, V]: the item readout of a pass over each alone."""
-        return self._vectors_of_slots(self.slots(items_N, fresh))
-
-    def _vectors_of_slots(self, slots_ND: Tensor) -> Tensor:
+    def item_vectors(self, slots_ND: Tensor) -> Tensor:
+        """Vectors of items [N, V]: the item readout of a pass over each slot alone."""
         if not self.uses_slots:
             slots_ND = F.rms_norm(slots_ND, slots_ND.shape[-1:])
         else:
@@ -378,7 +380,7 @@ class Foundation(nn.Module):
             slots_ND = self.slots(torch.arange(self.num_items, device=self.device))
         else:
             slots_ND = self.items.slots_of_text(self.readings_of(pieces), self.bags(pieces))
-        parts = [self._vectors_of_slots(part) for part in slots_ND.split(_ITEMS_AT_ONCE)]
+        parts = [self.item_vectors(part) for part in slots_ND.split(_ITEMS_AT_ONCE)]
         result: NDArray[np.float32] = torch.cat(parts).float().cpu().numpy()
         return result
 

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from foundation.losses import action_loss, chunked_cross_entropy, sampled_cross_entropy
-from foundation.slots import FreshReadings
+from foundation.slots import FreshReadings, StepSlots
 
 if TYPE_CHECKING:
     from foundation.model import Foundation
@@ -76,15 +76,19 @@ def read_step(
         negatives: int64 [S], sampled items; empty for the softmax over the whole catalogue.
     """
     fresh, item_hidden, item_targets = _reread(foundation, reread_items)
-    hidden_PD = rearrange(foundation.hidden(ids_RT, fresh=fresh), "r t d -> (r t) d")
     ids_P = rearrange(ids_RT, "r t -> (r t)")
     if len(negatives):
+        vocab_size = foundation.prompter.vocab_size
+        in_rows = ids_P[ids_P >= vocab_size] - vocab_size
         classes_C = torch.unique(torch.cat([next_item_K, negatives]))
+        items_N = torch.unique(torch.cat([in_rows, classes_C]))
     else:
-        classes_C = torch.arange(foundation.num_items, device=ids_RT.device)
+        classes_C = items_N = torch.arange(foundation.num_items, device=ids_RT.device)
+    slots = StepSlots(items_N=items_N, slots_ND=foundation.slots(items_N, fresh))
+    hidden_PD = rearrange(foundation.hidden(ids_RT, slots=slots), "r t d -> (r t) d")
     return StepReading(
         person_KV=foundation.person_head(hidden_PD[next_position_K]),
-        item_CV=foundation.item_vectors(classes_C, fresh),
+        item_CV=foundation.item_vectors(slots.of(classes_C)),
         arrow_MD=hidden_PD[arrow_M],
         text_ND=torch.cat([hidden_PD[text_position_N], item_hidden]),
         text_target_N=torch.cat([ids_P[text_position_N + 1], item_targets]),

@@ -1,7 +1,9 @@
 """What the model knows of each item: its text, read two ways, and a residual for the rest.
 
-Legend: I items of the catalogue, N some of them, D hidden width.
+Legend: I items of the catalogue, N some of them, M uses of them, D hidden width.
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -121,3 +123,20 @@ class FreshReadings:
         self.reading_RD = reading_RD
         self.position_I = torch.full((num_items,), -1, dtype=torch.long, device=items_R.device)
         self.position_I[items_R] = torch.arange(len(items_R), device=items_R.device)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepSlots:
+    """Slots made once in a training step, for the rows that hold them and for the softmax alike.
+
+    Attributes:
+        items_N: int64 [N], rows of the catalogue, rising, no repeats.
+        slots_ND: their slots, with gradient.
+    """
+
+    items_N: Tensor
+    slots_ND: Tensor
+
+    def of(self, items_M: Tensor) -> Tensor:
+        """Slots of items that are all among `items_N` [..., D]."""
+        return F.embedding(torch.searchsorted(self.items_N, items_M), self.slots_ND)

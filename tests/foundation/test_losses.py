@@ -44,6 +44,25 @@ def test_chunked_is_the_plain_loss_in_value_and_gradient(max_logits: int, has_bi
         torch.testing.assert_close(got, wanted)
 
 
+def test_without_gradient_the_loss_is_the_same() -> None:
+    hidden, classes = drawn(11, 4).requires_grad_(), drawn(7, 4, seed=1).requires_grad_()
+    target = torch.arange(11) % 7
+    with torch.no_grad():
+        silent = chunked_cross_entropy(hidden, classes, target)
+    assert not silent.requires_grad
+    assert torch.equal(silent, chunked_cross_entropy(hidden, classes, target))
+
+
+@pytest.mark.parametrize("learns", ["hidden", "classes"])
+def test_only_what_learns_gets_a_gradient(learns: str) -> None:
+    inputs = {"hidden": drawn(5, 4), "classes": drawn(7, 4, seed=1)}
+    inputs[learns].requires_grad_()
+    (3 * chunked_cross_entropy(inputs["hidden"], inputs["classes"], torch.arange(5))).backward()
+    wanted = reference(inputs["hidden"], inputs["classes"], torch.arange(5), None)
+    [gradient] = torch.autograd.grad(3 * wanted, inputs[learns])
+    torch.testing.assert_close(inputs[learns].grad, gradient)
+
+
 def test_a_loss_worked_by_hand() -> None:
     # Logits (ln 3, 0): the right class has 3/4 in the first row, 1/4 in the second.
     hidden = torch.tensor([[math.log(3.0)], [math.log(3.0)]])

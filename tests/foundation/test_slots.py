@@ -5,9 +5,13 @@ import pyarrow as pa
 import pytest
 import torch
 
+from foundation import FitConfig
+from foundation.objective import READ_INPUTS, read_step
+from foundation.plan import TrainingPlan
 from foundation.slots import FreshReadings, ItemTable
 from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
+from promptify.splits import Split
 
 
 @pytest.fixture
@@ -131,3 +135,38 @@ def test_with_catalogue_shares_no_item(make: Any, market: Interactions) -> None:
     assert sorted(new.items.exposure_I.tolist()) == [0, 1, 1]
     again = old.with_catalogue(book, train)
     assert torch.equal(new.items.residual_ID, again.items.residual_ID)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_slots_shared_in_a_step_are_those_made_apart(
+    make: Any, books: dict[str, PromptBook], split: Split, sampled: bool
+) -> None:
+    foundation = make("slot")
+    plan = TrainingPlan(
+        books["slot"],
+        split.train,
+        FitConfig(positions_per_batch=800, full_softmax_items=10 if sampled else 1000),
+    )
+    inputs = {name: plan[0][name] for name in READ_INPUTS}
+    assert (len(inputs["negatives"]) > 0) == sampled
+    # Dropout is off: the fresh readings are then the table's.
+    reading = read_step(foundation, **inputs)
+    hidden_PD = foundation.hidden(inputs["ids_RT"]).flatten(0, 1)
+    torch.testing.assert_close(
+        reading.person_KV, foundation.person_head(hidden_PD[inputs["next_position_K"]])
+    )
+    items = torch.arange(foundation.num_items)
+    if sampled:
+        items = torch.cat([inputs["next_item_K"], inputs["negatives"]]).unique()
+    apart = foundation.item_vectors(foundation.slots(items))
+    torch.testing.assert_close(reading.item_CV, apart)
+    # Its gradient reaches a residual from the rows and from the softmax.
+    residual = foundation.items.residual_ID
+    [together] = torch.autograd.grad(
+        reading.person_KV.sum() + reading.item_CV.square().sum(), residual
+    )
+    [of_rows] = torch.autograd.grad(
+        foundation.person_head(hidden_PD[inputs["next_position_K"]]).sum(), residual
+    )
+    [of_items] = torch.autograd.grad(apart.square().sum(), residual)
+    torch.testing.assert_close(together, of_rows + of_items, rtol=1e-4, atol=1e-5)

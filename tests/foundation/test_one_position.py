@@ -1,0 +1,60 @@
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config
+
+from foundation import one_position
+
+SHAPE = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+
+
+@pytest.mark.parametrize("family", [Qwen3Config, LlamaConfig, MistralConfig])
+@pytest.mark.parametrize("length", [1, 3])
+def test_same_outputs_and_gradients_as_sdpa(family: Any, length: int) -> None:
+    torch.manual_seed(0)
+    decoder: Any = AutoModelForCausalLM.from_config(family(**SHAPE), attn_implementation="sdpa")
+    embeds = torch.randn(5, length, 32, requires_grad=True)
+
+    def output_and_gradients() -> list[torch.Tensor]:
+        decoder.zero_grad()
+        out = decoder.model(inputs_embeds=embeds).last_hidden_state
+        [of_embeds] = torch.autograd.grad(out.square().sum(), embeds, retain_graph=True)
+        out.square().sum().backward()
+        weights = decoder.model.layers[0].self_attn
+        of_query = weights.q_proj.weight.grad
+        nothing = torch.zeros_like(weights.q_proj.weight)
+        return [out, of_embeds, weights.v_proj.weight.grad, nothing if length == 1 else of_query]
+
+    plain = output_and_gradients()
+    one_position.attend_with(decoder)
+    assert decoder.config._attn_implementation == one_position.NAME
+    for got, wanted in zip(output_and_gradients(), plain, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_another_attention_is_left_alone() -> None:
+    decoder: Any = AutoModelForCausalLM.from_config(
+        Qwen3Config(**SHAPE), attn_implementation="eager"
+    )
+    one_position.attend_with(decoder)
+    assert decoder.config._attn_implementation == "eager"
+
+
+def test_right_padded_rows_with_a_mask_take_the_plain_way() -> None:
+    torch.manual_seed(0)
+    decoder: Any = AutoModelForCausalLM.from_config(
+        Qwen3Config(**SHAPE), attn_implementation="sdpa"
+    )
+    ids, mask = torch.randint(50, (2, 4)), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    plain = decoder(input_ids=ids, attention_mask=mask).logits
+    one_position.attend_with(decoder)
+    torch.testing.assert_close(decoder(input_ids=ids, attention_mask=mask).logits, plain)
