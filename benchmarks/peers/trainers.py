@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, trainer
 
-from benchmarks.peers.turns import TakesTurns
+from benchmarks.peers.turns import TakesTurns, own_stdout
 from benchmarks.peers.workload import Workload
 from promptify.prompter import Prompter
 
@@ -55,6 +55,7 @@ def train_decant(workload: Workload, scratch: Path) -> None:
     refresh = foundation.refresh_readings
     turns = TakesTurns(
         lambda inputs: counted(inputs, foundation.prompter),
+        answers=own_stdout(),
         periodic=refresh,
         period_steps=workload.fit.refresh_steps,
     )
@@ -93,7 +94,7 @@ def train_peer(workload: Workload, scratch: Path, side: str) -> None:
         "report_to": "none",
         "disable_tqdm": True,
     }
-    turns = TakesTurns(lambda inputs: counted(inputs, prompter))
+    turns = TakesTurns(lambda inputs: counted(inputs, prompter), answers=own_stdout())
     turns.watch()
     if side.startswith("trl"):
         trl: Any = importlib.import_module("trl")

@@ -1,7 +1,7 @@
 """Trainings that take turns: a process each, one at work at a time, so that A B A B can be timed.
 
-The process trains with a `Trainer` that has a `TakesTurns`, which waits between optimiser steps until
-it is told how many to take; the parent holds a `Worker` for each process and calls `round`.
+The process trains with a `Trainer` that has a `TakesTurns`, which waits between optimiser steps
+until it is told how many to take; the parent holds a `Worker` for each process and calls `round`.
 """
 
 import json
@@ -39,11 +39,19 @@ class Round:
     peak_bytes: int
 
 
+def own_stdout() -> IO[str]:
+    """The process's stdout for our answers alone; what libraries print goes to stderr from now."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return answers
+
+
 class TakesTurns(TrainerCallback):
     """Lets a `Trainer` take as many optimiser steps as it is told to, and reports what they took.
 
     Args:
         count: events and tokens of a micro-batch as `Trainer.training_step` gets it.
+        answers: where a line of JSON goes after each round; see `own_stdout`.
         periodic: work that a training does every `period_steps` and a short round would see all of
             or nothing of: it is timed once a round, and each step is charged its share. None for
             a training that has none.
@@ -54,6 +62,7 @@ class TakesTurns(TrainerCallback):
         self,
         count: Callable[[dict[str, Tensor]], tuple[int, int]],
         *,
+        answers: IO[str],
         periodic: Callable[[], None] | None = None,
         period_steps: int = 1,
     ) -> None:
@@ -63,9 +72,7 @@ class TakesTurns(TrainerCallback):
         self.uncounted_seconds = 0.0
         self._steps_left = self._steps = self._events = self._tokens = 0
         self._since: float | None = None
-        # The answers have a stream of their own: libraries print to stdout.
-        self._answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        self._answers = answers
 
     def watch(self) -> None:
         """Count what every `Trainer` of this process trains on."""
