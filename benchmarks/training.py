@@ -7,13 +7,14 @@ same weights in float32; a speed is the median over the rounds, a ratio the medi
 ratios:
 
     job_market   ours, in text and in slots; TRL's SFTTrainer, packed; a padded Trainer, with length
-                 grouping and without
+                 grouping and without (each is described in `benchmarks.peers.trainers`)
     ml1m         ours, in text and in slots: items of a dozen tokens
     scoring      one prefix of 200 events and 100 candidates, in text and in slots
 
 An event counts when it stands in a prompt that is trained on. Passes over items and padding are
-work, not work done. `mfu` is 6 · parameters without embeddings · tokens/s, over the peak of a
-matrix product measured in every round.
+work, not work done; ours is charged its share of reading the whole catalogue again. `mfu` is
+6 · parameters without embeddings · tokens/s, over the peak of a matrix product measured in every
+round.
 
 The first use builds an environment for TRL (see `benchmarks.peers.environment`). With the same
 --out, parts that are in the file already are not measured again.

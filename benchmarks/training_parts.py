@@ -206,7 +206,7 @@ def training_rows(
 
 
 def train_on_jobs(settings: Settings, scratch: Path, *, trl: Path | None) -> list[Measured]:
-    """Ours in text and in slots, TRL packed both ways, a padded Trainer and a grouped one."""
+    """Ours in text and in slots, TRL packed both ways, padded Trainers and a grouped one."""
     data = job_market(seed=settings.seed, **settings.market)
     workloads = {
         form: Workload.make(
@@ -232,6 +232,7 @@ def train_on_jobs(settings: Settings, scratch: Path, *, trl: Path | None) -> lis
         "speedup_vs_trl_packed": ("decant", "trl_packed"),
         "speedup_vs_trl_wrapped": ("decant", "trl_wrapped"),
         "speedup_vs_padded": ("decant", "padded"),
+        "speedup_vs_padded_by_two": ("decant", "padded_by_two"),
         "speedup_vs_grouped": ("decant", "grouped"),
         "slot_speedup_events": ("decant slots", "decant"),
     }

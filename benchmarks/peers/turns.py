@@ -6,6 +6,7 @@ until it is told how many to take; the parent holds a `Worker` for each process 
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -116,7 +117,7 @@ class TakesTurns(TrainerCallback):
             seconds=seconds,
             events=self._events,
             tokens=self._tokens,
-            peak_bytes=peak_rss_bytes(),
+            peak_bytes=_own_peak_bytes(),
         )
         print(json.dumps(asdict(done)), file=self._answers, flush=True)
 
@@ -128,6 +129,15 @@ class TakesTurns(TrainerCallback):
         self._events = self._tokens = 0
         self.uncounted_seconds = 0.0
         self._since = time.perf_counter()
+
+
+def _own_peak_bytes() -> int:
+    # Linux's ru_maxrss begins at what the parent held when it forked; VmHWM is this program's own.
+    try:
+        [peak] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except (OSError, ValueError):
+        return peak_rss_bytes()
+    return int(peak) * 1024
 
 
 class WorkerError(RuntimeError):
