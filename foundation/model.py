@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from foundation import one_position
+from foundation.attention import check_decoder
 from foundation.batches import Batch, by_length, pad_pieces, take_rows
 from foundation.config import FoundationConfig
 from foundation.losses import action_log_probs
@@ -30,6 +31,7 @@ from promptify.prompter import Prompter
 from promptify.rows import Rows
 
 if TYPE_CHECKING:
+    from foundation.scoring import PrefixReading
     from foundation.training import FitConfig, FitResult
     from promptify.assembly import PromptBook
     from promptify.splits import Split
@@ -49,6 +51,9 @@ class Foundation(nn.Module):
         config: widths and weights.
         item_ids: the catalogue's ids, I of them; slot `i` is the i-th.
         item_pieces: the catalogue's texts, each ending with the arrow.
+
+    Raises:
+        BadInput: the decoder is of a family whose attention is not known here.
     """
 
     allowed_AL: Tensor
@@ -64,6 +69,7 @@ class Foundation(nn.Module):
         item_pieces: Pieces,
     ) -> None:
         super().__init__()
+        check_decoder(decoder)
         fuse_norms(decoder)
         one_position.attend_with(decoder)
         self.decoder = decoder
@@ -384,22 +390,50 @@ class Foundation(nn.Module):
         result: NDArray[np.float32] = torch.cat(parts).float().cpu().numpy()
         return result
 
-    def score(
-        self, prefix: Rows, candidates: NDArray[np.int64] | Pieces, *, task: int = 0
-    ) -> NDArray[np.float32]:
-        """Action log-probabilities of many candidates after one prefix, which is read once.
+    def read_prefix(self, prefix: Rows) -> "PrefixReading":
+        """Read one prefix: what `score` needs of it, and the person vector that retrieval needs.
 
         Args:
             prefix: one row, as made by `PromptBook.prefixes` or `PromptBook.inline`.
+
+        Raises:
+            BadInput: `prefix` is not one row, or longer than the decoder has positions for.
+        """
+        from foundation.scoring import read_prefix
+
+        return read_prefix(self, prefix)
+
+    def score(
+        self,
+        prefix: "Rows | PrefixReading",
+        candidates: NDArray[np.int64] | Pieces,
+        *,
+        task: int = 0,
+        max_bytes: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Action log-probabilities of many candidates after one prefix, which is read once.
+
+        Equal to a prompt for each candidate to float tolerance. Equal candidates are read once.
+
+        Args:
+            prefix: one row, as made by `PromptBook.prefixes` or `PromptBook.inline`; or its
+                reading, by `read_prefix` or from a `PrefixCache`.
             candidates: int64 [C] rows of the catalogue, or their token pieces [C].
             task: index of the task whose labels are asked for.
+            max_bytes: memory for the activations of candidates read at once, about; 512 MiB when
+                left out. More candidates are read in parts.
 
         Returns:
             float32 [C, A], in nats, columns in the order of the task's actions.
-        """
-        from foundation.scoring import score
 
-        return score(self, prefix, candidates, task=task)
+        Raises:
+            BadInput: a candidate or the task is unknown, a prompt is longer than the decoder has
+                positions for, or the reading was made by other weights.
+        """
+        from foundation.scoring import MAX_CANDIDATE_BYTES, score
+
+        most = MAX_CANDIDATE_BYTES if max_bytes is None else max_bytes
+        return score(self, prefix, candidates, task=task, max_bytes=most)
 
     @torch.no_grad()
     def _read_rows(self, rows: Rows, max_positions: int) -> Any:

@@ -1,153 +1,227 @@
 """Score many candidates after one prefix, which is read once.
 
-Candidates stand beside each other in one sequence: each sees the prefix and itself, at the
-positions it would have if it stood alone. The mask says so; nothing leaks between candidates.
+The prefix is read by the decoder as it stands; its keys and values are kept. Candidates are then
+read beside each other by the same decoder with `foundation.attention` in place of its own: each
+sees the prefix and itself, at the positions it would have alone, and nothing of the others.
 
-Legend: P prefix positions, C candidates, Q candidate positions of one chunk, A actions of the task.
+Legend: P prefix positions, C candidates, S positions of the longest of a chunk, A actions of the
+task, D hidden, V vector width.
 """
 
+import logging
+from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
+from foundation.attention import (
+    PrefixLayers,
+    prefix_layers,
+    shared_prefix_model,
+    whole_prefix_cache,
+)
+from foundation.batches import by_length, pad_pieces
+from foundation.weights_state import WeightsState
 from promptify.pieces import Pieces
 from promptify.rows import Rows
+from promptify.validation import BadInput
 
 if TYPE_CHECKING:
     from foundation.model import Foundation
 
-# Candidate positions read at once: the mask between them grows with the square of this.
-CHUNK_POSITIONS = 512
+logger = logging.getLogger(__name__)
+
+# Memory for the activations of candidates that are read at once.
+MAX_CANDIDATE_BYTES = 512 * 2**20
+# Positions read at once where memory would hold more. On CPU, more of them fall out of the cores'
+# caches between one layer's steps; a GPU wants them large.
+MAX_CANDIDATE_POSITIONS = {"cpu": 1024, "cuda": 65536}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PrefixReading:
+    """What one pass over a prefix leaves behind: enough to score candidates and to retrieve.
+
+    Attributes:
+        ids_P: int32 [P], tokens and slots of the prefix.
+        inline_items: texts of the items that the prefix brings with it.
+        layers: keys and values of each layer.
+        vector_V: float32 [V], the person vector at the prefix's end, as `embed_users` gives it.
+        weights: the state of the weights that read it; `score` takes it from no others.
+    """
+
+    ids_P: NDArray[np.int32]
+    inline_items: Pieces
+    layers: PrefixLayers
+    vector_V: NDArray[np.float32]
+    weights: WeightsState
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the keys and values hold."""
+        return sum(t.numel() * t.element_size() for layer in self.layers for t in layer)
+
+    def up_to(self, num_positions: int) -> PrefixLayers:
+        """Keys and values of the first positions, which know nothing of those after them."""
+        return tuple((k[:, :, :num_positions], v[:, :, :num_positions]) for k, v in self.layers)
 
 
 @torch.no_grad()
-def score(
-    foundation: "Foundation", prefix: Rows, candidates: NDArray[np.int64] | Pieces, *, task: int
-) -> NDArray[np.float32]:
-    """Action log-probabilities of candidates after one prefix; see `Foundation.score`.
+def read_prefix(
+    foundation: "Foundation", prefix: Rows, *, known: PrefixLayers | None = None
+) -> PrefixReading:
+    """One pass over a prefix; see `Foundation.read_prefix`.
+
+    Args:
+        foundation: reads.
+        prefix: one row.
+        known: keys and values of its first positions, of one position less than all at most; they
+            are not read again.
 
     Raises:
-        ValueError: `prefix` is not one row, `task` is unknown, or a candidate is not in the
-            catalogue.
+        BadInput: `prefix` is not one row, or longer than the decoder has positions for.
     """
-    _check(foundation, prefix, task)
+    if len(prefix) != 1:
+        raise BadInput(f"prefix holds {len(prefix)} rows; score takes one request at a time.")
+    _check_length(foundation, len(prefix.ids), "prefix")
     foundation.eval()
-    pieces = _as_pieces(foundation, candidates)
-    label_A = torch.as_tensor(foundation.prompter.task_label_index(task), dtype=torch.long)
-    if len(pieces) == 0:
-        return np.zeros((0, len(label_A)), dtype=np.float32)
-    read = _beside_each_other if _caches_whole_prefix(foundation) else _one_by_one
-    hidden_CD = read(foundation, prefix, pieces)
-    task_C = torch.full((len(pieces),), task, device=foundation.device)
-    scores_CA: NDArray[np.float32] = (
-        foundation.action_log_probs(hidden_CD, task_C)[:, label_A].cpu().numpy()
-    )
-    return scores_CA
-
-
-def _beside_each_other(foundation: "Foundation", prefix: Rows, pieces: Pieces) -> Tensor:
-    cache = DynamicCache(config=foundation.decoder.config)
-    device = foundation.device
-    prefix_1P = torch.from_numpy(prefix.ids.astype(np.int64))[None].to(device)
-    foundation.hidden(
-        prefix_1P,
+    cache = whole_prefix_cache()
+    num_known = 0
+    for number, (keys, values) in enumerate(known or ()):
+        num_known = keys.shape[2]
+        cache.update(keys, values, number)
+    ids_P = torch.from_numpy(prefix.ids[num_known:].astype(np.int64)).to(foundation.device)
+    hidden_1PD = foundation.hidden(
+        ids_P[None],
         inline_slots_JD=foundation.inline_slots(prefix),
         past_key_values=cache,
         use_cache=True,
     )
-    num_prefix = prefix_1P.shape[1]
-
-    arrows = []
-    for chosen_C in _chunks(pieces.lengths):
-        chunk = pieces.take(chosen_C)
-        ids_1Q = torch.from_numpy(chunk.ids.astype(np.int64))[None].to(device)
-        owner_Q = torch.from_numpy(np.repeat(np.arange(len(chunk)), chunk.lengths)).to(device)
-        local_Q = torch.arange(ids_1Q.shape[1], device=device) - torch.from_numpy(
-            np.repeat(chunk.offsets[:-1], chunk.lengths)
-        ).to(device)
-        hidden_1QD = foundation.hidden(
-            ids_1Q,
-            past_key_values=cache,
-            use_cache=True,
-            position_ids=(num_prefix + local_Q)[None],
-            attention_mask=_mask(owner_Q, local_Q, num_prefix, dtype=_dtype(foundation)),
-        )
-        arrows.append(hidden_1QD[0, torch.from_numpy(chunk.offsets[1:] - 1).to(device)])
-        for layer in cache.layers:  # Forget the candidates, keep the prefix.
-            assert isinstance(layer, DynamicLayer)
-            assert layer.keys is not None
-            assert layer.values is not None
-            layer.keys = layer.keys[:, :, :num_prefix]
-            layer.values = layer.values[:, :, :num_prefix]
-    return torch.cat(arrows)
-
-
-def _one_by_one(foundation: "Foundation", prefix: Rows, pieces: Pieces) -> Tensor:
-    """Each candidate in a prompt of its own: plain, slow, and right for every decoder.
-
-    Used where layers see only a sliding window, whose cache holds no whole prefix.
-    """
-    inline_slots_JD = foundation.inline_slots(prefix)
-    arrows = []
-    for piece in range(len(pieces)):
-        ids_T = np.concatenate([prefix.ids, pieces[piece]]).astype(np.int64)
-        ids_1T = torch.from_numpy(ids_T)[None]
-        hidden_1TD = foundation.hidden(
-            ids_1T.to(foundation.device), inline_slots_JD=inline_slots_JD
-        )
-        arrows.append(hidden_1TD[0, -1])
-    return torch.stack(arrows)
-
-
-def _mask(owner_Q: Tensor, local_Q: Tensor, num_prefix: int, *, dtype: torch.dtype) -> Tensor:
-    """Additive mask [1, 1, Q, P+Q]: the prefix and one's own candidate up to here, nothing else."""
-    own_QQ = (owner_Q[:, None] == owner_Q) & (local_Q[:, None] >= local_Q)
-    sees_QK = torch.cat([own_QQ.new_ones(len(owner_Q), num_prefix), own_QQ], dim=1)
-    blocked = torch.zeros(sees_QK.shape, dtype=dtype, device=owner_Q.device)
-    return blocked.masked_fill(~sees_QK, torch.finfo(dtype).min)[None, None]
-
-
-def _chunks(lengths_C: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Consecutive candidates, `CHUNK_POSITIONS` positions at a time."""
-    chunk_C = (np.cumsum(lengths_C) - lengths_C) // CHUNK_POSITIONS
-    return np.split(np.arange(len(lengths_C)), np.flatnonzero(np.diff(chunk_C)) + 1)
-
-
-def _as_pieces(foundation: "Foundation", candidates: NDArray[np.int64] | Pieces) -> Pieces:
-    if isinstance(candidates, Pieces):
-        return candidates
-    items_C = np.asarray(candidates, dtype=np.int64)
-    outside = items_C[(items_C < 0) | (items_C >= foundation.num_items)]
-    if len(outside):
-        raise ValueError(
-            f"candidates={outside[:3].tolist()} are not rows of the catalogue; "
-            f"give numbers from 0 to {foundation.num_items - 1}."
-        )
-    return foundation.questions(items_C)
-
-
-def _check(foundation: "Foundation", prefix: Rows, task: int) -> None:
-    if len(prefix) != 1:
-        raise ValueError(f"prefix holds {len(prefix)} rows; score takes one request at a time.")
-    if not 0 <= task < len(foundation.prompter.tasks):
-        raise ValueError(
-            f"task={task} is unknown; there are {len(foundation.prompter.tasks)} tasks."
-        )
-
-
-def _caches_whole_prefix(foundation: "Foundation") -> bool:
-    # Asked of the cache and not of the configuration, where families say it in different ways.
-    return all(
-        type(layer) is DynamicLayer
-        for layer in DynamicCache(config=foundation.decoder.config).layers
+    return PrefixReading(
+        ids_P=prefix.ids,
+        inline_items=prefix.inline_items,
+        layers=prefix_layers(cache),
+        vector_V=foundation.person_head(hidden_1PD[0, -1]).float().cpu().numpy(),
+        weights=WeightsState.of(foundation),
     )
 
 
-def _dtype(foundation: "Foundation") -> torch.dtype:
-    dtype: torch.dtype = foundation.decoder.get_input_embeddings().weight.dtype
-    return dtype
+@torch.no_grad()
+def score(
+    foundation: "Foundation",
+    prefix: Rows | PrefixReading,
+    candidates: NDArray[np.int64] | Pieces,
+    *,
+    task: int,
+    max_bytes: int = MAX_CANDIDATE_BYTES,
+) -> NDArray[np.float32]:
+    """Action log-probabilities of candidates after one prefix; see `Foundation.score`."""
+    if not 0 <= task < len(foundation.prompter.tasks):
+        raise BadInput(
+            f"task={task} is unknown; there are {len(foundation.prompter.tasks)} tasks."
+        )
+    label_A = torch.as_tensor(foundation.prompter.task_label_index(task), dtype=torch.long)
+    pieces, place_C = _as_pieces(foundation, candidates)
+    if len(pieces) == 0:
+        return np.zeros((0, len(label_A)), dtype=np.float32)
+    reading = prefix if isinstance(prefix, PrefixReading) else read_prefix(foundation, prefix)
+    if reading.weights is not WeightsState.of(foundation):
+        raise BadInput("prefix was read by other weights than the model has now; read it again.")
+    _check_length(foundation, len(reading.ids_P) + int(pieces.lengths.max()), "prefix + candidate")
+    hidden_UD = _arrows(foundation, reading, pieces, max_bytes=max_bytes)
+    task_U = torch.full((len(pieces),), task, device=foundation.device)
+    scores_UA = foundation.action_log_probs(hidden_UD, task_U)[:, label_A].cpu().numpy()
+    scores_CA: NDArray[np.float32] = scores_UA[place_C]
+    return scores_CA
+
+
+def _arrows(
+    foundation: "Foundation", reading: PrefixReading, pieces: Pieces, *, max_bytes: int
+) -> Tensor:
+    """Last hidden state at each candidate's arrow [C, D], chunk by chunk."""
+    model = shared_prefix_model(foundation.decoder.model)
+    foundation.eval()
+    arrow_CD = torch.empty(
+        (len(pieces), model.config.hidden_size), device=foundation.device, dtype=model.dtype
+    )
+    for chosen_B in by_length(
+        pieces.lengths, max_positions=_positions_at_once(foundation, pieces, max_bytes)
+    ):
+        ids_BS, last_B = pad_pieces(pieces, chosen_B, pad_id=foundation.prompter.newline_id)
+        ids_BS, last_B = ids_BS.to(foundation.device), last_B.to(foundation.device)
+        at_S = len(reading.ids_P) + torch.arange(ids_BS.shape[1], device=foundation.device)
+        out = model(
+            inputs_embeds=foundation.embed_ids(ids_BS),
+            position_ids=at_S[None],
+            use_cache=False,
+            shared_prefix=reading.layers,
+        )
+        rows_B = torch.arange(len(chosen_B), device=foundation.device)
+        arrow_CD[torch.from_numpy(chosen_B).to(foundation.device)] = out.last_hidden_state[
+            rows_B, last_B
+        ]
+    return arrow_CD
+
+
+def _positions_at_once(foundation: "Foundation", pieces: Pieces, max_bytes: int) -> int:
+    """Positions of candidates that are read together, by memory and by what is fast."""
+    config = foundation.decoder.config
+    heads, width = config.num_attention_heads, getattr(config, "head_dim", None)
+    width = width or config.hidden_size // heads
+    # Held at once, generously: residual, normed and rotated copies of queries, keys and values,
+    # attention of both parts and their merge; or the MLP's two halves and their product.
+    values = 4 * config.hidden_size + max(8 * heads * width, 3 * config.intermediate_size)
+    bytes_per_position = values * foundation.decoder.dtype.itemsize
+    fit = max(1, max_bytes // bytes_per_position)
+    fast = MAX_CANDIDATE_POSITIONS.get(foundation.device.type, MAX_CANDIDATE_POSITIONS["cuda"])
+    if fit < min(fast, len(pieces) * int(pieces.lengths.max())):
+        _say_split(max_bytes)
+    return min(fit, fast)
+
+
+@cache
+def _say_split(max_bytes: int) -> None:
+    logger.info(
+        "the candidates of a request need more than %d MiB at once; they are read in parts. "
+        "Another max_bytes of `score` changes that. This is said once.",
+        max_bytes // 2**20,
+    )
+
+
+def _as_pieces(
+    foundation: "Foundation", candidates: NDArray[np.int64] | Pieces
+) -> tuple[Pieces, NDArray[np.int64]]:
+    """What is asked, each different candidate once, and which of those each candidate is [C]."""
+    if isinstance(candidates, Pieces):
+        if len(candidates) and not candidates.lengths.all():
+            empty = int(candidates.lengths.argmin())
+            raise BadInput(f"candidates[{empty}] is empty; give its tokens and the arrow.")
+        seen: dict[bytes, int] = {}
+        place_C = [
+            seen.setdefault(candidates[piece].tobytes(), len(seen))
+            for piece in range(len(candidates))
+        ]
+        _, first_U = np.unique(place_C, return_index=True)
+        return candidates.take(first_U), np.array(place_C, dtype=np.int64)
+    items_C = np.asarray(candidates, dtype=np.int64)
+    outside = items_C[(items_C < 0) | (items_C >= foundation.num_items)]
+    if len(outside):
+        raise BadInput(
+            f"candidates={outside[:3].tolist()} are not rows of the catalogue; "
+            f"give numbers from 0 to {foundation.num_items - 1}."
+        )
+    items_U, place_C = np.unique(items_C, return_inverse=True)
+    return foundation.questions(items_U), place_C
+
+
+def _check_length(foundation: "Foundation", num_positions: int, what: str) -> None:
+    longest = getattr(foundation.decoder.config, "max_position_embeddings", None)
+    if longest is not None and num_positions > longest:
+        raise BadInput(
+            f"{what} is {num_positions} positions long, but the decoder has {longest}; "
+            f"give fewer events, or fit the prompter with a smaller max_prompt_tokens."
+        )

@@ -190,7 +190,7 @@ def test_every_decoder_scores_as_one_by_one(
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     foundation, prefix = make(form, model=tmp_path / "model"), longest(prefixes)
     assert prefix.lengths[0] > 32
-    assert scoring._caches_whole_prefix(foundation) == ("windowed" not in family)
+    
     candidates = np.array([8, 3, 40, 3])
     got = foundation.score(prefix, candidates)
     np.testing.assert_allclose(got, alone(foundation, prefix, candidates), **CLOSE)

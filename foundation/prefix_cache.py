@@ -1,0 +1,133 @@
+"""Readings of prefixes kept between requests: the same person asked again pays only for candidates.
+
+    cache = PrefixCache(max_bytes=256 * 2**20)
+    reading = cache.read(foundation, prefix)
+    foundation.score(reading, candidates)
+"""
+
+import threading
+from collections import OrderedDict
+
+import numpy as np
+
+from foundation.attention import PrefixLayers
+from foundation.model import Foundation
+from foundation.scoring import PrefixReading, read_prefix
+from foundation.weights_state import WeightsState
+from promptify.rows import Rows
+from promptify.validation import BadInput
+
+_Key = tuple[WeightsState, bytes, bytes, bytes]
+
+
+class PrefixCache:
+    """Readings of prefixes, least recently used given up first. Safe to share between threads.
+
+    A prefix is known by its content (tokens, slots, the texts of items it brings with it) and by the
+    weights that read it: after training, or by another model, it is read anew, and readings of
+    weights that are no more are given up. A prefix that goes on where a kept one ends, as the same
+    person's with one more event does, is read from there. So is one that shares its beginning with
+    it, if that is at least half; where old events have fallen out of the prompt it is not, since
+    everything after them has moved.
+
+    Args:
+        max_bytes: keys and values kept, at most; 0 keeps none.
+
+    Attributes:
+        hits: prefixes that were there whole.
+        extensions: prefixes of which at least half was there.
+        misses: prefixes that were read from their start.
+
+    Raises:
+        BadInput: `max_bytes` is negative.
+    """
+
+    def __init__(self, *, max_bytes: int = 256 * 2**20) -> None:
+        if max_bytes < 0:
+            raise BadInput(f"max_bytes={max_bytes} must not be negative; 0 keeps nothing.")
+        self.max_bytes = max_bytes
+        self.hits = self.extensions = self.misses = 0
+        self.num_bytes = 0
+        self._readings: OrderedDict[_Key, PrefixReading] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._readings)
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of requests whose prefix was there whole; 0 before the first."""
+        return self.hits / max(1, self.hits + self.extensions + self.misses)
+
+    def read(self, foundation: Foundation, prefix: Rows) -> PrefixReading:
+        """The reading of a prefix, from here or made now and kept.
+
+        Args:
+            foundation: reads.
+            prefix: one row, as for `Foundation.score`.
+
+        Raises:
+            BadInput: as `Foundation.read_prefix`.
+        """
+        weights = WeightsState.of(foundation)
+        inline = prefix.inline_items
+        key = (weights, prefix.ids.tobytes(), inline.ids.tobytes(), inline.offsets.tobytes())
+        with self._lock:
+            found = self._readings.get(key)
+            if found is not None:
+                self.hits += 1
+                self._readings.move_to_end(key)
+                return found
+            self._give_up_outdated(weights)
+            known = self._longest_beginning(foundation, weights, prefix)
+            self.extensions += known is not None
+            self.misses += known is None
+        # Other threads go on meanwhile; two that read the same prefix at once both do.
+        reading = read_prefix(foundation, prefix, known=known)
+        with self._lock:
+            self._keep(key, reading)
+        return reading
+
+    def clear(self) -> None:
+        """Give everything up; the counts stay."""
+        with self._lock:
+            self._readings.clear()
+            self.num_bytes = 0
+
+    def _keep(self, key: _Key, reading: PrefixReading) -> None:
+        if key in self._readings or reading.num_bytes > self.max_bytes:
+            return
+        self._readings[key] = reading
+        self.num_bytes += reading.num_bytes
+        while self.num_bytes > self.max_bytes:
+            _, oldest = self._readings.popitem(last=False)
+            self.num_bytes -= oldest.num_bytes
+
+    def _give_up_outdated(self, now: WeightsState) -> None:
+        """Drop readings of states that this model is no longer in, and of models that are gone."""
+        for key in list(self._readings):
+            model = key[0].model()
+            if model is None or (model is now.model() and key[0] is not now):
+                self.num_bytes -= self._readings.pop(key).num_bytes
+
+    def _longest_beginning(
+        self, foundation: Foundation, weights: WeightsState, prefix: Rows
+    ) -> PrefixLayers | None:
+        """Keys and values of the longest beginning that a kept reading shares with a prefix."""
+        # An inline slot's number says nothing of its text, and the last position is always read
+        # anew: the person vector is read there.
+        first_inline = foundation.prompter.vocab_size + foundation.num_items
+        most = min(_before(prefix.ids >= first_inline), len(prefix.ids) - 1)
+        best, num_shared = None, (len(prefix.ids) + 1) // 2 - 1
+        for key, reading in self._readings.items():
+            if key[0] is weights:
+                end = min(most, len(reading.ids_P))
+                shared = _before(reading.ids_P[:end] != prefix.ids[:end])
+                if shared > num_shared:
+                    best, num_shared = reading, shared
+        return None if best is None else best.up_to(num_shared)
+
+
+def _before(is_so: np.ndarray) -> int:
+    """How many stand before the first that is so."""
+    return int(is_so.argmax()) if is_so.any() else len(is_so)
