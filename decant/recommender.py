@@ -20,6 +20,8 @@ from decant.run_data import load_model, reading
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
 from foundation.predictions import served_items
+from foundation.prefix_cache import PrefixCache
+from foundation.scoring import PrefixReading
 from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
 from promptify.prompter import item_texts
@@ -61,10 +63,21 @@ class Recommender:
         foundation: the served rung.
         index: its items' vectors.
         book: prompts over the catalogue and the log.
+        prefix_cache: readings of prompts, kept between requests; a new one when left out. Its
+            `hit_rate` says how many requests needed no reading.
     """
 
-    def __init__(self, foundation: Foundation, index: ItemIndex, book: PromptBook) -> None:
+    def __init__(
+        self,
+        foundation: Foundation,
+        index: ItemIndex,
+        book: PromptBook,
+        *,
+        prefix_cache: PrefixCache | None = None,
+    ) -> None:
         self.foundation = foundation
+        # `or` would not do: an empty cache is falsy.
+        self.prefix_cache = PrefixCache() if prefix_cache is None else prefix_cache
         self.index = index
         self.book = book
         self.interactions = book.interactions
@@ -279,7 +292,8 @@ class Recommender:
             raise BadInput(f"k={k} must be at least 1.")
         for name, ids in (("allow", allow), ("deny", deny), ("candidates", candidates)):
             self._check_ids(name, ids)
-        vector_1V = self.foundation.embed_users(prefix)
+        # Read once: retrieval takes the person vector from it, ranking the rest.
+        person = self.prefix_cache.read(self.foundation, prefix)
         refused = set(deny or ()) | set(seen)
         if candidates is not None:
             admitted = [
@@ -288,11 +302,11 @@ class Recommender:
                 if item not in refused and (allow is None or item in set(allow))
             ]
             rows_C = np.array([self.interactions.item_row(item) for item in admitted], np.int64)
-            scores_C = self._item_vectors()[rows_C] @ vector_1V[0]
+            scores_C = self._item_vectors()[rows_C] @ person.vector_V
             ranks: Sequence[int | None] = [None] * len(rows_C)
         else:
             result = self.index.search(
-                vector_1V,
+                person.vector_V[None],
                 max(NUM_RETRIEVED, k),
                 allow=self._allowed(task, allow),
                 deny=sorted(refused) or None,
@@ -301,11 +315,11 @@ class Recommender:
             rows_C = np.array([self.interactions.item_row(item) for item in found], np.int64)
             scores_C = result.scores[0, : len(rows_C)]
             ranks = range(1, len(rows_C) + 1)
-        return self._ranked(prefix, rows_C, scores_C, ranks, task=task, k=k)
+        return self._ranked(person, rows_C, scores_C, ranks, task=task, k=k)
 
     def _ranked(
         self,
-        prefix: Rows,
+        person: PrefixReading,
         rows_C: NDArray[np.int64],
         retrieval_C: NDArray[np.float32],
         ranks: Sequence[int | None],
@@ -314,7 +328,7 @@ class Recommender:
         k: int,
     ) -> list[Prediction]:
         asked = self.book.prompter.tasks[task]
-        log_probs_CA = self.foundation.score(prefix, rows_C, task=task)
+        log_probs_CA = self.foundation.score(person, rows_C, task=task)
         total_C = retrieval_C + self.foundation.rank_weight(task) * log_positive(
             log_probs_CA, np.array(asked.is_positive)
         )

@@ -1,7 +1,7 @@
 """Attention of many short candidates over one prefix that they share, for any decoder.
 
-    layers = prefix_layers(cache)                      # stock cache, whole prefix in every layer
-    model = shared_prefix_model(decoder.model)         # same weights, other attention
+    layers = prefix_layers(cache)  # stock cache, whole prefix in every layer
+    model = reading_model(decoder.model, read_at, shared_prefix=True)  # same weights
     model(inputs_embeds=..., position_ids=..., use_cache=False, shared_prefix=layers)
 
 A query sees the prefix and its own candidate up to itself. The two are attended to apart: the
@@ -85,23 +85,28 @@ def prefix_layers(cache: DynamicCache) -> PrefixLayers:
     return tuple(layers)
 
 
-def shared_prefix_model(model: Any) -> Any:
-    """A second set of modules over the same weights, whose attention is over a shared prefix.
+def reading_model(model: Any, read_at: tuple[Tensor, Tensor], *, shared_prefix: bool) -> Any:
+    """A second set of modules over the same weights, to read with while others train or read.
 
-    The name of the attention stands in the configuration, which the modules share. Switching it
-    there, even for a moment, would reach a training step or a reading in another thread; a set of
-    modules with a configuration of its own cannot. It is made anew for each use (some microseconds
-    a module), so that it always has the modules that the model has now.
+    The name of the attention stands in the configuration, which the modules share, and whether
+    dropout is on stands in each module. Switching them, even for a moment, would reach a training
+    step in another thread; a set of modules of its own cannot. It is made anew for each reading
+    (some microseconds a module), so that it always has the modules that the model has now.
 
     Args:
         model: the body of a decoder, `decoder.model`.
+        read_at: row and position of each last hidden state that is wanted, int64 [N] both. After
+            the last layer's attention nothing goes from one position to another, so its MLP is
+            spared all others, whose last hidden states mean nothing.
+        shared_prefix: attention is `shared_prefix_attention`, and the modules are to be called with
+            `shared_prefix=PrefixLayers` and without a cache; else it is the model's own.
 
     Returns:
-        Modules in evaluation mode, to be called with `shared_prefix=PrefixLayers` and without a
-        cache.
+        Modules in evaluation mode.
     """
     config = copy.copy(model.config)
-    config._attn_implementation = NAME
+    if shared_prefix:
+        config._attn_implementation = NAME
 
     def twin(module: nn.Module) -> nn.Module:
         new = object.__new__(type(module))
@@ -114,7 +119,24 @@ def shared_prefix_model(model: Any) -> Any:
             new.__dict__["config"] = config
         return new
 
-    return twin(model)
+    new: Any = twin(model)
+    last = new.layers[-1]
+    if isinstance(getattr(last, "mlp", None), nn.Module):
+        last.mlp = _Only(last.mlp, read_at)
+    return new
+
+
+class _Only(nn.Module):
+    """A module that works on each position alone, spared all positions but some."""
+
+    def __init__(self, module: nn.Module, read_at: tuple[Tensor, Tensor]) -> None:
+        super().__init__()
+        self.module = module
+        self.read_at = read_at
+
+    def forward(self, hidden_RTD: Tensor) -> Tensor:
+        some_N1D = hidden_RTD[self.read_at][:, None]
+        return torch.zeros_like(hidden_RTD).index_put(self.read_at, self.module(some_N1D)[:, 0])
 
 
 def shared_prefix_attention(

@@ -21,7 +21,7 @@ from torch import Tensor
 from foundation.attention import (
     PrefixLayers,
     prefix_layers,
-    shared_prefix_model,
+    reading_model,
     whole_prefix_cache,
 )
 from foundation.batches import by_length, pad_pieces
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 MAX_CANDIDATE_BYTES = 512 * 2**20
 # Positions read at once where memory would hold more. On CPU, more of them fall out of the cores'
 # caches between one layer's steps; a GPU wants them large.
-MAX_CANDIDATE_POSITIONS = {"cpu": 1024, "cuda": 65536}
+MAX_CANDIDATE_POSITIONS = {"cpu": 2048, "cuda": 65536}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -88,19 +88,22 @@ def read_prefix(
     if len(prefix) != 1:
         raise BadInput(f"prefix holds {len(prefix)} rows; score takes one request at a time.")
     _check_length(foundation, len(prefix.ids), "prefix")
-    foundation.eval()
     cache = whole_prefix_cache()
     num_known = 0
     for number, (keys, values) in enumerate(known or ()):
         num_known = keys.shape[2]
         cache.update(keys, values, number)
     ids_P = torch.from_numpy(prefix.ids[num_known:].astype(np.int64)).to(foundation.device)
-    hidden_1PD = foundation.hidden(
-        ids_P[None],
-        inline_slots_JD=foundation.inline_slots(prefix),
+    last_1 = torch.tensor([len(ids_P) - 1], device=foundation.device)
+    model = reading_model(
+        foundation.decoder.model, (torch.zeros_like(last_1), last_1), shared_prefix=False
+    )
+    inline_slots_JD = foundation.inline_slots(prefix)
+    hidden_1PD = model(
+        inputs_embeds=foundation.embed_ids(ids_P[None], inline_slots_JD=inline_slots_JD),
         past_key_values=cache,
         use_cache=True,
-    )
+    ).last_hidden_state
     return PrefixReading(
         ids_P=prefix.ids,
         inline_items=prefix.inline_items,
@@ -143,27 +146,24 @@ def _arrows(
     foundation: "Foundation", reading: PrefixReading, pieces: Pieces, *, max_bytes: int
 ) -> Tensor:
     """Last hidden state at each candidate's arrow [C, D], chunk by chunk."""
-    model = shared_prefix_model(foundation.decoder.model)
-    foundation.eval()
+    device, decoder = foundation.device, foundation.decoder
     arrow_CD = torch.empty(
-        (len(pieces), model.config.hidden_size), device=foundation.device, dtype=model.dtype
+        (len(pieces), decoder.config.hidden_size), device=device, dtype=decoder.dtype
     )
     for chosen_B in by_length(
         pieces.lengths, max_positions=_positions_at_once(foundation, pieces, max_bytes)
     ):
         ids_BS, last_B = pad_pieces(pieces, chosen_B, pad_id=foundation.prompter.newline_id)
-        ids_BS, last_B = ids_BS.to(foundation.device), last_B.to(foundation.device)
-        at_S = len(reading.ids_P) + torch.arange(ids_BS.shape[1], device=foundation.device)
-        out = model(
+        ids_BS = ids_BS.to(device)
+        read_at = torch.arange(len(chosen_B), device=device), last_B.to(device)
+        at_S = len(reading.ids_P) + torch.arange(ids_BS.shape[1], device=device)
+        hidden_BSD = reading_model(decoder.model, read_at, shared_prefix=True)(
             inputs_embeds=foundation.embed_ids(ids_BS),
             position_ids=at_S[None],
             use_cache=False,
             shared_prefix=reading.layers,
-        )
-        rows_B = torch.arange(len(chosen_B), device=foundation.device)
-        arrow_CD[torch.from_numpy(chosen_B).to(foundation.device)] = out.last_hidden_state[
-            rows_B, last_B
-        ]
+        ).last_hidden_state
+        arrow_CD[torch.from_numpy(chosen_B).to(device)] = hidden_BSD[read_at]
     return arrow_CD
 
 
