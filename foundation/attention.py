@@ -122,7 +122,7 @@ def reading_model(model: Any, read_at: tuple[Tensor, Tensor], *, shared_prefix: 
     new: Any = twin(model)
     last = new.layers[-1]
     if isinstance(getattr(last, "mlp", None), nn.Module):
-        last.mlp = _Only(last.mlp, read_at)
+        last.mlp = _Only(last.mlp, read_at).eval()
     return new
 
 

@@ -1,8 +1,8 @@
 """Readings of prefixes kept between requests: the same person asked again pays only for candidates.
 
-    cache = PrefixCache(max_bytes=256 * 2**20)
-    reading = cache.read(foundation, prefix)
-    foundation.score(reading, candidates)
+cache = PrefixCache(max_bytes=256 * 2**20)
+reading = cache.read(foundation, prefix)
+foundation.score(reading, candidates)
 """
 
 import threading

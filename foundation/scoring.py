@@ -87,7 +87,7 @@ def read_prefix(
     """
     if len(prefix) != 1:
         raise BadInput(f"prefix holds {len(prefix)} rows; score takes one request at a time.")
-    _check_length(foundation, len(prefix.ids), "prefix")
+    _check_length(foundation, len(prefix.ids), "the prefix is")
     cache = whole_prefix_cache()
     num_known = 0
     for number, (keys, values) in enumerate(known or ()):
@@ -124,9 +124,7 @@ def score(
 ) -> NDArray[np.float32]:
     """Action log-probabilities of candidates after one prefix; see `Foundation.score`."""
     if not 0 <= task < len(foundation.prompter.tasks):
-        raise BadInput(
-            f"task={task} is unknown; there are {len(foundation.prompter.tasks)} tasks."
-        )
+        raise BadInput(f"task={task} is unknown; there are {len(foundation.prompter.tasks)} tasks.")
     label_A = torch.as_tensor(foundation.prompter.task_label_index(task), dtype=torch.long)
     pieces, place_C = _as_pieces(foundation, candidates)
     if len(pieces) == 0:
@@ -134,7 +132,8 @@ def score(
     reading = prefix if isinstance(prefix, PrefixReading) else read_prefix(foundation, prefix)
     if reading.weights is not WeightsState.of(foundation):
         raise BadInput("prefix was read by other weights than the model has now; read it again.")
-    _check_length(foundation, len(reading.ids_P) + int(pieces.lengths.max()), "prefix + candidate")
+    longest = len(reading.ids_P) + int(pieces.lengths.max())
+    _check_length(foundation, longest, "prefix and candidate are")
     hidden_UD = _arrows(foundation, reading, pieces, max_bytes=max_bytes)
     task_U = torch.full((len(pieces),), task, device=foundation.device)
     scores_UA = foundation.action_log_probs(hidden_UD, task_U)[:, label_A].cpu().numpy()
@@ -222,6 +221,6 @@ def _check_length(foundation: "Foundation", num_positions: int, what: str) -> No
     longest = getattr(foundation.decoder.config, "max_position_embeddings", None)
     if longest is not None and num_positions > longest:
         raise BadInput(
-            f"{what} is {num_positions} positions long, but the decoder has {longest}; "
+            f"{what} {num_positions} positions long, but the decoder has {longest}; "
             f"give fewer events, or fit the prompter with a smaller max_prompt_tokens."
         )

@@ -7,17 +7,20 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     Gemma3TextConfig,
+    GPT2Config,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
     Qwen3Config,
 )
 
-from foundation import scoring
+from foundation import Foundation, scoring
 from foundation.batches import take_rows
 from foundation.predictions import read_pairs
 from promptify.assembly import PromptBook
+from promptify.pieces import Pieces
 from promptify.prompter import HistoryEvent
 from promptify.rows import Rows
 from promptify.splits import Split
@@ -42,12 +45,17 @@ def longest(rows: Rows) -> Rows:
 
 def alone(foundation: Any, prefix: Rows, candidates: np.ndarray, task: int = 0) -> np.ndarray:
     """Ten plain lines: a prompt per candidate, read from its start."""
+    return of_pieces(foundation, prefix, foundation.questions(candidates), task)
+
+
+def of_pieces(foundation: Any, prefix: Rows, pieces: Pieces, task: int = 0) -> np.ndarray:
     labels = foundation.prompter.task_label_index(task)
-    pieces = foundation.questions(candidates)
     found = []
     for piece in range(len(pieces)):
         ids = torch.from_numpy(np.concatenate([prefix.ids, pieces[piece]]).astype(np.int64))
-        hidden = foundation.hidden(ids[None])[0, -1]
+        hidden = foundation.hidden(ids[None], inline_slots_JD=foundation.inline_slots(prefix))[
+            0, -1
+        ]
         rows = foundation.decoder.get_output_embeddings().weight[foundation.label_ids_L]
         found.append((rows @ hidden)[labels].log_softmax(0))
     return torch.stack(found).numpy()
@@ -75,18 +83,59 @@ def test_score_is_what_the_predictions_read(make: Any, form: str, prefixes: Rows
     np.testing.assert_allclose(people, foundation.embed_users(prefixes)[requests], **CLOSE)
 
 
-def test_more_candidates_than_one_chunk_holds(
-    make: Any, form: str, prefixes: Rows, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def shapes_read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Shapes of all ids that are embedded from now on."""
+    shapes: list[tuple[int, int]] = []
+    embed = Foundation.embed_ids
+
+    def noted(self: Foundation, ids: torch.Tensor, **kind: Any) -> torch.Tensor:
+        shapes.append((ids.shape[0], ids.shape[1]))
+        return embed(self, ids, **kind)
+
+    monkeypatch.setattr(Foundation, "embed_ids", noted)
+    return shapes
+
+
+def test_candidates_over_the_memory_are_read_in_parts_which_is_said_once(
+    make: Any,
+    form: str,
+    prefixes: Rows,
+    shapes_read: list[tuple[int, int]],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     foundation, prefix = make(form), longest(prefixes)
     candidates = np.arange(25, dtype=np.int64) * 2
     whole = foundation.score(prefix, candidates)
-    monkeypatch.setattr(scoring, "CHUNK_POSITIONS", 7 if form == "slot" else 60)
-    chunks = scoring._chunks(foundation.questions(candidates).lengths)
-    assert len(chunks) > 3
-    assert np.concatenate(chunks).tolist() == list(range(25))
-    np.testing.assert_allclose(foundation.score(prefix, candidates), whole, **CLOSE)
     np.testing.assert_allclose(whole, alone(foundation, prefix, candidates), **CLOSE)
+    scoring._say_split.cache_clear()
+    reading = foundation.read_prefix(prefix)
+    shapes_read.clear()
+    little = 7_000 if form == "slot" else 70_000
+    with caplog.at_level("INFO", logger="foundation.scoring"):
+        for _ in "ab":
+            parts = foundation.score(reading, candidates, max_bytes=little)
+    assert len(shapes_read) > 6
+    assert sum(rows for rows, _ in shapes_read) == 2 * 25
+    np.testing.assert_allclose(parts, whole, **CLOSE)
+    assert len(caplog.records) == 1
+    assert "are read in parts" in caplog.text
+
+
+def test_equal_candidates_are_read_once_and_lengths_share_a_rectangle(
+    make: Any, books: dict[str, PromptBook], split: Split, shapes_read: list[tuple[int, int]]
+) -> None:
+    foundation = make("text")
+    prefix = longest(books["text"].prefixes(split.test, task=0))
+    ids = np.random.default_rng(0).integers(5, 300, (6, 30))
+    lengths = [3, 30, 4, 29, 3, 28]
+    pieces = Pieces.of([row[:length].tolist() for row, length in zip(ids, lengths, strict=True)])
+    pieces = pieces.take(np.array([0, 1, 2, 3, 1, 0, 4, 5]))
+    reading = foundation.read_prefix(prefix)
+    shapes_read.clear()
+    got = foundation.score(reading, pieces, max_bytes=100 * 1600)
+    assert shapes_read == [(3, 4), (3, 30)]
+    np.testing.assert_allclose(got, of_pieces(foundation, prefix, pieces), **CLOSE)
 
 
 def test_a_candidate_does_not_see_the_others(make: Any, form: str, prefixes: Rows) -> None:
@@ -132,14 +181,37 @@ def test_a_history_of_items_that_are_not_in_the_catalogue(
     welder = foundation.score(prefix("Senior welder"), np.arange(3))
     nurse = foundation.score(prefix("Ward nurse"), np.arange(3))
     assert np.abs(welder - nurse).max() > 1e-4
-    _, pairs = read_pairs(
-        foundation,
-        prefix("Ward nurse"),
-        np.zeros(3, np.int64),
-        np.arange(3, dtype=np.int32),
-        task=0,
+    np.testing.assert_allclose(
+        nurse, alone(foundation, prefix("Ward nurse"), np.arange(3)), **CLOSE
     )
-    np.testing.assert_allclose(pairs, nurse, **CLOSE)
+
+
+def test_a_reading_serves_retrieval_and_ranking(make: Any, form: str, prefixes: Rows) -> None:
+    foundation, prefix = make(form), longest(prefixes)
+    reading = foundation.read_prefix(prefix)
+    np.testing.assert_allclose(reading.vector_V, foundation.embed_users(prefix)[0], **CLOSE)
+    items = np.arange(9)
+    np.testing.assert_array_equal(foundation.score(reading, items), foundation.score(prefix, items))
+    # Keys and values of two layers with one key-value head of 16.
+    assert reading.num_bytes == 2 * 2 * 16 * len(prefix.ids) * 4
+
+
+def test_a_reading_by_other_weights_is_refused(make: Any, form: str, prefixes: Rows) -> None:
+    foundation, prefix = make(form), longest(prefixes)
+    reading = foundation.read_prefix(prefix)
+    with pytest.raises(ValueError, match="read by other weights"):
+        make(form, seed=1).score(reading, np.arange(2))
+    foundation.decoder.model.norm.weight.add_(0.1)
+    with pytest.raises(ValueError, match="read by other weights"):
+        foundation.score(reading, np.arange(2))
+
+
+def test_a_model_that_is_training_stays_so(make: Any, form: str, prefixes: Rows) -> None:
+    foundation, prefix = make(form), longest(prefixes)
+    wanted = foundation.score(prefix, np.arange(4))
+    foundation.train()
+    np.testing.assert_allclose(foundation.score(prefix, np.arange(4)), wanted, **CLOSE)
+    assert all(module.training for module in foundation.modules())
 
 
 def test_what_cannot_be_scored_is_named(
@@ -156,6 +228,15 @@ def test_what_cannot_be_scored_is_named(
         foundation.score(prefix, some, task=2)
     with pytest.raises(ValueError, match="prefix holds 2 rows"):
         foundation.score(take_rows(rows, np.array([0, 1])), some)
+    with pytest.raises(ValueError, match=r"candidates\[1\] is empty"):
+        foundation.score(prefix, Pieces.of([[7], []]))
+    foundation.decoder.config.max_position_embeddings = len(prefix.ids) + 2
+    assert foundation.score(prefix, some).shape == (1, 3)
+    with pytest.raises(ValueError, match=r"prefix and candidate are \d+ positions long, but"):
+        foundation.score(prefix, Pieces.of([[7, 7, 7]]))
+    foundation.decoder.config.max_position_embeddings = len(prefix.ids) - 1
+    with pytest.raises(ValueError, match="the prefix is .* give fewer events"):
+        foundation.read_prefix(prefix)
 
 
 SHAPE = {
@@ -176,6 +257,7 @@ FAMILIES = {
     "qwen3": Qwen3Config(**SHAPE, tie_word_embeddings=False),
     "mistral, no window": MistralConfig(**SHAPE, sliding_window=None),
     "mistral, windowed": MistralConfig(**SHAPE, sliding_window=16),
+    "gemma 2": Gemma2Config(**SHAPE, sliding_window=16, query_pre_attn_scalar=8),
     "gemma 3, windowed": Gemma3TextConfig(**SHAPE, sliding_window=16, query_pre_attn_scalar=8),
 }
 
@@ -190,8 +272,15 @@ def test_every_decoder_scores_as_one_by_one(
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     foundation, prefix = make(form, model=tmp_path / "model"), longest(prefixes)
     assert prefix.lengths[0] > 32
-    
+
     candidates = np.array([8, 3, 40, 3])
     got = foundation.score(prefix, candidates)
     np.testing.assert_allclose(got, alone(foundation, prefix, candidates), **CLOSE)
     assert np.ptp(got[:, 0]) > 1e-3
+
+
+def test_a_decoder_of_another_build_is_refused(make: Any, book: PromptBook, tmp_path: Path) -> None:
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=book.prompter.vocab_size)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ValueError, match=r"type 'gpt2' cannot be used: .* Llama, Mistral, Qwen2"):
+        make("slot", model=tmp_path / "gpt2")

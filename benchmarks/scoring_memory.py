@@ -1,0 +1,58 @@
+"""Most memory that one way of scoring holds over that of the loaded model, in bytes on stdout.
+
+    python -m benchmarks.scoring_memory WAY PREFIX CANDIDATES TOKENS SMOKE THREADS
+
+A process of its own for `benchmarks.scoring`, so that no way finds memory that another has left to
+the allocator. Linux only: the kernel's high-water mark is reset after the model is loaded.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.scoring_ways import (
+    CLAIM,
+    TINY,
+    Request,
+    kv_repeat,
+    one_by_one,
+    ours,
+    random_foundation,
+)
+
+
+def from_status(name: str) -> int:
+    """A line of /proc/self/status, in bytes."""
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+if __name__ == "__main__":
+    name = sys.argv[1]
+    prefix, candidates, tokens, smoke, threads = map(int, sys.argv[2:])
+    torch.set_num_threads(threads)
+    foundation = random_foundation(TINY if smoke else CLAIM, seed=0)
+    way = {
+        "foundation": ours(foundation),
+        # All at once, as `benchmarks.scoring` has it where that is fastest.
+        "kv-repeat": kv_repeat(foundation, batch=candidates),
+        "one-by-one": one_by_one(foundation, batch=4),
+    }[name]
+
+    def request(prefix_tokens: int, num_candidates: int) -> Request:
+        return Request.draw(
+            foundation,
+            prefix_tokens=prefix_tokens,
+            candidates=num_candidates,
+            candidate_tokens=tokens,
+            seed=0,
+        )
+
+    way(request(8, 2))  # Loads the kernels' libraries, which are not counted.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = from_status("VmRSS")
+    way(request(prefix, candidates))
+    print(from_status("VmHWM") - before)
