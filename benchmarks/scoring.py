@@ -2,14 +2,15 @@
 
     python -m benchmarks.scoring [--smoke] [--out FILE.csv] [--plot FILE.png]
 
-Ours and each other way are timed in turn (A B A B), neighbours in time, so that a slow minute of the
-machine falls on both; a speedup is the median over rounds of the ratio within a round, with a
+Ours and each other way are timed in turn (A B A B), neighbours in time, so that a slow minute of
+the machine falls on both; a speedup is the median over rounds of the ratio within a round, with a
 bootstrap interval. Before a way is timed its scores must be ours. Parts, in the column `split`:
 
-    main     512 prefix tokens x 100 candidates x 16, 8 layers of 256: the claim. One by one with the
-             last position's logits, with all logits, a repeated KV cache (each with the best of some
-             batch sizes), and sentence-transformers' CrossEncoder in an environment of its own
-    slots    one position a candidate, and one candidate: where reading once helps least
+    main     512 prefix tokens x 100 candidates x 16, 8 layers of 256: the claim. One by one with
+             the last position's logits, with all logits, a repeated KV cache (each with the best
+             of some batch sizes), and sentence-transformers' CrossEncoder in an environment of its
+             own
+    slots    one position a candidate, where reading once helps least
     curve    prefix x candidates
     cache    the same person asked again, and asked again after one more event
     bf16     top-1 where the fp32 margin is larger than the bf16 error, and overlap of the top 10
@@ -24,24 +25,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from benchmarks.peers.cross_encoder import PEER, CrossEncoderWorker, export
 from benchmarks.peers.environment import PeerError, built
+from benchmarks.scoring_rounds import Found, Timed, against, fastest, median, timed
 from benchmarks.scoring_ways import (
     CLAIM,
     QWEN3_0_6B,
     TINY,
     Request,
     Scores,
-    Way,
     kv_repeat,
     one_by_one,
     ours,
@@ -54,69 +54,9 @@ from foundation import Foundation
 from foundation.prefix_cache import PrefixCache
 
 TARGETS = {"speedup_vs_one_by_one": 20.0, "speedup_vs_kv_repeat": 2.0}
-TOLERANCE = 1e-4
 BATCHES = (4, 8, 25, 50, 100)
 # A repeated cache of 50 prefixes of 2,048 tokens is 1.7 GB.
 MOST_REPEATED = 50
-
-# A timed way: seconds of one scoring, and its scores.
-Timed = Callable[[], tuple[float, Scores]]
-# split, shape in words, model, metric, value, interval, n
-Found = tuple[str, str, str, str, float, tuple[float, float] | None, int]
-
-
-def timed(way: Way, request: Request) -> Timed:
-    def once() -> tuple[float, Scores]:
-        began = time.perf_counter()
-        scores = way(request)
-        return time.perf_counter() - began, scores
-
-    return once
-
-
-def median(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, tuple[float, float]]:
-    """A median and its 95 % bootstrap interval."""
-    drawn = np.random.default_rng(0).choice(np.asarray(values), (2000, len(values)))
-    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
-    return float(np.median(values)), (float(low), float(high))
-
-
-def fastest(ways: dict[int, Way], request: Request) -> tuple[int, Way]:
-    """The batch size that is fastest after a warm-up; each is tried twice."""
-    seconds = {}
-    for batch, way in tqdm(ways.items(), desc="batch size", leave=False, delay=2):
-        once = timed(way, request)
-        seconds[batch] = min(once()[0] for _ in range(2))
-    best = min(seconds, key=lambda batch: seconds[batch])
-    return best, ways[best]
-
-
-def against(
-    split: str, shape: str, mine: Timed, others: dict[str, Timed], *, rounds: int, candidates: int
-) -> Iterator[Found]:
-    """Speedups over other ways, items per second of all, and how far their scores are apart.
-
-    Raises:
-        ValueError: a way's scores are not ours; nothing is measured.
-    """
-    _, scores = mine()
-    errors = {name: float(np.abs(other()[1] - scores).max()) for name, other in others.items()}
-    wrong = {name: error for name, error in errors.items() if error > TOLERANCE}
-    if wrong:
-        raise ValueError(f"{shape}: scores differ from ours: {wrong}; nothing was measured.")
-    seconds = np.zeros((rounds, len(others), 2))
-    for round_seconds in tqdm(seconds, desc=shape, leave=False, delay=2):
-        for at, other in enumerate(others.values()):
-            round_seconds[at] = mine()[0], other()[0]
-    for at, name in enumerate(others):
-        ratio, interval = median(seconds[:, at, 1] / seconds[:, at, 0])
-        yield split, shape, "foundation", f"speedup_vs_{name}", ratio, interval, rounds
-        rate, interval = median(candidates / seconds[:, at, 1])
-        yield split, shape, name.replace("_", "-"), "items_per_s", rate, interval, rounds
-    rate, interval = median(candidates / seconds[:, :, 0].mean(1))
-    yield split, shape, "foundation", "items_per_s", rate, interval, rounds
-    error = errors.get("one_by_one", max(errors.values()))
-    yield split, shape, "foundation", "max_abs_error_fp32", error, None, candidates
 
 
 def shape_of(request: Request) -> str:
@@ -139,11 +79,13 @@ class Benchmark:
 
     @property
     def foundation(self) -> Foundation:
+        """The model of all parts but the last, made when it is first asked for."""
         if self._foundation is None:
             self._foundation = random_foundation(self.small, seed=self.seed)
         return self._foundation
 
     def request(self, prefix: int, candidates: int, tokens: int, *, seed: int = 0) -> Request:
+        """A request to that model."""
         return Request.draw(
             self.foundation,
             prefix_tokens=prefix,
@@ -171,6 +113,7 @@ class Benchmark:
         }
 
     def main(self) -> Iterator[Found]:
+        """The claim."""
         request, model = self.request(*self.claim), self.foundation
         others = self.peers(request)
         sizes = [size for size in BATCHES if size <= min(25, self.claim[1])]
@@ -220,10 +163,12 @@ class Benchmark:
             )
 
     def slots(self) -> Iterator[Found]:
-        few = [(64, 20, 1), (64, 1, 8)]
+        """Candidates of one position."""
+        few = [(64, 20, 1)]
         return self._shapes("slots", few if self.smoke else [(512, 200, 1), (64, 200, 1)])
 
     def curve(self) -> Iterator[Found]:
+        """Prefix x candidates."""
         prefixes, candidates = ((32, 128), (1, 10)) if self.smoke else (CURVE, (1, 10, 100))
         tokens = self.claim[2]
         return self._shapes("curve", [(p, c, tokens) for p in prefixes for c in candidates])

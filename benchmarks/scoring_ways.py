@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, Qwen3Config
 
 from foundation import Foundation, FoundationConfig
+from foundation.attention import prefix_layers
 from promptify.pieces import Pieces
 from promptify.prompter import Prompter, PrompterConfig
 from promptify.rows import Rows
@@ -174,7 +175,7 @@ def kv_repeat(foundation: Foundation, *, batch: int) -> Way:
         cache = DynamicCache(config=decoder.config)
         prefix_1P = prompts_CT[:1, :num_prefix]
         decoder(input_ids=prefix_1P, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        layers = [(layer.keys, layer.values) for layer in cache.layers]
+        layers = prefix_layers(cache)
         logits = []
         for pieces_BS in prompts_CT[:, num_prefix:].split(batch):
             repeated = DynamicCache(config=decoder.config)

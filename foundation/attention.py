@@ -6,8 +6,9 @@
 
 A query sees the prefix and its own candidate up to itself. The two are attended to apart: the
 prefix by all candidates' queries at once, in one large product per key-value head, without a copy
-of it per candidate; one's own candidate in small causal blocks. Each part comes with the log-sum-exp
-of its logits, by which the parts are weighed against each other: softmax over both together, exactly.
+of it per candidate; one's own candidate in small causal blocks. Each part comes with the
+log-sum-exp of its logits, by which the parts are weighed against each other: the softmax over both
+together, exactly.
 
 It is registered by name with transformers' attention interface, so that the decoder's own forward
 does everything else: projections, norms on queries and keys, rotary variants, MLPs.
@@ -140,7 +141,7 @@ class _Only(nn.Module):
 
 
 def shared_prefix_attention(
-    module: nn.Module,
+    module: Any,
     query_CHSE: Tensor,
     key_CKSE: Tensor,
     value_CKSE: Tensor,
@@ -262,7 +263,10 @@ def _attend(
     if sees_NM is None and softcap is None and not windowed:
         kernel = _kernel(query_XHNE, value_XHME)
         if kernel is not None:
-            return kernel(query_XHNE, key_XHME, value_XHME, scale, is_causal)
+            found: tuple[Tensor, Tensor] = kernel(
+                query_XHNE, key_XHME, value_XHME, scale, is_causal
+            )
+            return found
     if causal_window is not None:
         at_N = torch.arange(num_queries, device=query_XHNE.device)
         back_NN = at_N[:, None] - at_N
@@ -324,5 +328,5 @@ def _plain(
     return torch.cat(outs, 2), torch.cat(lses, 2)
 
 
-# No mask is registered by this name: transformers then makes none, and the layers tell their window.
+# No mask is registered by this name: transformers then makes none; layers tell their window.
 AttentionInterface.register(NAME, shared_prefix_attention)

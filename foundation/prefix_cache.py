@@ -23,12 +23,12 @@ _Key = tuple[WeightsState, bytes, bytes, bytes]
 class PrefixCache:
     """Readings of prefixes, least recently used given up first. Safe to share between threads.
 
-    A prefix is known by its content (tokens, slots, the texts of items it brings with it) and by the
-    weights that read it: after training, or by another model, it is read anew, and readings of
-    weights that are no more are given up. A prefix that goes on where a kept one ends, as the same
-    person's with one more event does, is read from there. So is one that shares its beginning with
-    it, if that is at least half; where old events have fallen out of the prompt it is not, since
-    everything after them has moved.
+    A prefix is known by its content (tokens, slots, the texts of items it brings with it) and by
+    the weights that read it: after training, or by another model, it is read anew, and readings of
+    weights that are no more are given up. A prefix that shares at least half with the beginning of
+    a kept one, as the same person's with one more event does, is read from where they part: the
+    same to float tolerance, not to the bit. Where old events have fallen out of the prompt it is
+    read from its start, since everything after them has moved.
 
     Args:
         max_bytes: keys and values kept, at most; 0 keeps none.

@@ -175,7 +175,7 @@ def _positions_at_once(foundation: "Foundation", pieces: Pieces, max_bytes: int)
     # attention of both parts and their merge; or the MLP's two halves and their product.
     values = 4 * config.hidden_size + max(8 * heads * width, 3 * config.intermediate_size)
     bytes_per_position = values * foundation.decoder.dtype.itemsize
-    fit = max(1, max_bytes // bytes_per_position)
+    fit = int(max(1, max_bytes // bytes_per_position))
     fast = MAX_CANDIDATE_POSITIONS.get(foundation.device.type, MAX_CANDIDATE_POSITIONS["cuda"])
     if fit < min(fast, len(pieces) * int(pieces.lengths.max())):
         _say_split(max_bytes)
@@ -200,12 +200,12 @@ def _as_pieces(
             empty = int(candidates.lengths.argmin())
             raise BadInput(f"candidates[{empty}] is empty; give its tokens and the arrow.")
         seen: dict[bytes, int] = {}
-        place_C = [
+        places = [
             seen.setdefault(candidates[piece].tobytes(), len(seen))
             for piece in range(len(candidates))
         ]
-        _, first_U = np.unique(place_C, return_index=True)
-        return candidates.take(first_U), np.array(place_C, dtype=np.int64)
+        _, first_U = np.unique(places, return_index=True)
+        return candidates.take(first_U), np.array(places, dtype=np.int64)
     items_C = np.asarray(candidates, dtype=np.int64)
     outside = items_C[(items_C < 0) | (items_C >= foundation.num_items)]
     if len(outside):

@@ -1,8 +1,8 @@
-"""The state that a model's weights are in, to know what was computed with them from what was not."""
+"""The state of a model's weights: is what was computed with them still what they would compute?"""
 
 import threading
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -17,8 +17,8 @@ class WeightsState:
     write to all of a tensor.
     """
 
-    _last: "WeakKeyDictionary[nn.Module, WeightsState]" = WeakKeyDictionary()
-    _lock = threading.Lock()
+    _last: ClassVar["WeakKeyDictionary[nn.Module, WeightsState]"] = WeakKeyDictionary()
+    _lock: ClassVar = threading.Lock()
 
     def __init__(self, model: nn.Module, tensors: list[Tensor]) -> None:
         self.model = ref(model)

@@ -235,7 +235,7 @@ def test_what_cannot_be_scored_is_named(
     with pytest.raises(ValueError, match=r"prefix and candidate are \d+ positions long, but"):
         foundation.score(prefix, Pieces.of([[7, 7, 7]]))
     foundation.decoder.config.max_position_embeddings = len(prefix.ids) - 1
-    with pytest.raises(ValueError, match="the prefix is .* give fewer events"):
+    with pytest.raises(ValueError, match=r"the prefix is .* give fewer events"):
         foundation.read_prefix(prefix)
 
 
