@@ -77,6 +77,28 @@ def test_the_same_request_has_the_same_answer(recommender, tiny_run):
     assert one == two == recommender.predict_next_actions(PROFILE, HISTORY)
 
 
+def test_a_request_reads_its_prompt_once_and_not_again_when_repeated(
+    recommender, monkeypatch: pytest.MonkeyPatch
+):
+    foundation = recommender.foundation
+    fresh = Recommender(foundation, recommender.index, recommender.book)
+    read = []
+    embed = type(foundation).embed_ids
+    monkeypatch.setattr(
+        type(foundation),
+        "embed_ids",
+        lambda self, ids, **kind: read.append(tuple(ids.shape)) or embed(self, ids, **kind),
+    )
+    first = fresh.predict_next_actions(PROFILE, HISTORY)
+    prompts = [shape for shape in read if shape[0] == 1]
+    assert len(prompts) == 1
+    read.clear()
+    assert fresh.predict_next_actions(PROFILE, HISTORY) == first
+    assert not [shape for shape in read if shape[0] == 1]
+    assert fresh.prefix_cache.hit_rate == 0.5
+    assert 0 < fresh.prefix_cache.num_bytes <= fresh.prefix_cache.max_bytes
+
+
 def test_an_item_that_is_not_in_the_catalogue_is_given_by_its_fields(recommender):
     unseen = {"title": "Nurse, night shifts", "place": "Berlin, Germany", "pay": 3000}
     with_it = recommender.predict_next_actions(
