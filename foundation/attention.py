@@ -104,12 +104,21 @@ def reading_model(model: Any, read_at: tuple[Tensor, Tensor], *, shared_prefix: 
 
     Returns:
         Modules in evaluation mode.
+
+    Raises:
+        BadInput: a module's forward has been replaced on the object.
     """
     config = copy.copy(model.config)
     if shared_prefix:
         config._attn_implementation = NAME
 
     def twin(module: nn.Module) -> nn.Module:
+        if "forward" in module.__dict__:
+            # Bound to the old module, it would pass over the prefix without a word.
+            raise BadInput(
+                f"{type(module).__name__} has been given another forward (accelerate's device_map "
+                "does that); load the model whole on one device."
+            )
         new = object.__new__(type(module))
         new.__dict__ = module.__dict__ | {
             "_modules": {name: child and twin(child) for name, child in module._modules.items()},

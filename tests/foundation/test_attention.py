@@ -219,6 +219,15 @@ def test_the_model_itself_is_left_as_it_was() -> None:
     decoder.eval()
 
 
+def test_a_forward_bound_to_the_model_itself_is_refused() -> None:
+    decoder, nothing = decoder_of("llama"), torch.zeros(1, dtype=torch.long)
+    layer = decoder.model.layers[1]
+    layer.forward = layer.forward
+    with pytest.raises(BadInput, match="LlamaDecoderLayer has been given another forward"):
+        reading_model(decoder.model, (nothing, nothing), shared_prefix=True)
+    del layer.forward
+
+
 def test_plain_readings_in_another_thread_are_not_disturbed() -> None:
     decoder = decoder_of("mistral, windowed")
     prefix_P, *candidates = drawn(12, 3, 5)
