@@ -42,17 +42,9 @@ if __name__ == "__main__":
         "one-by-one": one_by_one(foundation, batch=4),
     }[name]
 
-    def request(prefix_tokens: int, num_candidates: int) -> Request:
-        return Request.draw(
-            foundation,
-            prefix_tokens=prefix_tokens,
-            candidates=num_candidates,
-            candidate_tokens=tokens,
-            seed=0,
-        )
-
-    way(request(8, 2))  # Loads the kernels' libraries, which are not counted.
+    way(Request.draw(foundation, (8, 2, tokens), seed=0))  # Loads libraries, which do not count.
+    request = Request.draw(foundation, (prefix, candidates, tokens), seed=0)
     Path("/proc/self/clear_refs").write_text("5")
     before = from_status("VmRSS")
-    way(request(prefix, candidates))
+    way(request)
     print(from_status("VmHWM") - before)

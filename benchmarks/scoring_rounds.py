@@ -1,7 +1,7 @@
 """Ways of scoring timed in turn, A B A B, after a check that they score alike."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,8 @@ TOLERANCE = 1e-4
 
 # A timed way: seconds of one scoring, and its scores.
 Timed = Callable[[], tuple[float, Scores]]
-# split, shape in words, model, metric, value, interval, n
-Found = tuple[str, str, str, str, float, tuple[float, float] | None, int]
+# model, metric, value, its interval, n
+Found = tuple[str, str, float, tuple[float, float] | None, int]
 
 
 def timed(way: Way, request: Request) -> Timed:
@@ -43,9 +43,7 @@ def fastest(ways: dict[int, Way], request: Request) -> tuple[int, Way]:
     return best, ways[best]
 
 
-def against(
-    split: str, shape: str, mine: Timed, others: dict[str, Timed], *, rounds: int, candidates: int
-) -> Iterator[Found]:
+def against(mine: Timed, others: dict[str, Timed], *, rounds: int, candidates: int) -> list[Found]:
     """Speedups over other ways, items per second of all, and how far their scores are apart.
 
     Raises:
@@ -55,17 +53,18 @@ def against(
     errors = {name: float(np.abs(other()[1] - scores).max()) for name, other in others.items()}
     wrong = {name: error for name, error in errors.items() if error > TOLERANCE}
     if wrong:
-        raise ValueError(f"{shape}: scores differ from ours: {wrong}; nothing was measured.")
+        raise ValueError(f"scores differ from ours: {wrong}; nothing was measured.")
     seconds = np.zeros((rounds, len(others), 2))
-    for round_seconds in tqdm(seconds, desc=shape, leave=False, delay=2):
+    for round_seconds in tqdm(seconds, desc="rounds", leave=False, delay=2):
         for at, other in enumerate(others.values()):
             round_seconds[at] = mine()[0], other()[0]
+    rows: list[Found] = []
     for at, name in enumerate(others):
-        ratio, interval = median(seconds[:, at, 1] / seconds[:, at, 0])
-        yield split, shape, "foundation", f"speedup_vs_{name}", ratio, interval, rounds
-        rate, interval = median(candidates / seconds[:, at, 1])
-        yield split, shape, name.replace("_", "-"), "items_per_s", rate, interval, rounds
-    rate, interval = median(candidates / seconds[:, :, 0].mean(1))
-    yield split, shape, "foundation", "items_per_s", rate, interval, rounds
-    error = errors.get("one_by_one", max(errors.values()))
-    yield split, shape, "foundation", "max_abs_error_fp32", error, None, candidates
+        ratio = median(seconds[:, at, 1] / seconds[:, at, 0])
+        rate = median(candidates / seconds[:, at, 1])
+        rows.append(("foundation", f"speedup_vs_{name}", *ratio, rounds))
+        rows.append((name.replace("_", "-"), "items_per_s", *rate, rounds))
+    rate = median(candidates / seconds[:, :, 0].mean(1))
+    rows.append(("foundation", "items_per_s", *rate, rounds))
+    rows.append(("foundation", "max_abs_error_fp32", max(errors.values()), None, candidates))
+    return rows

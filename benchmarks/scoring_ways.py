@@ -92,13 +92,12 @@ class Request:
     def draw(
         cls,
         foundation: Foundation,
+        shape: tuple[int, int, int],
         *,
-        prefix_tokens: int,
-        candidates: int,
-        candidate_tokens: int,
         seed: int,
     ) -> "Request":
-        """A request of a shape; the same seed draws the same."""
+        """A request of prefix tokens, candidates, tokens of each; a seed draws the same again."""
+        prefix_tokens, candidates, candidate_tokens = shape
         rng = np.random.default_rng(seed)
         vocab_size = foundation.prompter.vocab_size
         ids = rng.integers(0, vocab_size, prefix_tokens, dtype=np.int32)

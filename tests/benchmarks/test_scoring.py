@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import scoring as benchmark
+from benchmarks import scoring_parts as parts
 from benchmarks import scoring_rounds as rounds
 from benchmarks.scoring_ways import TINY, Request, kv_repeat, one_by_one, ours, random_foundation
 from decant.results import read_csv
@@ -14,7 +15,7 @@ FAST = ["--smoke", "--threads", "1", "--parts", "main", "slots", "curve", "cache
 def test_every_part_measures_and_is_not_measured_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmark, "built", lambda _: None)  # Whatever this machine has built.
+    monkeypatch.setattr(parts, "built", lambda _: None)  # Whatever this machine has built.
     path, plot = tmp_path / "scoring.csv", tmp_path / "curve.png"
     assert benchmark.main([*FAST, "--out", str(path), "--plot", str(plot)]) == 0
     rows = read_csv(path)
@@ -32,7 +33,7 @@ def test_every_part_measures_and_is_not_measured_again(
     assert main["foundation", "speedup_vs_one_by_one"] > 1
     assert main["one-by-one", "items_per_s"] > 0
     errors = [row.value for row in rows if row.metric == "max_abs_error_fp32"]
-    assert len(errors) == 7
+    assert len(errors) == 7  # The claim, slots, four of the curve and the other shape.
     assert 0 < max(errors) < 1e-4
     assert f"speedup_vs_kv_repeat {main['foundation', 'speedup_vs_kv_repeat']:.1f}" in printed
     assert plot.read_bytes().startswith(b"\x89PNG")
@@ -40,7 +41,7 @@ def test_every_part_measures_and_is_not_measured_again(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(benchmark, "random_foundation", never)
+    monkeypatch.setattr(parts, "random_foundation", never)
     assert benchmark.main([*FAST, "--out", str(path)]) == 0
     assert read_csv(path) == rows
 
@@ -58,14 +59,14 @@ def test_ways_that_score_differently_are_not_timed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = lambda _: lambda request: np.zeros((len(request.pieces), 3), np.float32)  # noqa: E731
-    monkeypatch.setattr(benchmark, "ours", wrong)
+    monkeypatch.setattr(parts, "ours", wrong)
     assert benchmark.main(["--smoke", "--threads", "1", "--parts", "slots"]) == 1
     assert "scores differ from ours" in capsys.readouterr().err
 
 
 def test_the_ways_score_alike_with_any_batch_size() -> None:
     foundation = random_foundation(TINY, seed=1)
-    request = Request.draw(foundation, prefix_tokens=20, candidates=7, candidate_tokens=3, seed=0)
+    request = Request.draw(foundation, (20, 7, 3), seed=0)
     wanted = ours(foundation)(request)
     assert np.ptp(wanted[:, 0]) > 0.1
     for batch in (1, 3, 7):
@@ -87,11 +88,6 @@ def test_a_speedup_is_the_median_of_ratios_within_a_round() -> None:
         pace = next(slow_machine, 1.0)
         return pace, scores
 
-    found = list(
-        rounds.against(
-            "main", "8x4x1", mine, {"peer": lambda: (3 * pace, scores)}, rounds=4, candidates=4
-        )
-    )
-    speedup = next(row for row in found if row[3] == "speedup_vs_peer")
-    assert speedup[4] == 3
-    assert speedup[5] == (3, 3)
+    peer = {"peer": lambda: (3 * pace, scores)}
+    speedup, *_ = rounds.against(mine, peer, rounds=4, candidates=4)
+    assert speedup == ("foundation", "speedup_vs_peer", 3, (3, 3), 4)
