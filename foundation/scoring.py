@@ -129,8 +129,11 @@ def score(
     pieces, place_C = _as_pieces(foundation, candidates)
     if len(pieces) == 0:
         return np.zeros((0, len(label_A)), dtype=np.float32)
-    reading = prefix if isinstance(prefix, PrefixReading) else read_prefix(foundation, prefix)
-    if reading.weights is not WeightsState.of(foundation):
+    if isinstance(prefix, Rows):
+        reading = read_prefix(foundation, prefix)
+    elif prefix.weights is WeightsState.of(foundation):
+        reading = prefix
+    else:
         raise BadInput("prefix was read by other weights than the model has now; read it again.")
     longest = len(reading.ids_P) + int(pieces.lengths.max())
     _check_length(foundation, longest, "prefix and candidate are")
