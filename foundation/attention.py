@@ -21,6 +21,7 @@ shared prefixes (arXiv 2402.05099, section 3.1).
 """
 
 import copy
+from types import MethodType
 from typing import Any
 
 import torch
@@ -113,18 +114,21 @@ def reading_model(model: Any, read_at: tuple[Tensor, Tensor], *, shared_prefix: 
         config._attn_implementation = NAME
 
     def twin(module: nn.Module) -> nn.Module:
-        if "forward" in module.__dict__:
-            # Bound to the old module, it would pass over the prefix without a word.
-            raise BadInput(
-                f"{type(module).__name__} has been given another forward (accelerate's device_map "
-                "does that); load the model whole on one device."
-            )
         new = object.__new__(type(module))
         new.__dict__ = module.__dict__ | {
             "_modules": {name: child and twin(child) for name, child in module._modules.items()},
             "_compiled_call_impl": None,  # It would call the module it was compiled from.
             "training": False,
         }
+        forward = module.__dict__.get("forward")
+        if isinstance(forward, MethodType) and forward.__self__ is module:
+            new.__dict__["forward"] = MethodType(forward.__func__, new)
+        elif forward is not None and module._modules:
+            # It would go on into the old modules, which pass over the prefix without a word.
+            raise BadInput(
+                f"{type(module).__name__} has been given another forward (accelerate's device_map "
+                "does that); load the model whole on one device."
+            )
         if module.__dict__.get("config") is model.config:
             new.__dict__["config"] = config
         return new

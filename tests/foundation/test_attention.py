@@ -1,4 +1,6 @@
+import copy
 import threading
+from functools import partial
 from typing import Any, ClassVar
 
 import pytest
@@ -28,6 +30,7 @@ from foundation.attention import (
     shared_prefix_attention,
     whole_prefix_cache,
 )
+from foundation.norms import fuse_norms
 from promptify.validation import BadInput
 
 SHAPE: dict[str, Any] = {
@@ -219,10 +222,20 @@ def test_the_model_itself_is_left_as_it_was() -> None:
     decoder.eval()
 
 
-def test_a_forward_bound_to_the_model_itself_is_refused() -> None:
-    decoder, nothing = decoder_of("llama"), torch.zeros(1, dtype=torch.long)
+def test_a_method_put_on_a_module_goes_along() -> None:
+    decoder = copy.deepcopy(decoder_of("llama"))
+    prefix_P, *candidates = drawn(7, 3, 2)
+    wanted = beside(decoder, prefix_P, candidates)
+    fuse_norms(decoder)
     layer = decoder.model.layers[1]
     layer.forward = layer.forward
+    torch.testing.assert_close(beside(decoder, prefix_P, candidates), wanted, atol=1e-4, rtol=0)
+
+
+def test_a_forward_that_leads_back_to_the_model_itself_is_refused() -> None:
+    decoder, nothing = decoder_of("llama"), torch.zeros(1, dtype=torch.long)
+    layer = decoder.model.layers[1]
+    layer.forward = partial(layer.forward)
     with pytest.raises(BadInput, match="LlamaDecoderLayer has been given another forward"):
         reading_model(decoder.model, (nothing, nothing), shared_prefix=True)
     del layer.forward
