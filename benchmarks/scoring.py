@@ -65,7 +65,7 @@ def report(rows: Sequence[ResultRow]) -> None:
     for split in PARTS:
         some = [row for row in rows if row.split == split]
         if some:
-            print(f"\n{split:12}{'shape':14}{'model':28}{'metric':32}{'value':>12}  95 % interval")
+            print(f"\n{split:16}{'shape':14}{'model':28}{'metric':32}{'value':>12}  95 % interval")
         for row in some:
             interval = "" if row.ci_low is None else f"{row.ci_low:,.4g} to {row.ci_high:,.4g}"
             value = f"{row.value:.1e}" if row.value < 1e-3 else f"{row.value:,.4g}"
