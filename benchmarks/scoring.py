@@ -69,7 +69,7 @@ def report(rows: Sequence[ResultRow]) -> None:
         for row in some:
             interval = "" if row.ci_low is None else f"{row.ci_low:,.4g} to {row.ci_high:,.4g}"
             value = f"{row.value:.1e}" if row.value < 1e-3 else f"{row.value:,.4g}"
-            print(f"{'':12}{row.task:14}{row.model:28}{row.metric:32}{value:>12}  {interval}")
+            print(f"{'':16}{row.task:14}{row.model:28}{row.metric:32}{value:>12}  {interval}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
