@@ -14,10 +14,9 @@ SMALL = {"epochs": 2, "positions_per_batch": 1024, "reread_items": 4, "text_posi
 
 @pytest.fixture
 def plan_of(book: PromptBook, split: Split) -> Any:
-    def plan(*, steps_share: int = 1, **config: Any) -> TrainingPlan:
-        return TrainingPlan(
-            book, split.train, FitConfig(**{**SMALL, **config}), steps_share=steps_share
-        )
+    def plan(*, packed: bool = False, processes: int = 1, **config: Any) -> TrainingPlan:
+        whole = FitConfig(**{**SMALL, **config})
+        return TrainingPlan(book, split.train, whole, packed=packed, processes=processes)
 
     return plan
 
@@ -69,7 +68,7 @@ def test_epochs_differ(plan_of: Any) -> None:
 
 
 def test_negatives_are_shared_within_an_optimiser_step(plan_of: Any) -> None:
-    plan = plan_of(steps_share=2, full_softmax_items=10, num_negatives=50)
+    plan = plan_of(accumulate=2, full_softmax_items=10, num_negatives=50)
     draws = [plan[step] for step in range(4)]
     assert torch.equal(draws[0]["negatives"], draws[1]["negatives"])
     assert torch.equal(draws[2]["negatives"], draws[3]["negatives"])

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from foundation import FitConfig, Foundation
+from foundation.diverging import DivergedError
 from foundation.plan import TrainingPlan
 from foundation.resuming import last_whole_checkpoint
-from foundation.trainer import DivergedError
 from promptify.assembly import PromptBook
 from promptify.splits import Split
 
