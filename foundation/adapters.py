@@ -33,7 +33,7 @@ class LoraOptions:
     """
 
     rank: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
     dropout: float = 0.0
     targets: tuple[str, ...] = (
         "q_proj",
@@ -95,9 +95,8 @@ def adapted(foundation: "Foundation", options: LoraOptions | None, *, seed: int)
         try:
             inject_adapter_in_model(wanted, decoder.model)
         except ValueError as error:
-            names = {
-                n.rpartition(".")[2] for n, m in decoder.model.named_modules() if _is_linear(m)
-            }
+            linear = [n for n, m in decoder.model.named_modules() if isinstance(m, nn.Linear)]
+            names = {name.rpartition(".")[2] for name in linear}
             raise BadInput(
                 f"LoraOptions.targets={options.targets} names no layer of this decoder; it has "
                 f"{', '.join(sorted(names))}."
@@ -120,7 +119,3 @@ def _merge(module: nn.Module) -> None:
                 setattr(parent, name, layer.get_base_layer())
     if hasattr(module, "peft_config"):
         del module.peft_config
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear)

@@ -23,8 +23,8 @@ FLASH, PLAIN = "flash_attention_2", "sdpa"
 def training_attention(device_type: str, *, bf16: bool) -> str:
     """Name of the attention to train with, as transformers knows it; said once in the log.
 
-    flash-attn computes in half precision alone; without it PyTorch's SDPA holds the same kernels for
-    rows that are not packed.
+    flash-attn computes in half precision alone; without it PyTorch's SDPA holds the same kernels
+    for rows that are not packed.
 
     Args:
         device_type: ``cpu`` or ``cuda``.

@@ -46,7 +46,7 @@ class Curves(TrainerCallback):
     ) -> None:
         """Open a file, whose points replace those a killed run wrote after its checkpoint."""
         if state.is_world_process_zero:
-            self._writer = SummaryWriter(str(self.folder), purge_step=state.global_step + 1)  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(str(self.folder), purge_step=state.global_step + 1)
 
     def on_log(
         self,
@@ -61,12 +61,12 @@ class Curves(TrainerCallback):
             return
         for name, value in logs.items():
             if isinstance(value, int | float):
-                self._writer.add_scalar(name, value, state.global_step)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, state.global_step)
+        self._writer.flush()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Close the file."""
         if self._writer is not None:
-            self._writer.close()  # type: ignore[no-untyped-call]
+            self._writer.close()

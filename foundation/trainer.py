@@ -123,7 +123,7 @@ class FoundationTrainer(Trainer):
         return loss * self.accelerator.num_processes
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         # The last moment before the weights change.
         name = f"step-{self.state.global_step}-process-{self.args.process_index}.safetensors"
         check_step(
@@ -242,7 +242,7 @@ class FoundationTrainer(Trainer):
 
     @staticmethod
     @torch.no_grad()
-    def _copy_buffers(source: Any, target: nn.Module) -> None:
+    def _copy_buffers(source: Any, target: Any) -> None:
         for name, buffer in target.named_buffers():
             buffer.copy_(source.get_buffer(name))
 
@@ -257,7 +257,8 @@ class FoundationTrainer(Trainer):
         return {name: tensor for name, tensor in state.items() if name not in frozen}
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # The Trainer expects a PreTrainedModel. A checkpoint lacks the tied head and what is frozen.
+        # The Trainer expects a PreTrainedModel. What a checkpoint lacks is the tied head and what
+        # is frozen.
         frozen = {name for name, p in self.whole.named_parameters() if not p.requires_grad}
         lost = [
             name
