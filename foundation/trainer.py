@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import save_fsdp_optimizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -61,12 +62,15 @@ class FoundationTrainer(Trainer):
         self.whole: nn.Module = options["model"]
         if self.is_fsdp_enabled:
             self.whole.to(self.args.device)
-            self.model = self.model_wrapped = copy.deepcopy(self.whole)
+            self._shard_anew()
         self._step_batches: list[dict[str, Tensor]] = []
         self._step_losses: list[Tensor] = []
         self._since_log = _SinceLog(list(loss_weights), self.args.device)
         self._refreshed_at = -1
         self._validated_at = -1
+
+    def _shard_anew(self) -> None:
+        self.model = self.model_wrapped = copy.deepcopy(self.whole)
 
     # Batches and losses.
 
@@ -183,7 +187,10 @@ class FoundationTrainer(Trainer):
         # The Trainer comes by again at the end of the epoch, at the same step.
         if self.validate is not None and is_due and step != self._validated_at:
             self._validated_at = step
+            # Logging what was validated must not stand for logging the losses of the same step.
+            should_log = self.control.should_log
             self._validate(self.validate)
+            self.control.should_log = should_log
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _validate(self, validate: Callable[[], dict[str, float]]) -> None:
@@ -248,8 +255,24 @@ class FoundationTrainer(Trainer):
 
     def load_best(self, step: int) -> None:
         """Put the weights of the best validation back into the whole module."""
-        state = load_file(best_weights(self._checkpoints, step), device=str(self.args.device))
-        self._issue_warnings_after_load(self.whole.load_state_dict(state, strict=False))
+        self.accelerator.wait_for_everyone()  # the main process may be writing them
+        self._load(best_weights(self._checkpoints, step))
+
+    def _load(self, path: Path) -> None:
+        self._issue_warnings_after_load(self.whole.load_state_dict(load_file(path), strict=False))
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """See `transformers.Trainer.train`; what is sharded is filled in before it is cut up."""
+        if resume_from_checkpoint and self.is_fsdp_enabled:
+            self._load(Path(resume_from_checkpoint) / "model.safetensors")
+            self._shard_anew()
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        if not self.is_fsdp_enabled:
+            self._load(Path(resume_from_checkpoint) / "model.safetensors")
 
     def _learned(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """What training changes: all of it, or what stands beside frozen weights."""
@@ -284,6 +307,16 @@ class FoundationTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         write_weights(self._learned(self.whole.state_dict()), folder / "model.safetensors")
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # The Trainer would write the weights a second time.
+        plugin = self.accelerator.state.fsdp_plugin
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)
