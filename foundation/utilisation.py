@@ -21,7 +21,9 @@ def matrix_peak_flops(device_type: str, dtype: torch.dtype) -> float:
         products of this kind.
     """
     width = 8192 if device_type == "cuda" else 1024
-    factor = torch.randn(width, width, device=device_type, dtype=dtype)
+    # A generator of its own: measuring must not change what training draws.
+    generator = torch.Generator(device_type).manual_seed(0)
+    factor = torch.randn(width, width, device=device_type, dtype=dtype, generator=generator)
     best = float("inf")
     started = time.monotonic()
     factor @ factor  # the first product pays for loading the kernels
