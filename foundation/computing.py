@@ -17,23 +17,29 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FLASH, PLAIN = "flash_attention_2", "sdpa"
+FLASH = "flash_attention_2"
 
 
-def training_attention(device_type: str, *, bf16: bool) -> str:
+def training_attention(decoder: Any, device_type: str, *, bf16: bool) -> str:
     """Name of the attention to train with, as transformers knows it; said once in the log.
 
-    flash-attn computes in half precision alone; without it PyTorch's SDPA holds the same kernels
-    for rows that are not packed.
+    flash-attn where it is installed and can compute: on a GPU, in half precision. Else what the
+    decoder attends with anyway, PyTorch's SDPA, which holds the same kernels for rows that are not
+    packed.
 
     Args:
+        decoder: a causal LM of transformers.
         device_type: ``cpu`` or ``cuda``.
         bf16: whether products are computed in bfloat16.
     """
     has_flash = importlib.util.find_spec("flash_attn") is not None
-    name = FLASH if device_type == "cuda" and bf16 and has_flash else PLAIN
+    name = FLASH if device_type == "cuda" and bf16 and has_flash else _attention_of(decoder)
     _announce(name, device_type)
     return name
+
+
+def _attention_of(decoder: Any) -> str:
+    return str(decoder.config._attn_implementation)
 
 
 @cache
@@ -49,7 +55,7 @@ def attending(decoder: Any, name: str) -> Iterator[None]:
         decoder: a causal LM of transformers.
         name: as `training_attention` gives it.
     """
-    before = decoder.config._attn_implementation
+    before = _attention_of(decoder)
     if name != before:
         decoder.set_attn_implementation(name)
     try:

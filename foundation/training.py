@@ -188,7 +188,7 @@ def fit(
     started = time.monotonic()
     decoder = foundation.decoder
     serving_attention = decoder.config._attn_implementation
-    attention = training_attention(foundation.device.type, bf16=config.bf16)
+    attention = training_attention(decoder, foundation.device.type, bf16=config.bf16)
     with (
         adapted(foundation, config.lora, seed=config.seed),
         computing(decoder, config, attention=attention),

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, MistralConfig
 
 from foundation import FitConfig, Foundation
 from foundation.batches import Batch, by_length, in_order, take_rows
-from foundation.computing import FLASH, PLAIN, attending, training_attention
+from foundation.computing import FLASH, attending, training_attention
 from foundation.plan import TrainingPlan
 from promptify.assembly import PromptBook
 from promptify.rows import Rows
@@ -193,24 +193,28 @@ def test_the_plan_of_a_market_is_hardly_padded(tmp_path: Path) -> None:
 
 
 def test_attention_goes_by_name(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    assert training_attention("cuda", bf16=True) == FLASH
-    # flash-attn has no kernel for float32, nor for this processor.
-    assert training_attention("cuda", bf16=False) == PLAIN
-    assert training_attention("cpu", bf16=True) == PLAIN
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert training_attention("cuda", bf16=True) == PLAIN
     decoder = make("slot").decoder
+    plain = decoder.config._attn_implementation
+    assert plain.startswith("sdpa")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert training_attention(decoder, "cuda", bf16=True) == FLASH
+    # flash-attn has no kernel for float32, nor for this processor.
+    assert training_attention(decoder, "cuda", bf16=False) == plain
+    assert training_attention(decoder, "cpu", bf16=True) == plain
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert training_attention(decoder, "cuda", bf16=True) == plain
     with attending(decoder, "eager"):
         assert decoder.config._attn_implementation == "eager"
-    assert decoder.config._attn_implementation == PLAIN
+    assert decoder.config._attn_implementation == plain
 
 
-def test_the_attention_is_announced_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_attention_is_announced_once(caplog: pytest.LogCaptureFixture, make: Any) -> None:
     from foundation.computing import _announce
 
     _announce.cache_clear()
+    decoder = make("slot").decoder
     with caplog.at_level("INFO", logger="foundation"):
         for _ in range(3):
-            training_attention("cpu", bf16=False)
-    assert [record.message for record in caplog.records] == ["attention: sdpa on cpu"]
+            training_attention(decoder, "cpu", bf16=False)
+    name = decoder.config._attn_implementation
+    assert [record.message for record in caplog.records] == [f"attention: {name} on cpu"]

@@ -355,7 +355,7 @@ def test_another_way_to_compute_is_undone_and_leads_to_the_same(
         kept: dict[str, Any] = {"dropout": 0.0, "reread_items": 0, "text_positions": 10**6}
         made = fit(tmp_path / name, epochs=1, **kept, **changes)
         weights[name] = made.state_dict()
-        assert made.decoder.config._attn_implementation == "sdpa"
+        assert made.decoder.config._attn_implementation.startswith("sdpa")
         assert not made.decoder.model.is_gradient_checkpointing
     for name, tensor in weights["plain"].items():
         # Adam makes much of a gradient's last bits where gradients are tiny.
