@@ -162,16 +162,8 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
 
 
 def _uncounted(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same rows with nothing to predict: sums of losses that are zero, with gradients."""
-    empty = (
-        "arrow_M",
-        "label_M",
-        "task_M",
-        "next_position_K",
-        "next_item_K",
-        "text_position_N",
-        "reread_items",
-    )
-    nothing = {name: batch[name][:0] for name in empty}
-    zero = {name: torch.zeros_like(batch[name]) for name in ("counts", "num_tokens")}
-    return {**batch, **nothing, **zero}
+    """The same batch, to be read like any other, of which nothing counts.
+
+    Sharded layers are gathered by all processes at once: each must read as often as the others.
+    """
+    return {**batch, **{name: torch.zeros_like(batch[name]) for name in ("counts", "num_tokens")}}

@@ -71,6 +71,10 @@ class FoundationTrainer(Trainer):
 
     def _shard_anew(self) -> None:
         self.model = self.model_wrapped = copy.deepcopy(self.whole)
+        # By this name accelerate asks a model which of its layers are gathered one at a time.
+        there = {type(module).__name__ for module in self.model.modules()}
+        layers: Any = [n for n in self.foundation.decoder._no_split_modules or () if n in there]
+        self.model._no_split_modules = layers
 
     # Batches and losses.
 
@@ -115,7 +119,9 @@ class FoundationTrainer(Trainer):
             self._refresh()
         assert isinstance(num_items_in_batch, Tensor)
         step_counts = dict(zip(LOSSES, num_items_in_batch.clamp(min=1), strict=True))
-        sums = model(**inputs)
+        # Nothing counts in a micro-batch that only keeps a process busy while others have one.
+        counts = dict(zip(LOSSES, inputs["counts"] > 0, strict=True))
+        sums = {name: s * counts[_counted_as(name)] for name, s in model(**inputs).items()}
         terms = [
             weight * sums[name] / step_counts[_counted_as(name)]
             for name, weight in self.loss_weights.items()

@@ -47,21 +47,30 @@ def fit(folder: Path, out: Path, config: FitConfig) -> None:
     (out / f"result-{rank}.json").write_text(json.dumps(told))
 
 
+def fit_sharded(folder: Path, out: Path, config: FitConfig) -> None:
+    """Train with every layer in shards of its own, killed once."""
+    _shard_between_processes()
+    plain, FoundationTrainer.compute_loss = FoundationTrainer.compute_loss, _killed_in_step_three
+    with suppress(Killed):
+        fit(folder, out, config)
+    FoundationTrainer.compute_loss = plain
+    fit(folder, out, config)
+
+
 def main(folder: Path, out: Path, config: FitConfig) -> None:
     torch.set_num_threads(1)
     sharding = os.environ.pop(SHARDED)
     fit(folder, out / "replicated", config)
     os.environ[SHARDED] = sharding
-    _shard_between_processes()
-    plain, FoundationTrainer.compute_loss = FoundationTrainer.compute_loss, _killed_in_step_three
-    with suppress(Killed):
-        fit(folder, out / "sharded", config)
-    FoundationTrainer.compute_loss = plain
-    fit(folder, out / "sharded", config)
+    fit_sharded(folder, out / "sharded", config)
 
 
 def _killed_in_step_three(trainer: FoundationTrainer, *arguments: Any, **options: Any) -> Any:
     if trainer.state.global_step == 2:
+        layers = trainer.foundation.decoder._no_split_modules
+        names = [type(module).__name__ for module in trainer.model.modules()]
+        # Of every kind of layer, one that is sharded by itself.
+        assert {f"FSDP{layer}" for layer in layers} <= set(names)
         raise Killed
     return _COMPUTE_LOSS(trainer, *arguments, **options)
 

@@ -218,3 +218,18 @@ def test_the_attention_is_announced_once(caplog: pytest.LogCaptureFixture, make:
             training_attention(decoder, "cpu", bf16=False)
     name = decoder.config._attn_implementation
     assert [record.message for record in caplog.records] == [f"attention: {name} on cpu"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", ["slot", "text"])
+def test_packed_rows_are_read_as_padded_ones_on_a_gpu(
+    make: Any, form: str, books: dict[str, PromptBook], split: Split
+) -> None:
+    model, rows = make(form, dropout=0.0).cuda(), training_rows(books[form], split)
+    found = []
+    for packed in (False, True):
+        batch = batch_of(books[form], rows, packed=packed)
+        with torch.no_grad():
+            found.append(model(**{name: tensor.cuda() for name, tensor in batch.items()}))
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-3)

@@ -362,6 +362,16 @@ def test_another_way_to_compute_is_undone_and_leads_to_the_same(
         torch.testing.assert_close(weights["other"][name], tensor, atol=2e-3, rtol=1e-2)
 
 
+def test_half_precision_trains_close_to_full(fit: Fit, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-3, "dropout": 0.0}
+    full = fit(tmp_path / "full", **changes).state_dict()
+    half = fit(tmp_path / "half", bf16=True, **changes).state_dict()
+    assert {tensor.dtype for tensor in half.values()} == {torch.float32}
+    name = "person_head.weight"
+    assert not torch.equal(half[name], full[name])
+    torch.testing.assert_close(half[name], full[name], atol=5e-3, rtol=0.05)
+
+
 def test_compiled_layers_compute_the_same_and_are_undone(
     make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
