@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from foundation.training import FitConfig
     from promptify.assembly import PromptBook
 
+LOSSES = ("next_item", "action", "text")
+"""What the `counts` of a micro-batch count the predictions of, in order."""
+
 
 class TrainingPlan(Dataset[dict[str, Tensor]]):
     """Micro-batches of training rows, epoch after epoch.
@@ -167,3 +170,8 @@ def _uncounted(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     Sharded layers are gathered by all processes at once: each must read as often as the others.
     """
     return {**batch, **{name: torch.zeros_like(batch[name]) for name in ("counts", "num_tokens")}}
+
+
+def counted_as(loss: str) -> str:
+    """Name of the loss by whose count a loss is divided: a teacher's is that of what it teaches."""
+    return loss.removeprefix("teacher_")

@@ -15,15 +15,15 @@ from transformers import Trainer
 
 from foundation.checkpoint import write_weights
 from foundation.computing import attending
+from foundation.curves import SinceLog
 from foundation.diverging import check_step
+from foundation.plan import LOSSES, counted_as
 from foundation.resuming import WATCHED, Standing, best_weights, drop_weights_but
 from foundation.utilisation import flops_utilisation, held_memory_bytes
 
 if TYPE_CHECKING:
     from foundation.model import Foundation
     from foundation.training import FitConfig
-
-LOSSES = ("next_item", "action", "text")
 
 
 class FoundationTrainer(Trainer):
@@ -65,7 +65,7 @@ class FoundationTrainer(Trainer):
             self._shard_anew()
         self._step_batches: list[dict[str, Tensor]] = []
         self._step_losses: list[Tensor] = []
-        self._since_log = _SinceLog(list(loss_weights), self.args.device)
+        self._since_log = SinceLog(list(loss_weights), self.args.device)
         self._refreshed_at = -1
         self._validated_at = -1
 
@@ -121,9 +121,9 @@ class FoundationTrainer(Trainer):
         step_counts = dict(zip(LOSSES, num_items_in_batch.clamp(min=1), strict=True))
         # Nothing counts in a micro-batch that only keeps a process busy while others have one.
         counts = dict(zip(LOSSES, inputs["counts"] > 0, strict=True))
-        sums = {name: s * counts[_counted_as(name)] for name, s in model(**inputs).items()}
+        sums = {name: s * counts[counted_as(name)] for name, s in model(**inputs).items()}
         terms = [
-            weight * sums[name] / step_counts[_counted_as(name)]
+            weight * sums[name] / step_counts[counted_as(name)]
             for name, weight in self.loss_weights.items()
         ]
         loss = torch.stack(terms).sum()
@@ -329,58 +329,6 @@ class FoundationTrainer(Trainer):
         best = Standing.of(self.state.log_history).best_step
         if best is not None and self.args.should_save:
             drop_weights_but(best_weights(self._checkpoints, best))
-
-
-class _SinceLog:
-    """What has been seen since the last log, kept on the device: reading it would make it wait."""
-
-    def __init__(self, names: list[str], device: torch.device) -> None:
-        self._names = names
-        self._device = device
-        self._clear()
-
-    def _clear(self) -> None:
-        self._sums = torch.zeros(len(self._names), dtype=torch.float64, device=self._device)
-        self._counts = torch.zeros(len(LOSSES), dtype=torch.float64, device=self._device)
-        self._tokens = torch.zeros((), dtype=torch.float64, device=self._device)
-        self._positions = 0
-        self._since = time.monotonic()
-
-    def add(self, sums: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> None:
-        """Count a micro-batch, each loss with its own count."""
-        self._sums += torch.stack([sums[name].detach() for name in self._names])
-        self._counts += batch["counts"]
-        self._tokens += batch["num_tokens"]
-        self._positions += batch["ids_RT"].numel()
-
-    def pause(self, seconds: float) -> None:
-        """Leave out time that was not training."""
-        self._since += seconds
-
-    def curves(self, accelerator: Any) -> dict[str, float]:
-        """Means of the losses, speed and padding since the last call, over all processes."""
-        elapsed = max(time.monotonic() - self._since, 1e-9)
-        positions = self._tokens.new_tensor(float(self._positions))
-        seen = torch.cat([self._sums, self._counts, torch.stack([self._tokens, positions])])
-        if accelerator.num_processes > 1:
-            seen = accelerator.reduce(seen, reduction="sum")
-        values = seen.tolist()
-        counts = dict(zip(LOSSES, values[len(self._names) : -2], strict=True))
-        tokens, all_positions = values[-2:]
-        self._clear()
-        means = {
-            f"loss/{name}": total / max(1.0, counts[_counted_as(name)])
-            for name, total in zip(self._names, values, strict=False)
-        }
-        return {
-            **means,
-            "tokens_per_s": tokens / elapsed,
-            "padding": 1 - tokens / max(1.0, all_positions),
-        }
-
-
-def _counted_as(name: str) -> str:
-    return name.removeprefix("teacher_")
 
 
 def only_batch(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
