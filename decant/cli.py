@@ -16,6 +16,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from decant.errors import one_line_errors
+from decant.processes import leads
 
 
 @one_line_errors()
@@ -31,9 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.print_help(sys.stderr)
         raise SystemExit(2)
     chosen = parser.parse_args(given)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Of several processes of a launch one speaks.
+    level = logging.INFO if leads() else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     for library in ("datasets", "transformers", "accelerate", "faiss", "httpx", "filelock"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+        logging.getLogger(library).setLevel(max(level, logging.WARNING))
     # What a run needs is on this machine: nothing is looked up on a hub unless it is asked for.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     command = chosen[chosen.command]
@@ -247,6 +250,8 @@ def _execute(
         continued_from=Path(continued_from) if continued_from else None,
     )
     finished = run(job, dry_run=options.dry_run)
+    if not leads():
+        return
     if options.dry_run:
         for stage in finished.stages:
             print(f"{stage.name:12} {'runs' if stage.runs else 'kept'}  ({stage.reason})")

@@ -18,6 +18,7 @@ from decant.atomic import write_whole
 from decant.evaluation import evaluate
 from decant.layout import DATA, EVALUATION, FOUNDATION, INDEX, PROMPTER, RUNG, RunLayout
 from decant.measure import Asked, rerank
+from decant.processes import leads, training_device
 from decant.recipes import Recipe
 from decant.recommender import Recommender, build_index
 from decant.reporting import write_run_report
@@ -121,6 +122,7 @@ def run(job: Job, *, dry_run: bool = False) -> Finished:
             },
             uses=(DATA, PROMPTER),
             code=("promptify", "foundation"),
+            together=True,
         )
         stages.run(
             RUNG,
@@ -128,6 +130,7 @@ def run(job: Job, *, dry_run: bool = False) -> Finished:
             inputs={"rung": asdict(recipe.rung), "seed": recipe.seed},
             uses=(DATA, PROMPTER, FOUNDATION),
             code=("promptify", "foundation", "distill"),
+            together=True,
         )
         stages.run(INDEX, lambda out, _: index_catalogue(layout, out), inputs={}, uses=(RUNG,))
         stages.run(
@@ -136,7 +139,8 @@ def run(job: Job, *, dry_run: bool = False) -> Finished:
             inputs={"users": recipe.measured_users, "timed": recipe.timed_requests},
             uses=(DATA, FOUNDATION, RUNG, INDEX),
         )
-        table = "" if dry_run else write_run_report(layout, recipe, record.finish())
+        is_told = leads() and not dry_run
+        table = "" if not is_told else write_run_report(layout, recipe, record.finish())
     return Finished(stages=stages.plan(), table=table)
 
 
@@ -191,6 +195,7 @@ def _foundation(
             seed=recipe.seed,
         )
     logger.info("foundation: %s body parameters", f"{foundation.num_parameters():,}")
+    foundation.to(training_device())
     result = foundation.fit(
         book,
         split,
@@ -220,9 +225,10 @@ def _rung(layout: RunLayout, recipe: Recipe, out: Path, scratch: Path) -> None:
         f"{student.num_parameters():,}",
         f"{teacher.num_parameters():,}",
     )
+    student.to(training_device())
     result = distil(
         student,
-        teacher,
+        teacher.to(training_device()),
         book,
         split,
         config=recipe.rung.fit,
@@ -255,6 +261,9 @@ def _finish_model(
     scratch: Path,
 ) -> None:
     """Fit the rank weight on validation, save, and keep what training logged."""
+    if not leads():
+        return
+    foundation.to("cpu")
     weight = fit_rank_weight(foundation, book, split.valid)
     others = [foundation.rank_weight(t) for t in range(1, len(book.prompter.tasks))]
     foundation.settings = replace(foundation.settings, rank_weight=(weight, *others))

@@ -15,6 +15,7 @@ import json
 import logging
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +26,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
+from decant import processes
 from decant.atomic import write_whole
 from decant.run_record import json_hash, utc_now
 
@@ -75,6 +77,9 @@ class Stages:
     same key it is not run again. What it needs to resume (training checkpoints) it keeps in a
     scratch folder, which outlives a kill and is deleted once the stage is finished.
 
+    In a launch of several processes the first does all this, and the others follow it from stage to
+    stage: they take part in those that are run together, and write nothing.
+
     Args:
         folder: the run folder; made if it is missing.
         recipe: what the run was asked for, JSON values only. The folder of a run with another
@@ -109,11 +114,14 @@ class Stages:
     ) -> None:
         self.folder = folder
         self._dry_run = dry_run
+        self._follows = not processes.leads()
         self._keys: dict[str, str] = {}
         self._plan: list[PlannedStage] = []
         self._lock = FileLock(folder / ".lock", timeout=0)
         self._was_there = folder.exists()
         self._was_run = (folder / "recipe.json").exists()
+        if self._follows:
+            return
         if not dry_run:
             folder.mkdir(parents=True, exist_ok=True)
             self._take_lock()
@@ -144,6 +152,7 @@ class Stages:
         inputs: Mapping[str, Any],
         uses: Sequence[str] = (),
         code: Iterable[str] = ROOMS,
+        together: bool = False,
     ) -> Path:
         """Run a stage unless it is up to date.
 
@@ -156,6 +165,8 @@ class Stages:
             uses: names of stages run before, whose output the function reads.
             code: packages or modules whose code makes the output: another version of them is
                 another stage. Comments and layout do not count.
+            together: every process of a launch calls the function, with a scratch folder they
+                share; what any but the first writes to `out` is lost.
 
         Returns:
             The stage's folder. In a dry run it may not exist.
@@ -173,6 +184,9 @@ class Stages:
 
         out = self.folder / name
         scratch = self.folder / ".scratch" / f"{name}-{record.key}"
+        if self._follows:
+            self._follow(name, function, scratch, together=together)
+            return out
         old = _old_version(out)
         if old.exists() and not out.exists() and not self._dry_run:
             old.rename(out)  # killed between the two renames of `_execute`
@@ -182,9 +196,24 @@ class Stages:
             logger.info("%s: %s", name, f"runs ({reason})" if reason else "up to date")
             if reason:
                 self._drop_scratch(name, but=scratch)
+                scratch.mkdir(parents=True, exist_ok=True)
+            processes.tell(f"{name} runs", bool(reason))
+            if reason:
                 self._execute(function, out, scratch, record)
+            processes.tell(f"{name} is done", True)
             self._drop_scratch(name)
         return out
+
+    def _follow(
+        self, name: str, function: Callable[[Path, Path], object], scratch: Path, *, together: bool
+    ) -> None:
+        """Take part in a stage that another process runs, or wait until it is done."""
+        if self._dry_run:
+            return
+        if processes.hear(f"{name} runs") and together:
+            with tempfile.TemporaryDirectory() as out:
+                function(Path(out), scratch)
+        processes.hear(f"{name} is done")
 
     def plan(self) -> tuple[PlannedStage, ...]:
         """The stages asked for so far: which run, or would in a dry run, and why."""
@@ -192,6 +221,8 @@ class Stages:
 
     def _withdraw(self) -> None:
         """Take back a run that failed before it made anything: its folder is free for the next."""
+        if self._follows:
+            return
         has_stage = any(self.folder.glob("*/stage.json"))
         scratch = self.folder / ".scratch"
         if self._dry_run or self._was_run or has_stage or _holds_files(scratch):
@@ -255,7 +286,6 @@ class Stages:
         old = _old_version(out)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        scratch.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         try:
             function(partial, scratch)

@@ -1,6 +1,7 @@
-"""Rows → padded tensors, and back: the one place where flat arrays become a rectangle.
+"""Rows → tensors, padded or packed: the one place where flat arrays become a rectangle.
 
-Legend: R rows, T positions of the longest row, M action targets, K next-item pairs, S item tokens.
+Legend: R rows, T positions of the longest row (packed: one row of all positions), M action targets,
+K next-item pairs, S item tokens.
 """
 
 from collections.abc import Iterator
@@ -17,11 +18,15 @@ from promptify.rows import Rows
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """Rows as tensors. Positions are flat: `row * T + position`.
+    """Rows as tensors, one below the other (padded) or end to end (packed).
+
+    The positions of what is read are flat, places in `ids_RT.flatten()`.
 
     Attributes:
         ids_RT: int64 [R, T]; padded on the right with the newline's id, which causal attention
-            never shows to a real position.
+            never shows to a real position. Packed: [1, sum of lengths], no padding.
+        position_RT: int64, like `ids_RT`: counts from 0 in every row. Where it starts anew,
+            attention starts anew: transformers cuts packed rows apart there.
         length_R: int64 [R], positions that are not padding.
         arrow_M: int64 [M], flat positions where an action is read and counted.
         label_M: int64 [M], the action taken there, an index into the label words.
@@ -32,6 +37,7 @@ class Batch:
     """
 
     ids_RT: Tensor
+    position_RT: Tensor
     length_R: Tensor
     arrow_M: Tensor
     label_M: Tensor
@@ -41,41 +47,49 @@ class Batch:
     text_position_N: Tensor
 
     @classmethod
-    def of(cls, rows: Rows, *, pad_id: int, vocab_size: int) -> Self:
-        """Pad `rows` into a batch.
+    def of(cls, rows: Rows, *, pad_id: int, vocab_size: int, packed: bool = False) -> Self:
+        """Make a batch of `rows`.
 
         Args:
             rows: one or more rows.
             pad_id: the id that fills up short rows.
             vocab_size: ids from here on are slots, which the LM loss does not predict.
+            packed: lay the rows end to end and pad nothing.
         """
         lengths_R = rows.lengths
         num_rows, longest = len(rows), int(lengths_R.max())
         row_N = np.repeat(np.arange(num_rows), lengths_R)
-        flat_N = row_N * longest + np.arange(len(rows.ids)) - rows.row_offsets[row_N]
-        ids = np.full(num_rows * longest, pad_id, dtype=np.int64)
+        position_N = np.arange(len(rows.ids)) - rows.row_offsets[row_N]
+        # Where each row starts in the flattened batch, and the shape of that batch.
+        if packed:
+            start_R, shape = rows.row_offsets[:-1].astype(np.int64), (1, len(rows.ids))
+            positions = position_N
+        else:
+            start_R, shape = np.arange(num_rows) * longest, (num_rows, longest)
+            positions = np.tile(np.arange(longest), num_rows)
+        flat_N = start_R[row_N] + position_N
+        ids = np.full(shape[0] * shape[1], pad_id, dtype=np.int64)
         ids[flat_N] = rows.ids
 
-        event_row_M = np.repeat(np.arange(num_rows), np.diff(rows.event_offsets))
+        event_start_M = np.repeat(start_R, np.diff(rows.event_offsets))
         target_M = np.flatnonzero(rows.event_is_target)
-        next_row_K = np.repeat(np.arange(num_rows), np.diff(rows.next_offsets))
+        next_start_K = np.repeat(start_R, np.diff(rows.next_offsets))
 
         # A position predicts text when the id after it, in the same row, is a token that is neither
         # a label (the action loss has it) nor a slot.
-        predicts = np.zeros(num_rows * longest, dtype=bool)
+        predicts = np.zeros(len(ids), dtype=bool)
         predicts[flat_N[:-1]] = (row_N[1:] == row_N[:-1]) & (rows.ids[1:] < vocab_size)
-        predicts[event_row_M * longest + rows.event_arrow] = False
+        predicts[event_start_M + rows.event_arrow] = False
         return cls(
-            ids_RT=torch.from_numpy(ids.reshape(num_rows, longest)),
+            ids_RT=torch.from_numpy(ids.reshape(shape)),
+            position_RT=torch.from_numpy(positions.astype(np.int64).reshape(shape)),
             length_R=torch.from_numpy(lengths_R.astype(np.int64)),
             arrow_M=torch.from_numpy(
-                event_row_M[target_M] * longest + rows.event_arrow[target_M].astype(np.int64)
+                event_start_M[target_M] + rows.event_arrow[target_M].astype(np.int64)
             ),
             label_M=torch.from_numpy(rows.event_label[target_M].astype(np.int64)),
             task_M=torch.from_numpy(rows.event_task[target_M].astype(np.int64)),
-            next_position_K=torch.from_numpy(
-                next_row_K * longest + rows.next_position.astype(np.int64)
-            ),
+            next_position_K=torch.from_numpy(next_start_K + rows.next_position.astype(np.int64)),
             next_item_K=torch.from_numpy(rows.next_item.astype(np.int64)),
             text_position_N=torch.from_numpy(np.flatnonzero(predicts)),
         )
@@ -134,6 +148,26 @@ def by_length(lengths_R: np.ndarray, *, max_positions: int) -> Iterator[np.ndarr
         fits = np.searchsorted(ahead * np.arange(1, len(ahead) + 1), max_positions, side="right")
         stop = start + max(1, int(fits))
         yield order[start:stop]
+        start = stop
+
+
+def in_order(lengths_R: np.ndarray, *, max_positions: int) -> Iterator[np.ndarray]:
+    """Indices of rows as they come, cut into groups that are packed end to end.
+
+    Args:
+        lengths_R: int64 [R].
+        max_positions: sum of lengths of a group, at most; a longer row stands alone.
+
+    Yields:
+        int64 [B], every index exactly once, in order.
+    """
+    ends_R = np.cumsum(lengths_R)
+    start = 0
+    while start < len(lengths_R):
+        before = int(ends_R[start - 1]) if start else 0
+        fits = int(np.searchsorted(ends_R, before + max_positions, side="right"))
+        stop = max(start + 1, fits)
+        yield np.arange(start, stop)
         start = stop
 
 

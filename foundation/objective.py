@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # What a training batch brings to `read_step` and to `loss_sums`, by argument name.
 READ_INPUTS = (
     "ids_RT",
+    "position_RT",
     "arrow_M",
     "next_position_K",
     "next_item_K",
@@ -55,6 +56,7 @@ def read_step(
     foundation: "Foundation",
     *,
     ids_RT: Tensor,
+    position_RT: Tensor,
     arrow_M: Tensor,
     next_position_K: Tensor,
     next_item_K: Tensor,
@@ -66,7 +68,9 @@ def read_step(
 
     Args:
         foundation: the model.
-        ids_RT: int64 [R, T], padded rows; the next four are as in `foundation.batches.Batch`.
+        ids_RT: int64 [R, T], rows padded or packed; the next five are as in
+            `foundation.batches.Batch`.
+        position_RT: int64 [R, T]; where it starts anew, attention does.
         arrow_M: int64 [M].
         next_position_K: int64 [K].
         next_item_K: int64 [K].
@@ -85,7 +89,9 @@ def read_step(
     else:
         classes_C = items_N = torch.arange(foundation.num_items, device=ids_RT.device)
     slots = StepSlots(items_N=items_N, slots_ND=foundation.slots(items_N, fresh))
-    hidden_PD = rearrange(foundation.hidden(ids_RT, slots=slots), "r t d -> (r t) d")
+    # With a cache, transformers would take packed rows for one long row.
+    hidden_RTD = foundation.hidden(ids_RT, slots=slots, position_ids=position_RT, use_cache=False)
+    hidden_PD = rearrange(hidden_RTD, "r t d -> (r t) d")
     return StepReading(
         person_KV=foundation.person_head(hidden_PD[next_position_K]),
         item_CV=foundation.item_vectors(slots.of(classes_C)),

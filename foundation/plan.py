@@ -1,10 +1,13 @@
 """Which rows each training step sees, known in advance for every epoch.
 
 The plan is one long list of micro-batches, so that a resumed run skips what it has seen without
-assembling it, and the same step holds the same rows whether or not the run was ever stopped.
+assembling it, and the same step holds the same rows whether or not the run was ever stopped. On P
+processes, process p sees every P-th micro-batch from p on: one optimiser step holds the same P × A
+neighbours of the list as it does on one process that accumulates P × A.
 """
 
 import math
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,11 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from foundation.batches import Batch, by_length
+from foundation.batches import Batch, by_length, in_order
 
 if TYPE_CHECKING:
     from foundation.training import FitConfig
     from promptify.assembly import PromptBook
+
+LOSSES = ("next_item", "action", "text")
+"""What the `counts` of a micro-batch count the predictions of, in order."""
 
 
 class TrainingPlan(Dataset[dict[str, Tensor]]):
@@ -27,8 +33,10 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
         book: pieces of the interactions.
         train: bool [E], the training events.
         config: schedule; its seed decides every shuffle.
-        steps_share: micro-batches (accumulated, or on other processes) that share one draw of
-            negatives, because they belong to one optimiser step.
+        packed: lay the rows of a micro-batch end to end; else rows of near-equal length are padded
+            to the longest.
+        processes: how many share the plan. The last round is filled up with micro-batches in which
+            nothing is counted, so that nobody waits for a process that has run out.
     """
 
     def __init__(
@@ -37,12 +45,16 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
         train: NDArray[np.bool_],
         config: "FitConfig",
         *,
-        steps_share: int = 1,
+        packed: bool = False,
+        processes: int = 1,
     ) -> None:
         self.book = book
         self.config = config
-        self.steps_share = steps_share
-        self._train = train
+        self.packed = packed
+        self.processes = processes
+        # Micro-batches, accumulated or on other processes, that share one draw of negatives,
+        # because they belong to one optimiser step.
+        self.steps_share = config.accumulate * processes
         self._epochs = []
         for epoch in range(math.ceil(config.epochs)):
             windows = book.windows(train, seed=config.seed, epoch=epoch)
@@ -57,37 +69,72 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
         weight_I = np.sqrt(counts_I + 1.0)
         self._draw_I = weight_I / weight_I.sum()
 
+        # The next micro-batch is assembled while this one is computed.
+        self._assembler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="assemble")
+        self._ahead: dict[int, Future[dict[str, Tensor]]] = {}
+
     def _groups(self, lengths: NDArray[np.int64], epoch: int) -> list[NDArray[np.int64]]:
         rng = np.random.default_rng([self.config.seed, epoch, 0])
+        budget = self.config.positions_per_batch
+        if self.packed:
+            order = rng.permutation(len(lengths))
+            return [order[group] for group in in_order(lengths[order], max_positions=budget)]
         # A little noise on the lengths: rows of near-equal length meet different neighbours each
         # epoch.
         noisy = lengths + rng.integers(0, max(2, int(lengths.mean()) // 32), size=len(lengths))
-        groups = list(by_length(noisy, max_positions=self.config.positions_per_batch))
+        groups = list(by_length(noisy, max_positions=budget))
         return [groups[g] for g in rng.permutation(len(groups))]
 
-    def __len__(self) -> int:
+    @property
+    def num_batches(self) -> int:
+        """Micro-batches that hold something."""
         return int(self._first[-1])
 
+    def __len__(self) -> int:
+        return math.ceil(self.num_batches / self.processes) * self.processes
+
     def __getitem__(self, step: int) -> dict[str, Tensor]:
+        ahead = self._ahead.pop(step, None)
+        following = step + self.processes
+        if following < len(self) and following not in self._ahead:
+            self._ahead = {following: self._assembler.submit(self._assemble, following)}
+        return ahead.result() if ahead is not None else self._assemble(step)
+
+    def _assemble(self, step: int) -> dict[str, Tensor]:
+        if step >= self.num_batches:
+            return _uncounted(self._assemble(0))
         epoch = int(np.searchsorted(self._first, step, side="right")) - 1
         windows, groups = self._epochs[epoch]
         chosen = groups[step - int(self._first[epoch])]
         rows = self.book.assemble(windows[chosen], seed=self.config.seed, epoch=epoch)
         prompter = self.book.prompter
-        batch = Batch.of(rows, pad_id=prompter.newline_id, vocab_size=prompter.vocab_size)
+        batch = Batch.of(
+            rows,
+            pad_id=prompter.newline_id,
+            vocab_size=prompter.vocab_size,
+            packed=self.packed,
+        )
         negatives, log_expected = self._negatives(step // self.steps_share)
         items = np.union1d(rows.event_item[rows.event_item >= 0], rows.next_item)
+        reread = self._reread(items, step)
+        text_position_N = self._text_positions(batch.text_position_N, step)
+        # Every token of an item that is read again predicts the next one.
+        item_tokens = int((self.book.item_pieces.lengths[reread.numpy()] - 1).sum())
         return {
             "ids_RT": batch.ids_RT,
+            "position_RT": batch.position_RT,
             "arrow_M": batch.arrow_M,
             "label_M": batch.label_M,
             "task_M": batch.task_M,
             "next_position_K": batch.next_position_K,
             "next_item_K": batch.next_item_K,
-            "text_position_N": self._text_positions(batch.text_position_N, step),
-            "reread_items": self._reread(items, step),
+            "text_position_N": text_position_N,
+            "reread_items": reread,
             "negatives": negatives,
             "negative_log_expected": log_expected,
+            "counts": torch.tensor(
+                [len(batch.next_item_K), len(batch.label_M), len(text_position_N) + item_tokens]
+            ),
             "num_tokens": torch.tensor(int(rows.lengths.sum())),
         }
 
@@ -115,3 +162,16 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
             torch.from_numpy(drawn_S.astype(np.int64)),
             torch.from_numpy(np.log(expected_S).astype(np.float32)),
         )
+
+
+def _uncounted(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same batch, to be read like any other, of which nothing counts.
+
+    Sharded layers are gathered by all processes at once: each must read as often as the others.
+    """
+    return {**batch, **{name: torch.zeros_like(batch[name]) for name in ("counts", "num_tokens")}}
+
+
+def counted_as(loss: str) -> str:
+    """Name of the loss by whose count a loss is divided: a teacher's is that of what it teaches."""
+    return loss.removeprefix("teacher_")

@@ -1,19 +1,75 @@
-"""Checkpoints of a training: when they are written, and which of them can be gone on from."""
+"""Checkpoints of a training: when they are written, which can be gone on from, which is best."""
 
 import json
 import logging
 import time
 import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
-# `torch.save` files are zip archives, which end with their index. A process has a state of its own.
-_ARCHIVES = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
+# `torch.save` files are zip archives, which end with their index. A process has a state of its own;
+# of a sharded training the optimizer's state is called `.bin`.
+_ARCHIVES = ("optimizer.*", "scheduler.pt", "rng_state*.pth")
+
+WATCHED = "ndcg@10"
+"""The validation metric that decides which weights are best, and when it is time to stop."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """Where a training stands among its own validations; all of it is read from what was logged.
+
+    Attributes:
+        best_step: optimiser steps at the best validation, the earliest of equals; None before any.
+        best: the metric there.
+        waited: validations since then, none of them better.
+    """
+
+    best_step: int | None = None
+    best: float = float("-inf")
+    waited: int = 0
+
+    @classmethod
+    def of(cls, log_history: Iterable[Mapping[str, Any]]) -> Self:
+        """Read it from a Trainer's log."""
+        step, best, waited = None, float("-inf"), 0
+        for entry in log_history:
+            value = entry.get(f"valid/{WATCHED}")
+            if value is None:
+                continue
+            if value > best:
+                step, best, waited = int(entry["step"]), float(value), 0
+            else:
+                waited += 1
+        return cls(best_step=step, best=best, waited=waited)
+
+    def is_over(self, patience: int) -> bool:
+        """Whether so many validations in a row brought nothing; never with a patience of 0."""
+        return 0 < patience <= self.waited
+
+
+def best_weights(checkpoints: Path, step: int) -> Path:
+    """Where the weights of the best validation are kept, beside the checkpoints.
+
+    Args:
+        checkpoints: folder of the checkpoints.
+        step: optimiser steps at that validation.
+    """
+    return checkpoints.with_name("best") / f"step-{step}.safetensors"
+
+
+def drop_weights_but(kept: Path) -> None:
+    """Delete the weights of validations that no checkpoint calls the best any more."""
+    for path in kept.parent.glob("step-*.safetensors"):
+        if path != kept:
+            path.unlink()
 
 
 class SaveByClock(TrainerCallback):
@@ -64,11 +120,16 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
 def _is_whole(checkpoint: Path) -> bool:
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        # Opening compares the header with the length of the file.
-        with safe_open(checkpoint / "model.safetensors", framework="pt"):
-            pass
-    except (OSError, ValueError, SafetensorError):
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        standing = Standing.of(state["log_history"])
+        weights = [checkpoint / "model.safetensors"]
+        if standing.best_step is not None:
+            weights.append(best_weights(checkpoint.parent, standing.best_step))
+        for path in weights:
+            # Opening compares the header with the length of the file.
+            with safe_open(path, framework="pt"):
+                pass
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return False
     archives = [list(checkpoint.glob(name)) for name in _ARCHIVES]
     return all(found and all(map(zipfile.is_zipfile, found)) for found in archives)

@@ -1,26 +1,29 @@
 """Hugging Face's `Trainer`, with summed losses, planned batches and two learning rates."""
 
+import copy
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import save_fsdp_optimizer
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from foundation.checkpoint import write_weights
+from foundation.computing import attending
+from foundation.curves import SinceLog
+from foundation.diverging import check_step
+from foundation.plan import LOSSES, counted_as
+from foundation.resuming import WATCHED, Standing, best_weights, drop_weights_but
+from foundation.utilisation import flops_utilisation, held_memory_bytes
 
 if TYPE_CHECKING:
     from foundation.model import Foundation
     from foundation.training import FitConfig
-
-LOSSES = ("next_item", "action", "text")
-
-
-class DivergedError(ValueError):
-    """A loss is not a number any more; the message says what to change."""
 
 
 class FoundationTrainer(Trainer):
@@ -30,7 +33,8 @@ class FoundationTrainer(Trainer):
         foundation: the model that learns, alone or inside the objective that is trained.
         config: schedule.
         loss_weights: weight of each loss by name.
-        validate: called every `evaluate_steps`; what it returns is logged.
+        validate: called every `evaluate_steps`, on the main process; what it returns is logged.
+        serving_attention: what the decoder attends with outside of training.
         options: of `transformers.Trainer`.
     """
 
@@ -41,6 +45,7 @@ class FoundationTrainer(Trainer):
         config: "FitConfig",
         loss_weights: Mapping[str, float],
         validate: Callable[[], dict[str, float]] | None,
+        serving_attention: str,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -48,20 +53,41 @@ class FoundationTrainer(Trainer):
         self.config = config
         self.loss_weights = loss_weights
         self.validate = validate
+        self.serving_attention = serving_attention
         # The loss is already divided by the step's counts: no second division by accumulation.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
-        self._logged_sums: dict[str, float] = {}
-        self._logged_counts: dict[str, int] = {}
-        self._logged_tokens = 0
-        self._logged_since = time.monotonic()
+        # What is trained, as one module on this process; sharded, it is a copy that is trained, and
+        # this one is filled in before it is read.
+        self.whole: nn.Module = options["model"]
+        if self.is_fsdp_enabled:
+            self.whole.to(self.args.device)
+            self._shard_anew()
+        self._step_batches: list[dict[str, Tensor]] = []
+        self._step_losses: list[Tensor] = []
+        self._since_log = SinceLog(list(loss_weights), self.args.device)
         self._refreshed_at = -1
         self._validated_at = -1
+
+    def _shard_anew(self) -> None:
+        self.model = self.model_wrapped = copy.deepcopy(self.whole)
+        # By this name accelerate asks a model which of its layers are gathered one at a time.
+        there = {type(module).__name__ for module in self.model.modules()}
+        layers: Any = [n for n in self.foundation.decoder._no_split_modules or () if n in there]
+        self.model._no_split_modules = layers
+
+    # Batches and losses.
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The plan in its own order: it is shuffled already."""
         assert self.train_dataset is not None
-        loader = DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=only_batch)
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=1,
+            shuffle=False,
+            collate_fn=only_batch,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
@@ -70,23 +96,55 @@ class FoundationTrainer(Trainer):
     ) -> tuple[list[dict[str, Tensor]], Tensor]:
         """Micro-batches of one optimiser step, and how many predictions of each kind they hold."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._step_batches, self._step_losses = batches, []
         counts = torch.zeros(len(LOSSES), device=device)
         for batch in batches:
-            counts += torch.tensor(self.counts(batch), device=device, dtype=counts.dtype)
+            counts += batch["counts"].to(device)
         if self.accelerator.num_processes > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
         return batches, counts
 
-    def counts(self, batch: dict[str, Tensor]) -> tuple[int, int, int]:
-        """Predictions in a micro-batch, in the order of `LOSSES`."""
-        pieces = self.foundation.item_pieces
-        reread = batch["reread_items"].cpu().numpy()
-        item_tokens = int(pieces.lengths[reread].sum()) - len(reread)
-        return (
-            len(batch["next_item_K"]),
-            len(batch["label_M"]),
-            len(batch["text_position_N"]) + item_tokens,
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Weighted sum of the losses, each divided by its count in the whole optimiser step."""
+        if (
+            self.state.global_step % self.config.refresh_steps == 0
+            and self._refreshed_at != self.state.global_step
+        ):
+            self._refresh()
+        assert isinstance(num_items_in_batch, Tensor)
+        step_counts = dict(zip(LOSSES, num_items_in_batch.clamp(min=1), strict=True))
+        # Nothing counts in a micro-batch that only keeps a process busy while others have one.
+        counts = dict(zip(LOSSES, inputs["counts"] > 0, strict=True))
+        sums = {name: s * counts[counted_as(name)] for name, s in model(**inputs).items()}
+        terms = [
+            weight * sums[name] / step_counts[counted_as(name)]
+            for name, weight in self.loss_weights.items()
+        ]
+        loss = torch.stack(terms).sum()
+        self._step_losses.append(loss.detach())
+        self._since_log.add(sums, inputs)
+        # Gradients are averaged over processes, while the counts are summed over them.
+        return loss * self.accelerator.num_processes
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        # The last moment before the weights change.
+        name = f"step-{self.state.global_step}-process-{self.args.process_index}.safetensors"
+        check_step(
+            self._step_losses,
+            float(norm),
+            self._step_batches,
+            step=self.state.global_step,
+            path=self._checkpoints.with_name("diverged") / name,
+            learning_rate=self.config.learning_rate,
         )
+        return norm
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW, in which rows of tables (embeddings, residuals) learn faster and do not decay.
@@ -114,89 +172,163 @@ class FoundationTrainer(Trainer):
         )
         return self.optimizer
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """Weighted sum of the losses, each divided by its count in the whole optimiser step."""
-        if (
-            self.state.global_step % self.config.refresh_steps == 0
-            and self._refreshed_at != self.state.global_step
-        ):
-            self.foundation.refresh_readings()
-            self._refreshed_at = self.state.global_step
-        assert isinstance(num_items_in_batch, Tensor)
-        step_counts = dict(zip(LOSSES, num_items_in_batch.clamp(min=1), strict=True))
-        sums = model(**inputs)
-        terms = [
-            weight * sums[name] / step_counts[_counted_as(name)]
-            for name, weight in self.loss_weights.items()
-        ]
-        loss = torch.stack(terms).sum()
-        if not torch.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {loss.item()} at step {self.state.global_step}; the last checkpoint "
-                f"is kept. Lower learning_rate={self.config.learning_rate} or train without bf16."
-            )
-        self._note(sums, inputs)
-        # Gradients are averaged over processes, while the counts are summed over them.
-        return loss * self.accelerator.num_processes
-
-    def _note(self, sums: dict[str, Tensor], inputs: dict[str, Tensor]) -> None:
-        """Remember losses until they are logged, each with its own count."""
-        counts = dict(zip(LOSSES, self.counts(inputs), strict=True))
-        for name, value in sums.items():
-            self._logged_sums[name] = self._logged_sums.get(name, 0.0) + float(value.detach())
-            self._logged_counts[name] = self._logged_counts.get(name, 0) + counts[_counted_as(name)]
-        self._logged_tokens += int(inputs["num_tokens"])
+    # Curves and validation.
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the losses apart and tokens per second (padding not counted) to what is logged."""
+        """Add the losses apart, speed, utilisation, padding and memory to what is logged."""
         if "loss" in logs:
-            for name, total in self._logged_sums.items():
-                logs[f"loss/{name}"] = total / max(1, self._logged_counts[name])
-            elapsed = time.monotonic() - self._logged_since
-            logs["tokens_per_s"] = self._logged_tokens / max(elapsed, 1e-9)
-            self._logged_sums.clear()
-            self._logged_counts.clear()
-            self._logged_tokens, self._logged_since = 0, time.monotonic()
+            logs.update(self._since_log.curves(self.accelerator))
+            logs["utilisation"] = flops_utilisation(
+                logs["tokens_per_s"] / self.accelerator.num_processes,
+                body_parameters=self.foundation.num_parameters(),
+                device_type=self.args.device.type,
+                dtype=torch.bfloat16 if self.args.bf16 else torch.float32,
+            )
+            logs["memory_bytes"] = held_memory_bytes(self.args.device.type)
         super().log(logs, start_time)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        every = self.config.evaluate_steps
-        step = self.state.global_step
-        is_due = every > 0 and step % every == 0 and step != self._validated_at
-        if self.validate is not None and is_due:
-            # The Trainer comes by again at the end of the epoch, at the same step.
+        every, step = self.config.evaluate_steps, self.state.global_step
+        is_due = every > 0 and (step % every == 0 or step >= self.state.max_steps)
+        # The Trainer comes by again at the end of the epoch, at the same step.
+        if self.validate is not None and is_due and step != self._validated_at:
             self._validated_at = step
-            self.foundation.refresh_readings()
-            self.log({f"valid/{name}": value for name, value in self.validate().items()})
-            self._logged_since = time.monotonic()
+            # Logging what was validated must not stand for logging the losses of the same step.
+            should_log = self.control.should_log
+            self._validate(self.validate)
+            self.control.should_log = should_log
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
+    def _validate(self, validate: Callable[[], dict[str, float]]) -> None:
+        began = time.monotonic()
+        self._refresh()
+        found: list[Any] = [None]
+        if self.accelerator.is_main_process:
+            with attending(self.foundation.decoder, self.serving_attention):
+                found = [validate()]
+        if self.accelerator.num_processes > 1:
+            # All must agree on which weights are best and whether to stop.
+            torch.distributed.broadcast_object_list(found, src=0)
+        if self.config.patience and WATCHED not in found[0]:
+            raise ValueError(
+                f"FitConfig.patience={self.config.patience} waits for {WATCHED!r}, which the "
+                f"validation does not return (only {', '.join(found[0]) or 'nothing'}); "
+                "set patience=0."
+            )
+        self.log({f"valid/{name}": value for name, value in found[0].items()})
+        standing = Standing.of(self.state.log_history)
+        if standing.best_step == self.state.global_step and self.args.should_save:
+            path = best_weights(self._checkpoints, self.state.global_step)
+            path.parent.mkdir(exist_ok=True, parents=True)
+            write_weights(self._learned(self.whole.state_dict()), path)
+        if standing.is_over(self.config.patience):
+            self.control.should_training_stop = True
+            self.control.should_save = True
+        self._since_log.pause(time.monotonic() - began)
+
+    def _refresh(self) -> None:
+        """Bring the whole module and the table of readings up to date."""
+        self.gather()
+        with self.accelerator.autocast():
+            self.foundation.refresh_readings()
+        self._refreshed_at = self.state.global_step
+        if self.is_fsdp_enabled:
+            self._copy_buffers(self.whole, self.model)
+
+    # Weights.
+
+    @property
+    def _checkpoints(self) -> Path:
+        return Path(str(self.args.output_dir))
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Fill in the whole module from its shards; every process must call it."""
+        if not self.is_fsdp_enabled:
+            return
+        assert self.model is not None
+        target = dict(self.whole.named_parameters())
+        for name, parameter in self.model.named_parameters():
+            shard: Any = parameter
+            target[name].copy_(shard.full_tensor() if hasattr(shard, "full_tensor") else shard)
+        self._copy_buffers(self.model, self.whole)
+
+    @staticmethod
+    @torch.no_grad()
+    def _copy_buffers(source: Any, target: Any) -> None:
+        for name, buffer in target.named_buffers():
+            buffer.copy_(source.get_buffer(name))
+
+    def load_best(self, step: int) -> None:
+        """Put the weights of the best validation back into the whole module."""
+        self.accelerator.wait_for_everyone()  # the main process may be writing them
+        self._load(best_weights(self._checkpoints, step))
+
+    def _load(self, path: Path) -> None:
+        self._issue_warnings_after_load(self.whole.load_state_dict(load_file(path), strict=False))
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """See `transformers.Trainer.train`; what is sharded is filled in before it is cut up."""
+        if resume_from_checkpoint and self.is_fsdp_enabled:
+            self._load(Path(resume_from_checkpoint) / "model.safetensors")
+            self._shard_anew()
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        if not self.is_fsdp_enabled:
+            self._load(Path(resume_from_checkpoint) / "model.safetensors")
+
+    def _learned(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What training changes: all of it, or what stands beside frozen weights."""
+        frozen = {name for name, p in self.whole.named_parameters() if not p.requires_grad}
+        return {name: tensor for name, tensor in state.items() if name not in frozen}
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # The Trainer expects a PreTrainedModel. What a checkpoint lacks is the tied head alone.
-        lost = [n for n in load_result.missing_keys if not n.endswith("decoder.lm_head.weight")]
+        # The Trainer expects a PreTrainedModel. What a checkpoint lacks is the tied head and what
+        # is frozen.
+        frozen = {name for name, p in self.whole.named_parameters() if not p.requires_grad}
+        lost = [
+            name
+            for name in load_result.missing_keys
+            if name not in frozen and not name.endswith("decoder.lm_head.weight")
+        ]
         if lost or load_result.unexpected_keys:
             raise ValueError(
                 f"the checkpoint lacks {lost} and has strange {load_result.unexpected_keys}; "
                 "delete it to train anew."
             )
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what is learned; every process must call it."""
+        self.gather()
+        self._save(output_dir)
+
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
     ) -> None:
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        assert self.model is not None
-        write_weights(state_dict or self.model.state_dict(), folder / "model.safetensors")
+        write_weights(self._learned(self.whole.state_dict()), folder / "model.safetensors")
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # The Trainer would write the weights a second time.
+        plugin = self.accelerator.state.fsdp_plugin
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save and self.lr_scheduler is not None:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
-def _counted_as(name: str) -> str:
-    return name.removeprefix("teacher_")
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        best = Standing.of(self.state.log_history).best_step
+        if best is not None and self.args.should_save:
+            drop_weights_but(best_weights(self._checkpoints, best))
 
 
 def only_batch(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@
 
 Killed at any moment, the same call goes on from the last checkpoint and ends with the same weights.
 A finished training goes on from its end: the same call loads it, and another needs another folder.
+Under `accelerate launch` the same call trains on many devices, and every process ends with the same
+weights; the files in `foundation/configs` say how.
 """
 
 import logging
@@ -11,29 +13,25 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
-from transformers import (
-    PrinterCallback,
-    ProgressCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments
 
+from foundation.adapters import LoraOptions, adapted
+from foundation.computing import FLASH, computing, training_attention
+from foundation.curves import Curves, QuietProgress
+from foundation.diverging import DivergedError
 from foundation.plan import TrainingPlan
-from foundation.resuming import SaveByClock, last_whole_checkpoint
-from foundation.trainer import DivergedError, FoundationTrainer, only_batch
+from foundation.resuming import WATCHED, SaveByClock, Standing, last_whole_checkpoint
+from foundation.trainer import FoundationTrainer, only_batch
 
 if TYPE_CHECKING:
     from foundation.model import Foundation
     from promptify.assembly import PromptBook
     from promptify.splits import Split
 
-__all__ = ["DivergedError", "FitConfig", "FitResult", "fit"]
+__all__ = ["DivergedError", "FitConfig", "FitResult", "LoraOptions", "fit"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +42,8 @@ class FitConfig:
 
     Args:
         epochs: passes over the training events; of a part of one, that share of its batches.
-        positions_per_batch: padded positions of one micro-batch.
-        accumulate: micro-batches per optimiser step.
+        positions_per_batch: positions of one micro-batch, padding among them.
+        accumulate: micro-batches per optimiser step, of each process.
         learning_rate: peak of a cosine schedule with a linear warm-up.
         table_rate: how much faster embeddings and residuals learn than matrices.
         warmup_fraction: share of the steps that warm up.
@@ -59,9 +57,18 @@ class FitConfig:
         refresh_steps: optimiser steps between two readings of the whole catalogue.
         full_softmax_items: largest catalogue whose retrieval softmax runs over every item.
         num_negatives: sampled items per optimiser step for larger catalogues.
-        evaluate_steps: optimiser steps between two validations; 0 for none.
+        evaluate_steps: optimiser steps between two validations, the last step being one; 0 for
+            none. Training ends with the weights of the validation with the best NDCG@10.
+        patience: validations without a better NDCG@10 after which training stops; 0 for never.
         checkpoint_seconds: time between two checkpoints: the most that a kill can cost.
+        packing: lay rows end to end, with nothing padded; None where that pays: with flash-attn on
+            a GPU, whose kernel takes rows of any length. Elsewhere packed rows cost a mask over all
+            pairs of positions, and rows of near-equal length are padded instead, by a few percent.
         bf16: compute in bfloat16 where autocast allows.
+        gradient_checkpointing: keep no activations within a layer but compute them again: about a
+            third more time, for a fraction of the memory.
+        compile: compile the decoder's layers with `torch.compile`.
+        lora: train low-rank adapters in place of the decoder's own weights; None trains them all.
         seed: of every shuffle and draw.
     """
 
@@ -81,17 +88,32 @@ class FitConfig:
     full_softmax_items: int = 50_000
     num_negatives: int = 8192
     evaluate_steps: int = 0
+    patience: int = 0
     checkpoint_seconds: float = 60.0
+    packing: bool | None = None
     bf16: bool = False
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    lora: LoraOptions | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("positions_per_batch", "accumulate", "refresh_steps", "num_negatives"):
             if getattr(self, name) < 1:
                 raise ValueError(f"FitConfig.{name}={getattr(self, name)} must be at least 1.")
-        for name in ("reread_items", "text_positions", "evaluate_steps", "checkpoint_seconds"):
+        for name in (
+            "reread_items",
+            "text_positions",
+            "evaluate_steps",
+            "patience",
+            "checkpoint_seconds",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"FitConfig.{name}={getattr(self, name)} must not be negative.")
+        if self.patience and not self.evaluate_steps:
+            raise ValueError(
+                f"FitConfig.patience={self.patience} counts validations: set evaluate_steps too."
+            )
         if not 0 <= self.warmup_fraction < 1:
             raise ValueError(f"FitConfig.warmup_fraction={self.warmup_fraction} must be in [0, 1).")
         for name in ("epochs", "learning_rate"):
@@ -116,11 +138,16 @@ class FitResult:
         history: what was logged, by name: (optimiser step, value) pairs.
         steps: optimiser steps.
         seconds: wall time of this call (a resumed call counts only itself).
+        best_step: optimiser steps after which validation was best, whose weights are kept; None
+            where nothing was validated, and the last weights are kept.
+        ended: why training ended.
     """
 
     history: dict[str, list[tuple[int, float]]]
     steps: int
     seconds: float
+    best_step: int | None = None
+    ended: str = ""
 
 
 def fit(
@@ -146,11 +173,60 @@ def fit(
             of the plan (a distillation); the foundation itself when left out.
         loss_weights: weight of each loss by name; a loss called ``teacher_X`` is divided by the
             count of ``X``. Default: the three of `config`.
-        validate: called every `evaluate_steps`; what it returns is logged.
+        validate: called every `evaluate_steps`, on the main process; what it returns is logged, and
+            its ``ndcg@10`` decides which weights are kept.
 
     Raises:
-        DivergedError: a loss is not a number; the last checkpoint is kept.
+        DivergedError: a loss is not a number; the last checkpoint is kept, and the batch written to
+            `out`.
+        ValueError: the validation does not return what `patience` waits for.
     """
+    if config.patience and validate is None:
+        raise ValueError(
+            f"FitConfig.patience={config.patience} counts validations: give fit a validate="
+        )
+    started = time.monotonic()
+    decoder = foundation.decoder
+    serving_attention = decoder.config._attn_implementation
+    attention = training_attention(decoder, foundation.device.type, bf16=config.bf16)
+    with (
+        adapted(foundation, config.lora, seed=config.seed),
+        computing(decoder, config, attention=attention),
+    ):
+        trainer = _trainer(
+            foundation,
+            objective or foundation,
+            book,
+            split,
+            config,
+            out=out,
+            packed=attention == FLASH if config.packing is None else config.packing,
+            loss_weights=loss_weights or config.loss_weights,
+            validate=validate,
+            serving_attention=serving_attention,
+        )
+        _train(trainer, out / "checkpoints")
+        standing = Standing.of(trainer.state.log_history)
+        if standing.best_step not in (None, trainer.state.global_step):
+            trainer.load_best(standing.best_step)
+    foundation.refresh_readings()
+    foundation.eval()
+    return _result(trainer.state, config, seconds=time.monotonic() - started)
+
+
+def _trainer(
+    foundation: "Foundation",
+    objective: nn.Module,
+    book: "PromptBook",
+    split: "Split",
+    config: FitConfig,
+    *,
+    out: Path,
+    packed: bool,
+    loss_weights: Mapping[str, float],
+    validate: Callable[[], dict[str, float]] | None,
+    serving_attention: str,
+) -> FoundationTrainer:
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         num_train_epochs=1,  # The plan holds every epoch.
@@ -174,66 +250,64 @@ def fit(
         report_to="none",
         disable_tqdm=False,
         dataloader_num_workers=0,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=foundation.device.type == "cuda",
         remove_unused_columns=False,
         use_cpu=foundation.device.type == "cpu",
+        ddp_broadcast_buffers=False,  # Every process reads the catalogue with the same weights.
     )
     processes = max(1, arguments.world_size)
-    steps_share = config.accumulate * processes
-    plan = TrainingPlan(book, split.train, config, steps_share=steps_share)
+    plan = TrainingPlan(book, split.train, config, packed=packed, processes=processes)
     # Twenty points make a curve, of a short training too.
-    arguments.logging_steps = max(1, min(20, len(plan) // steps_share // 20))
+    arguments.logging_steps = max(1, min(20, len(plan) // (config.accumulate * processes) // 20))
     trainer = FoundationTrainer(
-        model=objective or foundation,
+        model=objective,
         args=arguments,
         train_dataset=plan,
         data_collator=only_batch,
         foundation=foundation,
         config=config,
-        loss_weights=loss_weights or config.loss_weights,
+        loss_weights=loss_weights,
         validate=validate,
+        serving_attention=serving_attention,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(_QuietProgress())
+    trainer.add_callback(QuietProgress())
     trainer.add_callback(SaveByClock(config.checkpoint_seconds))
-    trainer.add_callback(_tensorboard(out))
+    trainer.add_callback(Curves(out / "tensorboard"))
+    return trainer
 
-    started = time.monotonic()
-    checkpoint = last_whole_checkpoint(out / "checkpoints")
+
+def _train(trainer: FoundationTrainer, checkpoints: Path) -> None:
+    """Train from the last whole checkpoint on, to the end; what is trained is whole again then."""
+    checkpoint = last_whole_checkpoint(checkpoints)
     if checkpoint is not None:
         logger.info("resuming from %s", checkpoint.name)
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if Standing.of(state.log_history).is_over(trainer.config.patience):
+            # It had stopped early; the Trainer would go on. The best weights are all that is left.
+            trainer.state = state
+            return
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    foundation.refresh_readings()
-    foundation.eval()
+    trainer.gather()
+
+
+def _result(state: TrainerState, config: FitConfig, *, seconds: float) -> FitResult:
     history: dict[str, list[tuple[int, float]]] = {}
-    for entry in trainer.state.log_history:
+    for entry in state.log_history:
         for name, value in entry.items():
             if name not in ("step", "epoch") and isinstance(value, int | float):
                 history.setdefault(name, []).append((int(entry["step"]), float(value)))
+    standing = Standing.of(state.log_history)
+    ended = "every step was taken"
+    if standing.is_over(config.patience) and state.global_step < state.max_steps:
+        ended = f"no better {WATCHED} in {standing.waited} validations"
+    best = "" if standing.best_step is None else f"; best at step {standing.best_step}"
+    logger.info("%d steps: %s%s", state.global_step, ended, best)
     return FitResult(
-        history=history, steps=trainer.state.global_step, seconds=time.monotonic() - started
+        history=history,
+        steps=state.global_step,
+        seconds=seconds,
+        best_step=standing.best_step,
+        ended=ended,
     )
-
-
-class _QuietProgress(ProgressCallback):
-    """The progress bar alone; losses stand beside it instead of filling the screen."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        if self.training_bar is not None and logs:
-            shown = {k.removeprefix("loss/"): f"{v:.3f}" for k, v in logs.items() if "/" in k}
-            self.training_bar.set_postfix(shown)
-
-
-def _tensorboard(out: Path) -> TrainerCallback:
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations.integration_utils import TensorBoardCallback
-
-    return TensorBoardCallback(SummaryWriter(log_dir=str(out / "tensorboard")))

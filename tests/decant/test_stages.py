@@ -7,9 +7,11 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from decant import processes
 from decant.stages import Stages, fingerprint
 
 Made = list[str]
@@ -220,3 +222,62 @@ def test_fingerprint_follows_the_content_and_not_the_name(tmp_path):
         (tmp_path / name).write_text(content)
     a, b, c = (fingerprint(tmp_path / name) for name in "abc")
     assert a == b != c
+
+
+@pytest.fixture
+def launch(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Take the place of one process of a launch; what the first tells is kept for the second."""
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(processes, "tell", told.__setitem__)
+    monkeypatch.setattr(processes, "hear", told.__getitem__)
+    return lambda rank: monkeypatch.setenv("RANK", str(rank))
+
+
+def test_of_a_launch_the_others_join_where_the_stage_is_run_together(
+    tmp_path: Path, launch: Callable[[int], None]
+) -> None:
+    folder = tmp_path / "run"
+    called: list[tuple[int, str]] = []
+
+    def both(rank: int) -> None:
+        launch(rank)
+        with Stages(folder, recipe={"seed": 1}) as stages:
+            for name in ("alone", "joint"):
+
+                def function(out: Path, scratch: Path, name: str = name) -> None:
+                    called.append((rank, name))
+                    (out / "made-by.txt").write_text(str(rank))
+
+                stages.run(name, function, inputs={}, code=(), together=name == "joint")
+
+    both(0)
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    both(1)
+    assert called == [(0, "alone"), (0, "joint"), (1, "joint")]
+    # The second writes nothing, locks nothing, and says nothing about the folder.
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
+    assert (folder / "joint" / "made-by.txt").read_text() == "0"
+    # What is up to date nobody runs again.
+    both(0)
+    both(1)
+    assert len(called) == 3
+
+
+def test_what_fails_in_one_process_leaves_the_folder_to_the_first(
+    tmp_path: Path, launch: Callable[[int], None]
+) -> None:
+    folder = tmp_path / "run"
+    with Stages(folder, recipe={"seed": 1}):
+        processes.tell("joint runs", True)
+        launch(1)
+
+        def broken(out: Path, scratch: Path) -> None:
+            raise RuntimeError("lost its GPU")
+
+        with (
+            pytest.raises(RuntimeError, match="lost its GPU"),
+            Stages(folder, recipe={"seed": 1}) as following,
+        ):
+            following.run("joint", broken, inputs={}, code=(), together=True)
+        assert (folder / "recipe.json").exists()
+        launch(0)

@@ -1,8 +1,10 @@
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from foundation.losses import (
     action_log_probs,
@@ -61,6 +63,56 @@ def test_only_what_learns_gets_a_gradient(learns: str) -> None:
     wanted = reference(inputs["hidden"], inputs["classes"], torch.arange(5), None)
     [gradient] = torch.autograd.grad(3 * wanted, inputs[learns])
     torch.testing.assert_close(inputs[learns].grad, gradient)
+
+
+class _LargestResult(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for made in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(made, Tensor):
+                self.numel = max(self.numel, made.numel())
+        return result
+
+
+@pytest.mark.parametrize("is_chunked", [True, False])
+def test_the_full_logits_are_never_held(is_chunked: bool) -> None:
+    positions, classes, width, most = 512, 300, 8, 6000
+    hidden = drawn(positions, width).requires_grad_()
+    rows = drawn(classes, width, seed=1).requires_grad_()
+    target = torch.arange(positions) % classes
+    limit = most if is_chunked else positions * classes
+    with _LargestResult() as largest:
+        chunked_cross_entropy(hidden, rows, target, max_logits=limit).backward()
+    # Neither forwards nor backwards. The check can fail: unchunked, they are held.
+    assert (largest.numel <= most) == is_chunked
+    assert largest.numel >= (positions * width if is_chunked else positions * classes)
+
+
+def test_a_training_step_never_holds_the_full_logits(
+    make: Any, books: dict[str, Any], split: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from foundation import FitConfig
+    from foundation.plan import TrainingPlan
+
+    model, book = make("text").train(), books["text"]
+    config = FitConfig(epochs=1, positions_per_batch=4096, text_positions=10**6, reread_items=8)
+    batch = TrainingPlan(book, split.train, config)[0]
+    full = int(batch["counts"][2]) * book.prompter.vocab_size
+    # Left as it is, the limit is larger than all of this small batch.
+    most = full // 8
+    monkeypatch.setattr(chunked_cross_entropy, "__kwdefaults__", {**_DEFAULTS, "max_logits": most})
+    with _LargestResult() as largest:
+        sum(model(**batch).values()).backward()
+    assert largest.numel < full / 2
+
+
+_DEFAULTS = dict(chunked_cross_entropy.__kwdefaults__)
 
 
 def test_a_loss_worked_by_hand() -> None:

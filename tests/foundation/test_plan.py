@@ -14,10 +14,9 @@ SMALL = {"epochs": 2, "positions_per_batch": 1024, "reread_items": 4, "text_posi
 
 @pytest.fixture
 def plan_of(book: PromptBook, split: Split) -> Any:
-    def plan(*, steps_share: int = 1, **config: Any) -> TrainingPlan:
-        return TrainingPlan(
-            book, split.train, FitConfig(**{**SMALL, **config}), steps_share=steps_share
-        )
+    def plan(*, packed: bool = False, processes: int = 1, **config: Any) -> TrainingPlan:
+        whole = FitConfig(**{**SMALL, **config})
+        return TrainingPlan(book, split.train, whole, packed=packed, processes=processes)
 
     return plan
 
@@ -69,7 +68,7 @@ def test_epochs_differ(plan_of: Any) -> None:
 
 
 def test_negatives_are_shared_within_an_optimiser_step(plan_of: Any) -> None:
-    plan = plan_of(steps_share=2, full_softmax_items=10, num_negatives=50)
+    plan = plan_of(accumulate=2, full_softmax_items=10, num_negatives=50)
     draws = [plan[step] for step in range(4)]
     assert torch.equal(draws[0]["negatives"], draws[1]["negatives"])
     assert torch.equal(draws[2]["negatives"], draws[3]["negatives"])
@@ -98,3 +97,38 @@ def test_reread_items_and_text_are_drawn_from_the_batch(plan_of: Any) -> None:
     assert len(batch["text_position_N"].unique()) == SMALL["text_positions"]
     everything = plan_of(text_positions=10**6)[0]["text_position_N"]
     assert set(batch["text_position_N"].tolist()) < set(everything.tolist())
+
+
+def test_processes_share_what_one_accumulates(plan_of: Any) -> None:
+    alone = plan_of(accumulate=6, full_softmax_items=10, num_negatives=50)
+    shared = plan_of(accumulate=2, processes=3, full_softmax_items=10, num_negatives=50)
+    assert alone.num_batches == shared.num_batches
+    assert len(shared) % 3 == 0
+    assert all(same(alone[step], shared[step]) for step in range(len(alone)))
+
+
+def test_the_last_round_is_filled_up_with_what_does_not_count(plan_of: Any) -> None:
+    processes = next(p for p in (2, 3, 4, 5) if len(plan_of()) % p)
+    plan = plan_of(processes=processes)
+    assert plan.num_batches < len(plan) < plan.num_batches + processes
+    for step in range(plan.num_batches, len(plan)):
+        batch = plan[step]
+        assert batch["counts"].tolist() == [0, 0, 0]
+        assert batch["num_tokens"] == 0
+        # Read like any other: sharded layers must be gathered as often by every process.
+        assert all(torch.equal(batch[n], plan[0][n]) for n in ("ids_RT", "reread_items"))
+
+
+def test_micro_batches_count_their_predictions(plan_of: Any, book: PromptBook) -> None:
+    batch = plan_of()[0]
+    tokens = sum(int(book.item_pieces.lengths[item]) - 1 for item in batch["reread_items"])
+    wanted = [len(batch["next_item_K"]), len(batch["label_M"]), len(batch["text_position_N"])]
+    wanted[2] += tokens
+    assert batch["counts"].tolist() == wanted
+
+
+def test_assembling_ahead_changes_nothing(plan_of: Any) -> None:
+    in_order, jumping = plan_of(), plan_of()
+    batches = [in_order[step] for step in range(len(in_order))]
+    for step in (5, 2, 3, 0, 4, 1):
+        assert same(jumping[step], batches[step])

@@ -6,13 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from foundation import FitConfig, Foundation
+from foundation.computing import computing
+from foundation.diverging import DivergedError
 from foundation.plan import TrainingPlan
 from foundation.resuming import last_whole_checkpoint
-from foundation.trainer import DivergedError
+from foundation.utilisation import matrix_peak_flops
 from promptify.assembly import PromptBook
 from promptify.splits import Split
 
@@ -209,20 +212,27 @@ def gradients(run: Callable[[], Any]) -> dict[int, Tensor]:
     return seen[0]
 
 
-def test_accumulating_two_halves_is_one_whole(
-    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("parts", [1, 2, 8])
+def test_accumulating_parts_is_one_whole(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int
 ) -> None:
+    rows, steps = np.arange(18), 2
     # Uneven on purpose: a mean of means would differ.
-    parts = {"whole": [np.arange(9)], "halves": [np.arange(2), np.arange(2, 9)]}
-    got = {}
-    for name, groups in parts.items():
+    cuts = {1: [], 2: [2], 8: [1, 2, 3, 4, 5, 6, 7]}
+    kinds = {
+        "whole": list(np.split(rows, steps)),
+        "parts": [g for step in np.split(rows, steps) for g in np.split(step, cuts[parts])],
+    }
+    got, ended = {}, {}
+    for name, groups in kinds.items():
         monkeypatch.setattr(TrainingPlan, "_groups", lambda *_, groups=groups: groups)
-        got[name] = gradients(
-            lambda name=name, groups=groups: fit(
+
+        def run(name: str = name, groups: list[Any] = groups) -> None:
+            ended[name] = fit(
                 tmp_path / name,
                 dropout=0.0,
                 epochs=1,
-                accumulate=len(groups),
+                accumulate=len(groups) // steps,
                 reread_items=0,
                 text_positions=10**6,
                 # Small, so that clipping hides no difference of scale.
@@ -230,33 +240,162 @@ def test_accumulating_two_halves_is_one_whole(
                 action_weight=1e-3,
                 text_weight=1e-3,
             )
-        )
-    assert got["whole"].keys() == got["halves"].keys()
+
+        got[name] = gradients(run)
+    assert got["whole"].keys() == got["parts"].keys()
     assert sum(float(g.norm() ** 2) for g in got["whole"].values()) ** 0.5 < 0.9
     for at, gradient in got["whole"].items():
-        torch.testing.assert_close(got["halves"][at], gradient, atol=1e-7, rtol=1e-3)
+        torch.testing.assert_close(got["parts"][at], gradient, atol=1e-7, rtol=1e-3)
+    wanted = ended["whole"].state_dict()
+    for name, tensor in ended["parts"].state_dict().items():
+        # Adam makes much of a gradient's last bits where gradients are tiny.
+        torch.testing.assert_close(tensor, wanted[name], atol=2e-4, rtol=1e-3)
 
 
-def test_a_loss_that_is_no_number_ends_in_one_line(
-    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("spoilt", ["loss", "gradient"])
+def test_what_is_no_number_ends_in_one_line_and_leaves_the_batch(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: str
 ) -> None:
-    calls: list[int] = []
+    batches: list[dict[str, Tensor]] = []
     plain = Foundation.forward
 
     def poisoned(self: Foundation, **inputs: Tensor) -> dict[str, Tensor]:
         sums = plain(self, **inputs)
-        calls.append(1)
-        if len(calls) == 3:
-            sums["action"] = sums["action"] * float("nan")
+        batches.append(inputs)
+        if len(batches) == 6:
+            if spoilt == "loss":
+                sums["action"] = sums["action"] * float("nan")
+            else:
+                sums["action"].register_hook(lambda gradient: gradient * float("inf"))
         return sums
 
     monkeypatch.setattr(Foundation, "forward", poisoned)
-    with pytest.raises(DivergedError, match=r"the loss is nan at step 2.*learning_rate=0.003"):
-        fit(tmp_path, checkpoint_seconds=0)
+    where = {"loss": r"the loss is nan at step 2, micro-batch 2 of 2", "gradient": r"norm is nan"}
+    with pytest.raises(DivergedError, match=rf"{where[spoilt]}.*learning_rate=0.003"):
+        fit(tmp_path, checkpoint_seconds=0, accumulate=2, positions_per_batch=1024)
     assert issubclass(DivergedError, ValueError)
     checkpoint = last_whole_checkpoint(tmp_path / "checkpoints")
     assert checkpoint is not None
     assert checkpoint.name == "checkpoint-2"
+    weights = load_file(checkpoint / "model.safetensors")
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+    [path] = (tmp_path / "diverged").iterdir()
+    saved = load_file(path)
+    # The batch to blame; of a gradient every micro-batch of its step.
+    assert {name.split(".")[0] for name in saved} == ({"1"} if spoilt == "loss" else {"0", "1"})
+    for name, tensor in batches[5].items():
+        assert torch.equal(saved[f"1.{name}"], tensor)
+
+
+def test_the_curves_of_a_training_are_in_tensorboard(
+    make: Any, books: dict[str, PromptBook], split: Split, tmp_path: Path
+) -> None:
+    model = make("slot")
+    qualities = iter([{"ndcg@10": 0.1, "auc": 0.6}, {"ndcg@10": 0.2, "auc": 0.7}])
+    result = model.fit(
+        books["slot"],
+        split,
+        config=changed(QUICK, epochs=1, positions_per_batch=1024, evaluate_steps=4),
+        out=tmp_path,
+        validate=lambda: next(qualities),
+    )
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = EventAccumulator(str(tmp_path / "tensorboard"))
+    log.Reload()
+    curves = {tag: [(e.step, e.value) for e in log.Scalars(tag)] for tag in log.Tags()["scalars"]}
+    each_step = {"loss/next_item", "loss/action", "loss/text", "tokens_per_s", "utilisation"}
+    each_step |= {"padding", "memory_bytes", "learning_rate", "grad_norm", "loss"}
+    assert {tag for tag, points in curves.items() if len(points) == result.steps} >= each_step
+    assert curves["valid/ndcg@10"] == [(4, pytest.approx(0.1)), (result.steps, pytest.approx(0.2))]
+    assert [value for _, value in curves["valid/auc"]] == pytest.approx([0.6, 0.7])
+    values = {tag: np.array([value for _, value in points]) for tag, points in curves.items()}
+    assert (values["padding"] >= 0).all()
+    assert (values["padding"] < 0.5).all()
+    assert (values["memory_bytes"] > 2**27).all()
+    # What is read off: 6 · parameters · tokens/s over the peak, the same in every point.
+    peak = matrix_peak_flops("cpu", torch.float32)
+    wanted = 6 * model.num_parameters() * values["tokens_per_s"] / peak
+    np.testing.assert_allclose(values["utilisation"], wanted, rtol=1e-5)
+    assert (values["utilisation"] < 1).all()
+
+
+def test_padding_and_tokens_are_those_of_the_batches(
+    make: Any, books: dict[str, PromptBook], split: Split, tmp_path: Path
+) -> None:
+    book, config = books["slot"], changed(QUICK, epochs=1, positions_per_batch=1024)
+    result = make("slot").fit(book, split, config=config, out=tmp_path)
+    plan = TrainingPlan(book, split.train, config)
+    for step, padding in result.history["padding"]:
+        batch = plan[step - 1]
+        assert padding == pytest.approx(1 - int(batch["num_tokens"]) / batch["ids_RT"].numel())
+
+
+def test_the_matrix_peak_is_measured_once_and_draws_nothing() -> None:
+    matrix_peak_flops.cache_clear()
+    before = torch.random.get_rng_state()
+    peak = matrix_peak_flops("cpu", torch.float32)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    # A core of any machine this century, and no machine of this one.
+    assert 1e8 < peak < 1e15
+    assert matrix_peak_flops("cpu", torch.float32) == peak
+
+
+@pytest.mark.parametrize(
+    "how", [{"gradient_checkpointing": True}, {"packing": True}], ids=["checkpointing", "packing"]
+)
+def test_another_way_to_compute_is_undone_and_leads_to_the_same(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    # The same rows in every micro-batch, however they are laid out.
+    groups = [np.arange(8), np.arange(8, 16)]
+    monkeypatch.setattr(TrainingPlan, "_groups", lambda *_: groups)
+    weights = {}
+    for name, changes in (("plain", {}), ("other", how)):
+        kept: dict[str, Any] = {"dropout": 0.0, "reread_items": 0, "text_positions": 10**6}
+        made = fit(tmp_path / name, epochs=1, **kept, **changes)
+        weights[name] = made.state_dict()
+        assert made.decoder.config._attn_implementation.startswith("sdpa")
+        assert not made.decoder.model.is_gradient_checkpointing
+    for name, tensor in weights["plain"].items():
+        # Adam makes much of a gradient's last bits where gradients are tiny.
+        torch.testing.assert_close(weights["other"][name], tensor, atol=2e-3, rtol=1e-2)
+
+
+def test_half_precision_trains_close_to_full(fit: Fit, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-3, "dropout": 0.0}
+    full = fit(tmp_path / "full", **changes).state_dict()
+    half = fit(tmp_path / "half", bf16=True, **changes).state_dict()
+    assert {tensor.dtype for tensor in half.values()} == {torch.float32}
+    name = "person_head.weight"
+    assert not torch.equal(half[name], full[name])
+    torch.testing.assert_close(half[name], full[name], atol=5e-3, rtol=0.05)
+
+
+def test_compiled_layers_compute_the_same_and_are_undone(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = make("slot", dropout=0.0).decoder
+    # Compiling for real takes half a minute; what is compiled and undone is looked at here.
+    backends: list[Any] = []
+    plain = torch.compile
+
+    def compiled(function: Any, **options: Any) -> Any:
+        backends.append(options)
+        return plain(function, **{**options, "backend": "eager"})
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        before = decoder(ids).logits
+        with computing(decoder, FitConfig(compile=True), attention="sdpa"):
+            inside = decoder(ids).logits
+            assert all(layer._compiled_call_impl for layer in decoder.model.layers)
+        after = decoder(ids).logits
+    assert len(backends) == len(decoder.model.layers)
+    assert not any(layer._compiled_call_impl for layer in decoder.model.layers)
+    torch.testing.assert_close(inside, before)
+    assert torch.equal(after, before)
 
 
 def test_tables_learn_faster_and_do_not_decay(
@@ -293,6 +432,7 @@ def test_tables_learn_faster_and_do_not_decay(
         ("learning_rate", 0.0),
         ("warmup_fraction", 1.0),
         ("reread_items", -1),
+        ("patience", -1),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused(name: str, value: float) -> None:

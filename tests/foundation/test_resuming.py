@@ -1,0 +1,195 @@
+"""A training that was stopped anywhere goes on as if it never had been."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from foundation import FitConfig, FitResult, Foundation
+from foundation.resuming import Standing, best_weights, last_whole_checkpoint
+from foundation.trainer import FoundationTrainer
+from promptify.assembly import PromptBook
+from promptify.splits import Split
+
+CONFIG = FitConfig(
+    epochs=3,
+    positions_per_batch=2048,
+    learning_rate=3e-3,
+    reread_items=4,
+    refresh_steps=3,
+    text_positions=32,
+    evaluate_steps=2,
+    checkpoint_seconds=0,
+    full_softmax_items=10,
+    num_negatives=32,
+)
+# Best at step 4, nothing better after: with a patience of 2 training stops at step 8.
+QUALITY = {2: 0.1, 4: 0.3, 6: 0.2, 8: 0.3, 10: 0.25, 12: 0.1}
+
+Fit = Callable[..., tuple[Foundation, FitResult]]
+
+
+class Killed(Exception):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.fixture(scope="module")
+def fit(make: Any, books: dict[str, PromptBook], split: Split) -> Fit:
+    def run(
+        out: Path,
+        *,
+        killed_in_step: int | None = None,
+        quality: dict[int, float] = QUALITY,
+        **changes: Any,
+    ) -> tuple[Foundation, FitResult]:
+        model: Foundation = make("slot", dropout=0.3)
+        steps = []
+        plain = FoundationTrainer.compute_loss
+
+        def compute_loss(trainer: FoundationTrainer, *arguments: Any, **options: Any) -> Any:
+            steps.append(trainer.state.global_step + 1)
+            if steps[-1] == killed_in_step:
+                raise Killed
+            return plain(trainer, *arguments, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FoundationTrainer, "compute_loss", compute_loss)
+            result = model.fit(
+                books["slot"],
+                split,
+                config=replace(CONFIG, **changes),
+                out=out,
+                validate=lambda: {"ndcg@10": quality.get(steps[-1], 0.0), "auc": 0.5},
+            )
+        return model, result
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def unbroken(fit: Fit, tmp_path_factory: pytest.TempPathFactory) -> tuple[Foundation, FitResult]:
+    return fit(tmp_path_factory.mktemp("unbroken"), patience=2)
+
+
+def curves(result: FitResult) -> dict[str, list[tuple[int, float]]]:
+    """What was logged of the training itself, not of the machine."""
+    names = [name for name in result.history if name.startswith(("loss", "valid"))]
+    return {name: result.history[name] for name in [*names, "grad_norm", "learning_rate"]}
+
+
+def test_dropout_and_every_loss_are_in_the_trajectory(
+    fit: Fit, unbroken: tuple[Foundation, FitResult], tmp_path: Path
+) -> None:
+    other, result = fit(tmp_path, patience=2, seed=1)
+    assert not torch.equal(other.person_head.weight, unbroken[0].person_head.weight)
+    assert curves(result).keys() >= {"loss", "loss/next_item", "loss/action", "loss/text"}
+    assert curves(result) != curves(unbroken[1])
+
+
+@pytest.mark.parametrize(
+    "killed_in_step", sorted(np.random.default_rng(0).choice(range(2, 9), size=3, replace=False))
+)
+def test_stopped_in_any_step_the_trajectory_is_the_same(
+    fit: Fit, unbroken: tuple[Foundation, FitResult], tmp_path: Path, killed_in_step: int
+) -> None:
+    with pytest.raises(Killed):
+        fit(tmp_path, killed_in_step=int(killed_in_step), patience=2)
+    checkpoint = last_whole_checkpoint(tmp_path / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.name == f"checkpoint-{killed_in_step - 1}"
+    model, result = fit(tmp_path, patience=2)
+    assert curves(result) == curves(unbroken[1])
+    assert (result.best_step, result.ended) == (unbroken[1].best_step, unbroken[1].ended)
+    ours, wanted = model.state_dict(), unbroken[0].state_dict()
+    assert [name for name in wanted if not torch.equal(ours[name], wanted[name])] == []
+
+
+def test_it_stops_when_nothing_gets_better_and_ends_with_the_best(
+    fit: Fit, unbroken: tuple[Foundation, FitResult], tmp_path: Path
+) -> None:
+    model, result = unbroken
+    assert result.steps == 8
+    assert result.best_step == 4
+    assert result.ended == "no better ndcg@10 in 2 validations"
+    assert [step for step, _ in result.history["valid/ndcg@10"]] == [2, 4, 6, 8]
+    # The same training, cut off at the best step by its schedule of validations alone.
+    with pytest.raises(Killed):
+        fit(tmp_path, killed_in_step=5, patience=2)
+    wanted = load_file(tmp_path / "checkpoints" / "checkpoint-4" / "model.safetensors")
+    ours = model.state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in wanted.items())
+
+
+def test_a_training_that_stopped_early_does_not_go_on(
+    fit: Fit, unbroken: tuple[Foundation, FitResult], tmp_path: Path
+) -> None:
+    fit(tmp_path, patience=2)
+    again, result = fit(tmp_path, patience=2, killed_in_step=9)
+    assert curves(result) == curves(unbroken[1])
+    assert (result.steps, result.best_step) == (8, 4)
+    assert torch.equal(again.person_head.weight, unbroken[0].person_head.weight)
+    # More patience takes it up where it stopped.
+    _, patient = fit(tmp_path, patience=5)
+    assert patient.steps > 8
+    assert patient.ended == "every step was taken"
+
+
+def test_without_patience_every_step_is_taken_and_the_best_is_kept(
+    fit: Fit, unbroken: tuple[Foundation, FitResult], tmp_path: Path
+) -> None:
+    model, result = fit(tmp_path)
+    assert result.steps > 8
+    assert result.best_step == 4
+    # The last step is validated too, on the schedule or not.
+    assert result.history["valid/ndcg@10"][-1][0] == result.steps
+    assert torch.equal(model.person_head.weight, unbroken[0].person_head.weight)
+    [kept] = (tmp_path / "best").iterdir()
+    assert kept == best_weights(tmp_path / "checkpoints", 4)
+
+
+def test_a_checkpoint_whose_best_weights_are_cut_is_passed_over(fit: Fit, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        fit(tmp_path, killed_in_step=6)
+    checkpoints = tmp_path / "checkpoints"
+    assert last_whole_checkpoint(checkpoints) is not None
+    best = best_weights(checkpoints, 4)
+    best.write_bytes(best.read_bytes()[:1000])
+    assert last_whole_checkpoint(checkpoints) is None
+    shutil.rmtree(tmp_path / "best")
+    assert last_whole_checkpoint(checkpoints) is None
+
+
+def test_where_a_training_stands_is_read_from_its_log() -> None:
+    def logged(*values: float) -> Standing:
+        entries: list[dict[str, float]] = [{"step": 1, "loss": 2.0}]
+        entries += [{"step": 10 * n, "valid/ndcg@10": v} for n, v in enumerate(values, 1)]
+        return Standing.of(entries)
+
+    assert logged() == Standing()
+    assert logged(0.2, 0.1) == Standing(best_step=10, best=0.2, waited=1)
+    # Of equals the earliest is the best.
+    assert logged(0.2, 0.2, 0.2) == Standing(best_step=10, best=0.2, waited=2)
+    assert logged(0.1, 0.2) == Standing(best_step=20, best=0.2, waited=0)
+    assert [logged(0.2, 0.1).is_over(patience) for patience in (0, 1, 2)] == [False, True, False]
+    # A validation that is not a number is not better than anything.
+    assert logged(float("nan"), 0.1).best_step == 20
+
+
+def test_patience_needs_something_to_wait_for(
+    make: Any, books: dict[str, PromptBook], split: Split, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="patience=2 counts validations: set evaluate_steps"):
+        FitConfig(patience=2)
+    config = replace(CONFIG, patience=2)
+    with pytest.raises(ValueError, match="patience=2 counts validations: give fit a validate="):
+        make("slot").fit(books["slot"], split, config=config, out=tmp_path)
+    with pytest.raises(ValueError, match=r"waits for 'ndcg@10'.*only auc"):
+        make("slot").fit(
+            books["slot"], split, config=config, out=tmp_path, validate=lambda: {"auc": 0.5}
+        )
