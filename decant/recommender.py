@@ -40,7 +40,7 @@ class Prediction:
         item_id: the item.
         title: the item in words.
         score: log p(item next) up to a constant + w · log p(positive action); higher is better.
-        probabilities: of each action, if the item is shown; they sum to 1.
+        probabilities: of each action, if the item is shown, calibrated; they sum to 1.
         retrieval_score: the inner product of person and item vector: log p(item next) up to a
             constant of the request.
         retrieval_rank: place among what retrieval returned, from 1; None for a given candidate.
@@ -314,7 +314,8 @@ class Recommender:
         k: int,
     ) -> list[Prediction]:
         asked = self.book.prompter.tasks[task]
-        log_probs_CA = self.foundation.score(prefix, rows_C, task=task)
+        said_CA = self.foundation.score(prefix, rows_C, task=task)
+        log_probs_CA = self.foundation.calibration(task)(said_CA)
         total_C = retrieval_C + self.foundation.rank_weight(task) * log_positive(
             log_probs_CA, np.array(asked.is_positive)
         )

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from foundation import one_position
 from foundation.batches import Batch, by_length, pad_pieces, take_rows
+from foundation.calibration import Calibration
 from foundation.config import FoundationConfig
 from foundation.losses import action_log_probs
 from foundation.norms import fuse_norms
@@ -64,6 +65,12 @@ class Foundation(nn.Module):
         item_pieces: Pieces,
     ) -> None:
         super().__init__()
+        for name in ("rank_weight", "calibration"):
+            if len(getattr(config, name)) not in (0, len(prompter.tasks)):
+                raise ValueError(
+                    f"FoundationConfig.{name} is for {len(getattr(config, name))} tasks, but the "
+                    f"prompter has {len(prompter.tasks)}; give one per task, or none."
+                )
         fuse_norms(decoder)
         one_position.attend_with(decoder)
         self.decoder = decoder
@@ -181,6 +188,10 @@ class Foundation(nn.Module):
     def rank_weight(self, task: int) -> float:
         """`w` of the ranking formula for a task, 0 until fitted: how much the actions count."""
         return self.settings.rank_weight[task] if self.settings.rank_weight else 0.0
+
+    def calibration(self, task: int) -> Calibration:
+        """What makes `score`'s log-probabilities of a task calibrated; nothing until fitted."""
+        return self.settings.calibration[task] if self.settings.calibration else Calibration()
 
     def count_exposure(self, event_item: NDArray[np.int32]) -> None:
         """Set how often each item was trained on, from the items of the training events."""
@@ -395,7 +406,8 @@ class Foundation(nn.Module):
             task: index of the task whose labels are asked for.
 
         Returns:
-            float32 [C, A], in nats, columns in the order of the task's actions.
+            float32 [C, A], in nats, columns in the order of the task's actions; as the model says
+            them: `calibration(task)` makes them what is served.
         """
         from foundation.scoring import score
 
