@@ -276,8 +276,8 @@ def fit_on_validation(
     A task without validation targets keeps what it has.
     """
     log = book.interactions
-    surface = log.surfaces.index(book.prompter.tasks[task].name)
-    mine = valid[log.event_surface[valid.first_event] == surface]
+    surface_n = np.array(log.surfaces)[log.event_surface[valid.first_event]]
+    mine = valid[surface_n == book.prompter.tasks[task].name]
     if len(mine) == 0:
         return
     predictions = predict_targets(foundation, book, mine, task=task)
