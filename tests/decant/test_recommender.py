@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from decant import HistoryItem, Recommender
+from foundation.calibration import Calibration
 
 PROFILE = {"headline": "Nurse in oncology", "place": "Berlin, Germany"}
 HISTORY = [
@@ -44,6 +47,27 @@ def test_the_score_is_the_ranking_formula(recommender):
     for one in recommender.predict_next_actions(PROFILE, HISTORY):
         wanted = one.retrieval_score + weight * np.log(one.probabilities["apply"])
         assert one.score == pytest.approx(wanted, abs=1e-4)
+
+
+def test_probabilities_are_calibrated_for_their_task(recommender, monkeypatch):
+    def asked(task):
+        return recommender.predict_next_actions(PROFILE, task=task, k=3)
+
+    before = {task: asked(task) for task in ("jobs", "people")}
+    shift = Calibration(temperature=2.0, bias=(-1.0, 0.0, 0.5))
+    settings = replace(
+        recommender.foundation.settings, rank_weight=(0.0, 0.0), calibration=(shift, Calibration())
+    )
+    uncalibrated = replace(settings, calibration=())
+    monkeypatch.setattr(recommender.foundation, "settings", uncalibrated)
+    raw = asked("jobs")
+    monkeypatch.setattr(recommender.foundation, "settings", settings)
+    served = asked("jobs")
+    assert ids(served) == ids(raw)
+    for one, said in zip(served, raw, strict=True):
+        wanted = np.exp(shift(np.log([list(said.probabilities.values())])))[0]
+        assert list(one.probabilities.values()) == pytest.approx(wanted, abs=1e-5)
+    assert asked("people") == before["people"]
 
 
 def test_somebody_of_the_log_is_served_by_id_as_by_what_the_log_says_of_them(recommender):
