@@ -5,8 +5,10 @@ recommender = Recommender.load("runs/films")
 recommender.predict_next_actions({"age": "25-34"}, [{"item": "1", "action": "liked"}], k=10)
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,8 +27,10 @@ from promptify.interactions import Interactions
 from promptify.prompter import item_texts
 from promptify.rows import Rows
 from promptify.splits import Targets
-from promptify.validation import BadInput
+from promptify.validation import BadInput, shown
 from retrieval import ItemIndex
+
+logger = logging.getLogger(__name__)
 
 # Candidates that retrieval hands to the ranker, as in the `system` rows of every table.
 NUM_RETRIEVED = 200
@@ -122,7 +126,8 @@ class Recommender:
             history: events, oldest first, as `HistoryItem` or mappings with its keys; may be empty.
             task: the surface that is asked about; the first of the model when left out.
             query: a query or a note for this request, in words.
-            candidates: item ids to rank; retrieved from the index when left out.
+            candidates: item ids to rank; retrieved from the index when left out. One that is given
+                twice is answered once.
             k: items wanted; fewer come back where there are fewer.
             allow: only these item ids.
             deny: none of these item ids.
@@ -131,6 +136,8 @@ class Recommender:
         Raises:
             ValueError: `k` is below 1, or an id, a field, a task or an action is unknown.
         """
+        if isinstance(history, str | Mapping) or not isinstance(history, Sequence):
+            raise BadInput(f"history={shown(history)} must be a list of events, oldest first.")
         asked = self._task(task)
         events = [history_event(event, place) for place, event in enumerate(history)]
         prefix = self.book.inline(
@@ -275,8 +282,14 @@ class Recommender:
         allow: Sequence[str] | None,
         deny: Sequence[str] | None,
     ) -> list[Prediction]:
-        if k < 1:
-            raise BadInput(f"k={k} must be at least 1.")
+        if not isinstance(k, Integral) or k < 1:
+            raise BadInput(f"k={shown(k)} must be at least 1, and a whole number.")
+        if dropped := int(prefix.num_dropped_events[0]):
+            logger.info(
+                "the oldest %s events of the history are left out: a prompt holds %s tokens",
+                f"{dropped:,}",
+                f"{self.book.prompter.config.max_prompt_tokens:,}",
+            )
         for name, ids in (("allow", allow), ("deny", deny), ("candidates", candidates)):
             self._check_ids(name, ids)
         vector_1V = self.foundation.embed_users(prefix)
@@ -293,7 +306,7 @@ class Recommender:
         else:
             result = self.index.search(
                 vector_1V,
-                max(NUM_RETRIEVED, k),
+                min(max(NUM_RETRIEVED, int(k)), len(self.index)),
                 allow=self._allowed(task, allow),
                 deny=sorted(refused) or None,
             )
