@@ -195,6 +195,8 @@ def _json(text: str, where: str) -> Any:
         return json.loads(text, parse_constant=refuse)
     except json.JSONDecodeError as error:
         raise BadInput(f"{where}: not JSON ({error.msg}, column {error.colno}).") from None
+    except BadInput:
+        raise
     except RecursionError:
         raise BadInput(f"{where}: nested too deeply to be a profile or an event.") from None
     except ValueError:
