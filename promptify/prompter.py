@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -151,7 +151,7 @@ class Prompter:
             schema,
             users=users,
             items=columns_of(interactions.items, schema.item_columns, item_rows),
-            neutralize=Neutralizer.of(special),
+            neutralize=Neutralizer.of(special, _label_words(_distinct(tasks))),
         )
         if tokenizer is None:
             tasks = _distinct(tasks)
@@ -340,14 +340,15 @@ class Prompter:
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             tokenizer = load_tokenizer(Path(folder))
+            tasks = [Task.from_dict(task) for task in manifest["tasks"]]
             return cls(
-                tasks=[Task.from_dict(task) for task in manifest["tasks"]],
+                tasks=tasks,
                 config=PrompterConfig(**manifest["config"]),
                 tokenizer=tokenizer,
                 words=Words(
                     schema=Schema.from_dict(manifest["schema"]),
                     cuts={(table, name): tuple(cuts) for table, name, cuts in manifest["cuts"]},
-                    neutralize=Neutralizer.of(tokenizer.added_tokens_encoder),
+                    neutralize=Neutralizer.of(tokenizer.added_tokens_encoder, _label_words(tasks)),
                 ),
             )
         except (OSError, KeyError, TypeError, ValueError) as error:
@@ -368,7 +369,9 @@ def _label_words(tasks: Sequence[Task]) -> tuple[str, ...]:
 
 
 def _instructions(tasks: Sequence[Task], neutralize: Neutralizer) -> list[str]:
-    told = [closed(neutralize(f"{task.instruction} {task.note}")) for task in tasks]
+    # Our own words may name the labels.
+    trusted = replace(neutralize, labels=None)
+    told = [closed(trusted(f"{task.instruction} {task.note}")) for task in tasks]
     for task, text in zip(tasks, told, strict=True):
         if not text:
             raise BadInput(
