@@ -9,8 +9,8 @@ from decant.results import read_csv
 
 SMALL = Sizes(
     num_members=80,
-    num_jobs=30,
-    num_impressions=500,
+    num_jobs=40,
+    num_impressions=800,
     epochs={"text": 0.1, "slot": 0.5},
     num_requests=3,
     num_items=4,
