@@ -6,12 +6,14 @@ from pathlib import Path
 
 from decant.layout import RunLayout
 from decant.pipeline import fit_on_validation
-from decant.run_data import load_book, load_model, split_of
+from decant.run_data import load_book, load_model, sample_targets, split_of
 from foundation import FitConfig, Foundation, FoundationConfig
 from promptify.assembly import PromptBook
 from promptify.prompter import Prompter, PrompterConfig
 from promptify.sources.job_market import job_market
 from promptify.splits import Split
+
+NUM_FITTING_REQUESTS = 150
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +95,9 @@ def trained(form: str, sizes: Sizes, *, seed: int, scratch: Path) -> Subject:
         seed=seed,
     )
     foundation.fit(book, split, config=fit, out=scratch / form)
-    fit_on_validation(foundation, book, split.valid, task=0)
+    # Ranking two hundred texts is dear, and `w` is one number.
+    some = sample_targets(split.valid, NUM_FITTING_REQUESTS)
+    fit_on_validation(foundation, book, some, task=0)
     return Subject(foundation=foundation, book=book, split=split)
 
 
