@@ -212,13 +212,13 @@ class Asked:
             uncalibrated_probability=uncalibrated,
         )
 
-    def of(self, predictions: Predictions, calibrate: Calibrate) -> Answers:
+    def of(self, predictions: Predictions, calibrate: Calibrate | None = None) -> Answers:
         """Answers of a foundation.
 
         Args:
             predictions: what it says.
             calibrate: what makes float32 [e, A] log-probabilities what is served:
-                `Foundation.calibration` of the task.
+                `Foundation.calibration` of the task; None where what the model says is.
         """
         good_A = np.array(self.book.prompter.tasks[self.task].is_positive)
 
@@ -226,11 +226,11 @@ class Asked:
             return np.minimum(np.exp(log_positive(log_probs_eA, good_A).astype(np.float64)), 1)
 
         said_eA = predictions.action_log_probs
-        return self.answers(
-            predictions.rank,
-            probability_of_good(calibrate(said_eA)),
-            uncalibrated=probability_of_good(said_eA),
-        )
+        said = probability_of_good(said_eA)
+        if calibrate is None:
+            return self.answers(predictions.rank, said)
+        served = probability_of_good(calibrate(said_eA))
+        return self.answers(predictions.rank, served, uncalibrated=said)
 
     def ranks_by(
         self, score_requests: Callable[[int, int], NDArray[np.floating[Any]]]

@@ -29,7 +29,7 @@ from decant.stages import PlannedStage, Stages
 from distill.distillation import distil
 from distill.pruning import measure_importance, prune
 from foundation import Foundation
-from foundation.calibration import Calibration, fit_calibration
+from foundation.calibration import fit_calibration
 from foundation.checkpoint import weights_hash
 from foundation.evaluation import auc, ndcg
 from foundation.predictions import positive_actions, predict_targets
@@ -242,7 +242,7 @@ def _watch(foundation: Foundation, book: PromptBook, valid: Targets) -> dict[str
     """NDCG@10 and AUC on some validation requests, for the training curves."""
     some = sample_targets(valid, NUM_WATCHED_REQUESTS)
     asked = Asked(book, some)
-    answers = asked.of(predict_targets(foundation, book, some), Calibration())
+    answers = asked.of(predict_targets(foundation, book, some))
     found = {}
     if answers.rank is not None and len(answers.rank):
         found["ndcg@10"] = float(ndcg(answers.rank, 10).mean())
