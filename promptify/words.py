@@ -29,6 +29,8 @@ ARROW = " =>"
 _BLANK = re.compile(
     r"[\s\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+"
 )
+# A word said again and again drowns out the rest of its text; names say one twice at most.
+_SAID_AGAIN = re.compile(r"(?<!\S)(\S+)(?: \1){2,}(?!\S)", re.IGNORECASE)
 _BRACKETS = str.maketrans({"⟦": "[", "⟧": "]"})
 
 Columns = Mapping[str, Sequence[Any]]
@@ -40,7 +42,8 @@ class Neutralizer:
 
     A label's token means that somebody did this, wherever it stands: the model that says a label is
     the one that reads it, and an item that repeats a good one would rise. So what starts as a label
-    does is written another way, which other tokens spell: `apply` becomes `Apply`.
+    does is written another way, which other tokens spell: `apply` becomes `Apply`. A word is said
+    twice in a row at most.
 
     Args:
         forbidden: strings that the tokenizer reads as one special token.
@@ -72,7 +75,7 @@ class Neutralizer:
             # Once more as long as it takes: what is cut out may leave a forbidden word behind.
             while self.forbidden.search(text):
                 text = " ".join(self.forbidden.sub(" ", text).split())
-        text = " ".join(text.replace("=>", "→").split())
+        text = _SAID_AGAIN.sub(r"\1 \1", " ".join(text.replace("=>", "→").split()))
         return text if self.labels is None else self.labels.sub(self._another_way, text)
 
     def _another_way(self, label: re.Match[str]) -> str:

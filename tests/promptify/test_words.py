@@ -70,6 +70,13 @@ def test_a_whole_label_line_is_one_line() -> None:
     assert told == "Great job → Apply Other job → Apply"
 
 
+def test_a_word_is_said_twice_in_a_row_at_most() -> None:
+    assert NEUTRALIZE("Best best BEST best job") == "Best Best job"
+    assert NEUTRALIZE("Liar Liar, a a ab ab") == "Liar Liar, a a ab ab"
+    assert NEUTRALIZE("liked " * 9) == "'liked 'liked"
+    assert NEUTRALIZE("la" * 50_000).count("la") == 50_000
+
+
 def test_a_label_is_written_another_way_where_a_word_starts_and_nowhere_else() -> None:
     told = Neutralizer.of([], ["view", "Good", "gut", "Gut", "赞"])
     assert told("view: a viewing of a review, unview") == "View: a Viewing of a review, unview"
