@@ -9,15 +9,15 @@ evaluation/verdict.json                     the gate on rung-1 against the found
 import json
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from decant.atomic import write_whole
-from decant.layout import FOUNDATION, RUNG, RunLayout
+from decant.layout import DATA, FOUNDATION, RUNG, RunLayout
 from decant.measure import (
     Answers,
     Asked,
@@ -29,11 +29,12 @@ from decant.measure import (
 from decant.recipes import Recipe
 from decant.recommender import Recommender
 from decant.results import ResultRow, write_csv
-from decant.run_data import load_tasks, sample_targets, split_of
+from decant.run_data import load_tasks, reading, sample_targets, split_of
 from decant.run_record import RunRecord, peak_rss_bytes, utc_now
+from decant.saved_oracle import SavedOracle
 from distill.gate import GateConfig, GateVerdict, verdict
+from foundation.calibration import calibrate_others
 from foundation.predictions import predict_targets
-from promptify.sources import SourceData
 from promptify.splits import Split, Targets
 
 logger = logging.getLogger(__name__)
@@ -63,17 +64,10 @@ class Evaluated:
     ms_per_request: float | None = None
 
 
-def evaluate(
-    load_source: Callable[[], SourceData],
-    layout: RunLayout,
-    recipe: Recipe,
-    record: RunRecord,
-    out: Path,
-) -> None:
+def evaluate(layout: RunLayout, recipe: Recipe, record: RunRecord, out: Path) -> None:
     """Measure everything once on the test targets and write it to `out`.
 
     Args:
-        load_source: reads the source again, for its oracle.
         layout: the run folder.
         recipe: how many requests are re-ranked and timed.
         record: whose hardware, commit and seed the result rows carry.
@@ -92,7 +86,8 @@ def evaluate(
     for name, recommender in recommenders.items():
         logger.info("evaluating %s", name)
         foundation = recommender.foundation
-        answers = asked.of(predict_targets(foundation, book, split.test, progress=True))
+        predictions = predict_targets(foundation, book, split.test, progress=True)
+        answers = asked.of(predictions, foundation.calibration(asked.task))
         systems.append(
             Evaluated(
                 model=name,
@@ -115,7 +110,8 @@ def evaluate(
             answers=last_item_answers(asked, split.train, neighbours="transitions"),
         ),
     ]
-    oracle = load_source().oracle
+    with reading(layout.folder / DATA):
+        oracle = SavedOracle.load(layout.folder / DATA)
     if oracle is not None:
         systems.append(
             Evaluated(model="oracle", params=None, answers=oracle_answers(asked, oracle))
@@ -144,11 +140,13 @@ def _system(recommender: Recommender, asked: Asked, served: Evaluated, recipe: R
     rank = scored.ranks(foundation.rank_weight(asked.task), alone[in_sample])
     in_events = np.isin(asked.event, smaller.event)
     probability = served.answers.action_probability
+    uncalibrated = served.answers.uncalibrated_probability
     assert probability is not None
+    assert uncalibrated is not None
     return Evaluated(
         model="system",
         params=served.params,
-        answers=smaller.answers(rank, probability[in_events]),
+        answers=smaller.answers(rank, probability[in_events], uncalibrated=uncalibrated[in_events]),
         ms_per_request=served.ms_per_request,
     )
 
@@ -156,15 +154,25 @@ def _system(recommender: Recommender, asked: Asked, served: Evaluated, recipe: R
 def _judge(
     recommenders: dict[str, Recommender], split: Split, timed: dict[str, float]
 ) -> GateVerdict:
-    """The gate on the rung against the model above it, on validation targets."""
+    """The gate on the rung against the model above it, on validation targets.
+
+    Probabilities are judged as served, that is calibrated. Both calibrations were fitted on these
+    targets, so each event is given one fitted by the same method on other people's.
+    """
     book = recommenders[RUNG].book
     valid = Asked(book, split.valid)
-    measured = {
-        name: valid.of(predict_targets(one.foundation, book, split.valid)).for_gate(
-            latency_ms=timed[name]
+    measured = {}
+    for name, recommender in recommenders.items():
+        foundation = recommender.foundation
+        predictions = predict_targets(foundation, book, split.valid)
+        calibrate = partial(
+            calibrate_others,
+            label_N=predictions.action_label,
+            group_N=predictions.action_user,
+            method=foundation.calibration(valid.task).method,
         )
-        for name, one in recommenders.items()
-    }
+        answers = valid.of(predictions, calibrate)
+        measured[name] = answers.for_gate(latency_ms=timed[name])
     return verdict(measured[FOUNDATION], measured[RUNG], GateConfig.with_max_loss(0.01))
 
 
@@ -199,11 +207,9 @@ def _by_history(recommenders: dict[str, Recommender], targets: Targets) -> list[
     for name, recommender in recommenders.items():
         for length in lengths:
             asked = Asked(book, cohort.cut(length))
-            answers = asked.of(
-                predict_targets(
-                    recommender.foundation, book, cohort.cut(length), full_history=cohort
-                )
-            )
+            foundation = recommender.foundation
+            predictions = predict_targets(foundation, book, cohort.cut(length), full_history=cohort)
+            answers = asked.of(predictions, foundation.calibration(asked.task))
             for metric, (interval, n) in answers.metrics().items():
                 if metric in ("ndcg@10", "auc"):
                     points.append(
@@ -224,6 +230,7 @@ def _metrics(systems: list[Evaluated], history: list[dict[str, object]]) -> dict
                     name: asdict(interval) | {"n": n}
                     for name, (interval, n) in system.answers.metrics().items()
                 },
+                "reliability": [asdict(curve) for curve in system.answers.reliability()],
             }
             for system in systems
         ],

@@ -22,8 +22,10 @@ from foundation.evaluation import (
     bootstrap_users,
     expected_calibration_error,
     hit_rate,
+    log_loss,
     ndcg,
     popularity,
+    reliability,
 )
 from foundation.predictions import (
     Predictions,
@@ -36,6 +38,25 @@ from promptify.assembly import PromptBook
 from promptify.sources import Oracle
 from promptify.splits import Targets
 
+Calibrate = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReliabilityCurve:
+    """What was said against what happened, in bins of equally many events.
+
+    Attributes:
+        calibrated: whether it is what is served, or what the model said before calibration.
+        said: mean probability in each bin, rising.
+        happened: share of good actions in each bin.
+        num_events: in each bin.
+    """
+
+    calibrated: bool
+    said: list[float]
+    happened: list[float]
+    num_events: list[int]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answers:
@@ -47,7 +68,10 @@ class Answers:
         is_positive_target: bool [m], whether the target was acted on well.
         action_user: int64 [e].
         action_positive: bool [e], whether the action was a good one.
-        action_probability: float64 [e], of a good action; None for a system that says none.
+        action_probability: float64 [e], of a good action, as served; None for a system that says
+            none.
+        uncalibrated_probability: float64 [e], the same before calibration; None for a system that
+            is not calibrated.
     """
 
     user: NDArray[np.int64]
@@ -56,12 +80,13 @@ class Answers:
     action_user: NDArray[np.int64]
     action_positive: NDArray[np.bool_]
     action_probability: NDArray[np.float64] | None
+    uncalibrated_probability: NDArray[np.float64] | None = None
 
     def metrics(self) -> dict[str, tuple[Interval, int]]:
         """Each metric with its 95 % interval over users and the number of targets behind it.
 
         Both ends are the value itself where there is no interval to be had: a calibration error,
-        or too few people for a bootstrap.
+        a log loss, or too few people for a bootstrap.
         """
         found: dict[str, tuple[Interval, int]] = {}
         if self.rank is not None and len(self.rank):
@@ -77,9 +102,41 @@ class Answers:
                 statistic, len(users), numbers_per_draw=len(self.action_probability)
             )
             found["auc"] = _finite(interval), len(self.action_positive)
-            error = expected_calibration_error(self.action_positive, self.action_probability)
-            found["ece"] = Interval(value=error, low=error, high=error), len(self.action_positive)
+            for suffix, said in (
+                ("", self.action_probability),
+                ("_uncalibrated", self.uncalibrated_probability),
+            ):
+                if said is not None:
+                    error = expected_calibration_error(self.action_positive, said)
+                    lost = log_loss(
+                        self.action_positive.astype(int), np.stack([1 - said, said], axis=1)
+                    )
+                    for name, value in (("ece", error), ("log_loss", lost)):
+                        interval = Interval(value=value, low=value, high=value)
+                        found[name + suffix] = interval, len(said)
         return found
+
+    def reliability(self) -> list[ReliabilityCurve]:
+        """What was said against what happened, as served and before calibration.
+
+        Empty for a system that says no probabilities.
+        """
+        curves = []
+        for calibrated, probability in (
+            (True, self.action_probability),
+            (False, self.uncalibrated_probability),
+        ):
+            if probability is not None:
+                said, happened, counts = reliability(self.action_positive, probability)
+                curves.append(
+                    ReliabilityCurve(
+                        calibrated=calibrated,
+                        said=said.tolist(),
+                        happened=happened.tolist(),
+                        num_events=counts.tolist(),
+                    )
+                )
+        return curves
 
     def positive_targets(self) -> "Answers":
         """The same answers, ranking only the targets that were acted on well."""
@@ -132,12 +189,15 @@ class Asked:
         self,
         rank: NDArray[np.int64] | None,
         probability: NDArray[np.float64] | None,
+        *,
+        uncalibrated: NDArray[np.float64] | None = None,
     ) -> Answers:
         """Answers to these requests.
 
         Args:
             rank: int64 [m], of each of `wanted`.
             probability: float64 [e], of a good action on each of `event`.
+            uncalibrated: float64 [e], the same before calibration.
         """
         log, task = self.book.interactions, self.book.prompter.tasks[self.task]
         good = np.array([action in task.positive for action in log.actions])
@@ -149,13 +209,28 @@ class Asked:
             action_user=log.event_user[event].astype(np.int64),
             action_positive=good[log.event_action[event]],
             action_probability=probability,
+            uncalibrated_probability=uncalibrated,
         )
 
-    def of(self, predictions: Predictions) -> Answers:
-        """Answers of a foundation."""
-        task = self.book.prompter.tasks[self.task]
-        log_p = log_positive(predictions.action_log_probs, np.array(task.is_positive))
-        return self.answers(predictions.rank, np.exp(log_p).astype(np.float64))
+    def of(self, predictions: Predictions, calibrate: Calibrate | None = None) -> Answers:
+        """Answers of a foundation.
+
+        Args:
+            predictions: what it says.
+            calibrate: what makes float32 [e, A] log-probabilities what is served:
+                `Foundation.calibration` of the task; None where what the model says is.
+        """
+        good_A = np.array(self.book.prompter.tasks[self.task].is_positive)
+
+        def probability_of_good(log_probs_eA: NDArray[np.float32]) -> NDArray[np.float64]:
+            return np.minimum(np.exp(log_positive(log_probs_eA, good_A).astype(np.float64)), 1)
+
+        said_eA = predictions.action_log_probs
+        said = probability_of_good(said_eA)
+        if calibrate is None:
+            return self.answers(predictions.rank, said)
+        served = probability_of_good(calibrate(said_eA))
+        return self.answers(predictions.rank, served, uncalibrated=said)
 
     def ranks_by(
         self, score_requests: Callable[[int, int], NDArray[np.floating[Any]]]
@@ -223,7 +298,7 @@ class Reranked:
 
     Attributes:
         retrieval_nK: float32 [n, K], inner products, −inf where nothing was found.
-        log_positive_nK: float32 [n, K], log probability of a good action.
+        log_positive_nK: float32 [n, K], log probability of a good action, calibrated.
         target_place: int64 [m], the target's place among the retrieved, from 0; −1 where it is not.
         request: int64 [m], the request of each target.
     """
@@ -283,13 +358,14 @@ def rerank(recommender: Recommender, asked: Asked, *, progress: bool = True) -> 
         deny=deny,
     )
     good_A = np.array(asked.book.prompter.tasks[asked.task].is_positive)
+    calibrate = foundation.calibration(asked.task)
     log_positive_nK = np.full(found.scores.shape, -np.inf, dtype=np.float32)
     for request in tqdm(range(len(targets)), desc="re-rank", disable=not progress):
         kept = found.item_rows[request] >= 0
         log_probs = foundation.score(
             take_rows(rows, np.array([request])), found.item_rows[request][kept], task=asked.task
         )
-        log_positive_nK[request, kept] = log_positive(log_probs, good_A)
+        log_positive_nK[request, kept] = log_positive(calibrate(log_probs), good_A)
     is_target_mK = found.item_rows[wanted.request] == wanted.item[:, None]
     place = np.where(is_target_mK.any(1), is_target_mK.argmax(1), -1)
     return Reranked(

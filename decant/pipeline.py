@@ -13,24 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from decant.atomic import write_whole
 from decant.evaluation import evaluate
 from decant.layout import DATA, EVALUATION, FOUNDATION, INDEX, PROMPTER, RUNG, RunLayout
-from decant.measure import Asked, rerank
+from decant.measure import Asked, Reranked, rerank
 from decant.processes import leads, training_device
 from decant.recipes import Recipe
 from decant.recommender import Recommender, build_index
 from decant.reporting import write_run_report
 from decant.run_data import load_book, load_model, load_tasks, reading, sample_targets, split_of
 from decant.run_record import RunRecord
+from decant.saved_oracle import SavedOracle
 from decant.stages import PlannedStage, Stages
 from distill.distillation import distil
 from distill.pruning import measure_importance, prune
 from foundation import Foundation
+from foundation.calibration import fit_calibration
 from foundation.checkpoint import weights_hash
 from foundation.evaluation import auc, ndcg
-from foundation.predictions import predict_targets
+from foundation.predictions import positive_actions, predict_targets
 from foundation.training import FitResult
 from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
@@ -40,7 +43,7 @@ from promptify.splits import Split, Targets
 
 logger = logging.getLogger(__name__)
 
-RANK_WEIGHTS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
+RANK_WEIGHTS = (0.0, *(2.0**power for power in range(-4, 4)))
 """What `w` of the ranking formula is chosen from."""
 NUM_FITTING_REQUESTS = 1000
 """Validation requests that `w` is chosen on."""
@@ -135,7 +138,7 @@ def run(job: Job, *, dry_run: bool = False) -> Finished:
         stages.run(INDEX, lambda out, _: index_catalogue(layout, out), inputs={}, uses=(RUNG,))
         stages.run(
             EVALUATION,
-            lambda out, _: evaluate(job.load, layout, recipe, record, out),
+            lambda out, _: evaluate(layout, recipe, record, out),
             inputs={"users": recipe.measured_users, "timed": recipe.timed_requests},
             uses=(DATA, FOUNDATION, RUNG, INDEX),
         )
@@ -147,7 +150,9 @@ def run(job: Job, *, dry_run: bool = False) -> Finished:
 def _data(job: Job, out: Path) -> None:
     data = job.load()
     # A log too short to hold anything out is refused before anything is kept of it.
-    split_of(data.interactions, data.tasks)
+    split = split_of(data.interactions, data.tasks)
+    if data.oracle is not None:
+        SavedOracle.of(data.oracle, split.test).save(out)
     data.interactions.save(out / "interactions")
     source = {
         "tasks": [task.to_dict() for task in data.tasks],
@@ -260,29 +265,78 @@ def _finish_model(
     out: Path,
     scratch: Path,
 ) -> None:
-    """Fit the rank weight on validation, save, and keep what training logged."""
+    """Calibrate and fit the rank weight on validation, save, and keep what training logged."""
     if not leads():
         return
     foundation.to("cpu")
-    weight = fit_rank_weight(foundation, book, split.valid)
-    others = [foundation.rank_weight(t) for t in range(1, len(book.prompter.tasks))]
-    foundation.settings = replace(foundation.settings, rank_weight=(weight, *others))
+    for task in range(len(book.prompter.tasks)):
+        fit_on_validation(foundation, book, split.valid, task=task)
     foundation.save_pretrained(out / "model")
     write_whole(out / "history.json", json.dumps(asdict(result)) + "\n")
     if (scratch / "tensorboard").exists():
         shutil.copytree(scratch / "tensorboard", out / "tensorboard")
 
 
-def fit_rank_weight(foundation: Foundation, book: PromptBook, valid: Targets) -> float:
-    """The `w` of `RANK_WEIGHTS` with the best NDCG@10 on validation; the smallest of equals."""
+def fit_on_validation(
+    foundation: Foundation, book: PromptBook, valid: Targets, *, task: int
+) -> None:
+    """Set a task's calibration, then its `w`, which weighs calibrated probabilities.
+
+    A task without validation targets keeps what it has.
+    """
+    log = book.interactions
+    surface_n = np.array(log.surfaces)[log.event_surface[valid.first_event]]
+    mine = valid[surface_n == book.prompter.tasks[task].name]
+    if len(mine) == 0:
+        return
+    predictions = predict_targets(foundation, book, mine, task=task)
+    calibration = fit_calibration(
+        predictions.action_log_probs, predictions.action_label, predictions.action_user
+    )
+    tasks = range(len(book.prompter.tasks))
+    calibrations = [calibration if t == task else foundation.calibration(t) for t in tasks]
+    foundation.settings = replace(foundation.settings, calibration=tuple(calibrations))
+    weight = fit_rank_weight(foundation, book, mine, task=task)
+    weights = [weight if t == task else foundation.rank_weight(t) for t in tasks]
+    foundation.settings = replace(foundation.settings, rank_weight=tuple(weights))
+    logger.info(
+        "%s: calibration %s, w=%g", book.prompter.tasks[task].name, calibration.method, weight
+    )
+
+
+def fit_rank_weight(
+    foundation: Foundation, book: PromptBook, valid: Targets, *, task: int = 0
+) -> float:
+    """The `w` that ranks best, on validation, what was acted on well; 0 where nothing was.
+
+    Args:
+        foundation: calibrated already, so that `w` weighs what a request does.
+        book: pieces of the interactions.
+        valid: held-out slates of the task.
+        task: index of the task.
+    """
     some = sample_targets(valid, NUM_FITTING_REQUESTS)
-    asked = Asked(book, some)
-    if len(asked.wanted.item) == 0:
+    asked = Asked(book, some, task=task)
+    # `w` puts good items first: a film that was seen and disliked does not speak for it.
+    good = positive_actions(book, task)[book.interactions.event_action[asked.wanted.event]]
+    if not good.any():
         return 0.0
     recommender = Recommender(foundation, build_index(foundation, model_hash="unsaved"), book)
-    ranked = predict_targets(foundation, book, some).rank
-    scored = rerank(recommender, asked)
-    quality = [float(ndcg(scored.ranks(w, ranked), 10).mean()) for w in RANK_WEIGHTS]
+    ranked = predict_targets(foundation, book, some, task=task).rank
+    return best_rank_weight(rerank(recommender, asked), ranked, good)
+
+
+def best_rank_weight(
+    reranked: Reranked, rank: NDArray[np.int64], counts: NDArray[np.bool_]
+) -> float:
+    """The `w` of `RANK_WEIGHTS` with the best mean NDCG@10; the smallest of equals.
+
+    Args:
+        reranked: what the ranker said of what retrieval found.
+        rank: int64 [m], of each target by retrieval alone.
+        counts: bool [m], the targets that are looked at; at least one.
+    """
+    quality = [float(ndcg(reranked.ranks(w, rank)[counts], 10).mean()) for w in RANK_WEIGHTS]
     best = RANK_WEIGHTS[int(np.argmax(quality))]
     logger.info("w=%g: NDCG@10 %.4f on validation, %.4f with w=0", best, max(quality), quality[0])
     return best

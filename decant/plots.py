@@ -1,4 +1,4 @@
-"""The report's figures: training curves, quality by history length, quality against size.
+"""The report's figures: training curves, quality by history length and by size, reliability.
 
 Each figure is drawn once and saved twice: a PNG on white to pass around, and an SVG whose colours
 are the page's CSS variables, so that it follows the reader's light or dark theme.
@@ -105,6 +105,23 @@ class SizePoint:
     high: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReliabilityLine:
+    """What one model said against what happened, a point per bin.
+
+    Attributes:
+        model: its name; a panel each.
+        calibrated: as served, or before calibration.
+        said: mean probability in each bin.
+        happened: share of events in each bin that came out so.
+    """
+
+    model: str
+    calibrated: bool
+    said: Sequence[float]
+    happened: Sequence[float]
+
+
 def training_curves(
     curves: Mapping[str, Sequence[tuple[float, float]]], *, models: Sequence[str] = ()
 ) -> Figure:
@@ -206,6 +223,33 @@ def quality_by_size(points: Sequence[SizePoint], *, models: Sequence[str] = ()) 
         _label_ends(axes, lines)
 
     return _panels(metrics, draw)
+
+
+def reliability(lines: Sequence[ReliabilityLine], *, models: Sequence[str] = ()) -> Figure:
+    """A panel per model: said against happened, as served and (dashed) before calibration."""
+    most = max(max(*line.said, *line.happened) for line in lines)
+
+    def draw(axes: Axes, model: str) -> None:
+        color, marker = _look(model, models)
+        axes.plot([0, most], [0, most], color=MUTED, linewidth=1)
+        labels = []
+        for line in lines:
+            if line.model != model:
+                continue
+            axes.plot(
+                line.said,
+                line.happened,
+                color=color if line.calibrated else MUTED,
+                marker=marker if line.calibrated else "",
+                linestyle="-" if line.calibrated else (0, (4, 3)),
+            )
+            name = "as served" if line.calibrated else "uncalibrated"
+            labels.append((line.happened[-1], name, color if line.calibrated else MUTED))
+        axes.set_xlabel("probability said")
+        axes.set_ylabel("share that happened")
+        _label_ends(axes, labels)
+
+    return _panels(list(dict.fromkeys(line.model for line in lines)), draw)
 
 
 def to_png(figure: Figure) -> bytes:

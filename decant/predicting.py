@@ -195,6 +195,13 @@ def _json(text: str, where: str) -> Any:
         return json.loads(text, parse_constant=refuse)
     except json.JSONDecodeError as error:
         raise BadInput(f"{where}: not JSON ({error.msg}, column {error.colno}).") from None
+    except BadInput:
+        raise
+    except RecursionError:
+        raise BadInput(f"{where}: nested too deeply to be a profile or an event.") from None
+    except ValueError:
+        # Python reads no integer of more than 4,300 digits.
+        raise BadInput(f"{where}: holds a number of too many digits; give it as text.") from None
 
 
 def _text(path: Path) -> str:

@@ -5,8 +5,10 @@ recommender = Recommender.load("runs/films")
 recommender.predict_next_actions({"age": "25-34"}, [{"item": "1", "action": "liked"}], k=10)
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,8 +29,10 @@ from promptify.interactions import Interactions
 from promptify.prompter import item_texts
 from promptify.rows import Rows
 from promptify.splits import Targets
-from promptify.validation import BadInput
+from promptify.validation import BadInput, shown
 from retrieval import ItemIndex
+
+logger = logging.getLogger(__name__)
 
 # Candidates that retrieval hands to the ranker, as in the `system` rows of every table.
 NUM_RETRIEVED = 200
@@ -42,7 +46,7 @@ class Prediction:
         item_id: the item.
         title: the item in words.
         score: log p(item next) up to a constant + w · log p(positive action); higher is better.
-        probabilities: of each action, if the item is shown; they sum to 1.
+        probabilities: of each action, if the item is shown, calibrated; they sum to 1.
         retrieval_score: the inner product of person and item vector: log p(item next) up to a
             constant of the request.
         retrieval_rank: place among what retrieval returned, from 1; None for a given candidate.
@@ -135,7 +139,8 @@ class Recommender:
             history: events, oldest first, as `HistoryItem` or mappings with its keys; may be empty.
             task: the surface that is asked about; the first of the model when left out.
             query: a query or a note for this request, in words.
-            candidates: item ids to rank; retrieved from the index when left out.
+            candidates: item ids to rank; retrieved from the index when left out. One that is given
+                twice is answered once.
             k: items wanted; fewer come back where there are fewer.
             allow: only these item ids.
             deny: none of these item ids.
@@ -144,6 +149,8 @@ class Recommender:
         Raises:
             ValueError: `k` is below 1, or an id, a field, a task or an action is unknown.
         """
+        if isinstance(history, str | Mapping) or not isinstance(history, Sequence):
+            raise BadInput(f"history={shown(history)} must be a list of events, oldest first.")
         asked = self._task(task)
         events = [history_event(event, place) for place, event in enumerate(history)]
         prefix = self.book.inline(
@@ -288,8 +295,14 @@ class Recommender:
         allow: Sequence[str] | None,
         deny: Sequence[str] | None,
     ) -> list[Prediction]:
-        if k < 1:
-            raise BadInput(f"k={k} must be at least 1.")
+        if not isinstance(k, Integral) or k < 1:
+            raise BadInput(f"k={shown(k)} must be at least 1, and a whole number.")
+        if dropped := int(prefix.num_dropped_events[0]):
+            logger.info(
+                "the oldest %s events of the history are left out: a prompt holds %s tokens",
+                f"{dropped:,}",
+                f"{self.book.prompter.config.max_prompt_tokens:,}",
+            )
         for name, ids in (("allow", allow), ("deny", deny), ("candidates", candidates)):
             self._check_ids(name, ids)
         # Read once: retrieval takes the person vector from it, ranking the rest.
@@ -307,7 +320,7 @@ class Recommender:
         else:
             result = self.index.search(
                 person.vector_V[None],
-                max(NUM_RETRIEVED, k),
+                min(max(NUM_RETRIEVED, int(k)), len(self.index)),
                 allow=self._allowed(task, allow),
                 deny=sorted(refused) or None,
             )
@@ -328,7 +341,8 @@ class Recommender:
         k: int,
     ) -> list[Prediction]:
         asked = self.book.prompter.tasks[task]
-        log_probs_CA = self.foundation.score(person, rows_C, task=task)
+        said_CA = self.foundation.score(person, rows_C, task=task)
+        log_probs_CA = self.foundation.calibration(task)(said_CA)
         total_C = retrieval_C + self.foundation.rank_weight(task) * log_positive(
             log_probs_CA, np.array(asked.is_positive)
         )

@@ -10,7 +10,7 @@ from typing import Literal
 
 from decant import plots
 from decant.atomic import write_whole
-from decant.plots import HistoryPoint, SizePoint, format_count
+from decant.plots import HistoryPoint, ReliabilityLine, SizePoint, format_count
 from decant.run_record import RunRecord
 
 Status = Literal["pass", "fail", "undecided", "waived"]
@@ -26,6 +26,8 @@ class TableRow:
         auc: area under the ROC curve of the action readout.
         hr_at_10: hit rate in the first ten, full catalogue.
         ndcg_at_10: NDCG in the first ten, full catalogue.
+        ece: calibration error of what is served.
+        ece_uncalibrated: the same before calibration.
         ms_per_request: median milliseconds for one request.
         note: a few words on what the model is.
     """
@@ -35,6 +37,8 @@ class TableRow:
     auc: float | None = None
     hr_at_10: float | None = None
     ndcg_at_10: float | None = None
+    ece: float | None = None
+    ece_uncalibrated: float | None = None
     ms_per_request: float | None = None
     note: str = ""
 
@@ -123,6 +127,7 @@ class Report:
         curves: `model/metric` to its points, (optimiser step, value).
         by_history: quality by history length.
         by_size: quality against size.
+        reliability: probabilities against what happened.
         gates: verdicts, from the top down.
         predictions: examples.
         notes: caveats that belong beside the numbers.
@@ -136,13 +141,23 @@ class Report:
     curves: Mapping[str, Sequence[tuple[float, float]]] | None = None
     by_history: Sequence[HistoryPoint] = ()
     by_size: Sequence[SizePoint] = ()
+    reliability: Sequence[ReliabilityLine] = ()
     gates: Sequence[GateTable] = ()
     predictions: Sequence[ExamplePrediction] = ()
     notes: Sequence[str] = ()
     run: RunRecord | None = None
 
 
-_COLUMNS = ("model", "parameters", "AUC", "HR@10", "NDCG@10", "ms / request")
+_COLUMNS = (
+    "model",
+    "parameters",
+    "AUC",
+    "HR@10",
+    "NDCG@10",
+    "ECE",
+    "uncalibrated",
+    "ms / request",
+)
 
 
 def format_table(rows: Sequence[TableRow]) -> str:
@@ -150,9 +165,9 @@ def format_table(rows: Sequence[TableRow]) -> str:
 
     Example:
         >>> print(format_table([TableRow(model="rung-1", params=950_000, auc=0.7812)]))
-        model   parameters     AUC  HR@10  NDCG@10  ms / request
-        ------  ----------  ------  -----  -------  ------------
-        rung-1       950 K  0.7812      –        –             –
+        model   parameters     AUC  HR@10  NDCG@10  ECE  uncalibrated  ms / request
+        ------  ----------  ------  -----  -------  ---  ------------  ------------
+        rung-1       950 K  0.7812      –        –    –             –             –
     """
     cells = [_COLUMNS, *(_cells(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -182,6 +197,8 @@ def write_report(out: Path, report: Report) -> Path:
         figures["quality-by-history"] = plots.quality_by_history(report.by_history, models=models)
     if report.by_size:
         figures["quality-by-size"] = plots.quality_by_size(report.by_size, models=models)
+    if report.reliability:
+        figures["reliability"] = plots.reliability(report.reliability, models=models)
     (out / "plots").mkdir(exist_ok=True)
     svgs = {}
     for name, figure in figures.items():
@@ -211,6 +228,12 @@ def _page(report: Report, svgs: Mapping[str, str]) -> str:
             "Quality by length of history",
             "The same people, with all but the newest events of their history left out. "
             "Bars are 95 % intervals.",
+        ),
+        (
+            "reliability",
+            "Reliability",
+            "Probability of a good action against how often it came, in bins of equally many "
+            "events; on the line across, the two agree. Dashed: before calibration.",
         ),
         ("training-curves", "Training", "Losses and validation metrics by optimiser step."),
     ):
@@ -248,7 +271,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cells(row: TableRow) -> tuple[str, ...]:
-    quality = (row.auc, row.hr_at_10, row.ndcg_at_10)
+    quality = (row.auc, row.hr_at_10, row.ndcg_at_10, row.ece, row.ece_uncalibrated)
     return (
         row.model,
         "–" if row.params is None else format_count(row.params),

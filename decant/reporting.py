@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from decant.layout import EVALUATION, FOUNDATION, RUNG, RunLayout
-from decant.plots import HistoryPoint, SizePoint
+from decant.plots import HistoryPoint, ReliabilityLine, SizePoint
 from decant.predicting import brief
 from decant.recipes import Recipe
 from decant.recommender import Prediction, Recommender
@@ -47,6 +47,12 @@ CURVES = {
     "loss/teacher_action": "teacher loss, action",
 }
 """Panels of the training curves, in order, by their names in `history.json`."""
+CALIBRATIONS = {
+    "none": "none",
+    "temperature": "temperature",
+    "vector": "temperature and a bias per action",
+    "isotonic": "isotonic",
+}
 NOTES = {
     "foundation": "the top model, ranking the catalogue by p(item next)",
     "rung-1": "pruned and distilled from it, ranking the same way",
@@ -82,6 +88,7 @@ def write_run_report(layout: RunLayout, recipe: Recipe, record: RunRecord) -> st
             for point in metrics["by_history"]
         ],
         by_size=_by_size(metrics["systems"]),
+        reliability=_reliability(metrics["systems"]),
         gates=[_gate_table(GateVerdict.load(evaluation / "verdict.json"))],
         predictions=examples(recommender),
         notes=_notes(metrics["systems"]),
@@ -101,6 +108,8 @@ def _table_row(system: dict[str, Any]) -> TableRow:
         auc=values.get("auc"),
         hr_at_10=values.get("hr@10"),
         ndcg_at_10=values.get("ndcg@10"),
+        ece=values.get("ece"),
+        ece_uncalibrated=values.get("ece_uncalibrated"),
         ms_per_request=system["ms_per_request"],
         note=NOTES.get(system["model"], ""),
     )
@@ -125,8 +134,12 @@ def _facts(recommender: Recommender, systems: list[dict[str, Any]]) -> list[tupl
         found = by_name[name]["metrics"].get("ndcg@10")
         if found:
             facts.append((f"NDCG@10, {name}", f"{found['value']:.4f}"))
-    weight = recommender.foundation.rank_weight(0)
-    return [*facts, ("weight of the action readout, w", f"{weight:g}")]
+    foundation = recommender.foundation
+    return [
+        *facts,
+        ("weight of the action readout, w", f"{foundation.rank_weight(0):g}"),
+        ("calibration", CALIBRATIONS[foundation.calibration(0).method]),
+    ]
 
 
 def _curves(layout: RunLayout) -> dict[str, list[tuple[float, float]]]:
@@ -160,6 +173,20 @@ def _by_size(systems: list[dict[str, Any]]) -> list[SizePoint]:
                     )
                 )
     return points
+
+
+def _reliability(systems: list[dict[str, Any]]) -> list[ReliabilityLine]:
+    return [
+        ReliabilityLine(
+            model=system["model"],
+            calibrated=curve["calibrated"],
+            said=curve["said"],
+            happened=curve["happened"],
+        )
+        for system in systems
+        if system["model"] in (FOUNDATION, RUNG)
+        for curve in system["reliability"]
+    ]
 
 
 def _gate_table(verdict: GateVerdict) -> GateTable:
@@ -233,6 +260,8 @@ def _notes(systems: list[dict[str, Any]]) -> list[str]:
         "Leave-one-out: each person's last event (or slate) is the test, the one before validates. "
         "Full catalogue, seen items left out. Intervals are 95 % bootstrap intervals over people.",
         "Parameters count the decoder's body: without embeddings, heads and the item table.",
+        "ECE is the gap between the probability of a good action and how often it came, over 15 "
+        "bins of equally many events: as served, and as the model says it before calibration.",
         "ms / request is the median of retrieving 200 and ranking them, models asked in turn.",
     ]
     ranked = {

@@ -1,6 +1,9 @@
 """What a foundation is, beside its decoder."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from foundation.calibration import Calibration
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,15 +16,20 @@ class FoundationConfig:
         half_exposure: training events at which half of an item's residual counts.
         dropout: probability of zeroing an input coordinate in training.
         rank_weight: `w` of the ranking formula, per task, fitted on validation.
+        calibration: of action probabilities, per task, fitted on validation.
     """
 
     vector_dim: int = 128
     half_exposure: float = 5.0
     dropout: float = 0.1
     rank_weight: tuple[float, ...] = ()
+    calibration: tuple[Calibration, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rank_weight", tuple(self.rank_weight))
+        # As JSON has them: a foundation's folder keeps its config there.
+        told = tuple(Calibration(**c) if isinstance(c, Mapping) else c for c in self.calibration)
+        object.__setattr__(self, "calibration", told)
         if self.vector_dim < 1:
             raise ValueError(f"FoundationConfig.vector_dim={self.vector_dim} must be at least 1.")
         if not self.half_exposure > 0:

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from foundation import one_position
 from foundation.attention import check_decoder
 from foundation.batches import Batch, by_length, pad_pieces, take_rows
+from foundation.calibration import Calibration
 from foundation.config import FoundationConfig
 from foundation.losses import action_log_probs
 from foundation.norms import fuse_norms
@@ -70,6 +71,12 @@ class Foundation(nn.Module):
     ) -> None:
         super().__init__()
         check_decoder(decoder)
+        for name in ("rank_weight", "calibration"):
+            if len(getattr(config, name)) not in (0, len(prompter.tasks)):
+                raise ValueError(
+                    f"FoundationConfig.{name} is for {len(getattr(config, name))} tasks, but the "
+                    f"prompter has {len(prompter.tasks)}; give one per task, or none."
+                )
         fuse_norms(decoder)
         one_position.attend_with(decoder)
         self.decoder = decoder
@@ -187,6 +194,10 @@ class Foundation(nn.Module):
     def rank_weight(self, task: int) -> float:
         """`w` of the ranking formula for a task, 0 until fitted: how much the actions count."""
         return self.settings.rank_weight[task] if self.settings.rank_weight else 0.0
+
+    def calibration(self, task: int) -> Calibration:
+        """What makes `score`'s log-probabilities of a task calibrated; nothing until fitted."""
+        return self.settings.calibration[task] if self.settings.calibration else Calibration()
 
     def count_exposure(self, event_item: NDArray[np.int32]) -> None:
         """Set how often each item was trained on, from the items of the training events."""
@@ -424,7 +435,8 @@ class Foundation(nn.Module):
                 left out. More candidates are read in parts.
 
         Returns:
-            float32 [C, A], in nats, columns in the order of the task's actions.
+            float32 [C, A], in nats, columns in the order of the task's actions; as the model says
+            them: `calibration(task)` makes them what is served.
 
         Raises:
             BadInput: a candidate or the task is unknown, a prompt is longer than the decoder has

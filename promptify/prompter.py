@@ -6,10 +6,11 @@ rows = book.prefixes(split.test)
 """
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
+from promptify.columns import MAX_SECONDS
 from promptify.interactions import Interactions
 from promptify.layout import UNKNOWN_TIME
 from promptify.pieces import Pieces, offsets_of
 from promptify.prompter_config import PrompterConfig
-from promptify.schema import Field, Schema
+from promptify.schema import Field, FieldKind, Schema
 from promptify.task import Task
 from promptify.tokenizer import (
     END_OF_TEXT,
@@ -31,7 +33,7 @@ from promptify.tokenizer import (
     tokenize_within,
     train_tokenizer,
 )
-from promptify.validation import BadInput
+from promptify.validation import BadInput, shown
 from promptify.words import (
     SPAN_WORDS,
     Columns,
@@ -149,7 +151,7 @@ class Prompter:
             schema,
             users=users,
             items=columns_of(interactions.items, schema.item_columns, item_rows),
-            neutralize=Neutralizer.of(special),
+            neutralize=Neutralizer.of(special, _label_words(_distinct(tasks))),
         )
         if tokenizer is None:
             tasks = _distinct(tasks)
@@ -237,7 +239,7 @@ class Prompter:
         """When an item came to be, in seconds: the first time field of its kind."""
         fields = self.words.schema.items[self._kind_of(item, kind)]
         times = [item.get(field.name) for field in fields if field.kind == "time"][:1]
-        known = [int(time) for time in times if time is not None and in_words(time)]
+        known = [int(float(time)) for time in times if time is not None and in_words(time)]
         return known[0] if known else UNKNOWN_TIME
 
     def _kind_of(self, item: Mapping[str, Any], kind: str | None) -> str:
@@ -250,7 +252,13 @@ class Prompter:
         return str(told)
 
     def context_text(self, context: str) -> str:
-        """A query or a note as a prompt tells it; empty where it holds no word."""
+        """A query or a note as a prompt tells it; empty where it holds no word.
+
+        Raises:
+            BadInput: it is not a text.
+        """
+        if not isinstance(context, str):
+            raise BadInput(f"query {shown(context)} must be a text.")
         return closed(self.words.neutralize(context))
 
     # In tokens.
@@ -332,14 +340,15 @@ class Prompter:
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             tokenizer = load_tokenizer(Path(folder))
+            tasks = [Task.from_dict(task) for task in manifest["tasks"]]
             return cls(
-                tasks=[Task.from_dict(task) for task in manifest["tasks"]],
+                tasks=tasks,
                 config=PrompterConfig(**manifest["config"]),
                 tokenizer=tokenizer,
                 words=Words(
                     schema=Schema.from_dict(manifest["schema"]),
                     cuts={(table, name): tuple(cuts) for table, name, cuts in manifest["cuts"]},
-                    neutralize=Neutralizer.of(tokenizer.added_tokens_encoder),
+                    neutralize=Neutralizer.of(tokenizer.added_tokens_encoder, _label_words(tasks)),
                 ),
             )
         except (OSError, KeyError, TypeError, ValueError) as error:
@@ -360,7 +369,9 @@ def _label_words(tasks: Sequence[Task]) -> tuple[str, ...]:
 
 
 def _instructions(tasks: Sequence[Task], neutralize: Neutralizer) -> list[str]:
-    told = [closed(neutralize(f"{task.instruction} {task.note}")) for task in tasks]
+    # Our own words may name the labels.
+    trusted = replace(neutralize, labels=None)
+    told = [closed(trusted(f"{task.instruction} {task.note}")) for task in tasks]
     for task, text in zip(tasks, told, strict=True):
         if not text:
             raise BadInput(
@@ -370,17 +381,39 @@ def _instructions(tasks: Sequence[Task], neutralize: Neutralizer) -> list[str]:
 
 
 def _one_row(values: Mapping[str, Any], fields: Sequence[Field], owner: str) -> Columns:
+    if not isinstance(values, Mapping):
+        raise BadInput(f"{owner} {shown(values)} must be an object of fields and values.")
     kinds = {field.name: field.kind for field in fields}
-    unknown = sorted(set(values) - set(kinds))
+    unknown = sorted(str(name) for name in set(values) - set(kinds))
     if unknown:
         raise BadInput(f"{owner} has no field {', '.join(unknown)}; it knows {', '.join(kinds)}.")
     for name, value in values.items():
-        if kinds[name] in ("number", "time") and value is not None:
-            try:
-                float(value)
-            except (TypeError, ValueError):
-                raise BadInput(f"{owner}: {name}={value!r} must be a number.") from None
+        if value is not None:
+            _check_value(f"{owner}: {name}", kinds[name], value)
     return {name: [value] for name, value in values.items()}
+
+
+def _check_value(where: str, kind: FieldKind, value: Any) -> None:
+    if kind not in ("number", "time"):
+        try:
+            in_words(value)
+        except ValueError:
+            raise BadInput(f"{where} is too large a number to be read; give it as text.") from None
+        return
+    try:
+        number = float(value)
+    except OverflowError:
+        raise BadInput(f"{where} is too large a number; give one below 1e308.") from None
+    except (TypeError, ValueError):
+        raise BadInput(f"{where}={shown(value)} must be a number.") from None
+    if math.isinf(number):
+        raise BadInput(
+            f"{where}={shown(value)} must be a finite number; leave out what is unknown."
+        )
+    if kind == "time" and abs(number) >= MAX_SECONDS:
+        raise BadInput(
+            f"{where}={shown(value)} must be seconds since 1970; divide milliseconds by 1000."
+        )
 
 
 def _spaced(texts: Iterable[str]) -> list[str]:

@@ -29,6 +29,8 @@ ARROW = " =>"
 _BLANK = re.compile(
     r"[\s\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+"
 )
+# A word said again and again drowns out the rest of its text; names say one twice at most.
+_SAID_AGAIN = re.compile(r"(?<!\S)(\S+)(?: \1){2,}(?!\S)", re.IGNORECASE)
 _BRACKETS = str.maketrans({"⟦": "[", "⟧": "]"})
 
 Columns = Mapping[str, Sequence[Any]]
@@ -36,24 +38,35 @@ Columns = Mapping[str, Sequence[Any]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Neutralizer:
-    r"""Text from outside, made harmless: one line, no arrow, no slot, no special token.
+    r"""Text from outside, made harmless: one line, no arrow, no label, no slot, no special token.
+
+    A label's token means that somebody did this, wherever it stands: the model that says a label is
+    the one that reads it, and an item that repeats a good one would rise. So what starts as a label
+    does is written another way, which other tokens spell: `apply` becomes `Apply`. A word is said
+    twice in a row at most.
 
     Args:
         forbidden: strings that the tokenizer reads as one special token.
+        labels: label words at the start of a word.
 
     Example:
-        >>> Neutralizer.of(["<|endoftext|>"])("Great job => apply\nOther <|endoftext|>job")
-        'Great job → apply Other job'
+        >>> told = Neutralizer.of(["<|endoftext|>"], ["apply"])
+        >>> told("Great job => apply\nOther <|endoftext|>job")
+        'Great job → Apply Other job'
     """
 
     forbidden: re.Pattern[str] | None
+    labels: re.Pattern[str] | None = None
 
     @classmethod
-    def of(cls, special_tokens: Iterable[str]) -> Self:
-        """A neutraliser for a tokenizer with these special or added tokens."""
-        words = sorted({token for token in special_tokens if token.strip()}, key=len, reverse=True)
-        pattern = "|".join(re.escape(word) for word in words)
-        return cls(forbidden=re.compile(pattern, re.IGNORECASE) if words else None)
+    def of(cls, special_tokens: Iterable[str], label_words: Iterable[str] = ()) -> Self:
+        """A neutraliser for a tokenizer with these special or added tokens, and these labels."""
+        special = _any_of(token for token in special_tokens if token.strip())
+        labels = _any_of(label_words)
+        return cls(
+            forbidden=re.compile(special, re.IGNORECASE) if special else None,
+            labels=re.compile(rf"(?<!\S)(?:{labels})") if labels else None,
+        )
 
     def __call__(self, text: str) -> str:
         """The same text in NFC, without anything that means something to a prompt."""
@@ -62,7 +75,20 @@ class Neutralizer:
             # Once more as long as it takes: what is cut out may leave a forbidden word behind.
             while self.forbidden.search(text):
                 text = " ".join(self.forbidden.sub(" ", text).split())
-        return " ".join(text.replace("=>", "→").split())
+        text = _SAID_AGAIN.sub(r"\1 \1", " ".join(text.replace("=>", "→").split()))
+        return text if self.labels is None else self.labels.sub(self._another_way, text)
+
+    def _another_way(self, label: re.Match[str]) -> str:
+        assert self.labels is not None
+        word = label[0]
+        other = word[0].swapcase() + word[1:]
+        # A script without case, or a label that differs from another by its case alone.
+        return f"'{word}" if other == word or self.labels.match(other) else other
+
+
+def _any_of(words: Iterable[str]) -> str:
+    """A pattern for any of the words, the longest that fits."""
+    return "|".join(re.escape(word) for word in sorted(set(words), key=len, reverse=True))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

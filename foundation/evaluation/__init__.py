@@ -9,6 +9,7 @@ from foundation.evaluation.actions import (
     expected_calibration_error,
     log_loss,
     precision_recall,
+    reliability,
 )
 from foundation.evaluation.baselines import LastItemNeighbours, popularity
 from foundation.evaluation.bootstrap import (
@@ -53,6 +54,7 @@ __all__ = [
     "precision_recall",
     "rank_metrics",
     "rank_of_targets",
+    "reliability",
     "seen_items",
     "top_items",
 ]

@@ -67,6 +67,30 @@ def expected_calibration_error(
     return float(np.abs(gap).sum() / len(labels))
 
 
+def reliability(
+    labels: Bools, probabilities: Floats, *, num_bins: int = 15
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """What was said and what happened in each bin: the points of a reliability plot.
+
+    Args:
+        labels: bool [n], whether the action was positive.
+        probabilities: float [n] in [0, 1], of a positive action.
+        num_bins: bins asked for; see `equal_mass_bins`.
+
+    Returns:
+        Mean probability and share of positives, float64, and events, int64, of each bin that holds
+        any.
+    """
+    bins = equal_mass_bins(probabilities, num_bins)
+    counts = np.bincount(bins, minlength=num_bins)
+    held = counts > 0
+    said, happened = (
+        np.bincount(bins, np.asarray(values, np.float64), minlength=num_bins)[held] / counts[held]
+        for values in (probabilities, labels)
+    )
+    return said, happened, counts[held]
+
+
 def equal_mass_bins(probabilities: Floats, num_bins: int) -> npt.NDArray[np.int64]:
     """Bin of each probability, int64 [n] in [0, num_bins).
 

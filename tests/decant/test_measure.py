@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,7 +16,10 @@ from decant.measure import (
     popularity_answers,
     rerank,
 )
+from decant.pipeline import RANK_WEIGHTS, best_rank_weight
 from decant.run_data import load_tasks, sample_targets, split_of
+from decant.saved_oracle import SavedOracle
+from foundation.calibration import Calibration, Curve
 from foundation.predictions import predict_targets
 
 
@@ -50,7 +55,22 @@ def test_each_metric_comes_with_its_interval_and_what_it_was_counted_over():
         "ndcg@10": 3,
         "auc": 4,
         "ece": 4,
+        "log_loss": 4,
     }
+
+
+def test_calibration_is_measured_before_and_after():
+    found = answers(uncalibrated_probability=np.array([0.5, 0.5, 0.5, 0.5]))
+    metrics = {name: interval.value for name, (interval, _) in found.metrics().items()}
+    assert metrics["ece_uncalibrated"] == pytest.approx(0)
+    assert metrics["log_loss_uncalibrated"] == pytest.approx(np.log(2))
+    assert metrics["log_loss"] == pytest.approx(-np.log([0.9, 0.8, 0.6, 0.3]).mean())
+    served, raw = found.reliability()
+    assert (served.calibrated, raw.calibrated) == (True, False)
+    assert served.said == [0.2, 0.6, 0.7, 0.9]
+    assert served.happened == [0, 1, 0, 1]
+    assert (raw.said, raw.happened, raw.num_events) == ([0.5], [0.5], [4])
+    assert answers(action_probability=None).reliability() == []
 
 
 def test_what_a_system_cannot_say_has_no_metric():
@@ -113,6 +133,92 @@ def test_reranking_finds_each_target_where_retrieval_put_it(recommender, asked):
     assert (found.target_place >= 0).all()
     assert found.ranks(0.0, ranked).tolist() == ranked.tolist()
     assert np.isfinite(found.log_positive_nK[np.isfinite(found.retrieval_nK)]).all()
+
+
+def reranked(retrieval, action, place):
+    return Reranked(
+        retrieval_nK=retrieval.astype(np.float32),
+        log_positive_nK=action.astype(np.float32),
+        target_place=place,
+        request=np.arange(len(place)),
+    )
+
+
+@pytest.mark.parametrize("planted", [0.25, 2.0, 8.0])
+def test_a_planted_weight_is_found(planted):
+    rng = np.random.default_rng(0)
+    retrieval = -np.sort(-rng.normal(size=(3000, 40)), axis=1)
+    action = np.log(rng.uniform(0.05, 0.95, size=(3000, 40)))
+    total = retrieval + planted * action
+    chance = np.exp(2 * (total - total.max(1, keepdims=True)))
+    place = (chance.cumsum(1) < rng.random((3000, 1)) * chance.sum(1, keepdims=True)).sum(1)
+    found = reranked(retrieval, action, place)
+    everyone = np.ones(3000, bool)
+    assert best_rank_weight(found, place + 1, everyone) == planted
+    # Only the targets that count decide: among the others the action says nothing.
+    noise = reranked(retrieval, rng.permutation(action), place)
+    both = reranked(
+        np.concatenate([found.retrieval_nK, noise.retrieval_nK]),
+        np.concatenate([found.log_positive_nK, noise.log_positive_nK]),
+        np.tile(place, 2),
+    )
+    counts = np.arange(6000) < 3000
+    assert best_rank_weight(both, np.tile(place + 1, 2), counts) == planted
+
+
+def test_the_smallest_of_equal_weights_is_taken():
+    # Every candidate is liked as much: no weight changes anything.
+    retrieval = -np.sort(-np.random.default_rng(0).random((9, 5)))
+    found = reranked(retrieval, np.zeros((9, 5)), np.full(9, 2))
+    assert best_rank_weight(found, np.full(9, 3), np.ones(9, bool)) == RANK_WEIGHTS[0] == 0
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        Calibration(temperature=0.3, bias=(1.0, 0.0, -1.0)),
+        Calibration(curves=(Curve(said=(0.0, 0.3, 0.31, 1.0), meant=(0.1, 0.2, 0.6, 0.9)),) * 3),
+    ],
+    ids=["vector", "isotonic"],
+)
+def test_what_the_weight_is_fitted_on_is_what_a_request_does(
+    recommender, asked, monkeypatch, calibration
+):
+    settings = replace(
+        recommender.foundation.settings,
+        rank_weight=(2.0, 0.0),
+        calibration=(calibration, Calibration()),
+    )
+    monkeypatch.setattr(recommender.foundation, "settings", settings)
+    # Slates of one good event: the rest of a slate is left out of a request, but not of a ranking.
+    some = sample_targets(asked.targets, 12)
+    alone = Asked(asked.book, some[some.last_event - some.first_event == 1])
+    if not len(alone.wanted.item):
+        alone = Asked(asked.book, some)
+    scored = rerank(recommender, alone, progress=False)
+    ranks = scored.ranks(2.0, np.zeros(len(alone.wanted.item), np.int64))
+    ids = recommender.interactions.item_ids
+    for place, (request, item) in enumerate(
+        zip(alone.wanted.request, alone.wanted.item, strict=True)
+    ):
+        served = recommender.predict_target(alone.targets[np.array([request])], k=10**4)
+        assert [one.item_id for one in served].index(ids[item]) + 1 == ranks[place]
+
+
+def test_the_saved_oracle_says_the_same_of_its_targets_and_nothing_of_others(
+    split, job_of, tiny_run
+):
+    oracle = job_of(tiny_run).load().oracle
+    saved = SavedOracle.load(tiny_run / "data")
+    some = split.test[::7]
+    np.testing.assert_array_equal(saved.next_item_scores(some), oracle.next_item_scores(some))
+    events = some.last_event - 1
+    np.testing.assert_array_equal(
+        saved.action_probabilities(events), oracle.action_probabilities(events)
+    )
+    with pytest.raises(ValueError, match="its own run only"):
+        saved.next_item_scores(split.valid)
+    assert SavedOracle.load(tiny_run) is None
 
 
 def test_nothing_learned_beats_the_oracle_and_popularity_counts_training_events(

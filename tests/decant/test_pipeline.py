@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,11 @@ from decant.pipeline import index_again, run
 from decant.recommender import Recommender
 from decant.reporting import CURVES, _curves
 from decant.results import COLUMNS, read_csv
+from decant.run_data import load_book, load_model
 from decant.stages import Stages
+from foundation.calibration import Calibration, calibrate_others, log_loss_of
+from foundation.evaluation import expected_calibration_error
+from foundation.predictions import predict_targets
 
 SYSTEMS = (
     "foundation",
@@ -56,6 +61,8 @@ def test_a_run_leaves_what_the_layout_promises_and_nothing_half_done(tiny_run):
         "results.csv",
         "run.json",
         "plots/training-curves.png",
+        "plots/reliability.png",
+        "data/oracle.safetensors",
     ):
         assert (tiny_run / name).is_file(), name
     assert list((tiny_run / "foundation" / "tensorboard").glob("events.out.tfevents.*"))
@@ -69,7 +76,9 @@ def test_the_table_has_a_row_per_system_with_the_oracle_on_top(finished):
     _, done = finished
     rows = {line.split()[0]: line.split() for line in done.table.splitlines()[2:]}
     assert tuple(rows) == SYSTEMS
-    assert float(rows["oracle"][-2]) > float(rows["popularity"][-2])
+    assert float(rows["oracle"][-4]) > float(rows["popularity"][-4])
+    assert "." in rows["rung-1"][-2]
+    assert rows["oracle"][-2] == "–"
     assert "." in rows["system"][-1]
     assert rows["popularity"][-1] == "–"
 
@@ -85,13 +94,50 @@ def test_the_result_rows_say_what_was_measured_on_what(tiny_run, recipe):
     for row in rows:
         assert (row.task, row.seed, row.config_hash) == ("tiny", 0, record["config_hash"])
         assert row.n
-        if row.metric in ("hr@10", "ndcg@10", "auc", "ece"):
+        if row.metric in ("hr@10", "ndcg@10", "auc", "ece", "ece_uncalibrated"):
             assert 0 <= row.value <= 1
         assert (row.params is None) == (row.model not in SYSTEMS[:3])
+    before_and_after = {row.model for row in rows if row.metric == "ece_uncalibrated"}
+    assert before_and_after == {"foundation", "rung-1", "system"}
     n = {(row.model, row.metric): row.n for row in rows if row.split == "leave-one-out"}
     assert n["system", "ndcg@10"] < n["rung-1", "ndcg@10"] == n["oracle", "ndcg@10"]
     sizes = {row.model: row.params for row in rows}
     assert sizes["rung-1"] < sizes["foundation"]
+
+
+def test_a_model_is_calibrated_on_validation_and_keeps_what_cannot_be_fitted(tiny_run):
+    layout = RunLayout(tiny_run)
+    book, split = load_book(layout)
+    rung = load_model(layout.model(RUNG))
+    fitted = rung.calibration(0), rung.rank_weight(0)
+    stale = Calibration(temperature=9.0)
+    rung.settings = replace(rung.settings, calibration=(stale, stale), rank_weight=(4.0, 4.0))
+    for task in (0, 1):
+        pipeline.fit_on_validation(rung, book, split.valid, task=task)
+    # The same as the run fitted; nobody's people were held out, so that task keeps what it had.
+    assert (rung.calibration(0), rung.rank_weight(0)) == fitted
+    assert (rung.calibration(1), rung.rank_weight(1)) == (stale, 4.0)
+    said = predict_targets(rung, book, split.valid)
+    others = calibrate_others(
+        said.action_log_probs, said.action_label, said.action_user, method=fitted[0].method
+    )
+    before, after = (log_loss_of(p, said.action_label) for p in (said.action_log_probs, others))
+    assert after <= before
+
+
+def test_the_gate_judges_probabilities_as_served(tiny_run):
+    metrics = json.loads((tiny_run / "evaluation" / "verdict.json").read_text())["metrics"]
+    [ece] = [one for one in metrics if one["metric"] == "ece"]
+    layout = RunLayout(tiny_run)
+    book, split = load_book(layout)
+    foundation = load_model(layout.model(FOUNDATION))
+    said = predict_targets(foundation, book, split.valid)
+    method = foundation.calibration(0).method
+    served = calibrate_others(
+        said.action_log_probs, said.action_label, said.action_user, method=method
+    )
+    error = expected_calibration_error(said.action_label == 0, np.exp(served[:, 0]))
+    assert ece["reference"] == pytest.approx(error, abs=1e-5)
 
 
 def test_the_training_curves_have_named_panels_with_a_line_per_model(tiny_run):

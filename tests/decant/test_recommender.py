@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from decant import HistoryItem, Recommender
+from foundation.calibration import Calibration
 
 PROFILE = {"headline": "Nurse in oncology", "place": "Berlin, Germany"}
 HISTORY = [
@@ -44,6 +47,27 @@ def test_the_score_is_the_ranking_formula(recommender):
     for one in recommender.predict_next_actions(PROFILE, HISTORY):
         wanted = one.retrieval_score + weight * np.log(one.probabilities["apply"])
         assert one.score == pytest.approx(wanted, abs=1e-4)
+
+
+def test_probabilities_are_calibrated_for_their_task(recommender, monkeypatch):
+    def asked(task):
+        return recommender.predict_next_actions(PROFILE, task=task, k=3)
+
+    before = {task: asked(task) for task in ("jobs", "people")}
+    shift = Calibration(temperature=2.0, bias=(-1.0, 0.0, 0.5))
+    settings = replace(
+        recommender.foundation.settings, rank_weight=(0.0, 0.0), calibration=(shift, Calibration())
+    )
+    uncalibrated = replace(settings, calibration=())
+    monkeypatch.setattr(recommender.foundation, "settings", uncalibrated)
+    raw = asked("jobs")
+    monkeypatch.setattr(recommender.foundation, "settings", settings)
+    served = asked("jobs")
+    assert ids(served) == ids(raw)
+    for one, said in zip(served, raw, strict=True):
+        wanted = np.exp(shift(np.log([list(said.probabilities.values())])))[0]
+        assert list(one.probabilities.values()) == pytest.approx(wanted, abs=1e-5)
+    assert asked("people") == before["people"]
 
 
 def test_somebody_of_the_log_is_served_by_id_as_by_what_the_log_says_of_them(recommender):
@@ -172,6 +196,18 @@ def test_allow_deny_and_seen_items(recommender):
     ("changes", "message"),
     [
         ({"k": 0}, "k=0 must be at least 1"),
+        ({"k": 1.5}, "k=1.5 must be at least 1, and a whole number"),
+        ({"k": "3"}, "k='3' must be"),
+        ({"query": 3}, "query 3 must be a text"),
+        ({"profile": ["Nurse"]}, "must be an object of fields"),
+        ({"profile": {7: "Nurse"}}, "has no field 7"),
+        ({"profile": {"years": 10**400}}, "profile: years is too large a number"),
+        ({"profile": {"years": float("inf")}}, "years=inf must be a finite number"),
+        ({"history": None}, "history=None must be a list of events"),
+        ({"history": HISTORY[0]}, "must be a list of events"),
+        ({"history": [{**HISTORY[0], "timestamp": -(10**30)}]}, "milliseconds"),
+        ({"history": [{**HISTORY[0], "item": {"posted": 10**30}}]}, "posted=.* since 1970"),
+        ({"history": [{**HISTORY[0], "item": {"pay": 10**400}}]}, "job: pay is too large"),
         ({"task": "films"}, "films"),
         ({"allow": ["job-1"]}, "allow: unknown item 'job-1'"),
         ({"deny": ["job-1"]}, "deny: unknown item 'job-1'"),
@@ -193,6 +229,42 @@ def test_what_does_not_fit_is_named(recommender, changes, message):
     request = {"profile": PROFILE, "history": HISTORY, **changes}
     with pytest.raises(ValueError, match=message):
         recommender.predict_next_actions(**request)
+
+
+def test_a_number_that_python_will_not_write_out_is_refused(recommender):
+    with pytest.raises(ValueError, match="headline is too large a number"):
+        recommender.predict_next_actions({"headline": 10**5000})
+
+
+def test_a_candidate_that_is_given_twice_is_answered_once(recommender):
+    twice = ["job-00004", "job-00003", "job-00004", "job-00003", "job-00004"]
+    found = recommender.predict_next_actions(PROFILE, HISTORY, candidates=twice)
+    assert sorted(ids(found)) == ["job-00003", "job-00004"]
+    assert found == recommender.predict_next_actions(PROFILE, HISTORY, candidates=twice[:2])
+    [one] = recommender.predict_next_actions(PROFILE, HISTORY, candidates=["job-00003"])
+    assert one.probabilities == pytest.approx(
+        next(f for f in found if f.item_id == "job-00003").probabilities, abs=1e-5
+    )
+    assert recommender.predict_next_actions(PROFILE, HISTORY, candidates=[]) == []
+
+
+def test_a_history_over_the_budget_keeps_its_newest_events_and_says_what_it_leaves_out(
+    recommender, caplog
+):
+    old = [{"item": "job-00005", "action": "view"}] * 1000
+    with caplog.at_level("INFO", logger="decant"):
+        kept = recommender.predict_next_actions(PROFILE, HISTORY, candidates=["job-00009"])
+    assert not caplog.records
+    with caplog.at_level("INFO", logger="decant"):
+        found = recommender.predict_next_actions(PROFILE, old + HISTORY, candidates=["job-00009"])
+    [record] = caplog.records
+    dropped = int(record.getMessage().split("oldest ")[1].split()[0].replace(",", ""))
+    assert 0 < dropped < 1002
+    fits = recommender.predict_next_actions(
+        PROFILE, (old + HISTORY)[dropped:], candidates=["job-00009"]
+    )
+    assert found[0].score == pytest.approx(fits[0].score, abs=1e-5)
+    assert found[0].score != kept[0].score
 
 
 def test_many_people_are_served_in_their_order_as_one_by_one(recommender):

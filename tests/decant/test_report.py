@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import pytest
 
 from decant import plots
-from decant.plots import HistoryPoint, SizePoint
+from decant.plots import HistoryPoint, ReliabilityLine, SizePoint
 from decant.report import (
     ExamplePrediction,
     GateLine,
@@ -54,7 +54,15 @@ def full_report() -> Report:
         summary=FORGED,
         facts=[("members", FORGED)],
         table=[
-            TableRow(model="foundation", params=1_900_000, auc=0.7412, ndcg_at_10=0.1, note=FORGED),
+            TableRow(
+                model="foundation",
+                params=1_900_000,
+                auc=0.7412,
+                ndcg_at_10=0.1,
+                ece=0.021,
+                ece_uncalibrated=0.107,
+                note=FORGED,
+            ),
             TableRow(model=FORGED, params=950_000, auc=0.7389, ndcg_at_10=0.099),
             TableRow(model="popularity", ndcg_at_10=0.043),
         ],
@@ -73,6 +81,13 @@ def full_report() -> Report:
         by_size=[
             SizePoint(model="foundation", params=1_900_000, metric="NDCG@10", value=0.1),
             SizePoint(model="popularity", params=None, metric="NDCG@10", value=0.043),
+        ],
+        reliability=[
+            ReliabilityLine(
+                model=model, calibrated=calibrated, said=[0.1, 0.6], happened=[0.2, 0.5]
+            )
+            for model in ("foundation", FORGED)
+            for calibrated in (True, False)
         ],
         gates=[
             GateTable(
@@ -129,6 +144,7 @@ def test_the_page_and_its_plots_are_written(written):
         "plots/training-curves.png",
         "plots/quality-by-history.png",
         "plots/quality-by-size.png",
+        "plots/reliability.png",
     }
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (out / "plots").iterdir())
 
@@ -142,8 +158,8 @@ def test_the_page_loads_nothing_and_text_from_outside_is_only_text(written):
             assert (attributes.get(name) or "#").startswith("#")
     assert not re.search(r"url\((?!#)|@import", html)
     # Title, heading, summary, fact, model and its note, teacher, gate's note, four of the person
-    # and the action's name, the note, the model in a figure.
-    assert page.text.count(FORGED) == 15
+    # and the action's name, the note, the model in two figures.
+    assert page.text.count(FORGED) == 16
 
 
 def test_the_page_says_what_the_report_holds(written):
@@ -187,7 +203,8 @@ def test_the_same_report_is_the_same_page(tmp_path):
 def test_the_table_is_aligned_and_says_what_is_missing():
     lines = format_table(full_report().table[::2]).splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert lines[2].split() == ["foundation", "1.9", "M", "0.7412", "–", "0.1000", "–"]
+    shown = ["0.7412", "–", "0.1000", "0.0210", "0.1070", "–"]
+    assert lines[2].split() == ["foundation", "1.9", "M", *shown]
 
 
 def test_labels_keep_their_order_and_their_distance():

@@ -12,15 +12,25 @@ from transformers import AutoModelForCausalLM
 
 from foundation import Foundation, FoundationConfig, checkpoint
 from foundation.batches import take_rows
+from foundation.calibration import Calibration, Curve
 from promptify.assembly import PromptBook
 from promptify.splits import Split
 from promptify.validation import BadInput
+
+SETTINGS = FoundationConfig(
+    vector_dim=16,
+    rank_weight=(0.5, 2.0),
+    calibration=(
+        Calibration(temperature=1.5, bias=(0.0, 0.5, -0.5)),
+        Calibration(curves=(Curve(said=(0.1, 0.7), meant=(0.2, 0.5)),) * 3),
+    ),
+)
 
 
 @pytest.fixture(scope="module")
 def saved(make: Any, tmp_path_factory: Any) -> Path:
     foundation = make("slot")
-    foundation.settings = FoundationConfig(vector_dim=16, rank_weight=(0.5, 2.0))
+    foundation.settings = SETTINGS
     folder: Path = tmp_path_factory.mktemp("saved") / "model"
     foundation.save_pretrained(folder)
     return folder
@@ -51,8 +61,35 @@ def test_what_is_loaded_is_what_was_saved(
 
 def test_settings_travel(saved: Path) -> None:
     loaded = Foundation.from_pretrained(saved)
-    assert loaded.settings == FoundationConfig(vector_dim=16, rank_weight=(0.5, 2.0))
+    assert loaded.settings == SETTINGS
     assert [loaded.rank_weight(task) for task in (0, 1)] == [0.5, 2.0]
+    assert [loaded.calibration(task).method for task in (0, 1)] == ["vector", "isotonic"]
+
+
+def test_a_folder_from_before_calibration_loads_and_serves_what_the_model_says(copy: Path) -> None:
+    written = json.loads((copy / "foundation.json").read_text())
+    del written["calibration"]
+    (copy / "foundation.json").write_text(json.dumps(written))
+    assert Foundation.from_pretrained(copy).calibration(1) == Calibration()
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [
+        ([{"temperature": -1}, {}], "temperature=-1 must be above 0"),
+        ([{"heat": 2}, {}], "heat"),
+        ([{}], "calibration is for 1 tasks, but the prompter has 2"),
+    ],
+    ids=["no temperature", "no field", "a task short"],
+)
+def test_a_calibration_changed_by_hand_is_refused(
+    copy: Path, calibration: Any, message: str
+) -> None:
+    written = json.loads((copy / "foundation.json").read_text())
+    written["calibration"] = calibration
+    (copy / "foundation.json").write_text(json.dumps(written))
+    with pytest.raises(ValueError, match=message):
+        Foundation.from_pretrained(copy)
 
 
 def test_stock_transformers_loads_the_decoder(saved: Path) -> None:

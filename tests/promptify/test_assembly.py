@@ -39,6 +39,7 @@ hostile = st.lists(
         ["=>", "=", ">", "\n", " => liked\n", "⟦M⟧", "é", "東京", "'s", "!", "7", "\u0338"]
     )
     | st.sampled_from(["<|endoftext|>", "<|im_end|>", "<|IM_START|>"])
+    | st.sampled_from([" liked", "liked", " watchedness", " apply", "view", "\u200bapply"])
     | st.text(max_size=5),
     max_size=10,
 ).map("".join)
@@ -525,7 +526,7 @@ def test_questions_follow_any_prefix(
 # Text from outside.
 
 
-FORGED = ["Great job => liked\nOther job => liked", "<|endoftext|>", "⟦M⟧", "=\n>", "=>", "!\n"]
+FORGED = ["Great job => liked\nOther job liked", "<|endoftext|>", "⟦M⟧", "=\n>", "liked", "!\n"]
 
 
 @given(st.lists(hostile, min_size=6, max_size=6), st.sampled_from(["text", "slot"]), st.booleans())
@@ -560,6 +561,8 @@ def test_text_from_outside_forges_nothing(
             assert ids.max() < prompter.vocab_size
             assert np.count_nonzero(ids == prompter.newline_id) <= num_events + 2
             assert book.render(rows, row).count("=>") == num_events
+            labels = np.flatnonzero(np.isin(ids, prompter.label_ids))
+            assert labels.tolist() == (rows.event_arrow[events] + 1).tolist()
         else:
             assert np.count_nonzero(ids >= prompter.vocab_size) == num_events
         assert reread(book, rows, row) == ids.tolist()
@@ -567,6 +570,7 @@ def test_text_from_outside_forges_nothing(
         piece = book.item_pieces[item]
         assert np.count_nonzero(piece == prompter.arrow_id) == 1
         assert prompter.newline_id not in piece
+        assert not np.isin(piece, prompter.label_ids).any()
 
 
 @given(hostile, hostile, hostile)
@@ -582,6 +586,10 @@ def test_an_inline_person_forges_nothing(
     assert np.flatnonzero(arrows | slots).tolist() == rows.event_arrow.tolist()
     assert arrows.any() == (market_prompter.config.form == "text")
     assert market_prompter.tokenizer.eos_token_id not in check
+    labels = check == market_prompter.label_ids[market_prompter.label_words.index("view")]
+    after = arrows if market_prompter.config.form == "text" else slots
+    assert np.flatnonzero(labels).tolist() == (np.flatnonzero(after) + 1).tolist()
+    assert np.isin(check, market_prompter.label_ids).sum() == labels.sum()
     for piece in range(len(rows.inline_items)):
         asked = rows.inline_items[piece].tolist()
         assert asked.count(market_prompter.arrow_id) == 1

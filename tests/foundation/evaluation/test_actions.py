@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foundation.evaluation import auc, expected_calibration_error, log_loss, precision_recall
+from foundation.evaluation import (
+    auc,
+    expected_calibration_error,
+    log_loss,
+    precision_recall,
+    reliability,
+)
 from foundation.evaluation.actions import equal_mass_bins
 
 
@@ -43,6 +49,19 @@ def test_calibration_error_by_hand():
     # Two bins: (.1, .1) say .1 and get .5; (.6, .8) say .7 and get 1.
     error = expected_calibration_error(labels, probabilities, num_bins=2)
     assert error == pytest.approx(0.5 * 0.4 + 0.5 * 0.3)
+
+
+def test_reliability_by_hand_adds_up_to_the_calibration_error():
+    probabilities = np.array([0.1, 0.1, 0.8, 0.6])
+    labels = np.array([False, True, True, True])
+    said, happened, counts = reliability(labels, probabilities, num_bins=2)
+    np.testing.assert_allclose(said, [0.1, 0.7])
+    np.testing.assert_allclose(happened, [0.5, 1.0])
+    assert counts.tolist() == [2, 2]
+    many = np.random.default_rng(0).random((2, 500))
+    said, happened, counts = reliability(many[0] < many[1] ** 2, many[1])
+    error = expected_calibration_error(many[0] < many[1] ** 2, many[1])
+    assert error == pytest.approx((np.abs(said - happened) * counts).sum() / 500)
 
 
 def test_one_probability_for_all_is_one_bin_in_any_order():
