@@ -18,34 +18,35 @@ goes on: trainings from their last checkpoint, rows where they stopped.
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.length_study import Study, Table
 from benchmarks.measured import Measured
 from decant.measure import Asked, popularity_answers
 from decant.recipes import Recipe, ml100k
+from decant.run_record import hardware
 from foundation import Foundation
-from foundation.evaluation import Interval, bootstrap_interval, ndcg, paired_bootstrap
-from foundation.predictions import predict_targets
+from foundation.evaluation import ndcg
 from promptify.assembly import PromptBook
-from promptify.prompter import Prompter, PrompterConfig
+from promptify.prompter import PrompterConfig
 from promptify.rows import Rows
 from promptify.sources import SourceData
 from promptify.sources.job_market import job_market
 from promptify.sources.movielens import ml_100k
-from promptify.splits import Split, Targets, leave_last
 from promptify.windows import Windows
 
 Float64 = NDArray[np.float64]
 
-# Three validation targets a user, so that a choice made on them is not a throw of dice.
-NUM_HELD_OUT = 4
 LENGTHS = (0, 1, 2, 5, 10, 20, 50, 100)
 """Events that histories are cut to; the whole history comes after."""
+SERVED_TIMES = (1, 2, 4)
+"""Prompts that are served, in lengths of those that were trained on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +54,7 @@ class Settings:
     """What is trained and asked.
 
     Attributes:
-        source: the data.
-        recipe: of every training in the first part.
+        recipe: of every training, and the name of the data.
         short_shares: `FitConfig.short_window_share` of its arms; the first is what the others are
             held against.
         long_events: events before a target of the arm that is only asked behind long histories.
@@ -64,7 +64,6 @@ class Settings:
         stretches: `FoundationConfig.position_stretch` of its arms.
     """
 
-    source: str
     recipe: Recipe
     short_shares: tuple[float, ...]
     long_events: int
@@ -77,7 +76,6 @@ class Settings:
 def full_settings() -> Settings:
     recipe = ml100k()
     return Settings(
-        source="ml100k",
         recipe=replace(recipe, fit=replace(recipe.fit, evaluate_steps=0)),
         short_shares=(0.0, 0.25, 0.5),
         long_events=50,
@@ -90,7 +88,7 @@ def full_settings() -> Settings:
             max_context_tokens=8,
             vocab_size=2048,
         ),
-        stretches=(1.0, 2.0),
+        stretches=(1.0, 4.0),
     )
 
 
@@ -101,14 +99,13 @@ def smoke_settings() -> Settings:
     )
     fit = replace(recipe.fit, epochs=1, positions_per_batch=2048, reread_items=4, evaluate_steps=0)
     return Settings(
-        source="job_market",
-        recipe=replace(recipe, size="tiny", prompter=prompter, fit=fit),
+        recipe=replace(recipe, name="job_market", size="tiny", prompter=prompter, fit=fit),
         short_shares=(0.0, 0.5),
         long_events=5,
-        lengths=(0, 2, 10),
+        lengths=(0, 2),
         cohort_events=10,
-        short_prompter=replace(prompter, max_prompt_tokens=152, max_context_tokens=16),
-        stretches=(1.0, 2.0),
+        short_prompter=replace(prompter, max_prompt_tokens=136, max_context_tokens=12),
+        stretches=(2.0,),
     )
 
 
@@ -126,6 +123,7 @@ class LateTargets(PromptBook):
         self._least_events = least_events
 
     def assemble(self, windows: Windows, *, seed: int, epoch: int) -> Rows:
+        """As `PromptBook.assemble`, without the targets of short histories."""
         rows = super().assemble(windows, seed=seed, epoch=epoch)
         num_rows = len(rows)
         row_M = np.repeat(np.arange(num_rows), np.diff(rows.event_offsets))
@@ -144,134 +142,158 @@ class LateTargets(PromptBook):
         )
 
 
-class Study:
-    """Data, split and prompts, and the models trained on them.
-
-    Args:
-        settings: what is trained and asked.
-        data: the source's.
-        prompter: what a prompt may hold.
-        seed: of every training.
-        work: folder for trainings, which go on where an earlier call stopped.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        data: SourceData,
-        prompter: PrompterConfig,
-        *,
-        seed: int,
-        work: Path,
-    ) -> None:
-        log = data.interactions
-        surface = data.tasks[0].name if len(data.tasks) > 1 else None
-        self.recipe = settings.recipe.with_seed(seed)
-        self.split: Split = leave_last(log, num=NUM_HELD_OUT, surface=surface)
-        self.prompter = Prompter.fit(log, self.split.train, data.tasks, config=prompter)
-        self.book = self.prompter.book(log)
-        self.work = work
-
-    @property
-    def targets(self) -> dict[str, Targets]:
-        """Validation and test targets, by what their rows call them."""
-        return {"validation": self.split.valid, "test": self.split.test}
-
-    def train(
-        self, name: str, *, book: PromptBook | None = None, short_share: float = 0.0, stretch: float = 1.0
-    ) -> Foundation:
-        """A model; loaded where it is trained already."""
-        recipe, book = self.recipe, book or self.book
-        foundation = Foundation.create(
-            self.prompter,
-            book,
-            self.split.train,
-            size=recipe.size,
-            config=replace(recipe.foundation, position_stretch=stretch),
-            seed=recipe.seed,
+def measure_windows(settings: Settings, table: Table) -> None:
+    """Models that differ in their training windows, at every length of history."""
+    study = table.study
+    for split, targets in study.targets.items():
+        rank = popularity_answers(Asked(study.book, targets), study.split.train).rank
+        assert rank is not None
+        table.add(
+            ndcg(rank, 10),
+            split=split,
+            least_events=0,
+            model="popularity",
+            params=None,
+            context_tokens=settings.recipe.prompter.max_prompt_tokens,
+            history_events=None,
         )
-        fit = replace(recipe.fit, short_window_share=short_share)
-        foundation.fit(book, self.split, config=fit, out=self.work / name)
-        return foundation
-
-
-def ndcg_of(
-    foundation: Foundation, book: PromptBook, targets: Targets, num_events: int | None
-) -> Float64:
-    """NDCG@10 of each target after a history of so many events."""
-    asked = targets if num_events is None else targets.cut(num_events)
-    found = predict_targets(foundation, book, asked, full_history=targets)
-    values: Float64 = ndcg(found.rank, 10)
-    return values
-
-
-def measure_lengths(settings: Settings, measured: Measured, study: Study, data: SourceData) -> None:
-    """Arms that differ in their training windows, at every length of history."""
-    seed = study.recipe.seed
-    arms = {f"short windows {share:g}": share for share in settings.short_shares}
-    first = next(iter(arms))
-    name_late = f"behind {settings.long_events} events only"
-    reference: dict[tuple[str, int | None], Float64] = {}
-    for arm in (*arms, name_late, "popularity"):
-        # The first arm is what the others are paired with: it is asked again where they are new.
-        if arm != first and measured.has(model=arm, history_events=None, seed=seed):
+    arms: dict[str, Callable[[], Foundation]] = {
+        f"short windows {share:g}": partial(study.train, f"short-{share:g}", short_share=share)
+        for share in settings.short_shares
+    }
+    late = LateTargets(study.prompter, study.book.interactions, least_events=settings.long_events)
+    arms[f"behind {settings.long_events} events only"] = partial(study.train, "late", book=late)
+    plain: dict[tuple[str, int | None], Float64] = {}
+    for arm, train in arms.items():
+        # The first arm is what the others are held against: it is asked again where they are new.
+        if table.has(arm) and (plain or all(table.has(other) for other in arms)):
             continue
-        if arm == "popularity":
-            model = None
-        elif arm == name_late:
-            late = LateTargets(
-                study.prompter, data.interactions, least_events=settings.long_events
-            )
-            model = study.train("late", book=late)
-        else:
-            model = study.train(f"short-{arms[arm]:g}", short_share=arms[arm])
+        model = train()
         for split, targets in study.targets.items():
             for length in (*settings.lengths, None):
-                if model is None:
-                    asked = Asked(study.book, targets)
-                    rank = popularity_answers(asked, study.split.train).rank
-                    assert rank is not None
-                    values: Float64 = ndcg(rank, 10)
-                else:
-                    values = ndcg_of(model, study.book, targets, length)
-                reference.setdefault((split, length), values)
-                for who, here in _cohorts(targets, settings):
-                    cells = {
-                        "task": settings.source,
-                        "split": f"leave-last-{NUM_HELD_OUT} {split}, {who}",
-                        "model": arm,
-                        "params": model.num_parameters() if model else None,
-                        "context_tokens": settings.recipe.prompter.max_prompt_tokens,
-                        "history_events": length,
-                        "seed": seed,
-                    }
-                    _add(measured, "ndcg@10", values[here], None, targets.user[here], cells)
-                    if arm not in (first, "popularity"):
-                        before = reference[split, length][here]
-                        metric = f"ndcg@10_vs_short_{settings.short_shares[0]:g}"
-                        _add(measured, metric, values[here], before, targets.user[here], cells)
-                if model is None:
-                    break  # It knows no history.
+                values = study.ask(model, targets, num_events=length)
+                before = plain.setdefault((split, length), values)
+                against = (f"short_{settings.short_shares[0]:g}", before)
+                for least_events in (0, settings.cohort_events):
+                    table.add(
+                        values,
+                        split=split,
+                        least_events=least_events,
+                        model=arm,
+                        params=model.num_parameters(),
+                        context_tokens=settings.recipe.prompter.max_prompt_tokens,
+                        history_events=length,
+                        against=None if before is values else against,
+                    )
 
 
-def _cohorts(targets: Targets, settings: Settings) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """Everybody, and those whose history is at least as long as the longest cut."""
-    events = targets.history_end - targets.history_start
-    yield "all users", np.ones(len(targets), np.bool_)
-    yield f"{settings.cohort_events} events or more", events >= settings.cohort_events
+def measure_positions(settings: Settings, table: Table) -> None:
+    """Models of short prompts, served at one, two and four times their length."""
+    study, trained = table.study, settings.short_prompter.max_prompt_tokens
+    for stretch in settings.stretches:
+        name = f"stretch {stretch:g}"
+        if table.has(name, metric="ndcg@10_vs_trained_length"):
+            continue
+        model = study.train(name.replace(" ", "-"), stretch=stretch)
+        for split, targets in study.targets.items():
+            # Those whose history fills twice the length: the others' prompts stay as they are.
+            longer = study.prompter.with_budget(2 * trained).book(study.book.interactions)
+            filled = longer.prefixes(targets).num_dropped_events > 0
+            if not filled.any():
+                raise ValueError(
+                    f"no history fills a prompt of {2 * trained} tokens; nothing measured."
+                )
+            least_events = int((targets.history_end - targets.history_start)[filled].min())
+            shortest: Float64 | None = None
+            for times in SERVED_TIMES:
+                model.prompter = study.prompter
+                if times > 1:
+                    model.prompter = study.prompter.with_budget(times * trained)
+                values = study.ask(model, targets)
+                table.add(
+                    values,
+                    split=split,
+                    least_events=least_events,
+                    model=name,
+                    params=model.num_parameters(),
+                    context_tokens=times * trained,
+                    history_events=None,
+                    against=None if shortest is None else ("trained_length", shortest),
+                )
+                shortest = values if shortest is None else shortest
 
 
-def _add(
-    measured: Measured,
-    metric: str,
-    values: Float64,
-    before: Float64 | None,
-    user: NDArray[np.int32],
-    cells: dict[str, object],
-) -> None:
-    interval: Interval = (
-        bootstrap_interval(values, user)
-        if before is None
-        else paired_bootstrap(before, values, user, statistic="difference")
+def by_length(measured: Measured, settings: Settings) -> str:
+    """Rows of the test split as a table: models down, lengths of history or of prompt across."""
+    trained = settings.short_prompter.max_prompt_tokens
+    prompts = {times * trained: f"{times}x" for times in SERVED_TIMES}
+    histories = {length: str(length) for length in settings.lengths} | {None: "all"}
+    lines: list[str] = []
+    for is_of_prompts, places in ((False, histories), (True, prompts)):
+        head = "times the trained length" if is_of_prompts else "events of history"
+        lines.append(f"{head:42}" + "".join(f"{place:>9}" for place in places.values()))
+        told: dict[tuple[object, ...], dict[int | None, float]] = {}
+        for row in measured.rows:
+            if " test, " in row.split and row.model.startswith("stretch") == is_of_prompts:
+                place = row.context_tokens if is_of_prompts else row.history_events
+                line = (row.model, row.split.partition(", ")[2], row.seed, row.metric)
+                told.setdefault(line, {})[place] = row.value
+        for (model, who, seed, metric), values in told.items():
+            name = f"{model}, {who}, seed {seed}" if metric == "ndcg@10" else f"    {metric}"
+            cells = (f"{values[p]:9.4f}" if p in values else " " * 9 for p in places)
+            lines.append(f"{name:42}" + "".join(cells))
+    return "\n".join(lines)
+
+
+PARTS = {"windows": measure_windows, "positions": measure_positions}
+
+
+def source_data(settings: Settings, path: Path | None, seed: int) -> SourceData:
+    if settings.recipe.name == "job_market":
+        return job_market(seed=seed, num_members=40, num_jobs=150, num_impressions=1600)
+    if path is None:
+        raise ValueError("--data is needed: the path of ml-100k.zip (or give --smoke).")
+    return ml_100k(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    measured.add(metric=metric, interval=interval, n=len(values), **cells)  # type: ignore[arg-type]
+    parser.add_argument("--data", type=Path, help="ml-100k.zip")
+    parser.add_argument("--smoke", action="store_true", help="a tiny generated market and model")
+    parser.add_argument("--out", type=Path, help="write rows as CSV; go on with what is there")
+    parser.add_argument("--work", type=Path, help="keep trainings here; default: beside --out")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of trainings; default 0")
+    parser.add_argument(
+        "--part", choices=("windows", "positions"), help="one of the two parts; default both"
+    )
+    options = parser.parse_args(arguments)
+    settings = smoke_settings() if options.smoke else full_settings()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or (
+            options.out.with_suffix(".work") if options.out else Path(temporary)
+        )
+        try:
+            measured = Measured("context", asdict(settings), out=options.out)
+            for seed in options.seeds:
+                data = source_data(settings, options.data, seed)
+                folder = work / measured.config_hash / str(seed)
+                recipe = settings.recipe.with_seed(seed)
+                for part, prompter in (
+                    ("windows", recipe.prompter),
+                    ("positions", settings.short_prompter),
+                ):
+                    if options.part in (None, part):
+                        study = Study(data, recipe=recipe, prompter=prompter, work=folder / part)
+                        PARTS[part](settings, Table(measured, study))
+        except (ValueError, OSError) as error:
+            print(f"benchmarks.context: error: {error}", file=sys.stderr)
+            return 1
+    print(f"{settings.recipe.name}, NDCG@10 on test, seeds {options.seeds}. {hardware()}")
+    print(by_length(measured, settings))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

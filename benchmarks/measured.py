@@ -30,6 +30,8 @@ class Measured:
         self.config_hash = json_hash(settings)
         self.out = out
         self._began = time.monotonic()
+        # Asked once: a commit made meanwhile is not what was measured.
+        self._commit, self._hardware = git_commit(), hardware()
         self.rows: list[ResultRow] = []
         if out is not None and out.exists():
             self.rows = [row for row in read_csv(out) if row.config_hash == self.config_hash]
@@ -66,8 +68,8 @@ class Measured:
             ci_low=interval.low if is_known else None,
             ci_high=interval.high if is_known else None,
             peak_bytes=peak_rss_bytes(),
-            hardware=hardware(),
-            commit=git_commit(),
+            hardware=self._hardware,
+            commit=self._commit,
             config_hash=self.config_hash,
             seed=seed,
             timestamp=utc_now(),

@@ -107,9 +107,7 @@ class Scores:
 
     def minus(self, other: "Scores") -> "Scores":
         """The change from other scores to these."""
-        return Scores(
-            action=self.action - other.action, next_item=self.next_item - other.next_item
-        )
+        return Scores(action=self.action - other.action, next_item=self.next_item - other.next_item)
 
 
 def score_requests(

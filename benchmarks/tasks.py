@@ -115,6 +115,7 @@ class BookOfTasks(PromptBook):
         max_events: int | None = None,
         short_share: float = 0.0,
     ) -> Windows:
+        """As `PromptBook.windows`, those of the tasks alone."""
         windows = super().windows(
             train, seed=seed, epoch=epoch, max_events=max_events, short_share=short_share
         )
@@ -136,9 +137,7 @@ class Market:
         self.data, self.truth, self.search = job_market_with_truth(seed=seed, **settings.sizes)
         log = self.data.interactions
         times = np.quantile(log.event_timestamp, [0.7, 0.8]).astype(np.int64)
-        self.split: Split = global_time(
-            log, valid_from=int(times[0]), test_from=int(times[1])
-        )
+        self.split: Split = global_time(log, valid_from=int(times[0]), test_from=int(times[1]))
         self.prompter = Prompter.fit(
             log, self.split.train, self.data.tasks, config=settings.recipe.prompter
         )
@@ -149,7 +148,9 @@ class Market:
         surface = log.surfaces.index(self.data.tasks[task].name)
         return self.split.test[log.event_surface[self.split.test.first_event] == surface]
 
-    def train(self, settings: Settings, tasks: Sequence[int], *, seed: int, out: Path) -> Foundation:
+    def train(
+        self, settings: Settings, tasks: Sequence[int], *, seed: int, out: Path
+    ) -> Foundation:
         """A model of some tasks; goes on where an earlier call with this folder stopped."""
         book = BookOfTasks(self.prompter, self.data.interactions, tasks)
         recipe = settings.recipe.with_seed(seed)
@@ -171,9 +172,7 @@ def auc_difference(alone: Answers, together: Answers) -> Interval:
 
     def of(answers: Answers) -> UserStatistic:
         assert answers.action_probability is not None
-        return auc_of_users(
-            answers.action_positive, answers.action_probability, row, len(users)
-        )
+        return auc_of_users(answers.action_positive, answers.action_probability, row, len(users))
 
     before, after = of(alone), of(together)
     return bootstrap_users(
@@ -188,10 +187,8 @@ def measure_seed(settings: Settings, measured: Measured, *, seed: int, work: Pat
     if measured.has(model="jobs task", metric="auc", seed=seed):
         return
     market = Market(settings, seed)
-    asked = {
-        task: Asked(market.prompter.book(market.data.interactions), market.test_targets(task), task=task)
-        for task in (JOBS, PEOPLE)
-    }
+    book = market.prompter.book(market.data.interactions)
+    asked = {task: Asked(book, market.test_targets(task), task=task) for task in (JOBS, PEOPLE)}
     answers: dict[tuple[str, int], Answers] = {}
     models: dict[str, Foundation] = {}
 
@@ -210,7 +207,7 @@ def measure_seed(settings: Settings, measured: Measured, *, seed: int, work: Pat
     for arm, tasks in ARMS.items():
         models[arm] = market.train(settings, tasks, seed=seed, out=work / arm.replace(" ", "_"))
         for task in tasks:
-            found = predict_targets(models[arm], asked[task].book, asked[task].targets, task=task)
+            found = predict_targets(models[arm], book, asked[task].targets, task=task)
             answers[arm, task] = asked[task].of(found)
     for task, one in asked.items():
         name = market.data.tasks[task].name
@@ -225,7 +222,8 @@ def measure_seed(settings: Settings, measured: Measured, *, seed: int, work: Pat
                     cells = {} if params is None else {"params": params}
                     add(name, model, metric, interval, n, **cells)
         alone, together = answers[f"{name} alone", task], answers["together", task]
-        assert alone.rank is not None and together.rank is not None
+        assert alone.rank is not None
+        assert together.rank is not None
         difference = paired_bootstrap(
             ndcg(alone.rank, 10), ndcg(together.rank, 10), alone.user, statistic="difference"
         )
@@ -234,22 +232,22 @@ def measure_seed(settings: Settings, measured: Measured, *, seed: int, work: Pat
         add(name, "together", "auc_vs_alone", gain, len(alone.action_user))
 
     requests = draw_requests(
-        asked[JOBS].book,
+        book,
         market.truth,
         market.test_targets(JOBS),
         num=settings.num_requests,
         num_jobs=settings.num_jobs,
         seed=seed,
     )
-    book, model = asked[JOBS].book, models["together"]
-    for name, metric, interval, n in note_rows(model, book, market.truth, requests, seed=seed):
+    both = models["together"]
+    for name, metric, interval, n in note_rows(both, book, market.truth, requests, seed=seed):
         add("notes", name, metric, interval, n)
-    for name, metric, interval, n in third_task_rows(model, book, market.truth, requests):
+    for name, metric, interval, n in third_task_rows(both, book, market.truth, requests):
         add("fit", name, metric, interval, n)
 
 
 def add_means(measured: Measured) -> None:
-    """A row for each number that several seeds have: their mean, and a normal interval over them."""
+    """A row for each number that several seeds have: their mean, with an interval over seeds."""
     seeded = [row for row in measured.rows if row.seed != "mean"]
     keys = dict.fromkeys((row.task, row.split, row.model, row.metric) for row in seeded)
     for task, split, model, metric in keys:

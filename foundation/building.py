@@ -94,11 +94,13 @@ def with_tasks(old: "Foundation", tasks: Sequence[Task]) -> "Foundation":
         tokenizer=old.prompter.tokenizer,
         words=old.prompter.words,
     )
-    weights = old.settings.rank_weight
+    weight = old.settings.rank_weight
+    if weight:
+        weight = (*weight, *[0.0] * len(tasks))
     new = Foundation(
         old.decoder,
         prompter=prompter,
-        config=replace(old.settings, rank_weight=(*weights, *[0.0] * len(tasks)) if weights else ()),
+        config=replace(old.settings, rank_weight=weight),
         item_ids=old.item_ids,
         item_pieces=old.item_pieces,
     ).to(old.device)

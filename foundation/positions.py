@@ -71,7 +71,8 @@ class PositionRange:
         if training:
             if self.stretch == 1:
                 return position_ids
-            return position_ids * self.stretch ** float(torch.rand(()))
+            factor: float = self.stretch ** torch.rand(()).item()
+            return position_ids * factor
         trained = self.trained_positions
         if trained is not None and not self.has_warned and position_ids.shape[-1] > trained:
             longest = int(position_ids.max()) + 1  # Packed rows are long together, not each.
