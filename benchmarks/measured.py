@@ -82,16 +82,14 @@ class Measured:
     def table(self) -> str:
         """The rows as text, in the order in which they were measured."""
         lines = [
-            f"{'model':26}{'split':34}{'tokens':>7}{'events':>7}  {'metric':32}{'value':>8}"
+            f"{'model':34}{'task and split':22}  {'metric':28}{'value':>8}"
             f"{'95 % interval':>19}{'n':>7}{'seed':>6}"
         ]
         for row in self.rows:
             ends = "" if row.ci_low is None else f"{row.ci_low:.4f} to {row.ci_high:.4f}"
-            tokens = "" if row.context_tokens is None else row.context_tokens
-            events = "" if row.history_events is None else row.history_events
             where = f"{row.task}, {row.split}"
             lines.append(
-                f"{row.model:26}{where:34}{tokens:>7}{events:>7}  {row.metric:32}{row.value:8.4f}"
+                f"{row.model:34}{where:22}  {row.metric:28}{row.value:8.4f}"
                 f"{ends:>19}{row.n or '':>7}{row.seed:>6}"
             )
         return "\n".join(lines)

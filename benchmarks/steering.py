@@ -1,9 +1,10 @@
 """Do notes steer, and does an instruction that was never trained on? Asked of the generated market.
 
-A note is changed and nothing else: by how much does the model's log p(apply) of each job change,
-and the generator's? Their correlation over the jobs of a request, averaged over requests, is 1 for
-the generator itself and 0 for a model that does not read notes. Where people rank differently is
-what counts, so a change that is the same for all jobs of a request is left out by construction.
+One note is put in place of another and nothing else is changed: by how much does the model's
+log p(apply) of each job change, and the generator's? Their correlation over the jobs of a request,
+averaged over requests, is 1 for the generator itself and 0 for a model that does not read notes.
+What any note does alike is left out by having two, and what one does to all jobs of a request alike
+is left out by the correlation.
 
 Legend: n requests, C candidates of each, A actions of the task.
 """
@@ -20,7 +21,6 @@ from foundation.evaluation import Interval, auc_of_users, bootstrap_interval, bo
 from promptify.assembly import PromptBook
 from promptify.rows import Rows
 from promptify.sources.job_market import HELD_OUT_NOTES, NOTE_MEANINGS, NOTES, Truth
-from promptify.sources.job_market.contexts import NO_NOTE
 from promptify.sources.job_market.visits import day_of
 from promptify.splits import Targets
 from promptify.task import Task
@@ -153,37 +153,27 @@ def _prefixes(
         )
 
 
-def true_change(truth: Truth, requests: Requests, meaning: Int64) -> Float64:
-    """What a note does to the generator's log p(apply), float64 [n, C].
+def true_scores(truth: Truth, requests: Requests, meaning: Int64) -> Float64:
+    """The generator's log p(apply) of every candidate, float64 [n, C].
 
     Args:
         truth: of the job surface.
         requests: n of them.
-        meaning: int64 [n], index in `NOTE_MEANINGS`.
+        meaning: int64 [n], what the note of each means, an index in `NOTE_MEANINGS`.
     """
-    users, days = requests.user[:, None], requests.day[:, None]
-    logs = []
-    for note in (meaning, np.full(len(meaning), NO_NOTE)):
-        utility = np.stack(
-            [
-                truth.utility(
-                    np.full(requests.jobs.shape[1], users[row, 0]),
-                    requests.jobs[row],
-                    np.full(requests.jobs.shape[1], days[row, 0]),
-                    np.full(requests.jobs.shape[1], note[row]),
-                )
-                for row in range(len(requests))
-            ]
-        )
-        probabilities = truth.action_probabilities(np.broadcast_to(users, utility.shape), utility)
-        logs.append(np.log(probabilities[..., 0].astype(np.float64)))
-    return logs[0] - logs[1]
+    num_jobs = requests.jobs.shape[1]
+    user, meaning = (np.repeat(of_n, num_jobs) for of_n in (requests.user, meaning))
+    day = np.repeat(requests.day, num_jobs)
+    utility = truth.utility(user, requests.jobs.ravel(), day, meaning)
+    probabilities = truth.action_probabilities(user, utility)
+    scores: Float64 = np.log(probabilities[:, 0].astype(np.float64))
+    return scores.reshape(requests.jobs.shape)
 
 
 def correlation(change: Float64, true: Float64, user: Int64) -> tuple[Interval, int] | None:
     """Mean over requests of the correlation over their candidates, with its interval.
 
-    Requests whose note changes nothing, or the same for every job, say nothing and are left out; a
+    Requests where nothing truly changes, or the same for every job, say nothing and are left out; a
     model whose scores do not change has a correlation of 0. None where no request is left.
     """
     change = change - change.mean(axis=1, keepdims=True)
@@ -207,14 +197,14 @@ def note_rows(
     """Every row about notes.
 
     The model's rows come for wordings of the log and for held-out ones, and for each meaning apart.
-    Two controls: the same change held against the truth of *another* note (`other note`), and the
-    scores without a note held against the truth's change (`no note`).
+    Two controls: what the same change has to do with two other notes (`other notes`), and what
+    scores without a note have to do with the change (`no note`).
     """
     rng = np.random.default_rng([seed, 12])
-    meaning = rng.integers(len(NOTE_MEANINGS), size=len(requests))
-    # Never the same, always another.
-    other = (meaning + rng.integers(1, len(NOTE_MEANINGS), size=len(requests))) % len(NOTE_MEANINGS)
-    true, of_other = (true_change(truth, requests, which) for which in (meaning, other))
+    # Four different meanings for each request: from the second to the first, and two others.
+    meaning = rng.permuted(np.tile(np.arange(len(NOTE_MEANINGS)), (len(requests), 1)), axis=1).T
+    logs = [true_scores(truth, requests, which) for which in meaning[:4]]
+    true, of_others = logs[0] - logs[1], logs[2] - logs[3]
     everyone = np.ones(len(requests), np.bool_)
 
     def rows(
@@ -229,14 +219,21 @@ def note_rows(
     plain = score_requests(foundation, book, requests, task=JOBS, note=[""] * len(requests))
     yield from rows("no note", plain, true)
     for name, wordings in (("trained wording", NOTES), ("held-out wording", HELD_OUT_NOTES)):
-        words = [wordings[NOTE_MEANINGS[which]] for which in meaning]
-        told = [some[int(rng.integers(len(some)))] for some in words]
-        noted = score_requests(foundation, book, requests, task=JOBS, note=told)
-        change = noted.minus(plain)
+        after, before = (
+            score_requests(
+                foundation,
+                book,
+                requests,
+                task=JOBS,
+                note=[str(rng.choice(wordings[NOTE_MEANINGS[what]])) for what in meanings],
+            )
+            for meanings in meaning[:2]
+        )
+        change = after.minus(before)
         yield from rows(name, change, true)
-        yield from rows(f"{name}, other note", change, of_other)
+        yield from rows(f"{name}, other notes", change, of_others)
         for index, what in enumerate(NOTE_MEANINGS):
-            yield from rows(f"{name}, {what}", change, true, meaning == index)
+            yield from rows(f"{name}, {what}", change, true, meaning[0] == index)
 
 
 def third_task_rows(

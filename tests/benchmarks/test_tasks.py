@@ -22,7 +22,7 @@ def test_together_is_held_against_alone_and_rows_are_kept(
         assert {(task, m, "auc") for m in (f"{task} alone", "oracle", "popularity")} <= found
     oracle = [row.value for row in rows if (row.task, row.model) == ("notes", "oracle")]
     assert oracle == pytest.approx([1.0, 1.0])
-    for wording in ("trained wording", "held-out wording", "held-out wording, other note"):
+    for wording in ("trained wording", "held-out wording", "held-out wording, other notes"):
         assert ("notes", wording, "note_correlation_action") in found
     assert {("fit", "third task", "auc"), ("fit", "jobs task", "auc")} <= found
     assert "auc_vs_alone" in capsys.readouterr().out
@@ -70,7 +70,7 @@ def test_correlation_is_of_rankings_within_a_request() -> None:
     assert steering.correlation(true[:10], true[:10], user[:10]) is None
 
 
-def test_the_true_change_is_that_of_the_log_probability_of_applying() -> None:
+def test_true_scores_are_the_log_probability_of_applying() -> None:
     _, truth, _ = job_market_with_truth(num_members=60, num_jobs=50, num_impressions=600)
     requests = steering.Requests(
         user=np.array([3, 7]),
@@ -79,10 +79,10 @@ def test_the_true_change_is_that_of_the_log_probability_of_applying() -> None:
         day=np.array([20.0, 90.0]),
         jobs=np.array([[0, 4, 9], [1, 2, 3]]),
     )
-    changed = steering.true_change(truth, requests, np.array([1, 5]))
-    user, job, day = np.array([7]), np.array([2]), np.array([90.0])
-    before, after = (
-        truth.action_probabilities(user, truth.utility(user, job, day, np.array([note])))[0, 0]
-        for note in (-1, 5)
-    )
-    assert changed[1, 1] == pytest.approx(np.log(after / before), rel=1e-4)
+    scores = steering.true_scores(truth, requests, np.array([1, 5]))
+    assert scores.shape == (2, 3)
+    for row, place in ((0, 2), (1, 1)):
+        user, job = requests.user[[row]], requests.jobs[row, [place]]
+        utility = truth.utility(user, job, requests.day[[row]], np.array([1, 5])[[row]])
+        expected = truth.action_probabilities(user, utility)[0, 0]
+        assert scores[row, place] == pytest.approx(np.log(expected), rel=1e-5)
