@@ -89,13 +89,21 @@ class Recommender:
         self._is_served = [served_items(book, task) for task in range(len(book.prompter.tasks))]
 
     @classmethod
-    def load(cls, folder: str | Path, *, model: str | None = None) -> Self:
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        model: str | None = None,
+        max_prompt_tokens: int | None = None,
+    ) -> Self:
         """Load a run folder.
 
         Args:
             folder: written by `decant run` or `decant demo`.
             model: which model serves, ``"foundation"`` or a rung; the smallest rung when left out.
                 Another than the one that made the index gets an index of its own, in memory.
+            max_prompt_tokens: longest prompt, if not that of the training: more history for those
+                who have it. A model that is asked beyond its trained length says so once.
 
         Raises:
             ValueError: the folder holds no finished run, or a part of it is damaged.
@@ -111,6 +119,8 @@ class Recommender:
                 f"{folder}: the data and the model know different catalogues; "
                 f"was one of them copied from another run? Run `decant run` again."
             )
+        if max_prompt_tokens is not None:
+            foundation.prompter = foundation.prompter.with_budget(max_prompt_tokens)
         book = foundation.prompter.book(interactions)
         made_with = weights_hash(path)
         if (layout.folder / INDEX).exists() and served == layout.served():

@@ -1,5 +1,7 @@
 """New foundations: from a size or a checkpoint, and from an old one over another catalogue."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 from foundation.checkpoint import load_decoder, new_decoder
 from foundation.config import FoundationConfig
 from promptify.prompter import Prompter
+from promptify.task import Task
 from promptify.validation import BadInput
 
 if TYPE_CHECKING:
@@ -44,7 +47,9 @@ def create(
     foundation = kind(
         decoder,
         prompter=prompter,
-        config=config or FoundationConfig(),
+        config=replace(
+            config or FoundationConfig(), trained_positions=prompter.config.max_prompt_tokens
+        ),
         item_ids=book.interactions.item_ids,
         item_pieces=book.item_pieces,
     )
@@ -77,3 +82,28 @@ def with_catalogue(
         old=torch.tensor([old_row[new.item_ids[row]] for row in shared], dtype=torch.long),
     )
     return new
+
+
+def with_tasks(old: "Foundation", tasks: Sequence[Task]) -> "Foundation":
+    """See `Foundation.with_tasks`."""
+    from foundation.model import Foundation
+
+    prompter = Prompter(
+        tasks=(*old.prompter.tasks, *tasks),
+        config=old.prompter.config,
+        tokenizer=old.prompter.tokenizer,
+        words=old.prompter.words,
+    )
+    weight = old.settings.rank_weight
+    if weight:
+        weight = (*weight, *[0.0] * len(tasks))
+    new = Foundation(
+        old.decoder,
+        prompter=prompter,
+        config=replace(old.settings, rank_weight=weight),
+        item_ids=old.item_ids,
+        item_pieces=old.item_pieces,
+    ).to(old.device)
+    # All but the tied head, which the decoder brings with it.
+    new.load_state_dict(old.state_dict(), strict=False)
+    return new.eval()

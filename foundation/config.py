@@ -15,6 +15,10 @@ class FoundationConfig:
             can serve the same index layout.
         half_exposure: training events at which half of an item's residual counts.
         dropout: probability of zeroing an input coordinate in training.
+        position_stretch: in training, the positions of each batch are stretched by a random factor
+            from 1 to this, so that longer prompts than the trained ones can be read; 1 for none.
+        trained_positions: longest prompt in training, in tokens; set when a model is created.
+            Longer prompts are read all the same, and it is said once.
         rank_weight: `w` of the ranking formula, per task, fitted on validation.
         calibration: of action probabilities, per task, fitted on validation.
     """
@@ -22,6 +26,8 @@ class FoundationConfig:
     vector_dim: int = 128
     half_exposure: float = 5.0
     dropout: float = 0.1
+    position_stretch: float = 1.0
+    trained_positions: int | None = None
     rank_weight: tuple[float, ...] = ()
     calibration: tuple[Calibration, ...] = ()
 
@@ -39,3 +45,13 @@ class FoundationConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"FoundationConfig.dropout={self.dropout} must be in [0, 1).")
+        if not self.position_stretch >= 1:
+            raise ValueError(
+                f"FoundationConfig.position_stretch={self.position_stretch} must be 1 (none) or "
+                "more."
+            )
+        if self.trained_positions is not None and self.trained_positions < 1:
+            raise ValueError(
+                f"FoundationConfig.trained_positions={self.trained_positions} must be at least 1, "
+                "or None."
+            )

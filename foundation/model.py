@@ -26,10 +26,12 @@ from foundation.config import FoundationConfig
 from foundation.losses import action_log_probs
 from foundation.norms import fuse_norms
 from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
+from foundation.positions import PositionRange
 from foundation.slots import FreshReadings, ItemTable, StepSlots
 from promptify.pieces import Pieces
 from promptify.prompter import Prompter
 from promptify.rows import Rows
+from promptify.task import Task
 
 if TYPE_CHECKING:
     from foundation.scoring import PrefixReading
@@ -82,6 +84,9 @@ class Foundation(nn.Module):
         self.decoder = decoder
         self.prompter = prompter
         self.settings = config
+        PositionRange(
+            stretch=config.position_stretch, trained_positions=config.trained_positions
+        ).install(decoder)
         self.item_ids = tuple(item_ids)
         self.item_pieces = item_pieces
         hidden = decoder.config.hidden_size
@@ -161,6 +166,21 @@ class Foundation(nn.Module):
         from foundation.building import with_catalogue
 
         return with_catalogue(self, book, train, seed=seed)
+
+    def with_tasks(self, tasks: Sequence[Task]) -> "Foundation":
+        """The same model with more tasks, which it was never trained on: it has their instruction.
+
+        Prompts come from the new model's prompter. The decoder is shared, not copied.
+
+        Args:
+            tasks: new ones; their labels must be single tokens of the model's tokenizer.
+
+        Raises:
+            BadInput: a task has the name of another, or a label is not a single token.
+        """
+        from foundation.building import with_tasks
+
+        return with_tasks(self, tasks)
 
     # What the model is.
 

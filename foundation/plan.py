@@ -57,7 +57,9 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
         self.steps_share = config.accumulate * processes
         self._epochs = []
         for epoch in range(math.ceil(config.epochs)):
-            windows = book.windows(train, seed=config.seed, epoch=epoch)
+            windows = book.windows(
+                train, seed=config.seed, epoch=epoch, short_share=config.short_window_share
+            )
             groups = self._groups(book.lengths(windows), epoch)
             share = min(1.0, config.epochs - epoch)
             self._epochs.append((windows, groups[: math.ceil(share * len(groups))]))

@@ -42,6 +42,8 @@ class FitConfig:
 
     Args:
         epochs: passes over the training events; of a part of one, that share of its batches.
+        short_window_share: share of the training windows that are cut short at a log-uniform
+            length, so that short histories are learned as well as long ones.
         positions_per_batch: positions of one micro-batch, padding among them.
         accumulate: micro-batches per optimiser step, of each process.
         learning_rate: peak of a cosine schedule with a linear warm-up.
@@ -73,6 +75,7 @@ class FitConfig:
     """
 
     epochs: float = 4
+    short_window_share: float = 0.0
     positions_per_batch: int = 8192
     accumulate: int = 1
     learning_rate: float = 1e-3
@@ -113,6 +116,10 @@ class FitConfig:
         if self.patience and not self.evaluate_steps:
             raise ValueError(
                 f"FitConfig.patience={self.patience} counts validations: set evaluate_steps too."
+            )
+        if not 0 <= self.short_window_share <= 1:
+            raise ValueError(
+                f"FitConfig.short_window_share={self.short_window_share} must be in [0, 1]."
             )
         if not 0 <= self.warmup_fraction < 1:
             raise ValueError(f"FitConfig.warmup_fraction={self.warmup_fraction} must be in [0, 1).")

@@ -68,7 +68,13 @@ class PromptBook:
     # Training.
 
     def windows(
-        self, train: Bool, *, seed: int, epoch: int, max_events: int | None = None
+        self,
+        train: Bool,
+        *,
+        seed: int,
+        epoch: int,
+        max_events: int | None = None,
+        short_share: float = 0.0,
     ) -> Windows:
         """Cut the training events into windows, so that each is a target in exactly one.
 
@@ -79,14 +85,18 @@ class PromptBook:
         Args:
             train: bool [E], the training events.
             seed: of the run.
-            epoch: draws anew where long histories are cut.
+            epoch: draws anew where histories are cut.
             max_events: most events in a window; None for what fits.
+            short_share: share of the windows, in [0, 1], that are cut short at a log-uniform
+                length, so that short histories are learned as well as long ones.
 
         Raises:
-            BadInput: `train` is empty, or `max_events` is below 1.
+            BadInput: `train` is empty, `max_events` is below 1, or `short_share` is out of range.
         """
         if max_events is not None and max_events < 1:
             raise BadInput(f"max_events={max_events} must be at least 1.")
+        if not 0 <= short_share <= 1:
+            raise BadInput(f"short_share={short_share} must be in [0, 1]; 0 cuts no window short.")
         if not train.any():
             raise BadInput("train holds no event; there is nothing to make windows of.")
         # In parts of whole users, so that a log of any size needs little memory.
@@ -99,6 +109,7 @@ class PromptBook:
                 seed=seed,
                 epoch=epoch,
                 max_events=max_events,
+                short_share=short_share,
             )
             for start, end in pairwise(edges)
             if train[start:end].any()
@@ -352,7 +363,7 @@ class PromptBook:
         return lay_out(pool, *chosen)
 
     def _windows(
-        self, rows: Int64, *, seed: int, epoch: int, max_events: int | None
+        self, rows: Int64, *, seed: int, epoch: int, max_events: int | None, short_share: float
     ) -> tuple[NDArray[np.int32], NDArray[np.int16], Int64, Int64]:
         """User, task, first and last event of the windows over some users' training events."""
         config, pool = self.prompter.config, self._table.pool
@@ -375,6 +386,7 @@ class PromptBook:
             task=task,
             budget_tokens=config.max_prompt_tokens - pool.lengths[heads].sum(axis=1),
             max_events=max_events,
+            short_share=short_share,
             seed=seed,
             epoch=epoch,
         )

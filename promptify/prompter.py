@@ -203,6 +203,22 @@ class Prompter:
             )
         return self.label_words.index(action)
 
+    def with_budget(self, max_prompt_tokens: int) -> "Prompter":
+        """The same prompter with longer prompts, or shorter ones.
+
+        A model reads longer prompts than it was trained on, if not always better: see
+        `FoundationConfig.position_stretch`.
+
+        Raises:
+            BadInput: the longest pieces leave no room in such a prompt.
+        """
+        return type(self)(
+            tasks=self.tasks,
+            config=replace(self.config, max_prompt_tokens=max_prompt_tokens),
+            tokenizer=self.tokenizer,
+            words=self.words,
+        )
+
     def book(self, interactions: Interactions) -> "PromptBook":
         """Tokenize the pieces of these tables once, to assemble any number of prompts from."""
         from promptify.assembly import PromptBook

@@ -1,8 +1,9 @@
 """Training windows: every training event of a task is a target exactly once per epoch.
 
 A history that fits into a prompt is one window. A longer one is cut into consecutive windows that
-do not overlap; where the first of them ends is drawn anew each epoch, so that an event is seen now
-with a long history before it and now with a short one.
+do not overlap; where the first of them ends is drawn anew each epoch. A share of the windows,
+drawn anew each epoch too, is cut short at a log-uniform length and the next one begins there, so
+that an event is seen now with a long history before it and now with a short one, or none.
 
 Legend: E events, W windows, S slates of training events, P pairs of a user and a task, n elements.
 """
@@ -124,6 +125,7 @@ def pack(
     task: Int16,
     budget_tokens: Int64,
     max_events: int | None,
+    short_share: float,
     seed: int,
     epoch: int,
 ) -> tuple[Int64, Int64, Int64]:
@@ -135,8 +137,10 @@ def pack(
         task: int16 [P], whose slates must be among each window's.
         budget_tokens: int64 [P], what a window of this pair has room for.
         max_events: most events in a window, above which it holds one slate; None for no bound.
+        short_share: probability, in [0, 1], that a window which could hold `n` slates holds
+            ⌊(n + 1)ᵘ⌋ of them, `u` uniform: each power of two is as likely as the next.
         seed: of the run.
-        epoch: draws the first window's length anew.
+        epoch: draws the first window's length and the short windows anew.
 
     Returns:
         The pair of each window, its first slate, and one past its last, each int64 [W], by pair and
@@ -149,8 +153,8 @@ def pack(
     cap = np.iinfo(np.int64).max // 2 if max_events is None else max_events
 
     fits = (cost[end] - cost[start] <= budget_tokens) & (events[end] - events[start] <= cap)
-    drawn = keyed_uniform(user.astype(np.int64) << 16 | task, seed=seed, epoch=epoch)
-    share = np.where(fits, 1.0, drawn)
+    key = user.astype(np.int64) << 16 | task
+    share = np.where(fits, 1.0, keyed_uniform(key, seed=seed, epoch=epoch))
 
     pair = np.arange(len(user))
     done: list[tuple[Int64, Int64, Int64]] = []
@@ -160,6 +164,14 @@ def pack(
         by_cost = np.searchsorted(cost, cost[start] + most_tokens, side="right") - 1
         by_events = np.searchsorted(events, events[start] + most_events, side="right") - 1
         stop = np.maximum(np.minimum(np.minimum(by_cost, by_events), end), start + 1)
+        if short_share:
+            # Two draws for each window of a pair, and none of them the one above.
+            is_short, length = (
+                keyed_uniform(key[pair], seed=seed, epoch=epoch, draw=2 * len(done) + which)
+                for which in (1, 2)
+            )
+            shortened = start + np.floor((stop - start + 1) ** length).astype(np.int64)
+            stop = np.where(is_short < short_share, shortened, stop)
         done.append((pair, start, stop))
         more = stop < end
         pair, start, end = pair[more], stop[more], end[more]
@@ -177,13 +189,14 @@ def pack(
     return pairs[kept], starts[kept], stops[kept]
 
 
-def keyed_bits(key: Int64, *, seed: int, epoch: int) -> NDArray[np.uint64]:
-    """Random bits that depend on the key, seed and epoch alone, whatever stands beside it.
+def keyed_bits(key: Int64, *, seed: int, epoch: int, draw: int = 0) -> NDArray[np.uint64]:
+    """Random bits that depend on the key, seed, epoch and draw alone, whatever stands beside it.
 
     Args:
         key: int64 [n].
         seed: of the run.
         epoch: of the run.
+        draw: which of several independent draws for the same key.
 
     Returns:
         uint64 [n].
@@ -191,7 +204,7 @@ def keyed_bits(key: Int64, *, seed: int, epoch: int) -> NDArray[np.uint64]:
     Source: SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
     """
     bits = key.astype(np.uint64)
-    for salt in (seed, epoch):
+    for salt in (seed, epoch, draw) if draw else (seed, epoch):
         offset = (salt + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
         bits = bits + np.uint64(offset)
         bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -200,7 +213,7 @@ def keyed_bits(key: Int64, *, seed: int, epoch: int) -> NDArray[np.uint64]:
     return bits
 
 
-def keyed_uniform(key: Int64, *, seed: int, epoch: int) -> Float64:
+def keyed_uniform(key: Int64, *, seed: int, epoch: int, draw: int = 0) -> Float64:
     """Uniform numbers in [0, 1), float64 [n]; see `keyed_bits`."""
-    bits = keyed_bits(key, seed=seed, epoch=epoch) >> np.uint64(11)
+    bits = keyed_bits(key, seed=seed, epoch=epoch, draw=draw) >> np.uint64(11)
     return bits.astype(np.float64) * 2.0**-53

@@ -45,15 +45,29 @@ def market_prompter(request: pytest.FixtureRequest, fit_market: Any) -> Any:
     return fit_market(form=request.param, max_prompt_tokens=sizes[request.param])
 
 
-@given(slates, st.integers(0, 99), st.sampled_from([None, 1, 7]), st.randoms(use_true_random=False))
+@given(
+    slates,
+    st.integers(0, 99),
+    st.sampled_from([None, 1, 7]),
+    st.sampled_from([0.0, 0.4, 1.0]),
+    st.randoms(use_true_random=False),
+)
 def test_every_training_event_is_in_one_window_of_its_task(
-    make_market: Any, market_prompter: Any, drawn: Any, epoch: int, max_events: Any, random: Any
+    make_market: Any,
+    market_prompter: Any,
+    drawn: Any,
+    epoch: int,
+    max_events: Any,
+    short_share: float,
+    random: Any,
 ) -> None:
     log = log_of(make_market, drawn)
     train = np.array([random.random() < 0.8 for _ in range(log.num_events)])
     train[0] = True
     book = market_prompter.book(log)
-    windows = book.windows(train, seed=3, epoch=epoch, max_events=max_events)
+    windows = book.windows(
+        train, seed=3, epoch=epoch, max_events=max_events, short_share=short_share
+    )
 
     seen = np.zeros(log.num_events, int)
     for at in range(len(windows)):
@@ -80,7 +94,9 @@ def test_every_training_event_is_in_one_window_of_its_task(
 def test_no_window_cuts_a_slate(make_market: Any, fit_market: Any, drawn: Any, epoch: int) -> None:
     log = log_of(make_market, drawn)
     book = fit_market(form="text", max_prompt_tokens=300).book(log)
-    windows = book.windows(np.ones(log.num_events, bool), seed=0, epoch=epoch, max_events=4)
+    windows = book.windows(
+        np.ones(log.num_events, bool), seed=0, epoch=epoch, max_events=4, short_share=0.5
+    )
     for border in [*windows.first_event, *windows.last_event]:
         assert border in (0, log.num_events) or (
             log.event_slate[border] != log.event_slate[border - 1]
@@ -130,6 +146,49 @@ def test_windows_depend_on_seed_epoch_and_user_alone(long_book: PromptBook) -> N
         )
 
 
+def test_short_windows_are_log_uniform_and_drawn_anew(long_book: PromptBook) -> None:
+    train = np.ones(long_book.interactions.num_events, bool)
+    windows = [
+        long_book.windows(train, seed=0, epoch=epoch, short_share=1.0) for epoch in range(60)
+    ]
+    full = max(
+        int((one.last_event - one.first_event).max())
+        for one in (long_book.windows(train, seed=0, epoch=epoch) for epoch in range(5))
+    )
+    assert all((one.last_event - one.first_event).max() <= full for one in windows)
+    # Of the windows with room before and behind them, as many hold one event as two or three, or
+    # as four to seven.
+    lengths = np.concatenate(
+        [
+            (one.last_event - one.first_event)[
+                (one.user < 2) & (one.first_event % 400 > 100) & (one.first_event % 400 < 300)
+            ]
+            for one in windows
+        ]
+    )
+    counts = [np.count_nonzero((lengths >= 2**k) & (lengths < 2 ** (k + 1))) for k in range(5)]
+    assert min(counts) > 0.75 * max(counts)
+    assert not np.array_equal(windows[0].first_event, windows[1].first_event)
+
+
+def test_a_share_of_the_windows_is_cut_short(long_book: PromptBook) -> None:
+    train = np.ones(long_book.interactions.num_events, bool)
+    counts = [
+        sum(len(long_book.windows(train, seed=0, epoch=e, short_share=s)) for e in range(20))
+        for s in (0.0, 0.25, 0.5, 1.0)
+    ]
+    assert counts == sorted(counts)
+    assert counts[1] < 2 * counts[0] < counts[3]
+    short = long_book.windows(train, seed=1, epoch=2, short_share=0.5)
+    without = train.copy()
+    without[long_book.interactions.event_user == 1] = False
+    alone = long_book.windows(without, seed=1, epoch=2, short_share=0.5)
+    for user in (0, 2):
+        np.testing.assert_array_equal(
+            alone[alone.user == user].first_event, short[short.user == user].first_event
+        )
+
+
 def test_windows_can_be_chosen(long_book: PromptBook) -> None:
     train = np.ones(long_book.interactions.num_events, bool)
     windows = long_book.windows(train, seed=0, epoch=0)
@@ -169,6 +228,14 @@ def test_nothing_to_train_on_is_said(long_book: PromptBook) -> None:
         long_book.windows(
             np.ones(long_book.interactions.num_events, bool), seed=0, epoch=0, max_events=0
         )
+    for share in (-0.1, 1.1, float("nan")):
+        with pytest.raises(BadInput, match="short_share"):
+            long_book.windows(
+                np.ones(long_book.interactions.num_events, bool),
+                seed=0,
+                epoch=0,
+                short_share=share,
+            )
 
 
 def test_keyed_bits_depend_on_all_of_the_key() -> None:
@@ -180,6 +247,8 @@ def test_keyed_bits_depend_on_all_of_the_key() -> None:
     for seed, epoch in ((0, 1), (1, 0)):
         other = keyed_uniform(keys, seed=seed, epoch=epoch)
         assert abs(np.corrcoef(drawn, other)[0, 1]) < 0.1
+    again = keyed_uniform(keys, seed=0, epoch=0, draw=1)
+    assert abs(np.corrcoef(drawn, again)[0, 1]) < 0.1
     some = np.array([7, 3])
     np.testing.assert_array_equal(
         keyed_bits(some, seed=5, epoch=5), keyed_bits(keys, seed=5, epoch=5)[some]

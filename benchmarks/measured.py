@@ -1,0 +1,95 @@
+"""Rows of a long benchmark: each is written the moment it is known, and not measured twice."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from decant.results import ResultRow, append_csv, read_csv
+from decant.run_record import git_commit, hardware, json_hash, peak_rss_bytes, utc_now
+from foundation.evaluation import Interval
+
+
+class Measured:
+    """The rows of one call, and those that an earlier call left in the same file.
+
+    Args:
+        benchmark: the name in the first column.
+        settings: what the numbers depend on, JSON values only; rows of other settings in the file
+            are kept and not looked at.
+        out: the file; None to keep rows in memory alone.
+
+    Raises:
+        ValueError: the file is not one of results.
+    """
+
+    def __init__(self, benchmark: str, settings: Mapping[str, Any], *, out: Path | None) -> None:
+        self.benchmark = benchmark
+        self.config_hash = json_hash(settings)
+        self.out = out
+        self._began = time.monotonic()
+        # Asked once: a commit made meanwhile is not what was measured.
+        self._commit, self._hardware = git_commit(), hardware()
+        self.rows: list[ResultRow] = []
+        if out is not None and out.exists():
+            self.rows = [row for row in read_csv(out) if row.config_hash == self.config_hash]
+
+    def has(self, **cells: Any) -> bool:
+        """Whether there is a row with these cells."""
+        return any(
+            all(getattr(row, name) == value for name, value in cells.items()) for row in self.rows
+        )
+
+    def add(
+        self,
+        *,
+        seed: int | Literal["mean"],
+        interval: Interval,
+        **cells: Any,
+    ) -> None:
+        """Write a row, unless it is there already.
+
+        Args:
+            seed: of the run, or ``"mean"``.
+            interval: the value and its ends; ends that are infinite or the value itself are left
+                out.
+            cells: the others of `ResultRow`, of which `task`, `split`, `model`, `metric` must be
+                given.
+        """
+        key = {name: value for name, value in cells.items() if name not in ("n", "seconds")}
+        if self.has(seed=seed, **key):
+            return
+        is_known = np.isfinite([interval.low, interval.high]).all() and interval.low < interval.high
+        row = ResultRow(
+            benchmark=self.benchmark,
+            value=interval.value,
+            ci_low=interval.low if is_known else None,
+            ci_high=interval.high if is_known else None,
+            peak_bytes=peak_rss_bytes(),
+            hardware=self._hardware,
+            commit=self._commit,
+            config_hash=self.config_hash,
+            seed=seed,
+            timestamp=utc_now(),
+            **{"seconds": round(time.monotonic() - self._began, 1), **cells},
+        )
+        self.rows.append(row)
+        if self.out is not None:
+            append_csv(self.out, [row])
+
+    def table(self) -> str:
+        """The rows as text, in the order in which they were measured."""
+        lines = [
+            f"{'model':34}{'task and split':22}  {'metric':28}{'value':>8}"
+            f"{'95 % interval':>19}{'n':>7}{'seed':>6}"
+        ]
+        for row in self.rows:
+            ends = "" if row.ci_low is None else f"{row.ci_low:.4f} to {row.ci_high:.4f}"
+            where = f"{row.task}, {row.split}"
+            lines.append(
+                f"{row.model:34}{where:22}  {row.metric:28}{row.value:8.4f}"
+                f"{ends:>19}{row.n or '':>7}{row.seed:>6}"
+            )
+        return "\n".join(lines)

@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.measured import Measured
+from decant.results import read_csv
+from foundation.evaluation import Interval
+
+CELLS = {"task": "films", "split": "test", "model": "ours", "metric": "ndcg@10", "n": 9}
+SURE = Interval(value=0.5, low=0.4, high=0.6)
+
+
+def test_a_row_is_written_at_once_and_not_measured_twice(tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    measured = Measured("films", {"epochs": 2}, out=out)
+    assert not measured.has(model="ours")
+    measured.add(seed=0, interval=SURE, **CELLS)
+    [row] = read_csv(out)
+    assert (row.benchmark, row.value, row.ci_low, row.ci_high, row.n) == ("films", 0.5, 0.4, 0.6, 9)
+
+    again = Measured("films", {"epochs": 2}, out=out)
+    assert again.has(model="ours", metric="ndcg@10", seed=0)
+    assert not again.has(model="ours", seed=1)
+    again.add(seed=0, interval=Interval(value=0.9, low=0.8, high=1.0), **CELLS)
+    again.add(seed=1, interval=SURE, **CELLS)
+    assert [(row.seed, row.value) for row in read_csv(out)] == [(0, 0.5), (1, 0.5)]
+
+
+def test_rows_of_other_settings_are_kept_and_not_looked_at(tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    Measured("films", {"epochs": 2}, out=out).add(seed=0, interval=SURE, **CELLS)
+    other = Measured("films", {"epochs": 3}, out=out)
+    assert not other.has(model="ours")
+    other.add(seed=0, interval=SURE, **CELLS)
+    assert len({row.config_hash for row in read_csv(out)}) == 2
+
+
+@pytest.mark.parametrize("ends", [(-np.inf, np.inf), (0.5, 0.5)])
+def test_an_interval_that_says_nothing_is_left_out(ends: tuple[float, float]) -> None:
+    measured = Measured("films", {}, out=None)
+    measured.add(seed=0, interval=Interval(value=0.5, low=ends[0], high=ends[1]), **CELLS)
+    [row] = measured.rows
+    assert row.ci_low is None
+    assert "0.5000" in measured.table()
+
+
+def test_a_file_of_something_else_is_refused_and_left(tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    out.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="not that of a results file"):
+        Measured("films", {}, out=out)
+    assert out.read_text() == "a,b\n1,2\n"
