@@ -13,7 +13,7 @@ from promptify.prompter import Prompter, PrompterConfig
 from promptify.sources.job_market import job_market
 from promptify.splits import Split
 
-NUM_FITTING_REQUESTS = 150
+NUM_FITTING_REQUESTS = 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,11 +54,11 @@ class Sizes:
 
 FULL = Sizes(epochs={"text": 1.0, "slot": 4.0})
 SMOKE = Sizes(
-    num_members=150,
-    num_jobs=80,
-    num_impressions=2000,
-    epochs={"text": 0.5, "slot": 1.0},
-    num_requests=6,
+    num_members=120,
+    num_jobs=60,
+    num_impressions=1500,
+    epochs={"text": 0.3, "slot": 1.0},
+    num_requests=5,
     num_items=8,
 )
 

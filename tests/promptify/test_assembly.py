@@ -504,10 +504,10 @@ def test_questions_follow_any_prefix(
     form: str, make_films: Any, fit_films: Any, film_events: Any
 ) -> None:
     prompter = fit_films(form=form, max_prompt_tokens=200)
-    book = prompter.book(make_films(film_events, titles=["word " * 100, "Up", "x", "", "M!", "y"]))
+    book = prompter.book(make_films(film_events, titles=["a word " * 50, "Up", "x", "", "M!", "y"]))
     rows = book.inline({}, [HistoryEvent(item="i1", action="liked")] * 200)
     known = book.question(np.array([0, 3, 1]))
-    inline = book.question([{"title": "word " * 100}, {"title": None}, {"title": "Up"}])
+    inline = book.question([{"title": "a word " * 50}, {"title": None}, {"title": "Up"}])
     for pieces in (known, inline):
         for piece in range(3):
             ids = pieces[piece].tolist()
