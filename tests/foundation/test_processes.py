@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -52,14 +53,22 @@ def launched(
     told = json.dumps({name: getattr(CONFIG, name) for name in SET})
     worker = Path(__file__).with_name("fit_together.py")
     environment = {**os.environ, "PYTHONPATH": str(root.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, str(worker), str(folder), str(out), told],
+    command = [*launch, str(worker), str(folder), str(out), told]
+    # In a session of its own: should they wait for each other for ever, all of them are ended.
+    with subprocess.Popen(
+        command,
         env=environment,
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-9000:]
+        start_new_session=True,
+    ) as process:
+        try:
+            _, errors = process.communicate(timeout=180)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    assert process.returncode == 0, errors[-9000:]
     return folder, out
 
 

@@ -362,6 +362,17 @@ def test_another_way_to_compute_is_undone_and_leads_to_the_same(
         torch.testing.assert_close(weights["other"][name], tensor, atol=2e-3, rtol=1e-2)
 
 
+@pytest.mark.slow
+def test_compiled_layers_train_to_the_same(fit: Fit, tmp_path: Path) -> None:
+    weights = []
+    for compiled in (False, True):
+        made = fit(tmp_path / str(compiled), epochs=1, dropout=0.0, compile=compiled)
+        weights.append(made.state_dict())
+    for name, tensor in weights[0].items():
+        # Adam makes much of a gradient's last bits where gradients are tiny.
+        torch.testing.assert_close(weights[1][name], tensor, atol=2e-3, rtol=1e-2)
+
+
 def test_half_precision_trains_close_to_full(fit: Fit, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-3, "dropout": 0.0}
     full = fit(tmp_path / "full", **changes).state_dict()
