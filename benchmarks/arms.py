@@ -206,8 +206,8 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 def market_bed(*, smoke: bool = False) -> Bed:
     """The generated job market of the demo."""
-    sizes = {"num_members": 120, "num_jobs": 100, "num_impressions": 2400} if smoke else {}
-    recipe = _shorter(recipes.demo(), epochs=0.5 if smoke else 3, smoke=smoke)
+    sizes = {"num_members": 250, "num_jobs": 120, "num_impressions": 5000} if smoke else {}
+    recipe = _shorter(recipes.demo(), epochs=0.3 if smoke else 3, smoke=smoke)
     return Bed(
         name="job_market",
         load=lambda seed: job_market(seed=seed, **sizes),
