@@ -218,14 +218,19 @@ def market_bed(*, smoke: bool = False) -> Bed:
 
 def sparse_bed() -> Bed:
     """A job market with about as many jobs as impressions: most jobs are shown once or never."""
-    sizes = {"num_members": 1500, "num_jobs": 16000, "num_impressions": 20000}
-    recipe = _shorter(recipes.demo(), epochs=8)
-    # The catalogue is too large for a softmax over it in a minute.
-    fit = replace(recipe.fit, full_softmax_items=1000, num_negatives=2048)
+    sizes = {"num_members": 750, "num_jobs": 8000, "num_impressions": 10000}
+    recipe = _shorter(recipes.demo(), epochs=10)
+    # A large catalogue in a minute: sampled negatives, shorter texts, and few readings of them all.
     return Bed(
         name="sparse_market",
         load=lambda seed: job_market(seed=seed, **sizes),
-        recipe=replace(recipe, fit=fit),
+        recipe=replace(
+            recipe,
+            prompter=replace(recipe.prompter, max_item_tokens=48),
+            fit=replace(
+                recipe.fit, full_softmax_items=1000, num_negatives=2048, refresh_steps=1000
+            ),
+        ),
         settings=sizes,
     )
 

@@ -62,6 +62,7 @@ class Foundation(nn.Module):
 
     allowed_AL: Tensor
     label_ids_L: Tensor
+    new_item_shift_V: Tensor
 
     def __init__(
         self,
@@ -110,6 +111,8 @@ class Foundation(nn.Module):
         )
         # In a list, so that a text encoder's weights are no part of what is trained and saved.
         self._text_encoder: list[TextEncoder] = []
+        # What is added to the vector of an item that was never trained on; see `new_items`.
+        self.register_buffer("new_item_shift_V", torch.zeros(config.vector_dim))
         self.input_dropout = nn.Dropout(config.dropout)
         allowed_AL = torch.zeros(len(prompter.tasks), len(prompter.label_words), dtype=torch.bool)
         for task, row_L in enumerate(allowed_AL):
@@ -235,6 +238,12 @@ class Foundation(nn.Module):
     def calibration(self, task: int) -> Calibration:
         """What makes `score`'s log-probabilities of a task calibrated; nothing until fitted."""
         return self.settings.calibration[task] if self.settings.calibration else Calibration()
+
+    @property
+    def new_item_weight(self) -> Tensor:
+        """How new each item is, k / (n + k) at `n` training events, float [I]: 1 if never met."""
+        half = self.settings.half_exposure
+        return half / (self.items.exposure_I + half)
 
     def count_exposure(self, event_item: NDArray[np.int32]) -> None:
         """Set how often each item was trained on, from the items of the training events."""
@@ -470,10 +479,13 @@ class Foundation(nn.Module):
         self.eval()
         if pieces is None:
             slots_ND = self.slots(torch.arange(self.num_items, device=self.device))
+            new_N = self.new_item_weight
         else:
             slots_ND = self.slots_of_pieces(pieces)
+            new_N = slots_ND.new_ones(len(slots_ND))
         parts = [self.item_vectors(part) for part in slots_ND.split(_ITEMS_AT_ONCE)]
-        result: NDArray[np.float32] = torch.cat(parts).float().cpu().numpy()
+        vectors_NV = torch.cat(parts).float() + new_N[:, None] * self.new_item_shift_V
+        result: NDArray[np.float32] = vectors_NV.cpu().numpy()
         return result
 
     def read_prefix(self, prefix: Rows) -> "PrefixReading":

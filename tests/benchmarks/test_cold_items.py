@@ -14,14 +14,17 @@ def test_smoke_ranks_cold_and_warm_targets(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, work = tmp_path / "cold.csv", tmp_path / "work"
-    call = ["--smoke", "--arms", "kept", "--out", str(out), "--work", str(work)]
+    call = ["--smoke", "--arms", "full", "--out", str(out), "--work", str(work)]
     assert cold_items.main(call) == 0
-    rows = {(row.split, row.metric): row for row in read_csv(out)}
+    rows = {(row.split, row.metric): row for row in read_csv(out) if row.model == "full"}
+    given = {row.model: row.value for row in read_csv(out) if row.metric == "ndcg@10_warm"}
+    assert list(given) == ["full", "full+give5", "full+give10", "full+give20"]
     assert "warm" in capsys.readouterr().out
 
     # The same from the ranks that were kept, and the slices as they should be.
     prepared = prepare(beds(["job_market"], movielens=None, smoke=True)[0], seed=0)
-    ranks = cold_items.cold_ranks(prepared, cold_items.ARMS[0], encoder=None, work=work)["test"]
+    arm = cold_items.ARMS[0]
+    ranks = cold_items.cold_ranks(prepared, arm, encoder=None, work=work)["full"]["test"]
     cold = cold_item(prepared.data.interactions, prepared.split, seed=0).cold_items
     assert cold is not None
     assert 0 < ranks.is_cold.sum() < len(ranks.is_cold)
