@@ -219,7 +219,7 @@ def market_bed(*, smoke: bool = False) -> Bed:
 def sparse_bed() -> Bed:
     """A job market with about as many jobs as impressions: most jobs are shown once or never."""
     sizes = {"num_members": 750, "num_jobs": 8000, "num_impressions": 10000}
-    recipe = _shorter(recipes.demo(), epochs=10)
+    recipe = _shorter(recipes.demo(), epochs=5)
     # A large catalogue in a minute: sampled negatives, shorter texts, and few readings of them all.
     return Bed(
         name="sparse_market",
