@@ -4,8 +4,8 @@
     python -m benchmarks.ablations --study slots --beds ml100k sparse_market --text-encoder FOLDER
 
 Study `parts`: without profile, actions, text, residual, LM loss. Study `slots`: what a slot is made
-of, and how a residual must earn its place, on a dense log and on a sparse one. Every arm has the
-same data, decoder and number of epochs, a minute or two on one core: enough to compare arms, too
+of, and how a residual must earn its place, on a dense log and on a sparse one; `full` is text and a
+residual shrunk by exposure. Every arm has the same data, decoder and number of epochs, a minute or two on one core: enough to compare arms, too
 little for a good model. Rows `leave_one_out_valid` may choose; `leave_one_out` is the test, read
 once. A `…_vs_full` metric is the difference to the reference arm on the same targets, users drawn
 once for both. `no_actions` hides what was done from prompts and is still asked for it.
@@ -52,42 +52,28 @@ STUDIES: Mapping[str, tuple[Arm, ...]] = {
     ),
     "slots": (
         Arm(name="full"),
-        Arm(
-            name="ids",
-            foundation={
-                "slot_parts": ("residual",),
-                "half_exposure": _AT_ONCE,
-                "residual_dropout": 0.0,
-            },
-        ),
+        Arm(name="ids", foundation={"slot_parts": ("residual",), "half_exposure": _AT_ONCE}),
         Arm(name="text", foundation={"slot_parts": TEXT}),
-        Arm(
-            name="text+residual",
-            foundation={"half_exposure": _AT_ONCE, "residual_dropout": 0.0},
-        ),
-        Arm(name="text+shrunk", foundation={"residual_dropout": 0.0}),
+        Arm(name="text+unshrunk", foundation={"half_exposure": _AT_ONCE}),
+        Arm(name="text+dropped", foundation={"residual_dropout": 0.5}),
         Arm(name="encoder", encoder=True, foundation={"slot_parts": ("encoder",)}),
         Arm(
-            name="encoder+residual",
+            name="encoder+unshrunk",
             encoder=True,
-            foundation={
-                "slot_parts": ("encoder", "residual"),
-                "half_exposure": _AT_ONCE,
-                "residual_dropout": 0.0,
-            },
+            foundation={"slot_parts": ("encoder", "residual"), "half_exposure": _AT_ONCE},
         ),
         Arm(
             name="encoder+shrunk",
             encoder=True,
-            foundation={"slot_parts": ("encoder", "residual"), "residual_dropout": 0.0},
-        ),
-        Arm(
-            name="encoder+shrunk+dropped",
-            encoder=True,
             foundation={"slot_parts": ("encoder", "residual")},
         ),
         Arm(
-            name="encoder+full",
+            name="encoder+dropped",
+            encoder=True,
+            foundation={"slot_parts": ("encoder", "residual"), "residual_dropout": 0.5},
+        ),
+        Arm(
+            name="encoder+text+shrunk",
             encoder=True,
             foundation={"slot_parts": (*TEXT, "encoder", "residual")},
         ),

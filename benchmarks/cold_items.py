@@ -39,9 +39,9 @@ ARMS = (
     Arm(name="dropped", foundation={"residual_dropout": 0.5}),
     Arm(name="text", foundation={"slot_parts": TEXT}),
     Arm(
-        name="encoder+full",
+        name="encoder+shrunk",
         encoder=True,
-        foundation={"slot_parts": (*TEXT, "encoder", "residual")},
+        foundation={"slot_parts": ("encoder", "residual")},
     ),
 )
 REFERENCE = ARMS[0].name
