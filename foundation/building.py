@@ -50,9 +50,9 @@ def create(
         decoder,
         prompter=prompter,
         config=replace(
-            config or FoundationConfig(), trained_positions=prompter.config.max_prompt_tokens
+            _with_encoder(config or FoundationConfig(), text_encoder),
+            trained_positions=prompter.config.max_prompt_tokens,
         ),
-        config=_with_encoder(config or FoundationConfig(), text_encoder),
         item_ids=book.interactions.item_ids,
         item_pieces=book.item_pieces,
     )

@@ -63,7 +63,7 @@ class FoundationConfig:
         told = tuple(Calibration(**c) if isinstance(c, Mapping) else c for c in self.calibration)
         object.__setattr__(self, "calibration", told)
         object.__setattr__(self, "slot_parts", tuple(self.slot_parts))
-        if isinstance(self.text_encoder, dict):
+        if isinstance(self.text_encoder, Mapping):
             object.__setattr__(self, "text_encoder", TextEncoderRecord(**self.text_encoder))
         strange = [part for part in self.slot_parts if part not in get_args(SlotPart)]
         if strange or not self.slot_parts or len(set(self.slot_parts)) < len(self.slot_parts):
@@ -83,8 +83,6 @@ class FoundationConfig:
                 f"FoundationConfig.half_exposure={self.half_exposure} must be above 0; make it "
                 "small to let residuals count at once."
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"FoundationConfig.dropout={self.dropout} must be in [0, 1).")
         if not self.position_stretch >= 1:
             raise ValueError(
                 f"FoundationConfig.position_stretch={self.position_stretch} must be 1 (none) or "
