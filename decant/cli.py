@@ -134,6 +134,12 @@ def _add_run_options(parser: ArgumentParser, *, out: str | None, forms: bool = F
     )
     parser.add_argument("--model", type=str, help="folder or hub name of a pretrained decoder")
     parser.add_argument(
+        "--text-encoder",
+        type=str,
+        metavar="FOLDER",
+        help="a pretrained text encoder (safetensors) whose vectors take part in items' slots",
+    )
+    parser.add_argument(
         "--epochs", type=float, help="passes over the data, or a share of one, of both trainings"
     )
     parser.add_argument(
@@ -199,7 +205,7 @@ def _run(source: str, options: Namespace) -> None:
         options.form
     )
     recipe = recipe.with_seed(options.seed).with_model(size=options.size, model=options.model)
-    recipe = recipe.with_epochs(options.epochs)
+    recipe = recipe.with_epochs(options.epochs).with_text_encoder(options.text_encoder)
     files = {
         name: Path(options[name])
         for name in ("data", "users", "items", "events", "task")

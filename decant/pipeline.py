@@ -34,6 +34,7 @@ from foundation.calibration import fit_calibration
 from foundation.checkpoint import weights_hash
 from foundation.evaluation import auc, ndcg
 from foundation.predictions import positive_actions, predict_targets
+from foundation.text_encoder import encoder_hash
 from foundation.training import FitResult
 from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
@@ -118,6 +119,7 @@ def run(job: Job, *, dry_run: bool = False) -> Finished:
             inputs={
                 "size": recipe.size,
                 "model": recipe.model,
+                **_encoder_input(recipe),
                 "foundation": asdict(recipe.foundation),
                 "fit": asdict(recipe.fit),
                 "seed": recipe.seed,
@@ -145,6 +147,13 @@ def run(job: Job, *, dry_run: bool = False) -> Finished:
         is_told = leads() and not dry_run
         table = "" if not is_told else write_run_report(layout, recipe, record.finish())
     return Finished(stages=stages.plan(), table=table)
+
+
+def _encoder_input(recipe: Recipe) -> dict[str, str]:
+    """The text encoder by content; nothing without one."""
+    if recipe.text_encoder is None:
+        return {}
+    return {"text_encoder": encoder_hash(Path(recipe.text_encoder))}
 
 
 def _data(job: Job, out: Path) -> None:
@@ -196,6 +205,7 @@ def _foundation(
             split.train,
             size=recipe.size,
             model=recipe.model,
+            text_encoder=recipe.text_encoder,
             config=recipe.foundation,
             seed=recipe.seed,
         )

@@ -4,6 +4,7 @@ A recipe says everything a run's numbers depend on, so that its JSON in the run 
 """
 
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from distill.distillation import TeacherConfig
@@ -42,6 +43,7 @@ class Recipe:
         name: what is run; the `task` of its result rows.
         size: of a decoder built here, a name in `foundation.sizes.SHAPES`; None with `model`.
         model: folder or hub name of a pretrained decoder; None with `size`.
+        text_encoder: folder of a pretrained text encoder whose vectors take part in slots.
         prompter: what a prompt may hold.
         foundation: widths of the top model.
         fit: its training.
@@ -55,6 +57,7 @@ class Recipe:
     name: str
     size: str | None = "small"
     model: str | None = None
+    text_encoder: str | None = None
     prompter: PrompterConfig = field(default_factory=PrompterConfig)
     foundation: FoundationConfig = field(default_factory=FoundationConfig)
     fit: FitConfig = field(default_factory=FitConfig)
@@ -89,6 +92,21 @@ class Recipe:
         if size is not None and size not in SHAPES:
             raise BadInput(f"--size {size} is unknown; choose one of {', '.join(SHAPES)}.")
         return replace(self, size=size, model=model)
+
+    def with_text_encoder(self, folder: str | None) -> "Recipe":
+        """The same recipe with a text encoder; as it is when None.
+
+        Raises:
+            BadInput: there is no such folder.
+        """
+        if folder is None:
+            return self
+        if not Path(folder).is_dir():
+            raise BadInput(
+                f"--text-encoder {folder} is not a folder; give one with config.json, "
+                "tokenizer.json and model.safetensors."
+            )
+        return replace(self, text_encoder=str(Path(folder).absolute()))
 
     def with_epochs(self, epochs: float | None) -> "Recipe":
         """The same recipe with another number of epochs for both trainings; as it is when None.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from foundation.checkpoint import load_decoder, new_decoder
 from foundation.config import FoundationConfig
+from foundation.text_encoder import TextEncoder
 from promptify.prompter import Prompter
 from promptify.task import Task
 from promptify.validation import BadInput
@@ -30,6 +31,7 @@ def create(
     *,
     size: str | None,
     model: str | Path | None,
+    text_encoder: str | Path | None,
     config: FoundationConfig | None,
     seed: int,
 ) -> FoundationT:
@@ -48,13 +50,32 @@ def create(
         decoder,
         prompter=prompter,
         config=replace(
-            config or FoundationConfig(), trained_positions=prompter.config.max_prompt_tokens
+            _with_encoder(config or FoundationConfig(), text_encoder),
+            trained_positions=prompter.config.max_prompt_tokens,
         ),
         item_ids=book.interactions.item_ids,
         item_pieces=book.item_pieces,
     )
     foundation.count_exposure(book.interactions.event_item[train])
+    foundation.encode_catalogue()
     return foundation
+
+
+def _with_encoder(config: FoundationConfig, folder: str | Path | None) -> FoundationConfig:
+    """The configuration with a text encoder's record, and its vector in every slot."""
+    if folder is None:
+        if "encoder" in config.slot_parts:
+            raise ValueError(
+                f"slot_parts={config.slot_parts!r} asks for a text encoder; give text_encoder=, a "
+                "folder."
+            )
+        return config
+    parts = config.slot_parts
+    return replace(
+        config,
+        text_encoder=TextEncoder.load(folder).record,
+        slot_parts=parts if "encoder" in parts else (*parts, "encoder"),
+    )
 
 
 def with_catalogue(
@@ -81,6 +102,7 @@ def with_catalogue(
         new=torch.tensor(shared, dtype=torch.long),
         old=torch.tensor([old_row[new.item_ids[row]] for row in shared], dtype=torch.long),
     )
+    new.encode_catalogue()
     return new
 
 

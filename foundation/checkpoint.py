@@ -54,7 +54,7 @@ def load_decoder(name: str | Path) -> Any:
     """
     folder = Path(name)
     if folder.is_dir():
-        _refuse_code(folder)
+        refuse_code(folder)
     loader: Any = AutoModelForCausalLM
     try:
         decoder, report = loader.from_pretrained(
@@ -208,7 +208,12 @@ def write_weights(state: dict[str, Tensor], path: Path) -> None:
     os.replace(partial, path)
 
 
-def _refuse_code(folder: Path) -> None:
+def refuse_code(folder: Path) -> None:
+    """Refuse a checkpoint's folder that wants to run its own code or holds pickled weights.
+
+    Raises:
+        BadInput: it does, or it is no checkpoint.
+    """
     if not (folder / "config.json").exists():
         raise BadInput(f"{folder} holds no config.json: it is not a Hugging Face checkpoint.")
     try:

@@ -2,8 +2,26 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from foundation.calibration import Calibration
+
+SlotPart = Literal["reading", "bag", "encoder", "residual"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextEncoderRecord:
+    """Which encoder made a foundation's vectors; saved with it.
+
+    Args:
+        path: the encoder's folder, absolute.
+        sha256: of its configuration, tokenizer and weights.
+        dim: W, width of its vectors.
+    """
+
+    path: str
+    sha256: str
+    dim: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,7 +31,12 @@ class FoundationConfig:
     Args:
         vector_dim: width of person and item vectors; fixed for a whole ladder, so that every rung
             can serve the same index layout.
+        slot_parts: what an item's slot is the sum of: the decoder's ``reading`` of its text, the
+            ``bag`` of its tokens, the vector of a text ``encoder``, and a learned ``residual``.
         half_exposure: training events at which half of an item's residual counts.
+        residual_dropout: probability that an item's whole residual is left out of a training step,
+            so that its text alone learns to stand for it, as a new item's must.
+        text_encoder: the encoder behind the part ``encoder``; `Foundation.create` fills it in.
         dropout: probability of zeroing an input coordinate in training.
         position_stretch: in training, the positions of each batch are stretched by a random factor
             from 1 to this, so that longer prompts than the trained ones can be read; 1 for none.
@@ -24,7 +47,10 @@ class FoundationConfig:
     """
 
     vector_dim: int = 128
+    slot_parts: tuple[SlotPart, ...] = ("reading", "bag", "residual")
     half_exposure: float = 5.0
+    residual_dropout: float = 0.0
+    text_encoder: TextEncoderRecord | None = None
     dropout: float = 0.1
     position_stretch: float = 1.0
     trained_positions: int | None = None
@@ -36,6 +62,20 @@ class FoundationConfig:
         # As JSON has them: a foundation's folder keeps its config there.
         told = tuple(Calibration(**c) if isinstance(c, Mapping) else c for c in self.calibration)
         object.__setattr__(self, "calibration", told)
+        object.__setattr__(self, "slot_parts", tuple(self.slot_parts))
+        if isinstance(self.text_encoder, Mapping):
+            object.__setattr__(self, "text_encoder", TextEncoderRecord(**self.text_encoder))
+        strange = [part for part in self.slot_parts if part not in get_args(SlotPart)]
+        if strange or not self.slot_parts or len(set(self.slot_parts)) < len(self.slot_parts):
+            raise ValueError(
+                f"FoundationConfig.slot_parts={self.slot_parts!r} must be some of "
+                f"{', '.join(get_args(SlotPart))}, each once."
+            )
+        if self.text_encoder is not None and "encoder" not in self.slot_parts:
+            raise ValueError(
+                f"FoundationConfig.slot_parts={self.slot_parts!r} leaves out the text encoder; add "
+                "'encoder', or give no encoder."
+            )
         if self.vector_dim < 1:
             raise ValueError(f"FoundationConfig.vector_dim={self.vector_dim} must be at least 1.")
         if not self.half_exposure > 0:
@@ -43,8 +83,6 @@ class FoundationConfig:
                 f"FoundationConfig.half_exposure={self.half_exposure} must be above 0; make it "
                 "small to let residuals count at once."
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"FoundationConfig.dropout={self.dropout} must be in [0, 1).")
         if not self.position_stretch >= 1:
             raise ValueError(
                 f"FoundationConfig.position_stretch={self.position_stretch} must be 1 (none) or "
@@ -55,3 +93,8 @@ class FoundationConfig:
                 f"FoundationConfig.trained_positions={self.trained_positions} must be at least 1, "
                 "or None."
             )
+        for name in ("dropout", "residual_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"FoundationConfig.{name}={getattr(self, name)} must be in [0, 1)."
+                )

@@ -28,6 +28,7 @@ from foundation.norms import fuse_norms
 from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
 from foundation.positions import PositionRange
 from foundation.slots import FreshReadings, ItemTable, StepSlots
+from foundation.text_encoder import TextEncoder
 from promptify.pieces import Pieces
 from promptify.prompter import Prompter
 from promptify.rows import Rows
@@ -61,6 +62,7 @@ class Foundation(nn.Module):
 
     allowed_AL: Tensor
     label_ids_L: Tensor
+    new_item_shift_V: Tensor
 
     def __init__(
         self,
@@ -102,10 +104,15 @@ class Foundation(nn.Module):
         self.items = ItemTable(
             len(self.item_ids),
             hidden,
+            config=config,
             slots=self.uses_slots,
-            half_exposure=config.half_exposure,
             embedding_std=decoder.config.initializer_range,
+            encoder_dim=config.text_encoder.dim if config.text_encoder else 0,
         )
+        # In a list, so that a text encoder's weights are no part of what is trained and saved.
+        self._text_encoder: list[TextEncoder] = []
+        # What is added to the vector of an item that was never trained on; see `new_items`.
+        self.register_buffer("new_item_shift_V", torch.zeros(config.vector_dim))
         self.input_dropout = nn.Dropout(config.dropout)
         allowed_AL = torch.zeros(len(prompter.tasks), len(prompter.label_words), dtype=torch.bool)
         for task, row_L in enumerate(allowed_AL):
@@ -127,6 +134,7 @@ class Foundation(nn.Module):
         *,
         size: str | None = None,
         model: str | Path | None = None,
+        text_encoder: str | Path | None = None,
         config: FoundationConfig | None = None,
         seed: int = 0,
     ) -> Self:
@@ -139,6 +147,8 @@ class Foundation(nn.Module):
                 them.
             size: a name in `foundation.sizes.SHAPES`, for a decoder with random weights.
             model: a folder or hub name of a checkpoint, for a pretrained one.
+            text_encoder: folder of a pretrained text encoder whose vectors take part in slots. It
+                is read once for the catalogue, and again where an item comes from outside it.
             config: widths and weights.
             seed: of the random weights.
 
@@ -148,7 +158,17 @@ class Foundation(nn.Module):
         """
         from foundation.building import create
 
-        return create(cls, prompter, book, train, size=size, model=model, config=config, seed=seed)
+        return create(
+            cls,
+            prompter,
+            book,
+            train,
+            size=size,
+            model=model,
+            text_encoder=text_encoder,
+            config=config,
+            seed=seed,
+        )
 
     def with_catalogue(
         self, book: "PromptBook", train: NDArray[np.bool_], *, seed: int = 0
@@ -219,6 +239,12 @@ class Foundation(nn.Module):
         """What makes `score`'s log-probabilities of a task calibrated; nothing until fitted."""
         return self.settings.calibration[task] if self.settings.calibration else Calibration()
 
+    @property
+    def new_item_weight(self) -> Tensor:
+        """How new each item is, k / (n + k) at `n` training events, float [I]: 1 if never met."""
+        half = self.settings.half_exposure
+        return half / (self.items.exposure_I + half)
+
     def count_exposure(self, event_item: NDArray[np.int32]) -> None:
         """Set how often each item was trained on, from the items of the training events."""
         counts = np.bincount(event_item, minlength=self.num_items)
@@ -284,7 +310,20 @@ class Foundation(nn.Module):
         if not self.uses_slots or not len(rows.inline_items):
             return None
         pieces = rows.inline_items
-        return self.items.slots_of_text(self.readings_of(pieces), self.bags(pieces))
+        return self.slots_of_pieces(pieces)
+
+    def slots_of_pieces(self, pieces: Pieces) -> Tensor:
+        """Slots of items known by their text alone, float [N, D].
+
+        Args:
+            pieces: item texts, each ending with the arrow.
+
+        Raises:
+            BadInput: the text encoder is needed and gone, or another stands in its folder.
+        """
+        return self.items.slots_of_text(
+            self.readings_of(pieces), self.bags(pieces), self.encodings_of(pieces)
+        )
 
     def bags(self, pieces: Pieces) -> Tensor:
         """Mean token embedding of each piece, float [N, D]."""
@@ -326,6 +365,29 @@ class Foundation(nn.Module):
         self.train(was_training)
         return reading_ND
 
+    def encodings_of(self, pieces: Pieces, *, progress: bool = False) -> Tensor | None:
+        """Vectors of item texts by the text encoder, float32 [N, W]; None without one."""
+        record = self.settings.text_encoder
+        if record is None:
+            return None
+        if not len(pieces):
+            return torch.zeros(0, record.dim, device=self.device)
+        if not self._text_encoder:
+            self._text_encoder.append(TextEncoder.load_as(record))
+        # Without the arrow that ends each.
+        texts = [
+            str(self.prompter.tokenizer.decode(pieces[piece][:-1].tolist())).strip()
+            for piece in range(len(pieces))
+        ]
+        [encoder] = self._text_encoder
+        return encoder.encode(texts, progress=progress).to(self.device)
+
+    def encode_catalogue(self) -> None:
+        """Let the text encoder, if there is one, read the catalogue; its vectors are saved."""
+        encoding_IW = self.encodings_of(self.item_pieces, progress=True)
+        if encoding_IW is not None and self.items.encoding_IW is not None:
+            self.items.encoding_IW.copy_(encoding_IW)
+
     def questions(self, items_C: NDArray[np.int64]) -> Pieces:
         """What is asked of each item of the catalogue: its text and the arrow, or its slot."""
         if not self.uses_slots:
@@ -335,6 +397,8 @@ class Foundation(nn.Module):
 
     def refresh_readings(self) -> None:
         """Read the whole catalogue again and put the readings into the table."""
+        if "reading" not in self.settings.slot_parts:
+            return
         self.items.reading_ID.copy_(self.readings_of(self.item_pieces))
 
     def item_vectors(self, slots_ND: Tensor) -> Tensor:
@@ -415,10 +479,13 @@ class Foundation(nn.Module):
         self.eval()
         if pieces is None:
             slots_ND = self.slots(torch.arange(self.num_items, device=self.device))
+            new_N = self.new_item_weight
         else:
-            slots_ND = self.items.slots_of_text(self.readings_of(pieces), self.bags(pieces))
+            slots_ND = self.slots_of_pieces(pieces)
+            new_N = slots_ND.new_ones(len(slots_ND))
         parts = [self.item_vectors(part) for part in slots_ND.split(_ITEMS_AT_ONCE)]
-        result: NDArray[np.float32] = torch.cat(parts).float().cpu().numpy()
+        vectors_NV = torch.cat(parts).float() + new_N[:, None] * self.new_item_shift_V
+        result: NDArray[np.float32] = vectors_NV.cpu().numpy()
         return result
 
     def read_prefix(self, prefix: Rows) -> "PrefixReading":

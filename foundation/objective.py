@@ -150,7 +150,9 @@ def loss_sums(
     """
     vocabulary_VD = foundation.decoder.get_output_embeddings().weight
     return {
-        "next_item": _next_item_loss(reading, next_item_K, negatives, negative_log_expected),
+        "next_item": _next_item_loss(
+            foundation, reading, next_item_K, negatives, negative_log_expected
+        ),
         "action": action_loss(
             reading.arrow_MD, foundation.label_rows_LD, foundation.allowed_AL[task_M], label_M
         ),
@@ -159,15 +161,29 @@ def loss_sums(
 
 
 def _next_item_loss(
-    reading: StepReading, next_item_K: Tensor, negatives: Tensor, log_expected_S: Tensor
+    foundation: "Foundation",
+    reading: StepReading,
+    next_item_K: Tensor,
+    negatives: Tensor,
+    log_expected_S: Tensor,
 ) -> Tensor:
+    """The retrieval softmax over items that were there to be chosen.
+
+    An item never trained on is no negative: nobody passed it over, and the model would learn from
+    its text that such items are never next.
+    """
+    untrained_I = foundation.items.exposure_I == 0
     if len(negatives) == 0:
-        return chunked_cross_entropy(reading.person_KV, reading.item_CV, next_item_K)
+        bias_I = torch.zeros_like(foundation.items.exposure_I)
+        bias_I.masked_fill_(untrained_I, float("-inf")).index_fill_(0, next_item_K, 0.0)
+        return chunked_cross_entropy(
+            reading.person_KV, reading.item_CV, next_item_K, class_bias_C=bias_I
+        )
     _, where = torch.unique(torch.cat([next_item_K, negatives]), return_inverse=True)
     return sampled_cross_entropy(
         reading.person_KV,
         reading.item_CV[where[: len(next_item_K)]],
         reading.item_CV[where[len(next_item_K) :]],
-        collides_KS=next_item_K[:, None] == negatives,
+        collides_KS=(next_item_K[:, None] == negatives) | untrained_I[negatives],
         log_expected_S=log_expected_S,
     )

@@ -1,6 +1,7 @@
-"""What the model knows of each item: its text, read two ways, and a residual for the rest.
+"""What the model knows of each item: its text, read several ways, and a residual for the rest.
 
-Legend: I items of the catalogue, N some of them, M uses of them, D hidden width.
+Legend: I items of the catalogue, N some of them, M uses of them, D hidden width, W
+text encoder's width.
 """
 
 from dataclasses import dataclass
@@ -9,46 +10,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foundation.config import FoundationConfig
+
 
 class ItemTable(nn.Module):
     """Readings, slots and exposure of a catalogue.
 
-    An item's text is read twice. Its *reading* is the decoder's hidden state at the arrow of a pass
-    over the text alone: it knows about order and phrases, is slow to learn and costs a pass, so
-    most of the time it comes from a table. Its *bag* is the mean of the text's token embeddings: it
-    knows words alone, learns at once, and is cheap enough to be made with gradient for every item
-    in every step.
+    An item's text is read in up to three ways. Its *reading* is the decoder's hidden state at the
+    arrow of a pass over the text alone: it knows about order and phrases, is slow to learn and
+    costs a pass, so most of the time it comes from a table. Its *bag* is the mean of the text's
+    token embeddings: it knows words alone, learns at once, and is cheap enough to be made with
+    gradient for every item in every step. Its *encoding* is the vector of a pretrained text
+    encoder, which never changes.
 
-    A *slot* is the vector that stands for `item arrow` in a slot prompt: a projection of both, plus
+    A *slot* is the vector that stands for `item arrow` in a slot prompt: a projection of each, plus
     a learned residual, shrunk by how often the item was trained on.
 
     Args:
         num_items: I.
         hidden_size: D.
+        config: which parts a slot has, and how a residual earns its place.
         slots: whether slots are used at all; a text model has no residuals.
-        half_exposure: training events at which half of the residual counts. An item never trained
-            on has a residual of exactly zero.
         embedding_std: of the decoder's token embeddings at the start, which slots stand among.
+        encoder_dim: W, width of the text encoder's vectors; 0 without one.
 
     Source: ours. Shrinkage as n / (n + k), the empirical-Bayes weight of a mean of n draws.
     """
 
     exposure_I: Tensor
     reading_ID: Tensor
+    encoding_IW: Tensor | None
 
     def __init__(
         self,
         num_items: int,
         hidden_size: int,
         *,
+        config: FoundationConfig,
         slots: bool,
-        half_exposure: float,
         embedding_std: float,
+        encoder_dim: int = 0,
     ) -> None:
         super().__init__()
-        self.half_exposure = half_exposure
+        self.config = config
+        self.parts = frozenset(config.slot_parts)
         self.register_buffer("exposure_I", torch.zeros(num_items))
         self.register_buffer("reading_ID", torch.zeros(num_items, hidden_size))
+        encoding_IW = torch.zeros(num_items, encoder_dim) if encoder_dim else None
+        self.register_buffer("encoding_IW", encoding_IW)
         self.project_reading = nn.Linear(hidden_size, hidden_size, bias=False)
         self.project_bag = nn.Linear(hidden_size, hidden_size, bias=False)
         # A slot starts as its bag: in the space of token embeddings, so that an item and a profile
@@ -57,8 +66,12 @@ class ItemTable(nn.Module):
         nn.init.eye_(self.project_bag.weight)
         self.project_bag.weight.data.mul_(embedding_std)
         nn.init.zeros_(self.project_reading.weight)
+        if encoder_dim:
+            self.project_encoding = nn.Linear(encoder_dim, hidden_size, bias=False)
+            # Vectors are of norm √W: what is projected then has the size of the embeddings.
+            nn.init.normal_(self.project_encoding.weight, std=embedding_std * encoder_dim**-0.5)
         self.residual_ID: nn.Parameter | None = None
-        if slots:
+        if slots and "residual" in self.parts:
             self.residual_ID = nn.Parameter(torch.randn(num_items, hidden_size) * embedding_std)
 
     def readings(self, items_N: Tensor, fresh: "FreshReadings | None" = None) -> Tensor:
@@ -80,19 +93,36 @@ class ItemTable(nn.Module):
             bag_ND: mean token embedding of each.
             fresh: readings made in this step.
         """
-        slots_ND = self.slots_of_text(self.readings(items_N, fresh), bag_ND)
+        encoding_NW = None if self.encoding_IW is None else self.encoding_IW[items_N]
+        slots_ND = self.slots_of_text(self.readings(items_N, fresh), bag_ND, encoding_NW)
         if self.residual_ID is None:
             return slots_ND
-        weight_N = self.exposure_I[items_N] / (self.exposure_I[items_N] + self.half_exposure)
+        weight_N = self.exposure_I[items_N] / (self.exposure_I[items_N] + self.config.half_exposure)
+        if self.training and self.config.residual_dropout:
+            weight_N = weight_N * (torch.rand_like(weight_N) >= self.config.residual_dropout)
         return slots_ND + self.residual_ID[items_N] * weight_N[:, None]
 
-    def slots_of_text(self, reading_ND: Tensor, bag_ND: Tensor) -> Tensor:
-        """Slots of items known by their text alone, float [N, D]."""
-        # Means of many embeddings are small; scaled to one, a long text counts as much as a short
-        # one.
-        bag_ND = F.rms_norm(bag_ND, bag_ND.shape[-1:])
-        slots: Tensor = self.project_reading(reading_ND) + self.project_bag(bag_ND)
-        return slots
+    def slots_of_text(
+        self, reading_ND: Tensor, bag_ND: Tensor, encoding_NW: Tensor | None = None
+    ) -> Tensor:
+        """Slots of items known by their text alone, float [N, D].
+
+        Args:
+            reading_ND: the decoder's reading of each.
+            bag_ND: mean token embedding of each.
+            encoding_NW: the text encoder's vector of each, where there is one.
+        """
+        slots_ND = torch.zeros_like(bag_ND)
+        if "reading" in self.parts:
+            slots_ND = slots_ND + self.project_reading(reading_ND)
+        if "bag" in self.parts:
+            # Means of many embeddings are small; scaled to one, a long text counts as much as a
+            # short one.
+            slots_ND = slots_ND + self.project_bag(F.rms_norm(bag_ND, bag_ND.shape[-1:]))
+        if encoding_NW is not None:
+            encoding_NW = F.rms_norm(encoding_NW, encoding_NW.shape[-1:])
+            slots_ND = slots_ND + self.project_encoding(encoding_NW)
+        return slots_ND
 
     @torch.no_grad()
     def take_over(self, other: "ItemTable", *, new: Tensor, old: Tensor) -> None:
@@ -104,8 +134,8 @@ class ItemTable(nn.Module):
             old: int64 [N], … and the same items' rows there.
         """
         self.exposure_I[new] += other.exposure_I[old]
-        self.project_reading.load_state_dict(other.project_reading.state_dict())
-        self.project_bag.load_state_dict(other.project_bag.state_dict())
+        for name, projection in self.named_children():
+            projection.load_state_dict(getattr(other, name).state_dict())
         if self.residual_ID is not None and other.residual_ID is not None:
             self.residual_ID[new] = other.residual_ID[old]
 

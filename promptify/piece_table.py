@@ -47,8 +47,11 @@ class PieceTable:
         )
         contexts = [prompter.context_text(text) for text in log.contexts]
         end = [] if self._has_slots else [prompter.newline_id]
+        labels = prompter.label_ids.tolist()
+        if not prompter.config.tells_actions:
+            labels = [prompter.newline_id] * len(labels)
         blocks = {
-            "label": Pieces.of([[label, *end] for label in prompter.label_ids.tolist()]),
+            "label": Pieces.of([[label, *end] for label in labels]),
             "gap": prompter.gap_pieces,
             "empty": Pieces.of([[]]),
             "age": prompter.age_pieces,

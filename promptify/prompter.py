@@ -281,6 +281,8 @@ class Prompter:
 
     def profile_pieces(self, texts: Iterable[str]) -> Pieces:
         """Profiles in tokens, each with its newline; nothing for an empty one."""
+        if not self.config.tells_profile:
+            texts = ["" for _ in texts]
         return self._lines(_spaced(map(closed, texts)), max_tokens=self.config.max_profile_tokens)
 
     def context_pieces(self, texts: Iterable[str]) -> Pieces:

@@ -30,6 +30,9 @@ class PrompterConfig:
             turn, so that many of one action do not push out the few of another.
         time_gaps: whether an event says how long after the one before it was, and how old its item
             (text form only).
+        tells_profile: whether a prompt holds the profile.
+        tells_actions: whether an event says what was done; if not, a newline stands for every
+            label. The action is asked for all the same.
         vocab_size: tokens of a tokenizer trained here.
 
     Raises:
@@ -43,6 +46,8 @@ class PrompterConfig:
     max_context_tokens: int = 48
     history: Literal["recent", "recent_per_action"] = "recent"
     time_gaps: bool = False
+    tells_profile: bool = True
+    tells_actions: bool = True
     vocab_size: int = 4096
 
     def __post_init__(self) -> None:

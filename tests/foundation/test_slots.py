@@ -5,19 +5,21 @@ import pyarrow as pa
 import pytest
 import torch
 
-from foundation import FitConfig
-from foundation.objective import READ_INPUTS, read_step
+from foundation import FitConfig, FoundationConfig
+from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
 from foundation.plan import TrainingPlan
 from foundation.slots import FreshReadings, ItemTable
 from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
 from promptify.splits import Split
 
+CONFIG = FoundationConfig(half_exposure=2.0)
+
 
 @pytest.fixture
 def table() -> ItemTable:
     torch.manual_seed(0)
-    table = ItemTable(5, 4, slots=True, half_exposure=2.0, embedding_std=0.5)
+    table = ItemTable(5, 4, config=CONFIG, slots=True, embedding_std=0.5)
     table.reading_ID.normal_()
     torch.nn.init.normal_(table.project_reading.weight)
     table.exposure_I.copy_(torch.tensor([0.0, 1.0, 2.0, 6.0, 0.0]))
@@ -45,7 +47,7 @@ def test_an_item_never_trained_on_is_exactly_its_text(table: ItemTable) -> None:
 
 
 def test_a_text_table_has_no_residuals() -> None:
-    table = ItemTable(5, 4, slots=False, half_exposure=2.0, embedding_std=0.5)
+    table = ItemTable(5, 4, config=CONFIG, slots=False, embedding_std=0.5)
     table.exposure_I.fill_(100)
     bags = torch.ones(5, 4)
     text = table.slots_of_text(table.reading_ID, bags)
@@ -66,7 +68,7 @@ def test_only_fresh_readings_carry_gradient(table: ItemTable) -> None:
 
 
 def test_take_over_follows_the_pairs(table: ItemTable) -> None:
-    new = ItemTable(3, 4, slots=True, half_exposure=2.0, embedding_std=0.5)
+    new = ItemTable(3, 4, config=CONFIG, slots=True, embedding_std=0.5)
     new.exposure_I.copy_(torch.tensor([10.0, 20.0, 30.0]))
     assert new.residual_ID is not None
     assert table.residual_ID is not None
@@ -170,3 +172,87 @@ def test_slots_shared_in_a_step_are_those_made_apart(
     )
     [of_items] = torch.autograd.grad(apart.square().sum(), residual)
     torch.testing.assert_close(together, of_rows + of_items, rtol=1e-4, atol=1e-5)
+
+
+def test_a_dropped_residual_is_dropped_whole_and_in_training_alone(table: ItemTable) -> None:
+    table.config = FoundationConfig(half_exposure=2.0, residual_dropout=0.5)
+    full = torch.tensor([0, 1 / 3, 1 / 2, 3 / 4, 0])
+    torch.testing.assert_close(residual_share(table.eval())[:, 0], full)
+    table.train()
+    torch.manual_seed(0)
+    drawn = torch.stack([residual_share(table) for _ in range(400)])
+    # All of an item's coordinates or none, and what stays is not scaled up: at use, all stays.
+    torch.testing.assert_close(drawn, drawn[..., :1].expand_as(drawn), rtol=1e-3, atol=1e-4)
+    kept = drawn[..., 0] > 1e-3
+    torch.testing.assert_close(drawn[..., 0][kept], full.expand(400, 5)[kept])
+    assert kept[:, [0, 4]].sum() == 0
+    assert 0.4 < kept[:, 1:4].float().mean() < 0.6
+    assert not torch.equal(kept[:, 1], kept[:, 2])
+
+
+@pytest.mark.parametrize("part", ["reading", "bag", "residual"])
+def test_a_slot_is_the_sum_of_its_parts(table: ItemTable, part: Any) -> None:
+    items, bags = torch.arange(5), torch.rand(5, 4)
+    one = ItemTable(
+        5,
+        4,
+        config=FoundationConfig(half_exposure=2.0, slot_parts=(part,)),
+        slots=True,
+        embedding_std=0.5,
+    )
+    assert (one.residual_ID is not None) == (part == "residual")
+    one.load_state_dict(table.state_dict(), strict=False)
+    others = ItemTable(
+        5,
+        4,
+        config=FoundationConfig(
+            half_exposure=2.0,
+            slot_parts=tuple(p for p in CONFIG.slot_parts if p != part),
+        ),
+        slots=True,
+        embedding_std=0.5,
+    )
+    others.load_state_dict(table.state_dict(), strict=False)
+    whole = table.slots(items, bags)
+    torch.testing.assert_close(one.slots(items, bags) + others.slots(items, bags), whole)
+    assert one.slots(items, bags).abs().sum() > 0
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_items_never_trained_on_are_no_negatives(
+    make: Any, books: dict[str, PromptBook], split: Split, sampled: bool
+) -> None:
+    foundation = make("slot", dropout=0.0)
+    config = FitConfig(positions_per_batch=800, full_softmax_items=10 if sampled else 1000)
+    batch = TrainingPlan(books["slot"], split.train, config)[0]
+    reading = read_step(foundation, **{name: batch[name] for name in READ_INPUTS})
+    wanted = batch["next_item_K"]
+    exposure = foundation.items.exposure_I
+    row = next(i for i in range(foundation.num_items) if i not in set(wanted.tolist()))
+
+    def gradient_of_items() -> torch.Tensor:
+        losses = loss_sums(foundation, reading, **{name: batch[name] for name in LOSS_INPUTS})
+        [of_items] = torch.autograd.grad(losses["next_item"], reading.item_CV, retain_graph=True)
+        assert torch.isfinite(losses["next_item"])
+        return of_items
+
+    items = torch.arange(foundation.num_items)
+    if sampled:
+        items = torch.cat([wanted, batch["negatives"]]).unique()
+        row = next(i for i in items.tolist() if i not in set(wanted.tolist()))
+    at = int((items == row).nonzero())
+    exposure[row] = 3
+    assert gradient_of_items()[at].abs().sum() > 0
+    exposure[row] = 0
+    assert gradient_of_items()[at].abs().sum() == 0
+    # A target is in the softmax whatever the table says of it.
+    exposure[wanted[0]] = 0
+    assert gradient_of_items()[items == wanted[0]].abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "parts", [(), ("reading", "reading"), ("words",)], ids=["none", "twice", "unknown"]
+)
+def test_parts_that_make_no_slot_are_refused(parts: Any) -> None:
+    with pytest.raises(ValueError, match="slot_parts"):
+        FoundationConfig(slot_parts=parts)

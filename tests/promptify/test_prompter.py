@@ -252,3 +252,45 @@ def test_pieces_of_a_table_without_users_fields(films: Task) -> None:
     rows = book.assemble(book.windows(np.ones(1, bool), seed=0, epoch=0), seed=0, epoch=0)
     assert book.render(rows, 0).splitlines()[1:] == [" Heat => liked"]
     assert rows.profile_end.tolist() == [len(prompter.instruction_pieces[0]) - 1]
+
+
+@pytest.mark.parametrize("form", ["text", "slot"])
+def test_a_prompt_without_profile_tells_none(
+    form: str, three_films: Interactions, fit_films: Any
+) -> None:
+    told, untold = (
+        fit_films(form=form, tells_profile=tells).book(three_films) for tells in (True, False)
+    )
+    rows = {
+        book: book.assemble(
+            book.windows(np.ones(three_films.num_events, bool), seed=0, epoch=0), seed=0, epoch=0
+        )
+        for book in (told, untold)
+    }
+    profile = told.profile_text(int(three_films.event_user[0]))
+    assert profile in told.render(rows[told], 0)
+    assert told.render(rows[told], 0).replace(f" {profile}\n", "") == untold.render(rows[untold], 0)
+    said = untold.inline({}, [], task=None)
+    assert untold.render(said, 0) == untold.render(rows[untold], 0).split("\n")[0] + "\n"
+
+
+@pytest.mark.parametrize("form", ["text", "slot"])
+def test_a_prompt_without_actions_asks_for_them_all_the_same(
+    form: str, three_films: Interactions, fit_films: Any
+) -> None:
+    told, untold = (
+        fit_films(form=form, tells_actions=tells).book(three_films) for tells in (True, False)
+    )
+    train = np.ones(three_films.num_events, bool)
+    ours, theirs = (
+        book.assemble(book.windows(train, seed=0, epoch=0), seed=0, epoch=0)
+        for book in (untold, told)
+    )
+    labels = untold.prompter.label_ids
+    assert np.isin(theirs.ids, labels).sum() == three_films.num_events
+    assert not np.isin(ours.ids, labels).any()
+    # Everything else stands where it stood.
+    for name in ("event_label", "event_arrow", "event_end", "next_position", "next_item"):
+        assert np.array_equal(getattr(ours, name), getattr(theirs, name))
+    same = ~np.isin(theirs.ids, labels)
+    assert np.array_equal(ours.ids[same], theirs.ids[same])
