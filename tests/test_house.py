@@ -18,8 +18,10 @@ REQUIREMENTS = [
     Requirement(line)
     for line in (
         *PROJECT["project"]["dependencies"],
+        *PROJECT["project"]["optional-dependencies"]["peft"],
         *PROJECT["project"]["optional-dependencies"]["dev"],
     )
+    if not line.startswith("decant[")  # an extra of our own, listed by itself
 ]
 PINS = {
     canonicalize_name(name): version
