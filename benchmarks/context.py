@@ -162,7 +162,9 @@ def measure_windows(settings: Settings, table: Table) -> None:
         for share in settings.short_shares
     }
     late = LateTargets(study.prompter, study.book.interactions, least_events=settings.long_events)
-    arms[f"behind {settings.long_events} events only"] = partial(study.train, "late", book=late)
+    arms[f"behind {settings.long_events} events only"] = partial(
+        study.train, "late", book=late, short_share=0.0
+    )
     plain: dict[tuple[str, int | None], Float64] = {}
     for arm, train in arms.items():
         # The first arm is what the others are held against: it is asked again where they are new.

@@ -58,7 +58,7 @@ class Study:
         name: str,
         *,
         book: PromptBook | None = None,
-        short_share: float = 0.0,
+        short_share: float | None = None,
         stretch: float = 1.0,
     ) -> Foundation:
         """A model; loaded where it is trained already."""
@@ -71,7 +71,9 @@ class Study:
             config=replace(recipe.foundation, position_stretch=stretch),
             seed=recipe.seed,
         )
-        fit = replace(recipe.fit, short_window_share=short_share)
+        fit = recipe.fit
+        if short_share is not None:
+            fit = replace(fit, short_window_share=short_share)
         foundation.fit(book, self.split, config=fit, out=self.work / name)
         return foundation
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from foundation.calibration import Calibration
 from foundation.checkpoint import load_decoder, new_decoder
 from foundation.config import FoundationConfig
 from foundation.text_encoder import TextEncoder
@@ -46,12 +47,14 @@ def create(
             f"model={model!r} embeds {num_embeddings} tokens, but the prompter's tokenizer has "
             f"{prompter.vocab_size}; fit the prompter with the tokenizer of that model."
         )
+    # What a checkpoint was pretrained at it can still read.
+    pretrained = getattr(decoder.config, "max_position_embeddings", 0) if model is not None else 0
     foundation = kind(
         decoder,
         prompter=prompter,
         config=replace(
             _with_encoder(config or FoundationConfig(), text_encoder),
-            trained_positions=prompter.config.max_prompt_tokens,
+            trained_positions=max(prompter.config.max_prompt_tokens, pretrained),
         ),
         item_ids=book.interactions.item_ids,
         item_pieces=book.item_pieces,
@@ -116,13 +119,17 @@ def with_tasks(old: "Foundation", tasks: Sequence[Task]) -> "Foundation":
         tokenizer=old.prompter.tokenizer,
         words=old.prompter.words,
     )
-    weight = old.settings.rank_weight
-    if weight:
-        weight = (*weight, *[0.0] * len(tasks))
+    settings = old.settings
+    if settings.rank_weight:
+        rank_weight = (*settings.rank_weight, *[0.0] * len(tasks))
+        settings = replace(settings, rank_weight=rank_weight)
+    if settings.calibration:
+        calibration = (*settings.calibration, *[Calibration()] * len(tasks))
+        settings = replace(settings, calibration=calibration)
     new = Foundation(
         old.decoder,
         prompter=prompter,
-        config=replace(old.settings, rank_weight=weight),
+        config=settings,
         item_ids=old.item_ids,
         item_pieces=old.item_pieces,
     ).to(old.device)

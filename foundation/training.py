@@ -75,7 +75,7 @@ class FitConfig:
     """
 
     epochs: float = 4
-    short_window_share: float = 0.0
+    short_window_share: float = 0.25
     positions_per_batch: int = 8192
     accumulate: int = 1
     learning_rate: float = 1e-3

@@ -9,6 +9,7 @@ import pytest
 
 from foundation import Foundation
 from foundation.batches import take_rows
+from foundation.calibration import Calibration
 from promptify.assembly import PromptBook
 from promptify.splits import Split
 from promptify.task import Task
@@ -27,7 +28,8 @@ def test_a_new_task_is_scored_and_the_old_ones_are_as_they_were(
     make: Any, form: str, book: PromptBook, split: Split, tmp_path: Path
 ) -> None:
     old = make(form)
-    old.settings = replace(old.settings, rank_weight=(0.5, 2.0))
+    warm = Calibration(temperature=1.5)
+    old.settings = replace(old.settings, rank_weight=(0.5, 2.0), calibration=(warm, warm))
     new = old.with_tasks([FIT])
     new_book = new.prompter.book(book.interactions)
     some, items = split.test[np.array([0])], np.arange(4)
