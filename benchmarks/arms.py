@@ -186,11 +186,18 @@ def answers(
                 f"{part}/{f.name}": getattr(answered, f.name)
                 for part, answered in said.items()
                 for f in fields(answered)
+                if getattr(answered, f.name) is not None
             },
         )
     with np.load(path, allow_pickle=False) as arrays:
         return {
-            part: Answers(**{f.name: arrays[f"{part}/{f.name}"] for f in fields(Answers)})
+            part: Answers(
+                **{
+                    f.name: arrays[f"{part}/{f.name}"]
+                    for f in fields(Answers)
+                    if f"{part}/{f.name}" in arrays
+                }
+            )
             for part in prepared.targets
         }
 

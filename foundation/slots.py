@@ -72,7 +72,10 @@ class ItemTable(nn.Module):
             nn.init.normal_(self.project_encoding.weight, std=embedding_std * encoder_dim**-0.5)
         self.residual_ID: nn.Parameter | None = None
         if slots and "residual" in self.parts:
-            self.residual_ID = nn.Parameter(torch.randn(num_items, hidden_size) * embedding_std)
+            # Beside text a residual starts at nothing and holds what was learned of its item alone;
+            # noise would stay in items that few events correct. Without text it tells items apart.
+            start = 0.0 if len(self.parts) > 1 else embedding_std
+            self.residual_ID = nn.Parameter(torch.randn(num_items, hidden_size) * start)
 
     def readings(self, items_N: Tensor, fresh: "FreshReadings | None" = None) -> Tensor:
         """Readings of some items [N, D]: the table's, but with gradient where they are fresh."""

@@ -68,6 +68,8 @@ def make(books: dict[str, PromptBook], split: Split) -> FoundationMaker:
         torch.manual_seed(seed + 100)
         for layer in (made.items.project_reading, made.person_head, made.item_head):
             nn.init.normal_(layer.weight, std=0.2)
+        if made.items.residual_ID is not None:
+            nn.init.normal_(made.items.residual_ID, std=0.2)
         made.refresh_readings()
         return made.eval()
 

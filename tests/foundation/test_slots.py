@@ -21,6 +21,8 @@ def table() -> ItemTable:
     torch.manual_seed(0)
     table = ItemTable(5, 4, config=CONFIG, slots=True, embedding_std=0.5)
     table.reading_ID.normal_()
+    assert table.residual_ID is not None
+    torch.nn.init.normal_(table.residual_ID)
     torch.nn.init.normal_(table.project_reading.weight)
     table.exposure_I.copy_(torch.tensor([0.0, 1.0, 2.0, 6.0, 0.0]))
     return table
@@ -38,6 +40,17 @@ def test_a_residual_counts_by_exposure(table: ItemTable) -> None:
     share = residual_share(table)
     assert (share[[0, 4]] == 0).all()
     torch.testing.assert_close(share[:, 0], torch.tensor([0, 1 / 3, 1 / 2, 3 / 4, 0]))
+
+
+def test_a_residual_starts_at_nothing_unless_it_is_all_there_is() -> None:
+    def started(*parts: Any) -> torch.Tensor:
+        config = FoundationConfig(slot_parts=parts)
+        made = ItemTable(5, 4, config=config, slots=True, embedding_std=0.5)
+        assert made.residual_ID is not None
+        return made.residual_ID
+
+    assert (started("reading", "bag", "residual") == 0).all()
+    assert len(started("residual").unique(dim=0)) == 5
 
 
 def test_an_item_never_trained_on_is_exactly_its_text(table: ItemTable) -> None:
