@@ -7,9 +7,9 @@
 models that differ in the share of training windows that were cut short, and for one that was only
 ever asked behind long histories. Seen items are filtered by the whole history at every length.
 
-*Positions*: models trained at one length of prompt and served at one, two and four times that
-length, for users whose history fills twice the length. What counts is the difference to the trained
-length, paired by user.
+*Positions*: a model trained at one length of prompt and served at one, two and four times that
+length, its positions as they are and scaled by YaRN, for users whose history fills twice the length
+and for all. What counts is the difference to the trained length, paired by user.
 
 The choice between them is made on validation rows; test rows stand beside. Cut short, the same call
 goes on: trainings from their last checkpoint, rows where they stopped.
@@ -47,6 +47,7 @@ LENGTHS = (0, 1, 2, 5, 10, 20, 50, 100)
 """Events that histories are cut to; the whole history comes after."""
 SERVED_TIMES = (1, 2, 4)
 """Prompts that are served, in lengths of those that were trained on."""
+POSITION_ARMS = ("plain positions", "scaled positions")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +62,6 @@ class Settings:
         lengths: events that histories are cut to.
         cohort_events: least history of the fixed cohort.
         short_prompter: of the second part: a prompt half as long as the histories of its cohort.
-        stretches: `FoundationConfig.position_stretch` of its arms.
     """
 
     recipe: Recipe
@@ -70,7 +70,6 @@ class Settings:
     lengths: tuple[int, ...]
     cohort_events: int
     short_prompter: PrompterConfig
-    stretches: tuple[float, ...]
 
 
 def full_settings() -> Settings:
@@ -88,7 +87,6 @@ def full_settings() -> Settings:
             max_context_tokens=8,
             vocab_size=2048,
         ),
-        stretches=(1.0, 4.0),
     )
 
 
@@ -105,7 +103,6 @@ def smoke_settings() -> Settings:
         lengths=(0, 2),
         cohort_events=10,
         short_prompter=replace(prompter, max_prompt_tokens=136, max_context_tokens=12),
-        stretches=(2.0,),
     )
 
 
@@ -190,39 +187,42 @@ def measure_windows(settings: Settings, table: Table) -> None:
 
 
 def measure_positions(settings: Settings, table: Table) -> None:
-    """Models of short prompts, served at one, two and four times their length."""
+    """A model of short prompts, served at one, two and four times their length."""
     study, trained = table.study, settings.short_prompter.max_prompt_tokens
-    for stretch in settings.stretches:
-        name = f"stretch {stretch:g}"
-        if table.has(name, metric="ndcg@10_vs_trained_length"):
-            continue
-        model = study.train(name.replace(" ", "-"), stretch=stretch)
-        for split, targets in study.targets.items():
-            # Those whose history fills twice the length: the others' prompts stay as they are.
-            longer = study.prompter.with_budget(2 * trained).book(study.book.interactions)
-            filled = longer.prefixes(targets).num_dropped_events > 0
-            if not filled.any():
-                raise ValueError(
-                    f"no history fills a prompt of {2 * trained} tokens; nothing measured."
-                )
-            least_events = int((targets.history_end - targets.history_start)[filled].min())
-            shortest: Float64 | None = None
-            for times in SERVED_TIMES:
-                model.prompter = study.prompter
-                if times > 1:
+    if all(table.has(arm, metric="ndcg@10_vs_trained_length") for arm in POSITION_ARMS):
+        return
+    model = study.train("short-prompts")
+    for split, targets in study.targets.items():
+        # Those whose history fills twice the length: other prompts stay as long as they are.
+        longer = study.prompter.with_budget(2 * trained).book(study.book.interactions)
+        filled = longer.prefixes(targets).num_dropped_events > 0
+        if not filled.any():
+            raise ValueError(f"no history fills a prompt of {2 * trained} tokens; none measured.")
+        events = targets.history_end - targets.history_start
+        at_trained: Float64 | None = None
+        for times in SERVED_TIMES:
+            for arm in POSITION_ARMS:
+                model.set_prompt_budget(trained)
+                if arm == "scaled positions":
+                    model.set_prompt_budget(times * trained)
+                else:
                     model.prompter = study.prompter.with_budget(times * trained)
-                values = study.ask(model, targets)
-                table.add(
-                    values,
-                    split=split,
-                    least_events=least_events,
-                    model=name,
-                    params=model.num_parameters(),
-                    context_tokens=times * trained,
-                    history_events=None,
-                    against=None if shortest is None else ("trained_length", shortest),
+                # Within the trained length both are the same.
+                values = (
+                    study.ask(model, targets) if at_trained is None or times > 1 else at_trained
                 )
-                shortest = values if shortest is None else shortest
+                for least_events in (int(events[filled].min()), 0):
+                    table.add(
+                        values,
+                        split=split,
+                        least_events=least_events,
+                        model=arm,
+                        params=model.num_parameters(),
+                        context_tokens=times * trained,
+                        history_events=None,
+                        against=None if times == 1 else ("trained_length", at_trained),
+                    )
+                at_trained = values if at_trained is None else at_trained
 
 
 def by_length(measured: Measured, settings: Settings) -> str:
@@ -236,7 +236,7 @@ def by_length(measured: Measured, settings: Settings) -> str:
         lines.append(f"{head:42}" + "".join(f"{place:>9}" for place in places.values()))
         told: dict[tuple[object, ...], dict[int | None, float]] = {}
         for row in measured.rows:
-            if " test, " in row.split and row.model.startswith("stretch") == is_of_prompts:
+            if " test, " in row.split and (row.model in POSITION_ARMS) == is_of_prompts:
                 place = row.context_tokens if is_of_prompts else row.history_events
                 line = (row.model, row.split.partition(", ")[2], row.seed, row.metric)
                 told.setdefault(line, {})[place] = row.value

@@ -59,7 +59,6 @@ class Study:
         *,
         book: PromptBook | None = None,
         short_share: float | None = None,
-        stretch: float = 1.0,
     ) -> Foundation:
         """A model; loaded where it is trained already."""
         recipe, book = self.recipe, book or self.book
@@ -68,7 +67,7 @@ class Study:
             book,
             self.split.train,
             size=recipe.size,
-            config=replace(recipe.foundation, position_stretch=stretch),
+            config=recipe.foundation,
             seed=recipe.seed,
         )
         fit = recipe.fit

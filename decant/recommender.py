@@ -120,7 +120,7 @@ class Recommender:
                 f"was one of them copied from another run? Run `decant run` again."
             )
         if max_prompt_tokens is not None:
-            foundation.prompter = foundation.prompter.with_budget(max_prompt_tokens)
+            foundation.set_prompt_budget(max_prompt_tokens)
         book = foundation.prompter.book(interactions)
         made_with = weights_hash(path)
         if (layout.folder / INDEX).exists() and served == layout.served():

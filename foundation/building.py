@@ -47,15 +47,10 @@ def create(
             f"model={model!r} embeds {num_embeddings} tokens, but the prompter's tokenizer has "
             f"{prompter.vocab_size}; fit the prompter with the tokenizer of that model."
         )
-    # What a checkpoint was pretrained at it can still read.
-    pretrained = getattr(decoder.config, "max_position_embeddings", 0) if model is not None else 0
     foundation = kind(
         decoder,
         prompter=prompter,
-        config=replace(
-            _with_encoder(config or FoundationConfig(), text_encoder),
-            trained_positions=max(prompter.config.max_prompt_tokens, pretrained),
-        ),
+        config=_with_encoder(config or FoundationConfig(), text_encoder),
         item_ids=book.interactions.item_ids,
         item_pieces=book.item_pieces,
     )

@@ -39,7 +39,12 @@ FILES = ("config.json", "heads.safetensors", "foundation.json", "catalogue.parqu
 
 def new_decoder(size: str, prompter: Prompter) -> Any:
     """A decoder of a named size with random weights; the torch seed decides them."""
-    config = decoder_config(size, vocab_size=prompter.vocab_size)
+    config = decoder_config(
+        size,
+        vocab_size=prompter.vocab_size,
+        # What is declared is what it will be trained at; see `foundation.positions`.
+        max_positions=prompter.config.max_prompt_tokens,
+    )
     decoder = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     start_as_averages(decoder)
     return decoder

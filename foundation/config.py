@@ -38,10 +38,6 @@ class FoundationConfig:
             so that its text alone learns to stand for it, as a new item's must.
         text_encoder: the encoder behind the part ``encoder``; `Foundation.create` fills it in.
         dropout: probability of zeroing an input coordinate in training.
-        position_stretch: in training, the positions of each batch are stretched by a random factor
-            from 1 to this, so that longer prompts than the trained ones can be read; 1 for none.
-        trained_positions: longest prompt in training, in tokens; set when a model is created.
-            Longer prompts are read all the same, and it is said once.
         rank_weight: `w` of the ranking formula, per task, fitted on validation.
         calibration: of action probabilities, per task, fitted on validation.
     """
@@ -52,8 +48,6 @@ class FoundationConfig:
     residual_dropout: float = 0.0
     text_encoder: TextEncoderRecord | None = None
     dropout: float = 0.1
-    position_stretch: float = 1.0
-    trained_positions: int | None = None
     rank_weight: tuple[float, ...] = ()
     calibration: tuple[Calibration, ...] = ()
 
@@ -82,16 +76,6 @@ class FoundationConfig:
             raise ValueError(
                 f"FoundationConfig.half_exposure={self.half_exposure} must be above 0; make it "
                 "small to let residuals count at once."
-            )
-        if not self.position_stretch >= 1:
-            raise ValueError(
-                f"FoundationConfig.position_stretch={self.position_stretch} must be 1 (none) or "
-                "more."
-            )
-        if self.trained_positions is not None and self.trained_positions < 1:
-            raise ValueError(
-                f"FoundationConfig.trained_positions={self.trained_positions} must be at least 1, "
-                "or None."
             )
         for name in ("dropout", "residual_dropout"):
             if not 0 <= getattr(self, name) < 1:

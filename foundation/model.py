@@ -26,7 +26,7 @@ from foundation.config import FoundationConfig
 from foundation.losses import action_log_probs
 from foundation.norms import fuse_norms
 from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
-from foundation.positions import PositionRange
+from foundation.positions import reaches, scale_positions
 from foundation.slots import FreshReadings, ItemTable, StepSlots
 from foundation.text_encoder import TextEncoder
 from promptify.pieces import Pieces
@@ -86,9 +86,8 @@ class Foundation(nn.Module):
         self.decoder = decoder
         self.prompter = prompter
         self.settings = config
-        PositionRange(
-            stretch=config.position_stretch, trained_positions=config.trained_positions
-        ).install(decoder)
+        if not reaches(decoder, prompter.config.max_prompt_tokens):
+            scale_positions(decoder, prompt_tokens=prompter.config.max_prompt_tokens)
         self.item_ids = tuple(item_ids)
         self.item_pieces = item_pieces
         hidden = decoder.config.hidden_size
@@ -201,6 +200,23 @@ class Foundation(nn.Module):
         from foundation.building import with_tasks
 
         return with_tasks(self, tasks)
+
+    def set_prompt_budget(self, max_prompt_tokens: int) -> None:
+        """Read longer prompts from now on, or shorter ones; made by the new `prompter`.
+
+        Beyond the trained length the positions are scaled, which is said; see
+        `foundation.positions`.
+
+        Args:
+            max_prompt_tokens: longest prompt.
+
+        Raises:
+            BadInput: the longest pieces leave no room in such a prompt, or the decoder's positions
+                cannot be scaled.
+        """
+        prompter = self.prompter.with_budget(max_prompt_tokens)
+        scale_positions(self.decoder, prompt_tokens=max_prompt_tokens)
+        self.prompter = prompter
 
     # What the model is.
 

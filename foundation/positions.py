@@ -1,101 +1,87 @@
-"""Positions beyond those that a model was trained at: stretched in training, watched in use.
+"""Prompts longer than the trained ones: rotary positions scaled by YaRN, and only then.
 
-Rotary positions are numbers, not rows of a table: nothing breaks when a prompt is longer than any
-that was trained on, but distances turn up that attention has never seen. So in training the
-positions of every batch may be stretched by a random factor, from 1 to `stretch`: distances up to
-so many times the trained length are met, and the weights stay those of a stock checkpoint, with
-stock positions when it is used.
+Rotary positions are numbers and not rows of a table: nothing breaks beyond the trained length, but
+attention meets distances that it has never seen, and more keys than it has ever shared itself
+among. YaRN slows down those rotations that had not come round within the trained length and
+sharpens attention a little. It is part of the stock configuration, so that a checkpoint saved so
+says so, and it is the same for every prompt, long or short: what is read beside each other, from a
+cache or alone is read alike. That costs short prompts a little; see `benchmarks.context`.
 
-Source: ours; as in randomised positional encodings (Ruoss et al., arXiv 2305.16843), but evenly
-stretched, and by no factor at all in use.
+Source: YaRN (Peng et al., arXiv 2309.00071), as in transformers.
 """
 
 import logging
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from promptify.validation import BadInput
 
 logger = logging.getLogger(__name__)
 
 
-class PositionRange:
-    """Sits in front of a decoder's rotary positions.
+def trained_positions(decoder: Any) -> int | None:
+    """The longest sequence that a decoder was trained at, by its stock configuration.
 
     Args:
-        stretch: largest factor in training; 1 for none.
-        trained_positions: the longest prompt in training; None where it is not known. Reading
-            beyond it is said once.
+        decoder: a causal LM of transformers.
+
+    Returns:
+        Positions; None where the configuration does not say.
     """
-
-    def __init__(self, *, stretch: float, trained_positions: int | None) -> None:
-        self.stretch = stretch
-        self.trained_positions = trained_positions
-        self.has_warned = False
-
-    def install(self, decoder: Any) -> None:
-        """Watch the positions of a decoder, in place of the range that did so before.
-
-        Args:
-            decoder: a causal LM of transformers.
-
-        Raises:
-            BadInput: positions are to be stretched, and the decoder's are not rotary.
-        """
-        rotary = getattr(decoder.model, "rotary_emb", None)
-        if rotary is None:
-            if self.stretch > 1:
-                raise BadInput(
-                    f"FoundationConfig.position_stretch={self.stretch:g} needs rotary positions, "
-                    f"which a {type(decoder).__name__} lacks; leave it at 1."
-                )
-            return
-        # The hook looks the range up, so that a decoder has one at a time: also a copied decoder,
-        # or one that two foundations share.
-        if not hasattr(rotary, "position_range"):
-            rotary.register_forward_pre_hook(_through_its_range, with_kwargs=True)
-        rotary.position_range = self
-
-    def seen(self, position_ids: Tensor, *, training: bool) -> Tensor:
-        """Positions as the decoder shall see them.
-
-        Args:
-            position_ids: int64 [R, T].
-            training: whether they may be stretched; otherwise they are watched.
-
-        Returns:
-            The same, or float32 [R, T].
-        """
-        if training:
-            if self.stretch == 1:
-                return position_ids
-            factor: float = self.stretch ** torch.rand(()).item()
-            return position_ids * factor
-        trained = self.trained_positions
-        if trained is not None and not self.has_warned and position_ids.shape[-1] > trained:
-            longest = int(position_ids.max()) + 1  # Packed rows are long together, not each.
-            if longest > trained:
-                self.has_warned = True
-                logger.warning(
-                    "A prompt of %d positions, where this model was trained at %d%s: measure "
-                    "before you rely on it, or lower max_prompt_tokens. Said once.",
-                    longest,
-                    trained,
-                    f", stretched up to {self.stretch:g} times" if self.stretch > 1 else "",
-                )
-        return position_ids
+    declared: int | None = getattr(decoder.config, "max_position_embeddings", None)
+    original: int | None = _rope(decoder).get("original_max_position_embeddings", declared)
+    return original
 
 
-def _through_its_range(
-    rotary: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    def seen(position_ids: Tensor) -> Tensor:
-        told: Tensor = rotary.position_range.seen(position_ids, training=rotary.training)
-        return told
+def reaches(decoder: Any, prompt_tokens: int) -> bool:
+    """Whether a decoder reads prompts of some length as it is, trained at or scaled to it."""
+    trained = trained_positions(decoder)
+    return trained is None or prompt_tokens <= trained * _rope(decoder).get("factor", 1.0)
 
-    # Families call it as (hidden states, position_ids, …) or name the second.
-    if "position_ids" in kwargs:
-        return args, {**kwargs, "position_ids": seen(kwargs["position_ids"])}
-    return (args[0], seen(args[1]), *args[2:]), kwargs
+
+def scale_positions(decoder: Any, *, prompt_tokens: int) -> None:
+    """Set a decoder's positions for prompts of some length: YaRN where that is beyond its training.
+
+    Within the trained length they are the plain ones again.
+
+    Args:
+        decoder: a causal LM of transformers; its configuration and rotary positions are changed in
+            place, its weights stay.
+        prompt_tokens: the longest prompt.
+
+    Raises:
+        BadInput: that is beyond its training, and its positions are not rotary or of a kind that
+            YaRN does not scale.
+    """
+    trained, rope, config = trained_positions(decoder), _rope(decoder), decoder.config
+    is_scaled = rope.get("rope_type") == "yarn"
+    if trained is None or (prompt_tokens <= trained and not is_scaled):
+        return
+    if rope.get("rope_type") not in ("default", "yarn"):
+        raise BadInput(
+            f"max_prompt_tokens={prompt_tokens} is beyond the {trained} positions that this "
+            f"{type(decoder).__name__} was trained at, and YaRN cannot scale its positions; lower "
+            "it."
+        )
+    config.rope_parameters = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+    config.max_position_embeddings = max(trained, prompt_tokens)
+    if prompt_tokens > trained:
+        factor = prompt_tokens / trained
+        config.rope_parameters |= {
+            "rope_type": "yarn",
+            "factor": factor,
+            "original_max_position_embeddings": trained,
+        }
+        logger.warning(
+            "Prompts of up to %d tokens, where this model was trained at %d: positions are scaled "
+            "by YaRN, %.3g times, those of short prompts too. Measure before you rely on it.",
+            prompt_tokens,
+            trained,
+            factor,
+        )
+    rotary = decoder.model.rotary_emb
+    decoder.model.rotary_emb = type(rotary)(config).to(rotary.inv_freq.device)
+
+
+def _rope(decoder: Any) -> dict[str, Any]:
+    # Of a family whose kinds of layers differ, a table for each: no type of its own.
+    return getattr(decoder.config, "rope_parameters", None) or {}

@@ -206,8 +206,7 @@ class Prompter:
     def with_budget(self, max_prompt_tokens: int) -> "Prompter":
         """The same prompter with longer prompts, or shorter ones.
 
-        A model reads longer prompts than it was trained on, if not always better: see
-        `FoundationConfig.position_stretch`.
+        A model reads them after `Foundation.set_prompt_budget`.
 
         Raises:
             BadInput: the longest pieces leave no room in such a prompt.
