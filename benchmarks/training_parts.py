@@ -304,9 +304,6 @@ def score_requests(
         )
         book = prompter.book(log)
         models[form] = Foundation.create(prompter, book, split.train, size=settings.size)
-        # Two hundred long items in words are more than the shape is declared for; with random
-        # weights only the time counts.
-        models[form].decoder.config.max_position_embeddings = room + config.max_item_tokens
         prefixes[form] = [
             book.of_user(user, end - count, end, task=0)
             for user, end in zip(users.tolist(), log.user_offsets[users + 1].tolist(), strict=True)

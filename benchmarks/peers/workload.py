@@ -54,7 +54,9 @@ class Workload:
         model.save_pretrained(folder / "model")
         (folder / "fit.json").write_text(json.dumps(asdict(fit)))
         if config.form == "text":
-            windows = book.windows(split.train, seed=fit.seed, epoch=0)
+            windows = book.windows(
+                split.train, seed=fit.seed, epoch=0, short_share=fit.short_window_share
+            )
             rows = book.assemble(windows, seed=fit.seed, epoch=0)
             ids = pa.ListArray.from_arrays(rows.row_offsets.astype("int32"), pa.array(rows.ids))
             pq.write_table(pa.table({"input_ids": ids}), folder / "prompts.parquet")

@@ -60,7 +60,8 @@ def test_events_are_counted_as_they_stand_in_the_rows(tmp_path: Path, form: str)
     book, split = workload.book(prompter)
     plan = TrainingPlan(book, split.train, fit)
     ours = np.sum([counted(plan[step], prompter) for step in range(len(plan))], axis=0)
-    rows = book.assemble(book.windows(split.train, seed=0, epoch=0), seed=0, epoch=0)
+    windows = book.windows(split.train, seed=0, epoch=0, short_share=fit.short_window_share)
+    rows = book.assemble(windows, seed=0, epoch=0)
     assert ours.tolist() == [len(rows.event_item), len(rows.ids)]
     if form == "text":
         ids = [row.tolist() for row in np.split(rows.ids, rows.row_offsets[1:-1])]

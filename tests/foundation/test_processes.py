@@ -21,7 +21,7 @@ from promptify.interactions import Interactions
 from promptify.splits import Split
 
 CONFIG = FitConfig(
-    epochs=2.3,
+    epochs=2.4,
     positions_per_batch=2300,
     learning_rate=3e-3,
     reread_items=8,
