@@ -202,15 +202,14 @@ def measure_positions(settings: Settings, table: Table) -> None:
         at_trained: Float64 | None = None
         for times in SERVED_TIMES:
             for arm in POSITION_ARMS:
+                if arm == "scaled positions" and times == 1:
+                    continue  # Within the trained length there is nothing to scale.
                 model.set_prompt_budget(trained)
                 if arm == "scaled positions":
                     model.set_prompt_budget(times * trained)
                 else:
                     model.prompter = study.prompter.with_budget(times * trained)
-                # Within the trained length both are the same.
-                values = (
-                    study.ask(model, targets) if at_trained is None or times > 1 else at_trained
-                )
+                values = study.ask(model, targets)
                 for least_events in (int(events[filled].min()), 0):
                     table.add(
                         values,
@@ -220,7 +219,7 @@ def measure_positions(settings: Settings, table: Table) -> None:
                         params=model.num_parameters(),
                         context_tokens=times * trained,
                         history_events=None,
-                        against=None if times == 1 else ("trained_length", at_trained),
+                        against=None if at_trained is None else ("trained_length", at_trained),
                     )
                 at_trained = values if at_trained is None else at_trained
 
