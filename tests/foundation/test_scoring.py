@@ -133,7 +133,7 @@ def test_equal_candidates_are_read_once_and_lengths_share_a_rectangle(
     pieces = pieces.take(np.array([0, 1, 2, 3, 1, 0, 4, 5]))
     reading = foundation.read_prefix(prefix)
     shapes_read.clear()
-    got = foundation.score(reading, pieces, max_bytes=100 * 1600)
+    got = foundation.score(reading, pieces, max_bytes=80 * 1600)
     assert shapes_read == [(3, 4), (3, 24)]
     np.testing.assert_allclose(got, of_pieces(foundation, prefix, pieces), **CLOSE)
 
