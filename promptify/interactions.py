@@ -192,7 +192,7 @@ class Interactions:
 
     @cached_property
     def item_kinds(self) -> NDArray[np.str_]:
-        """str [I], the kind of each item."""
+        """The kind of each item, str [I]."""
         return np.array(self.items.data.column("kind").to_pylist(), dtype=np.str_)
 
     def user_row(self, user_id: str) -> int:

@@ -213,6 +213,7 @@ def _item_times(log: Interactions) -> Int64:
     for kind, owned in log.schema.items.items():
         for field in [field for field in owned if field.kind == "time"][:1]:
             values = log.items.data.column(field.name).to_pylist()
-            known = [row for row in np.flatnonzero(log.item_kinds == kind) if values[row] is not None]
+            mine = np.flatnonzero(log.item_kinds == kind)
+            known = [row for row in mine if values[row] is not None]
             times[known] = [int(values[row]) for row in known]
     return times

@@ -156,7 +156,9 @@ def load_prepared(folder: Path) -> tuple[PromptBook, Split]:
         found = _checksums(folder)
         changed = [name for name, told in manifest["sha256"].items() if found.get(name) != told]
         if changed:
-            raise BadInput(f"{folder}: {', '.join(changed)} is missing, cut or changed; copy it again.")
+            raise BadInput(
+                f"{folder}: {', '.join(changed)} is missing, cut or changed; copy it again."
+            )
         arrays = load_file(folder / _ARRAYS)
         log = PreparedLog(
             events={name: arrays[f"event.{name}"] for name in _EVENTS},
@@ -205,8 +207,12 @@ def _arrays(book: PromptBook, split: Split) -> Arrays:
 
 
 def _targets(arrays: Arrays, part: str) -> Targets:
-    columns = {f.name: arrays[f"{part}.{f.name}"].astype(np.int64) for f in fields(Targets)}
-    return Targets(**{**columns, "user": columns["user"].astype(np.int32)})
+    rows = {
+        f.name: arrays[f"{part}.{f.name}"].astype(np.int64)
+        for f in fields(Targets)
+        if f.name != "user"
+    }
+    return Targets(user=arrays[f"{part}.user"].astype(np.int32), **rows)
 
 
 def _narrow(array: NDArray[Any]) -> NDArray[Any]:
