@@ -124,7 +124,7 @@ class Agreement:
                 # As in training: weights in float32, products in bfloat16.
                 with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
                     sums = model(**self._batch(packed=packed))
-                torch.stack(list(sums.values())).sum().backward()  # type: ignore[no-untyped-call]
+                torch.stack(list(sums.values())).sum().backward()
                 grads = [p.grad.float().flatten() for p in model.parameters() if p.grad is not None]
                 found.append((torch.stack([s.float() for s in sums.values()]), torch.cat(grads)))
             model.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""The ladder from the model of part 2: pruned, distilled, and held against the model it came from."""
+"""The ladder from the model of part 2: pruned, distilled, and held against where it came from."""
 
 import copy
 import shutil
@@ -146,7 +146,8 @@ def _distilled(
     epochs = epochs_in(step.seconds, rate, book, split, config)
     session.say(f"         {rate:,.0f} tokens/s: {epochs:.2f} epochs in {step.seconds:.0f} s")
     try:
-        with within(min(1.5 * step.seconds, session.seconds_left - films.seconds_after / 2)):
+        most = max(30.0, 1.5 * step.seconds)
+        with within(min(most, session.seconds_left - films.seconds_after / 2)):
             distil(
                 rung,
                 teacher,

@@ -164,7 +164,7 @@ class Scoring:
             self._add(load, model, "items_per_s", rate, n=load.rounds)
 
     def errors(self, load: Load) -> None:
-        """How far bfloat16 is from float32 by each way, with the same weights, and whether tops agree."""
+        """How far bfloat16 is from float32 by each way, and whether first candidates agree."""
         whole, half = self.models
         batch = load.batches[0]
         ways: dict[str, Way] = {

@@ -1,12 +1,13 @@
 """FAISS on the GPU against FAISS on the CPU: flat and inverted lists, a million vectors and ten.
 
-Vectors are drawn around centres, as item vectors lie, and requests near them; GPU and CPU search the
-same index, made once, and take turns.
+Vectors are drawn around centres, as item vectors lie, and requests near them; GPU and CPU search
+the same index, made once, and take turns.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,9 +85,9 @@ def measure_search(session: Session, search: Search) -> None:
         _add(session, search, "faiss cpu", "recall@100", recall, n=min(64, len(queries)))
     for batch in search.batches:
         some = queries[:batch]
-        searches: dict[str, Callable[[], Any]] = {"faiss cpu": lambda q=some: cpu.search(q, K)}
+        searches: dict[str, Callable[[], Any]] = {"faiss cpu": partial(cpu.search, some, K)}
         if gpu is not None:
-            searches["faiss gpu"] = lambda q=some: gpu.search(q, K)
+            searches["faiss gpu"] = partial(gpu.search, some, K)
         seconds = {name: np.zeros(search.rounds) for name in searches}
         for one in searches.values():
             one()

@@ -1,6 +1,6 @@
 """One call on a machine that may be taken away at any moment: clock, rows, and what went wrong."""
 
-import logging
+import math
 import signal
 import sys
 import time
@@ -15,8 +15,6 @@ import torch
 from benchmarks.measured import Measured
 from foundation.evaluation import Interval
 from foundation.utilisation import held_memory_bytes
-
-logger = logging.getLogger(__name__)
 
 # A measurement is not begun with less than this share of its budget left on the clock.
 _LEAST_SHARE = 0.4
@@ -158,5 +156,8 @@ class Session:
             value = Interval(value=value[0], low=value[1][0], high=value[1][1])
         elif not isinstance(value, Interval):
             value = Interval(value=float(value), low=float(value), high=float(value))
+        if not math.isfinite(value.value):
+            self.say(f"         no {cells['metric']} of {cells['model']}: it is {value.value}")
+            return
         peak = held_memory_bytes(self.device.type)
         self.measured.add(seed=0, interval=value, **{"peak_bytes": peak, **cells})

@@ -193,7 +193,7 @@ def timed_step(
         loss = torch.stack(
             [w * sums[name] / counts[counted_as(name)] for name, w in loss_weights.items()]
         ).sum()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
