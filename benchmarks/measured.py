@@ -11,6 +11,9 @@ from decant.results import ResultRow, append_csv, read_csv
 from decant.run_record import git_commit, hardware, json_hash, peak_rss_bytes, utc_now
 from foundation.evaluation import Interval
 
+# What differs from one measurement of the same to the next.
+_NOT_KEYS = {"n", "seconds", "peak_bytes"}
+
 
 class Measured:
     """The rows of one call, and those that an earlier call left in the same file.
@@ -20,18 +23,26 @@ class Measured:
         settings: what the numbers depend on, JSON values only; rows of other settings in the file
             are kept and not looked at.
         out: the file; None to keep rows in memory alone.
+        commit: of the code; asked of the repository when left out.
 
     Raises:
         ValueError: the file is not one of results.
     """
 
-    def __init__(self, benchmark: str, settings: Mapping[str, Any], *, out: Path | None) -> None:
+    def __init__(
+        self,
+        benchmark: str,
+        settings: Mapping[str, Any],
+        *,
+        out: Path | None,
+        commit: str | None = None,
+    ) -> None:
         self.benchmark = benchmark
         self.config_hash = json_hash(settings)
         self.out = out
         self._began = time.monotonic()
         # Asked once: a commit made meanwhile is not what was measured.
-        self._commit, self._hardware = git_commit(), hardware()
+        self._commit, self._hardware = commit or git_commit(), hardware()
         self.rows: list[ResultRow] = []
         if out is not None and out.exists():
             self.rows = [row for row in read_csv(out) if row.config_hash == self.config_hash]
@@ -58,7 +69,7 @@ class Measured:
             cells: the others of `ResultRow`, of which `task`, `split`, `model`, `metric` must be
                 given.
         """
-        key = {name: value for name, value in cells.items() if name not in ("n", "seconds")}
+        key = {name: value for name, value in cells.items() if name not in _NOT_KEYS}
         if self.has(seed=seed, **key):
             return
         is_known = np.isfinite([interval.low, interval.high]).all() and interval.low < interval.high
@@ -67,13 +78,16 @@ class Measured:
             value=interval.value,
             ci_low=interval.low if is_known else None,
             ci_high=interval.high if is_known else None,
-            peak_bytes=peak_rss_bytes(),
             hardware=self._hardware,
             commit=self._commit,
             config_hash=self.config_hash,
             seed=seed,
             timestamp=utc_now(),
-            **{"seconds": round(time.monotonic() - self._began, 1), **cells},
+            **{
+                "seconds": round(time.monotonic() - self._began, 1),
+                "peak_bytes": peak_rss_bytes(),
+                **cells,
+            },
         )
         self.rows.append(row)
         if self.out is not None:

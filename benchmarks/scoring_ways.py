@@ -18,7 +18,6 @@ from foundation.attention import prefix_layers
 from promptify.pieces import Pieces
 from promptify.prompter import Prompter, PrompterConfig
 from promptify.rows import Rows
-from promptify.sources.job_market import TASKS, job_market
 
 Scores = NDArray[np.float32]
 
@@ -62,6 +61,9 @@ QWEN3_0_6B = Shape(
 
 def random_foundation(shape: Shape, *, seed: int) -> Foundation:
     """A foundation in text form with random weights; its ids are those below `vocab_size`."""
+    # Here and not above: the ways are timed on machines without what generates a market, too.
+    from promptify.sources.job_market import TASKS, job_market
+
     market = job_market(num_members=40, num_jobs=40, num_impressions=400).interactions
     train = np.ones(market.num_events, np.bool_)
     config = PrompterConfig(form="text", vocab_size=700, max_prompt_tokens=4096)
@@ -155,9 +157,10 @@ def one_by_one(foundation: Foundation, *, batch: int, default_logits: bool = Fal
 
     @torch.no_grad()
     def score(request: Request) -> Scores:
+        prompts_CT = request.prompts_CT.to(foundation.device)
         logits = [
             decoder(input_ids=prompts_BT, use_cache=False, **kept).logits[:, -1]
-            for prompts_BT in request.prompts_CT.split(batch)
+            for prompts_BT in prompts_CT.split(batch)
         ]
         return _log_probs(foundation, torch.cat(logits))
 
@@ -170,7 +173,8 @@ def kv_repeat(foundation: Foundation, *, batch: int) -> Way:
 
     @torch.no_grad()
     def score(request: Request) -> Scores:
-        prompts_CT, num_prefix = request.prompts_CT, len(request.prefix.ids)
+        prompts_CT = request.prompts_CT.to(foundation.device)
+        num_prefix = len(request.prefix.ids)
         cache = DynamicCache(config=decoder.config)
         prefix_1P = prompts_CT[:1, :num_prefix]
         decoder(input_ids=prefix_1P, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -192,5 +196,5 @@ def kv_repeat(foundation: Foundation, *, batch: int) -> Way:
 
 def _log_probs(foundation: Foundation, logits_CV: Tensor) -> Scores:
     labels = foundation.label_ids_L[foundation.prompter.task_label_index(0)]
-    scores: Scores = logits_CV[:, labels].float().log_softmax(-1).numpy()
+    scores: Scores = logits_CV[:, labels].float().log_softmax(-1).cpu().numpy()
     return scores

@@ -5,8 +5,8 @@ from typing import Any
 
 import pydantic
 
-from promptify.columns import MAX_SECONDS
 from promptify.prompter import HistoryEvent
+from promptify.schema import MAX_SECONDS
 from promptify.validation import BadInput
 
 

@@ -73,11 +73,6 @@ def distil(
         raise ValueError(
             "teacher and student have different label words; use one prompter for both."
         )
-    weights = {
-        **config.loss_weights,
-        "teacher_next_item": teacher_config.weight * config.next_item_weight,
-        "teacher_action": teacher_config.weight * config.action_weight,
-    }
     objective = Distillation(student, teacher, temperature=teacher_config.temperature)
     return fit(
         student,
@@ -86,9 +81,18 @@ def distil(
         config=config,
         out=out,
         objective=objective,
-        loss_weights=weights,
+        loss_weights=distillation_weights(config, teacher_config),
         validate=validate,
     )
+
+
+def distillation_weights(config: FitConfig, teacher_config: TeacherConfig) -> dict[str, float]:
+    """Weight of each loss by name: the data's own three and the teacher's two."""
+    return {
+        **config.loss_weights,
+        "teacher_next_item": teacher_config.weight * config.next_item_weight,
+        "teacher_action": teacher_config.weight * config.action_weight,
+    }
 
 
 class Distillation(nn.Module):

@@ -191,8 +191,8 @@ def rank_catalogue(
 
 def served_items(book: "PromptBook", task: int) -> NDArray[np.bool_]:
     """Which items are of the kind that a task ranks, bool [I]."""
-    kinds = np.array(book.interactions.items["kind"][:])
-    served: NDArray[np.bool_] = kinds == book.prompter.tasks[task].item_kind
+    item_kind = book.prompter.tasks[task].item_kind
+    served: NDArray[np.bool_] = book.interactions.item_kinds == item_kind
     return served
 
 

@@ -22,7 +22,7 @@ from promptify.layout import (
     select_history,
     token_costs,
 )
-from promptify.piece_table import PieceTable
+from promptify.piece_table import LogPieces, PieceTable
 from promptify.pieces import Pieces, offsets_of
 from promptify.prompter import HistoryEvent, Prompter
 from promptify.rows import Rows
@@ -45,15 +45,18 @@ class PromptBook:
     Args:
         prompter: puts the pieces in words and tokens.
         interactions: the log.
+        said: what the log says in tokens of this prompter, where that is known already.
 
     Raises:
         BadInput: a surface of the log has no task, or an action is not one of its task's.
     """
 
-    def __init__(self, prompter: Prompter, interactions: Interactions) -> None:
+    def __init__(
+        self, prompter: Prompter, interactions: Interactions, said: LogPieces | None = None
+    ) -> None:
         self.prompter = prompter
         self.interactions = interactions
-        self._table = PieceTable(prompter, interactions)
+        self._table = PieceTable(prompter, interactions, said)
         tasks = prompter.tasks
         self._has_positive_next = np.array([task.next_target == "positive" for task in tasks])
         self._is_positive = np.array(
@@ -64,6 +67,11 @@ class PromptBook:
     def item_pieces(self) -> Pieces:
         """I token pieces, each an item's text and the arrow: an item read alone, in both forms."""
         return self._table.item_pieces
+
+    @property
+    def said(self) -> LogPieces:
+        """What the log says, in tokens: people, items and contexts."""
+        return self._table.said
 
     # Training.
 

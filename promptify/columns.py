@@ -14,13 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from promptify.schema import FieldKind
+from promptify.schema import MAX_SECONDS, FieldKind
 
 LIST_SEPARATOR = "|"
 """Stands between the values of a list in a column of text: ``Action|Crime``."""
-
-MAX_SECONDS = 100_000_000_000
-"""The year 5138; a larger timestamp is taken for milliseconds."""
 
 _MAX_CATEGORIES = 100
 _ISO_DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}|$)"

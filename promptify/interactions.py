@@ -10,17 +10,17 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import datasets
 import numpy as np
 import pyarrow as pa
-from datasets.table import InMemoryTable
 from numpy.typing import NDArray
 
-from promptify import ingest
 from promptify.schema import Schema
 from promptify.validation import BadInput, BadRows, shown
+
+if TYPE_CHECKING:
+    import datasets
 
 Int16 = NDArray[np.int16]
 Int32 = NDArray[np.int32]
@@ -50,9 +50,9 @@ class Interactions:
         self,
         *,
         schema: Schema,
-        users: datasets.Dataset,
-        items: datasets.Dataset,
-        events: datasets.Dataset,
+        users: "datasets.Dataset",
+        items: "datasets.Dataset",
+        events: "datasets.Dataset",
         actions: Sequence[str],
         surfaces: Sequence[str],
         contexts: Sequence[str] = (),
@@ -105,6 +105,9 @@ class Interactions:
             BadInput: a column is missing, a table is empty, or a row does not fit and `bad_rows`
                 says to fail.
         """
+        # Here and not above: prepared prompts are read where pandas and `datasets` are not.
+        from promptify import ingest
+
         bad_rows = bad_rows or BadRows()
         surfaces = ("events",) if surfaces is None else tuple(surfaces)
         user_table = ingest.read_users(users, schema, bad_rows)
@@ -187,6 +190,11 @@ class Interactions:
         """The ids of all items, in order."""
         return tuple(self.items.data.column("item_id").to_pylist())
 
+    @cached_property
+    def item_kinds(self) -> NDArray[np.str_]:
+        """The kind of each item, str [I]."""
+        return np.array(self.items.data.column("kind").to_pylist(), dtype=np.str_)
+
     def user_row(self, user_id: str) -> int:
         """The row of a user.
 
@@ -243,6 +251,8 @@ class Interactions:
         Raises:
             BadInput: the folder was not written by `save`, or a file in it is cut or damaged.
         """
+        import datasets
+
         folder = Path(folder)
         try:
             manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
@@ -301,7 +311,10 @@ class Interactions:
             ) from None
 
 
-def _in_memory(table: pa.Table, name: str) -> datasets.Dataset:
+def _in_memory(table: pa.Table, name: str) -> "datasets.Dataset":
+    import datasets
+    from datasets.table import InMemoryTable
+
     # The default fingerprint hashes every value; these tables are never cached by `datasets`.
     return datasets.Dataset(InMemoryTable(table.combine_chunks()), fingerprint=f"{name}-in-memory")
 

@@ -4,7 +4,8 @@ Legend: E events of the log, U users, I items, R rows, M events.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +19,47 @@ from promptify.words import columns_of, item_texts, span_index
 Int64 = NDArray[np.int64]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogPieces:
+    """What a log says, in tokens: all that prompts need of its tables beside the events.
+
+    Attributes:
+        items: I token pieces, each an item's text and the arrow.
+        profiles: U token pieces, each with its newline; nothing for an empty profile.
+        contexts: a token piece for each of the log's contexts.
+        item_time: int64 [I], when each item came to be, or `UNKNOWN_TIME`.
+    """
+
+    items: Pieces
+    profiles: Pieces
+    contexts: Pieces
+    item_time: Int64
+
+    @classmethod
+    def of(cls, prompter: Prompter, log: Interactions) -> Self:
+        """Put people, items and contexts in words, and tokenize them."""
+        items, users = np.arange(log.num_items), np.arange(log.num_users)
+        profiles = prompter.words.profiles(
+            columns_of(log.users, log.schema.user, users), num_rows=len(users)
+        )
+        return cls(
+            items=prompter.item_pieces(item_texts(prompter.words, log, items)),
+            profiles=prompter.profile_pieces(profiles),
+            contexts=prompter.context_pieces(map(prompter.context_text, log.contexts)),
+            item_time=_item_times(log),
+        )
+
+
 class PieceTable:
     """The pieces of a log by number.
 
     Args:
         prompter: puts them in words and tokens.
         log: whose people, items and contexts they are.
+        said: what the log says, where that is tokenized already.
 
     Attributes:
+        said: what the log says, in tokens.
         pool: all of them.
         item_pieces: I token pieces, each an item's text and the arrow.
         item_time: int64 [I], when each item came to be, or `UNKNOWN_TIME`.
@@ -34,18 +68,15 @@ class PieceTable:
         BadInput: a surface of the log has no task, or an action is not one of its task's.
     """
 
-    def __init__(self, prompter: Prompter, log: Interactions) -> None:
+    def __init__(
+        self, prompter: Prompter, log: Interactions, said: LogPieces | None = None
+    ) -> None:
         self._prompter = prompter
         self._log = log
         self._has_slots = prompter.config.form == "slot"
         self._task_of_surface, self._label_of_action = _tasks_and_labels(prompter, log)
-        self.item_time = _item_times(log)
-        items, users = np.arange(log.num_items), np.arange(log.num_users)
-        self.item_pieces = prompter.item_pieces(item_texts(prompter.words, log, items))
-        profiles = prompter.words.profiles(
-            columns_of(log.users, log.schema.user, users), num_rows=len(users)
-        )
-        contexts = [prompter.context_text(text) for text in log.contexts]
+        self.said = said or LogPieces.of(prompter, log)
+        self.item_pieces, self.item_time = self.said.items, self.said.item_time
         end = [] if self._has_slots else [prompter.newline_id]
         labels = prompter.label_ids.tolist()
         if not prompter.config.tells_actions:
@@ -56,10 +87,10 @@ class PieceTable:
             "empty": Pieces.of([[]]),
             "age": prompter.age_pieces,
             "instruction": prompter.instruction_pieces,
-            "item": self.items(items),
+            "item": self.items(np.arange(log.num_items)),
             # Last, what a prompt for somebody who is not in the log has no use for.
-            "context": prompter.context_pieces(contexts),
-            "profile": prompter.profile_pieces(profiles),
+            "context": self.said.contexts,
+            "profile": self.said.profiles,
         }
         starts = np.cumsum([0, *map(len, blocks.values())]).tolist()
         self._first = dict(zip(blocks, starts, strict=False))
@@ -179,10 +210,10 @@ def _tasks_and_labels(prompter: Prompter, log: Interactions) -> tuple[Int64, Int
 def _item_times(log: Interactions) -> Int64:
     """When each item came to be, int64 [I]: the first time field of its kind, where it has one."""
     times = np.full(log.num_items, UNKNOWN_TIME, np.int64)
-    kinds = np.array(log.items.data.column("kind").to_pylist())
     for kind, owned in log.schema.items.items():
         for field in [field for field in owned if field.kind == "time"][:1]:
             values = log.items.data.column(field.name).to_pylist()
-            known = [row for row in np.flatnonzero(kinds == kind) if values[row] is not None]
+            mine = np.flatnonzero(log.item_kinds == kind)
+            known = [row for row in mine if values[row] is not None]
             times[known] = [int(values[row]) for row in known]
     return times

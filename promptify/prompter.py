@@ -18,12 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from promptify.columns import MAX_SECONDS
 from promptify.interactions import Interactions
 from promptify.layout import UNKNOWN_TIME
 from promptify.pieces import Pieces, offsets_of
 from promptify.prompter_config import PrompterConfig
-from promptify.schema import Field, FieldKind, Schema
+from promptify.schema import MAX_SECONDS, Field, FieldKind, Schema
 from promptify.task import Task
 from promptify.tokenizer import (
     END_OF_TEXT,

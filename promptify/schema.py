@@ -8,6 +8,9 @@ from promptify.validation import BadInput
 
 FieldKind = Literal["text", "category", "list", "number", "time"]
 
+MAX_SECONDS = 100_000_000_000
+"""The year 5138; a larger timestamp is taken for milliseconds."""
+
 _RESERVED = {"user_id", "item_id", "kind"}
 
 

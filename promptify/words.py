@@ -8,15 +8,17 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import datasets
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from promptify.interactions import Interactions
 from promptify.schema import Field, Schema
+
+if TYPE_CHECKING:
+    import datasets
 
 BANDS = ("bottom tenth", "low", "middle", "high", "top tenth")
 _CUTS = (0.1, 0.3, 0.7, 0.9)
@@ -158,7 +160,7 @@ class Words:
 
 
 def columns_of(
-    table: datasets.Dataset, fields: Iterable[Field], rows: NDArray[Any]
+    table: "datasets.Dataset", fields: Iterable[Field], rows: NDArray[Any]
 ) -> dict[str, list[Any]]:
     """The chosen rows of some columns, as Python values."""
     chosen = pa.array(rows)

@@ -1,0 +1,176 @@
+"""What only a GPU can show, most telling first, each row on disk the moment it is known.
+
+    python -m benchmarks.gpu.prepare --data ml-1m.zip --out prepared/ml1m
+    python -m benchmarks.gpu --part 1 --prepared prepared/ml1m --out DIR
+    python -m benchmarks.gpu --part 1 --smoke --out DIR
+
+Part 1: the tests marked gpu; attention backends, packed rows and shared prefixes agree; scoring at
+        the shape of Qwen3-0.6B (16 options; 12k tokens and 50 candidates of 150); training tokens a
+        second at three shapes.
+Part 2: MovieLens-1M in text, a 100 M decoder from scratch: HR@10, NDCG@10, curves. Its model stays
+        in --work.
+Part 3: the ladder from that model, then FAISS on the GPU against the CPU.
+
+A part takes less than --minutes. What does not fit is skipped, and log.txt says so; what fails is
+in errors.txt, and the next has its turn. The same call again makes what is not done. Needs neither
+the data nor what reads it: the prepared folder is enough. --smoke runs it all with tiny shapes, on
+a CPU too.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu import films, ladder, scoring, search
+from benchmarks.gpu.agreement import Agreement, run_gpu_tests
+from benchmarks.gpu.models import SHAPES, SMOKE_SHAPES
+from benchmarks.gpu.prepare import prepare
+from benchmarks.gpu.session import Session
+from benchmarks.gpu.training import Arm, measure_peak, measure_training
+from foundation import Foundation
+from promptify.assembly import PromptBook
+from promptify.prepared import load_prepared
+from promptify.splits import Split
+
+ARMS = (Arm(), Arm(checkpointing=True), Arm(packed=False))
+FLEX = Arm(attention="flex_attention")
+
+
+def part_1(session: Session, book: PromptBook, split: Split, *, smoke: bool) -> None:
+    """Agreement, scoring, training speed."""
+    if session.device.type == "cuda":
+        session.attempt("tests", lambda: run_gpu_tests(session, seconds=100), seconds=110)
+    agreement = Agreement(session, book, split)
+    session.attempt("shared prefix", agreement.shared_prefix, seconds=20)
+    session.attempt("packed rows", agreement.packed_rows, seconds=20)
+    session.attempt("attention backends", agreement.attention_backends, seconds=40)
+    scored = scoring.Scoring(session, book, smoke=smoke)
+    loads = (
+        (scoring.SMOKE_OPTIONS, scoring.SMOKE_LONG) if smoke else (scoring.OPTIONS, scoring.LONG)
+    )
+    for load in loads:
+        session.attempt(f"{load.name}, latency", partial(scored.latency, load), seconds=40)
+        for other in scoring.OTHERS:
+            measure = partial(scored.against, load, other)
+            session.attempt(f"{load.name}, {other}", measure, seconds=60)
+        session.attempt(f"{load.name}, errors", partial(scored.errors, load), seconds=40)
+    del scored, agreement
+    session.attempt("peak", lambda: measure_peak(session), seconds=20)
+    shapes = SMOKE_SHAPES if smoke else SHAPES
+    arms = [(arm, name) for arm in ARMS for name in shapes]
+    # Last, and at one shape: it is compiled first. On a CPU it has no backward.
+    arms += [(FLEX, name) for name in list(shapes)[:1] if session.device.type == "cuda"]
+    for arm, name in arms:
+        measure = partial(
+            measure_training,
+            session,
+            book,
+            split,
+            name=name,
+            shape=shapes[name],
+            arm=arm,
+            positions=640 if smoke else 8192,
+            steps=2 if smoke else 15,
+        )
+        session.attempt(f"{arm.name}, {name}", measure, seconds=30)
+
+
+def part_2(session: Session, book: PromptBook, split: Split, *, smoke: bool, work: Path) -> None:
+    """The films model, its test rows and curves."""
+    settings = films.SMOKE if smoke else films.FULL
+    trained: list[Foundation] = []
+
+    def train() -> None:
+        trained.append(films.train(session, book, split, settings, work=work))
+
+    seconds = 1.35 * settings.seconds + 60
+    session.attempt("training", train, seconds=seconds)
+    if not trained and (work / "model").exists():
+        train()
+    if trained:
+        [model] = trained
+        evaluate = partial(films.evaluate, session, book, split, model, name="foundation")
+        session.attempt("test", evaluate, seconds=60)
+        session.attempt("curves", partial(films.curves, session, book, split, model), seconds=120)
+    session.attempt("baselines", partial(films.baselines, session, book, split), seconds=60)
+
+
+def part_3(session: Session, book: PromptBook, split: Split, *, smoke: bool, work: Path) -> None:
+    """The ladder, then search."""
+    descend = partial(
+        ladder.descend,
+        session,
+        book,
+        split,
+        films.SMOKE if smoke else films.FULL,
+        work=work,
+        steps=ladder.SMOKE_STEPS if smoke else ladder.STEPS,
+    )
+    session.attempt("ladder", descend, seconds=60 if smoke else 330)
+    try:
+        import faiss  # noqa: F401
+    except ImportError as error:
+        session.say(f"skipped  part 3, search: FAISS is not here ({error})")
+        return
+    for one in search.SMOKE if smoke else search.FULL:
+        name = f"search, {one.num_vectors:,} x {one.dimension}, {one.kind}"
+        session.attempt(name, partial(search.measure_search, session, one), seconds=60)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--part", type=int, choices=(1, 2, 3), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder for rows, log and errors")
+    parser.add_argument("--prepared", type=Path, help="folder of benchmarks.gpu.prepare")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/gpu"), help="models, kept from part 2 to part 3"
+    )
+    parser.add_argument("--minutes", type=float, default=9.0, help="of the part; default 9")
+    parser.add_argument("--commit", help="of the code, where it is not run from its repository")
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes, on a CPU too")
+    options = parser.parse_args(arguments)
+    is_cuda = torch.cuda.is_available()
+    if not is_cuda and not options.smoke:
+        parser.error("there is no CUDA device; give --smoke to run tiny shapes on the CPU")
+    if options.prepared is None and not options.smoke:
+        parser.error("--prepared is needed: a folder that benchmarks.gpu.prepare wrote")
+    with tempfile.TemporaryDirectory() as temporary:
+        prepared = options.prepared
+        try:
+            if prepared is None:
+                prepared = Path(temporary) / "prepared"
+                prepare(prepared, data=None, smoke=True)
+            session = Session(
+                part=options.part,
+                out=options.out,
+                settings={"smoke": options.smoke},
+                seconds=60 * options.minutes,
+                device=torch.device("cuda" if is_cuda else "cpu"),
+                commit=options.commit,
+            )
+            book, split = load_prepared(prepared)
+        except (ValueError, OSError) as error:
+            print(f"benchmarks.gpu: error: {error}", file=sys.stderr)
+            return 1
+        if options.part == 1:
+            part_1(session, book, split, smoke=options.smoke)
+        else:
+            part = {2: part_2, 3: part_3}[options.part]
+            part(session, book, split, smoke=options.smoke, work=options.work)
+    print(session.measured.table())
+    for name in session.failed:
+        print(f"failed: {name}; see {options.out / 'errors.txt'}", file=sys.stderr)
+    return int(bool(session.failed) or not session.measured.rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
