@@ -15,7 +15,6 @@ Legend: R rows, T positions, I items, D width, n requests.
 
 import copy
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from benchmarks.measured import thread_seconds
 from foundation.batches import by_length
 from foundation.losses import chunked_cross_entropy
 from promptify.assembly import PromptBook
@@ -62,7 +62,7 @@ class Fitted:
 
     Attributes:
         model: with the weights of its best validation.
-        seconds: spent training and validating.
+        seconds: `thread_seconds` spent training and validating.
         epochs: passes over the training events.
         stopped_early: whether validation ended it, and not the clock.
         curve: NDCG@10 on validation, as (epochs, value).
@@ -138,7 +138,7 @@ def fit(
         book: its interactions are read, not its prompts.
         split: which events train.
         config: shape and schedule.
-        seconds: wall time for training and validation together.
+        seconds: `thread_seconds` for training and validation together.
         watch: NDCG@10 on validation; called about twenty times.
         seed: of weights, windows and order.
     """
@@ -151,12 +151,12 @@ def fit(
     best, best_state = -math.inf, copy.deepcopy(model.state_dict())
     curve: list[tuple[float, float]] = []
     misses, epoch, share = 0, 0, 0.0
-    watched_at = began = time.monotonic()
+    watched_at = began = thread_seconds()
     with tqdm(total=round(seconds), desc="sasrec", unit="s") as bar:
-        while (elapsed := time.monotonic() - began) < seconds and misses < config.patience:
+        while (elapsed := thread_seconds() - began) < seconds and misses < config.patience:
             batches = _batches(book, split.train, config, np.random.default_rng([seed, epoch]))
             for place, items_RT in enumerate(batches):
-                elapsed = time.monotonic() - began
+                elapsed = thread_seconds() - began
                 if elapsed >= seconds:
                     break
                 bar.update(int(elapsed) - bar.n)
@@ -173,9 +173,9 @@ def fit(
                 optimizer.step()
                 optimizer.zero_grad()
                 share = (place + 1) / len(batches)
-                if time.monotonic() - watched_at > seconds / 20:
+                if thread_seconds() - watched_at > seconds / 20:
                     curve.append((epoch + share, watch(model.eval())))
-                    watched_at = time.monotonic()
+                    watched_at = thread_seconds()
                     misses = 0 if curve[-1][1] > best else misses + 1
                     if curve[-1][1] > best:
                         best, best_state = curve[-1][1], copy.deepcopy(model.state_dict())
@@ -188,7 +188,7 @@ def fit(
         model.load_state_dict(best_state)
     return Fitted(
         model=model.eval(),
-        seconds=time.monotonic() - began,
+        seconds=thread_seconds() - began,
         epochs=curve[-1][0],
         stopped_early=misses >= config.patience,
         curve=tuple(curve),
