@@ -3,8 +3,9 @@
     python -m benchmarks.ablations --out benchmarks/results/ablations.csv --movielens FOLDER
     python -m benchmarks.ablations --study slots --beds ml100k sparse_market --text-encoder FOLDER
 
-Study `parts`: without profile, actions, text, residual, LM loss. Study `slots`: what a slot is made
-of, and how a residual must earn its place, on a dense log and on a sparse one; `full` is text and a
+Study `parts`: without profile, actions, text, residual, LM loss, instruction noise. Study `slots`:
+what a slot is made of, and how a residual must earn its place, on a dense log and on a sparse one;
+`full` is text and a
 residual shrunk by exposure. Every arm has the same data, decoder and number of epochs, a minute or
 two on one core: enough to compare arms, too little for a good model. Rows `leave_one_out_valid` may
 choose; `leave_one_out` is the test, read once. A `…_vs_full` metric is the difference to the
@@ -50,6 +51,7 @@ STUDIES: Mapping[str, tuple[Arm, ...]] = {
         Arm(name="no_text", foundation={"slot_parts": ("residual",)}),
         Arm(name="no_residual", foundation={"slot_parts": TEXT}),
         Arm(name="no_lm_loss", fit={"text_weight": 0.0}),
+        Arm(name="no_instruction_noise", foundation={"instruction_noise": 0.0}),
     ),
     "slots": (
         Arm(name="full"),

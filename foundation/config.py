@@ -38,6 +38,9 @@ class FoundationConfig:
         residual_dropout: probability that an item's whole residual is left out of a training step,
             so that its text alone learns to stand for it, as a new item's must. It cost more than
             it brought wherever it was measured.
+        instruction_noise: probability that an item's text is told with words of a task's
+            instruction among it in a training step, so that an item that says them wins nothing:
+            they stand in every prompt, and every person is near them.
         text_encoder: the encoder behind the part ``encoder``; `Foundation.create` fills it in.
         dropout: probability of zeroing an input coordinate in training.
         rank_weight: `w` of the ranking formula, per task, fitted on validation.
@@ -48,6 +51,7 @@ class FoundationConfig:
     slot_parts: tuple[SlotPart, ...] = ("reading", "bag", "residual")
     half_exposure: float = 30.0
     residual_dropout: float = 0.0
+    instruction_noise: float = 0.1
     text_encoder: TextEncoderRecord | None = None
     dropout: float = 0.1
     rank_weight: tuple[float, ...] = ()
@@ -79,7 +83,7 @@ class FoundationConfig:
                 f"FoundationConfig.half_exposure={self.half_exposure} must be above 0; make it "
                 "small to let residuals count at once."
             )
-        for name in ("dropout", "residual_dropout"):
+        for name in ("dropout", "residual_dropout", "instruction_noise"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
                     f"FoundationConfig.{name}={getattr(self, name)} must be in [0, 1)."

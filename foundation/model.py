@@ -319,7 +319,22 @@ class Foundation(nn.Module):
         chosen = self.item_pieces
         if len(items_N) < self.num_items or bool((items_N.diff() != 1).any()):
             chosen = chosen.take(items_N.cpu().numpy())
-        return self.items.slots(items_N, self.bags(chosen), fresh)
+        bag_ND = self.bags(chosen)
+        if self.training and self.settings.instruction_noise:
+            bag_ND = self._with_instruction(bag_ND, chosen)
+        return self.items.slots(items_N, bag_ND, fresh)
+
+    def _with_instruction(self, bag_ND: Tensor, pieces: Pieces) -> Tensor:
+        """The bags, some of them as if their text said words of an instruction too, [N, D]."""
+        told = self.prompter.instruction_pieces
+        task_N = torch.randint(len(told), (len(bag_ND),), device=bag_ND.device)
+        length_N = torch.from_numpy(pieces.lengths.astype(np.float32)).to(bag_ND.device)
+        most_N = torch.from_numpy(told.lengths.astype(np.float32)).to(bag_ND.device)[task_N]
+        # Up to the whole instruction twice over, against the length of the item's own text.
+        words_N = 2 * most_N * torch.rand_like(most_N)
+        words_N = words_N * (torch.rand_like(words_N) < self.settings.instruction_noise)
+        share_N1 = (words_N / (length_N + words_N))[:, None]
+        return torch.lerp(bag_ND, self.bags(told)[task_N], share_N1)
 
     def inline_slots(self, rows: Rows) -> Tensor | None:
         """Slots of the items that rows bring with them, float [J, D]; None where there are none."""

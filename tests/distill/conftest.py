@@ -42,7 +42,7 @@ def split(market_split: tuple[PromptBook, Split]) -> Split:
 @pytest.fixture(scope="session")
 def make(book: PromptBook, split: Split) -> FoundationMaker:
     def foundation(*, seed: int = 0, size: str = "tiny", vector_dim: int = 16) -> Foundation:
-        config = FoundationConfig(vector_dim=vector_dim, dropout=0.0)
+        config = FoundationConfig(vector_dim=vector_dim, dropout=0.0, instruction_noise=0.0)
         made = Foundation.create(
             book.prompter, book, split.train, size=size, config=config, seed=seed
         )

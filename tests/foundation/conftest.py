@@ -62,7 +62,7 @@ def make(books: dict[str, PromptBook], split: Split) -> FoundationMaker:
             book,
             split.train,
             seed=seed,
-            config=FoundationConfig(vector_dim=16, dropout=dropout),
+            config=FoundationConfig(vector_dim=16, dropout=dropout, instruction_noise=0.0),
             **(kind or {"size": "tiny"}),
         )
         torch.manual_seed(seed + 100)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -261,6 +262,40 @@ def test_items_never_trained_on_are_no_negatives(
     # A target is in the softmax whatever the table says of it.
     exposure[wanted[0]] = 0
     assert gradient_of_items()[items == wanted[0]].abs().sum() > 0
+
+
+def noisy(foundation: Any, probability: float) -> Any:
+    foundation.settings = replace(foundation.settings, instruction_noise=probability)
+    return foundation
+
+
+def test_words_of_the_instruction_are_mixed_into_some_texts_in_training_alone(make: Any) -> None:
+    foundation = noisy(make("slot", dropout=0.0), 0.5)
+    items = torch.arange(foundation.num_items)
+    with torch.no_grad():
+        told = foundation.slots(items)
+        torch.manual_seed(0)
+        trained = foundation.train().slots(items)
+        is_mixed = (trained - told).abs().sum(1) > 1e-6
+        assert 0.25 < float(is_mixed.float().mean()) < 0.75
+        # What is mixed in moves a bag toward an instruction's, and not past it.
+        own, instructions = (
+            foundation.bags(pieces)
+            for pieces in (foundation.item_pieces, foundation.prompter.instruction_pieces)
+        )
+        bags = foundation._with_instruction(own, foundation.item_pieces)
+        moved = (bags - own).abs().sum(1) > 1e-6
+        away = torch.stack([(bags - one).norm(dim=1) for one in instructions]).min(0).values
+        before = torch.stack([(own - one).norm(dim=1) for one in instructions]).max(0).values
+        assert moved.any()
+        assert (away < before)[moved].all()
+        torch.testing.assert_close(foundation.eval().slots(items), told)
+
+
+def test_without_noise_training_reads_texts_as_they_are(make: Any) -> None:
+    foundation = noisy(make("slot", dropout=0.0), 0.0)
+    items = torch.arange(foundation.num_items)
+    torch.testing.assert_close(foundation.train().slots(items), foundation.eval().slots(items))
 
 
 @pytest.mark.parametrize(
