@@ -156,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 seconds=60 * options.minutes,
                 device=torch.device("cuda" if is_cuda else "cpu"),
                 commit=options.commit,
+                slack=5.0 if options.smoke else 1.0,
             )
             book, split = load_prepared(prepared)
         except (ValueError, OSError) as error:

@@ -130,7 +130,7 @@ def train(
     every = max(1, len(plan) // _VALIDATIONS)
     config = replace(films.fit, epochs=epochs, evaluate_steps=every)
     try:
-        most = max(30.0, 1.35 * films.seconds)
+        most = session.slack * max(30.0, 1.35 * films.seconds)
         with within(min(most, session.seconds_left - films.seconds_after)):
             result = model.fit(book, split, config=config, out=work / "fit", validate=validate)
     except OutOfTimeError as error:

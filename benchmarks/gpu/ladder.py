@@ -146,7 +146,7 @@ def _distilled(
     epochs = epochs_in(step.seconds, rate, book, split, config)
     session.say(f"         {rate:,.0f} tokens/s: {epochs:.2f} epochs in {step.seconds:.0f} s")
     try:
-        most = max(30.0, 1.5 * step.seconds)
+        most = session.slack * max(30.0, 1.5 * step.seconds)
         with within(min(most, session.seconds_left - films.seconds_after / 2)):
             distil(
                 rung,
