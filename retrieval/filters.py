@@ -1,9 +1,10 @@
 """Which items a request may find, and the search that holds to it.
 
 A part is the base or the delta: both find positions of their own, and both are searched alike. No
-FAISS selector is handed to what searches fast: GPU indexes, sharded ones and some graphs ignore them
-in silence. Instead more candidates are asked for than are needed and the unwanted ones dropped; who
-comes back short is asked for again, and in the end every item that may be found is compared with.
+FAISS selector is handed to what searches fast: GPU indexes, sharded ones and some graphs ignore
+them in silence. Instead more candidates are asked for than are needed and the unwanted ones
+dropped; who comes back short is asked for again, and in the end every item that may be found is
+compared with.
 
 Shapes: `B` requests, `k` candidates per request, `n` positions of the part, `m` of them.
 """

@@ -76,7 +76,7 @@ class Snapshot:
         return in_base, in_delta
 
     def positions_of_rows(self, rows: Rows) -> tuple[Rows, Rows]:
-        """Positions of rows [m] in base and delta; −1 where the item was removed or is not there."""
+        """Positions of rows [m] in base and delta; −1 where an item was removed or never was."""
         in_base = self.base.table.positions_of_rows(rows)
         in_delta = self.delta.positions_of_rows(rows)
         if self.removed is not None:
