@@ -58,7 +58,7 @@ def search_part(
         chosen: the filters.
     """
     if len(part) == 0 or len(queries) == 0:
-        return _nothing(len(queries))
+        return nothing(len(queries))
     allowed, denied = chosen.allowed, chosen.denied
     dropped, num_dropped = removed, num_removed
     if isinstance(denied, np.ndarray):
@@ -78,7 +78,8 @@ def search_part(
     return _dropping(part, queries, k, dropped, num_dropped, own)
 
 
-def _nothing(num_requests: int) -> Found:
+def nothing(num_requests: int) -> Found:
+    """Scores and positions [B, 0]."""
     return np.empty((num_requests, 0), np.float32), np.empty((num_requests, 0), np.int64)
 
 
