@@ -239,6 +239,8 @@ class ItemIndex:
     ) -> None:
         """Add items. They are found at once, by comparing with each until `compact`.
 
+        With `int8`, numbers outside the ranges of the build are cut to them.
+
         Args:
             vectors: float32 [n, D] from the model that made the others.
             ids: one per vector, none of them in the index. One that was removed may come back, as
