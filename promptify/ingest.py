@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from promptify.columns import Column, read_column, read_text
+from promptify.columns import ARROW_TYPES, Column, read_column, read_text
 from promptify.schema import Schema
 from promptify.validation import LINE, BadInput, BadRows, RowCheck
 
@@ -62,8 +62,7 @@ def read_items(items: pa.Table, schema: Schema, bad_rows: BadRows) -> pa.Table:
     check = RowCheck(items, name="items", bad_rows=bad_rows)
     fields = schema.item_columns
     only_kind = next(iter(schema.items)) if len(schema.items) == 1 else None
-    needed = ["item_id", *(["kind"] if only_kind is None else []), *(f.name for f in fields)]
-    _require(items.schema.names, needed, check.file)
+    _require(items.schema.names, ["item_id", *(["kind"] if only_kind is None else [])], check.file)
     columns = {"item_id": _read_ids(check, "item_id")}
     if "kind" in items.schema.names:
         kind = _checked(check, "kind", read_text(items["kind"]))
@@ -76,9 +75,16 @@ def read_items(items: pa.Table, schema: Schema, bad_rows: BadRows) -> pa.Table:
         ~known, column="kind", reason=f"is not one of the schema's: {', '.join(schema.items)}"
     )
     columns["kind"] = kind
+    # A table of jobs alone needs no column that only people have.
+    told = set(kind.filter(pa.array(known)).unique().to_pylist())
+    needed = {f.name for k, owned in schema.items.items() if k in told for f in owned}
+    _require(items.schema.names, [f.name for f in fields if f.name in needed], check.file)
     readable = np.zeros(len(items), np.bool_)
     for field in fields:
         of_kind = pa.array([k for k, owned in schema.items.items() if field in owned], pa.string())
+        if field.name not in items.schema.names:
+            columns[field.name] = pa.nulls(len(items), ARROW_TYPES[field.kind])
+            continue
         values = _checked(check, field.name, read_column(items[field.name], field.kind))
         values = pc.if_else(pc.is_in(kind, of_kind), values, pa.scalar(None, values.type))
         columns[field.name] = values

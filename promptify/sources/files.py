@@ -142,11 +142,9 @@ def _jsonl(path: Path, bad_rows: BadRows, batch_rows: int) -> Iterator[pa.Table]
     lines: list[int] = []
 
     def batch() -> pa.Table:
-        # A dictionary keeps the order in which names were first seen.
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        _check_names(path, names)
-        arrays = {name: _json_column([row.get(name) for row in rows]) for name in names}
-        return located(arrays, file=path.name, lines=pa.array(lines, pa.int64()))
+        columns = json_columns(rows)
+        _check_names(path, list(columns))
+        return located(columns, file=path.name, lines=pa.array(lines, pa.int64()))
 
     with path.open("rb") as file:
         for line, raw in enumerate(file, 1):
@@ -171,6 +169,13 @@ def _jsonl(path: Path, bad_rows: BadRows, batch_rows: int) -> Iterator[pa.Table]
                 rows, lines = [], []
     if rows:
         yield batch()
+
+
+def json_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
+    """Objects of JSON values as raw columns; null where an object lacks a name."""
+    # A dictionary keeps the order in which names were first seen.
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {name: _json_column([row.get(name) for row in rows]) for name in names}
 
 
 def _json_column(values: list[Any]) -> pa.Array:
