@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from benchmarks.subjects import FULL, SMOKE, Sizes, Subject, finished, trained
+from decant.answering import log_positive
 from decant.layout import RunLayout
 from decant.measure import Asked
-from decant.recommender import log_positive
 from decant.results import ResultRow, append_csv, read_csv
 from decant.run_data import sample_targets
 from decant.run_record import git_commit, hardware, json_hash, peak_rss_bytes, utc_now

@@ -67,16 +67,12 @@ def told_slots(
             never met. None where none is known.
     """
     table = foundation.items
-    slots_ND = table.slots_of_text(
-        told.reading_ND, foundation.bags(told.pieces), told.encoding_NW
-    )
+    slots_ND = table.slots_of_text(told.reading_ND, foundation.bags(told.pieces), told.encoding_NW)
     return slots_ND if known_N is None else slots_ND + table.residuals(known_N)
 
 
 @torch.no_grad()
-def with_items(
-    old: "Foundation", item_ids: Sequence[str], told: ItemReadings
-) -> "Foundation":
+def with_items(old: "Foundation", item_ids: Sequence[str], told: ItemReadings) -> "Foundation":
     """See `Foundation.with_items`."""
     if len(set(item_ids)) < len(item_ids) or len(item_ids) != len(told.pieces):
         raise BadInput(

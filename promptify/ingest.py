@@ -19,6 +19,8 @@ from promptify.validation import LINE, BadInput, BadRows, RowCheck
 _BATCH_EVENTS = 500_000
 """Large enough that building the hash of all ids once per batch does not count."""
 
+STANDS_TWICE = "stands twice; ids must be different"
+"""What is wrong with the second row of an id."""
 _MISSING = "is missing"
 _REPEATS = "repeats an earlier event"
 _DIFFERS = "is not the context of the other events shown with it"
@@ -59,6 +61,30 @@ def read_items(items: pa.Table, schema: Schema, bad_rows: BadRows) -> pa.Table:
     Raises:
         BadInput: as in `read_users`; an item with nothing to read is a bad row.
     """
+    return _finished(*_item_columns(items, schema, bad_rows), bad_rows)
+
+
+def read_item_part(
+    items: pa.Table, schema: Schema, bad_rows: BadRows
+) -> tuple[pa.Table, NDArray[np.int64]]:
+    """As `read_items`, of one part of a table that is read part by part; it may be empty.
+
+    That no id stands in two parts is for the caller to see to.
+
+    Returns:
+        The good rows, and the line of the file on which each stands, int64.
+
+    Raises:
+        BadInput: as in `read_items`.
+    """
+    check, columns = _item_columns(items, schema, bad_rows)
+    bad_rows.settle()
+    return pa.table(columns).filter(pa.array(check.good)), check.lines[check.good]
+
+
+def _item_columns(
+    items: pa.Table, schema: Schema, bad_rows: BadRows
+) -> tuple[RowCheck, dict[str, pa.Array]]:
     check = RowCheck(items, name="items", bad_rows=bad_rows)
     fields = schema.item_columns
     only_kind = next(iter(schema.items)) if len(schema.items) == 1 else None
@@ -94,7 +120,13 @@ def read_items(items: pa.Table, schema: Schema, bad_rows: BadRows) -> pa.Table:
         readable |= np.asarray(present)
     names = ", ".join(field.name for field in fields)
     check.reject(~readable, column="item_id", reason=f"has nothing to read ({names} are all empty)")
-    return _finished(check, columns, bad_rows)
+    return check, columns
+
+
+def item_types(schema: Schema) -> dict[str, pa.DataType]:
+    """The columns of `items` under a schema, and their types."""
+    own = {"item_id": pa.string(), "kind": pa.string()}
+    return own | {field.name: ARROW_TYPES[field.kind] for field in schema.item_columns}
 
 
 def read_events(
@@ -330,7 +362,7 @@ def _read_ids(check: RowCheck, column: str) -> pa.Array:
     ids = _checked(check, column, read_text(check.table[column]))
     check.reject(np.asarray(ids.is_null()), column=column, reason=_MISSING)
     repeated = np.asarray(pd.Series(ids.to_numpy(zero_copy_only=False), dtype=object).duplicated())
-    check.reject(repeated, column=column, reason="stands twice; ids must be different")
+    check.reject(repeated, column=column, reason=STANDS_TWICE)
     return ids
 
 
