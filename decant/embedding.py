@@ -9,7 +9,7 @@ then process p of P embeds shards p, p + P, …. A shard holds the same rows who
 written under another name and renamed when whole: the same command goes on with those that are
 missing.
 
-Legend: N items of a shard, I items of the model's catalogue, D hidden width, W text encoder's width.
+Legend: N items of a shard, I of the model's catalogue, D hidden width, W text encoder's width.
 """
 
 import json

@@ -182,5 +182,5 @@ def _one_writer(out: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise BadInput(
-            f"{out}: another process is writing there; wait until it ends, or choose another folder."
+            f"{out}: another process is writing there; wait until it ends, or give another folder."
         ) from None

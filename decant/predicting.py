@@ -93,10 +93,7 @@ def format_predictions(predictions: Iterable[Prediction]) -> str:
     for place, one in enumerate(predictions, start=1):
         actions = "  ".join(f"{action} {p:.2f}" for action, p in one.probabilities.items())
         lines.append(f"{place:3}. {brief(one.title)}\n     {actions}  [{one.item_id}]")
-    return (
-        "\n".join(lines)
-        or "nothing to recommend: every item is seen, denied or left out by --where"
-    )
+    return "\n".join(lines) or "nothing to recommend: every item is seen or left out"
 
 
 def brief(title: str) -> str:
