@@ -4,13 +4,11 @@ Legend: N items of the file.
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +32,6 @@ from foundation.told_items import ItemReadings
 from promptify.ingest import item_types
 from promptify.validation import BadInput, BadRows
 from retrieval import ItemIndex
-from retrieval.build import build_from_shards
 
 logger = logging.getLogger(__name__)
 

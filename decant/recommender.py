@@ -268,6 +268,7 @@ class Recommender:
             k=k,
             allow=allow,
             deny=deny,
+            where=where,
         )
 
     def predict_user(
@@ -341,6 +342,7 @@ class Recommender:
             k=k,
             allow=allow,
             deny=deny,
+            where=where,
         )
 
     def predict_target(self, target: Targets, *, task: int = 0, k: int = 10) -> list[Prediction]:

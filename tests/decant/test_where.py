@@ -215,7 +215,13 @@ def test_what_does_not_fit_is_named_with_what_is_near(where: Any, message: str) 
 @given(
     st.lists(
         st.sampled_from(
-            [*'=!()|&<," 1', "\\", "\x00", *"place pay skills in and or not é".split(), PLACES[0]]
+            [
+                *'=!()|&<," 1',
+                "\\",
+                "\x00",
+                *["place", "pay", "skills", "in", "and", "or", "not", "é"],
+                PLACES[0],
+            ]
         ),
         max_size=12,
     ).map("".join)
