@@ -12,7 +12,7 @@ from retrieval.base import Base, Bools
 from retrieval.delta import Delta
 from retrieval.folder import new_token
 from retrieval.identifiers import IdTable
-from retrieval.kinds import fill, inverted_lists, refined, share_store
+from retrieval.kinds import fill, inverted_lists, own_store, refined, share_store
 from retrieval.snapshot import Snapshot
 from retrieval.storage import VectorStore
 from retrieval.tuning import Effort
@@ -63,6 +63,8 @@ def _rebuilt(base: Base, store: VectorStore, removed: Bools, *, progress: bool) 
     if isinstance(base.structure, faiss.IndexHNSW):
         is_whole = num_kept == len(base)
         structure = faiss.clone_index(base.structure if is_whole else base.empty)
+        if is_whole:
+            own_store(structure, base.store)
         fill(structure, store, start=num_kept if is_whole else 0, progress=progress)
         share_store(structure, store)
         return structure

@@ -226,11 +226,14 @@ def _map_codes(path: Path, count: int, size: int) -> npt.NDArray[np.uint8]:
 
 
 def _map_structure(path: Path, store: VectorStore) -> Any:
-    flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_MMAP_IFC
-    structure = faiss.read_index(str(path), flags)
+    flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY
+    structure = faiss.read_index(str(path), flags | faiss.IO_FLAG_MMAP_IFC)
+    lists = inverted_lists(structure)
+    if lists is None:
+        # What is mapped cannot grow, not even a copy of it; only lists are set aside for a copy.
+        structure = faiss.read_index(str(path), flags)
     if isinstance(structure, faiss.IndexHNSW):
         share_store(structure, store)
-    lists = inverted_lists(structure)
     if lists is not None:
         kept = faiss.downcast_InvertedLists(lists.invlists)
         if isinstance(kept, faiss.OnDiskInvertedLists):
@@ -293,7 +296,8 @@ def _read_delta(path: Path, store: VectorStore, empty: Delta, num_rows: int) -> 
     codes = np.frombuffer(batch["code"].buffers()[1], np.uint8).reshape(len(rows), -1)
     vectors: Floats = store.codec.sa_decode(np.ascontiguousarray(codes))
     delta = empty.with_items(vectors, batch["id"].to_pylist(), 0)
-    return replace(delta, rows=rows)
+    delta.rows[: len(rows)] = rows
+    return delta
 
 
 def _write_bools(values: npt.NDArray[np.bool_], path: Path) -> None:

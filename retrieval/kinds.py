@@ -212,11 +212,24 @@ def fill(structure: Any, store: VectorStore, *, start: int = 0, progress: bool =
 
 def share_store(structure: Any, store: VectorStore) -> None:
     """Let a graph look at the stored vectors, instead of at a copy of its own."""
-    own = structure.storage
+    _drop_storage(structure)
     structure.storage, structure.own_fields = store.flat, False
-    if own is not None:
-        # The graph gives its copy up, so it is ours to free.
-        faiss.downcast_index(own).this.own(True)
+
+
+def own_store(structure: Any, store: VectorStore) -> None:
+    """Let a graph that nobody else sees have a copy of the vectors, so that it can be added to."""
+    own = faiss.clone_index(store.codec)
+    own.add_sa_codes(np.ascontiguousarray(store.codes))
+    _drop_storage(structure)
+    structure.storage, structure.own_fields = own, True
+    own.this.disown()
+
+
+def _drop_storage(structure: Any) -> None:
+    if structure.storage is not None and structure.own_fields:
+        # The graph gives it up, so it is ours to free.
+        faiss.downcast_index(structure.storage).this.own(True)
+    structure.storage, structure.own_fields = None, False
 
 
 def refined(structure: Any, store: VectorStore) -> Any:
