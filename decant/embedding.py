@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -198,10 +199,11 @@ def embed_shards(
             known_N = np.array([row_of.get(item, -1) for item in ids], np.int64)
             vectors_NV = foundation.embed_items(told, known_N=known_N)
             if plan.with_items:
-                read = {"reading_ND": told.reading_ND, "encoding_NW": told.encoding_NW}
-                kept = {name: _lists(r.cpu().numpy()) for name, r in read.items() if r is not None}
-                _write(pa.table({**_columns(items), **kept}), out.items(shard))
-            vectors = {"item_id": items["item_id"], "vector": _lists(vectors_NV)}
+                kept = _columns(items) | {"reading_ND": as_lists(told.reading_ND.cpu().numpy())}
+                if told.encoding_NW is not None:
+                    kept["encoding_NW"] = as_lists(told.encoding_NW.cpu().numpy())
+                _write(pa.table(kept), out.items(shard))
+            vectors = {"item_id": items["item_id"], "vector": as_lists(vectors_NV)}
             # Last: where the vectors are, the shard is whole.
             _write(pa.table(vectors), out.vectors(shard))
             bar.update(len(items))
@@ -264,11 +266,12 @@ def _hashes(items: pa.Table) -> NDArray[np.uint64]:
     return found
 
 
-def _columns(items: pa.Table) -> dict[str, pa.ChunkedArray]:
+def _columns(items: pa.Table) -> dict[str, Any]:
     return {name: items[name] for name in items.column_names}
 
 
-def _lists(rows_NV: NDArray[np.float32]) -> pa.FixedSizeListArray:
+def as_lists(rows_NV: NDArray[np.float32]) -> pa.FixedSizeListArray:
+    """A matrix as one list per row."""
     values = pa.array(np.ascontiguousarray(rows_NV, np.float32).ravel(), pa.float32())
     return pa.FixedSizeListArray.from_arrays(values, rows_NV.shape[1])
 

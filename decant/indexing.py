@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from decant import processes
 from decant.catalogue import SavedCatalogue
-from decant.embedding import ShardFolder, ShardPlan, embed_shards, look_through
+from decant.embedding import ShardFolder, ShardPlan, as_lists, embed_shards, look_through
 from decant.layout import RunLayout
 from decant.pipeline import index_again
 from decant.run_data import load_book, load_model, sample_targets
@@ -31,7 +32,9 @@ from foundation.checkpoint import weights_hash
 from foundation.told_items import ItemReadings
 from promptify.ingest import item_types
 from promptify.validation import BadInput, BadRows
-from retrieval import ItemIndex
+from retrieval import IndexManifest, ItemIndex
+from retrieval.shards import Shards
+from retrieval.streaming import build_from_shards
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ def index(options: Namespace) -> list[str]:
         ValueError: the folder is neither a run nor a model, an option does not go with it, or an
             item does not fit.
     """
-    if options.items is None:
+    if options["items"] is None:
         if options.out is not None:
             raise BadInput("--out goes with --items FILE: a run's own catalogue stays in the run.")
         layout = RunLayout(options.run)
@@ -68,7 +71,7 @@ def index(options: Namespace) -> list[str]:
         plan = _plan(options, model, foundation, shards, with_items=serves)
         embed_shards(
             foundation,
-            options.items,
+            options["items"],
             plan,
             shards,
             process=processes.number(),
@@ -78,9 +81,9 @@ def index(options: Namespace) -> list[str]:
         if not processes.leads():
             return []
         foundation.to("cpu")
-        sample = None if layout is None else _people(layout, foundation)
-        index = _build(options, plan, shards, sample)
-        said = [_said(index, options.run if serves else out / "index")]
+        people = None if layout is None else _people(layout, foundation)
+        built = _build(options, plan, shards, people)
+        said = [_said(built, options.run if serves else out / "index")]
         if layout is not None and serves:
             _serve(layout, foundation, plan, shards)
             shutil.rmtree(out)
@@ -105,17 +108,47 @@ def _plan(
         quarantine = named.with_name(f"{named.name}-quarantine.jsonl")
     with BadRows(on_bad_rows=options.on_bad_rows, quarantine=quarantine) as bad_rows:
         plan = look_through(
-            options.items,
+            options["items"],
             foundation.prompter.words.schema,
             shard_items=options.shard_items,
             with_items=with_items,
             model_hash=weights_hash(model),
-            file=fingerprint(options.items),
+            file=fingerprint(options["items"]),
             bad_rows=bad_rows,
         )
     shards.start(plan)
     processes.tell("shards", asdict(plan))
     return plan
+
+
+def _build(
+    options: Namespace, plan: ShardPlan, shards: ShardFolder, people: NDArray[np.float32] | None
+) -> IndexManifest:
+    """The index of a plan's shards, in their folder."""
+    paths = [shards.vectors(shard) for shard in range(plan.num_shards)]
+    with TemporaryDirectory(dir=shards.folder, prefix=".people.") as scratch:
+        sample = None
+        if people is not None:
+            path = Path(scratch) / "people.parquet"
+            pq.write_table(pa.table({"vector": as_lists(people)}), path)
+            sample = Shards.open([path], id_column=None, vector_column="vector")
+        return build_from_shards(
+            Shards.open(paths, id_column="item_id", vector_column="vector"),
+            shards.folder / "index",
+            model_hash=plan.model_hash,
+            kind=options.kind,
+            storage=options.storage,
+            target_recall=options.target_recall,
+            sample=sample,
+            progress=True,
+        )
+
+
+def _said(built: IndexManifest, where: Path) -> str:
+    return (
+        f"indexed {built.count:,} items into {where}: {built.kind}, {built.storage}, "
+        f"recall ceiling {built.recall_ceiling:.4f} of the nearest 100"
+    )
 
 
 def _people(layout: RunLayout, foundation: Foundation) -> NDArray[np.float32] | None:

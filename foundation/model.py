@@ -537,6 +537,8 @@ class Foundation(nn.Module):
             rows_N = torch.from_numpy(unknown_N).to(self.device)
             slots_ND = told_slots(self, told, rows_N)
             new_N = torch.where(rows_N >= 0, self.new_item_weight[rows_N.clamp(min=0)], 1.0)
+        if not len(slots_ND):  # which no decoder takes
+            return np.zeros((0, self.settings.vector_dim), np.float32)
         parts = [self.item_vectors(part) for part in slots_ND.split(_ITEMS_AT_ONCE)]
         vectors_NV = torch.cat(parts).float() + new_N[:, None] * self.new_item_shift_V
         result: NDArray[np.float32] = vectors_NV.cpu().numpy()
