@@ -12,7 +12,14 @@ from retrieval.base import Base, Bools
 from retrieval.delta import Delta
 from retrieval.folder import new_token
 from retrieval.identifiers import IdTable
-from retrieval.kinds import fill, inverted_lists, own_store, refined, share_store
+from retrieval.kinds import (
+    fill,
+    has_movable_lists,
+    inverted_lists,
+    own_store,
+    refined,
+    share_store,
+)
 from retrieval.snapshot import Snapshot
 from retrieval.storage import VectorStore
 from retrieval.tuning import Effort
@@ -76,14 +83,9 @@ def _rebuilt(base: Base, store: VectorStore, removed: Bools, *, progress: bool) 
 
 def _copy_lists(old: Any, new: Any, removed: Bools) -> bool:
     """Copy codes of what was not removed, under their new positions; False where that is no way."""
-    inner = new
-    if isinstance(new, faiss.IndexPreTransform):
-        inner = faiss.downcast_index(new.index)
-    source, target = inverted_lists(old), inverted_lists(new)
-    if not isinstance(inner, faiss.IndexIVF) or isinstance(
-        faiss.downcast_InvertedLists(target.invlists), faiss.BlockInvertedLists
-    ):
+    if not has_movable_lists(new):
         return False
+    source, target = inverted_lists(old), inverted_lists(new)
     position = np.cumsum(~removed) - 1
     for number in range(source.nlist):
         labels, codes = get_invlist(source.invlists, number)

@@ -38,6 +38,8 @@ from retrieval.snapshot import Snapshot
 from retrieval.storage import VectorStore
 from retrieval.tuning import Effort
 
+BUILDING = ".building-"
+"""A folder of this name inside an index holds a build that is not whole yet."""
 _NEW = ".new"
 
 
@@ -102,7 +104,9 @@ def commit(folder: Path, manifest: IndexManifest) -> None:
     """Make a manifest that of the folder, at once, and sweep up what it does not name."""
     write_file(folder / MANIFEST_NAME, lambda path: path.write_bytes(manifest.to_bytes()))
     for path in folder.iterdir():
-        if _is_ours(path.name) and path.name not in manifest.files:
+        if path.name.startswith(BUILDING):
+            shutil.rmtree(path, ignore_errors=True)
+        elif _is_ours(path.name) and path.name not in manifest.files:
             path.unlink(missing_ok=True)
 
 
@@ -202,7 +206,9 @@ def map_base(folder: Path, by_content: dict[str, str], manifest: IndexManifest) 
     store = VectorStore.over(codec, _map_codes(path, len(table), codec.code_size))
     structure = empty = None
     if "index" in by_content:
-        structure = _map_structure(folder / by_content["index"], store)
+        structure = _map_structure(
+            folder / by_content["index"], store, has_lists="lists" in by_content
+        )
         empty = emptied(structure, codec)
     elif manifest.kind != "flat":
         raise ValueError(f"there is no index file for the kind {manifest.kind!r}")
@@ -225,13 +231,14 @@ def _map_codes(path: Path, count: int, size: int) -> npt.NDArray[np.uint8]:
     return np.memmap(path, np.uint8, "r", shape=(count, size))
 
 
-def _map_structure(path: Path, store: VectorStore) -> Any:
+def _map_structure(path: Path, store: VectorStore, *, has_lists: bool) -> Any:
+    # FAISS maps lists in a file of their own by one way, and lists inside the index by another.
     flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY
-    structure = faiss.read_index(str(path), flags | faiss.IO_FLAG_MMAP_IFC)
+    structure = faiss.read_index(str(path), flags if has_lists else faiss.IO_FLAG_MMAP_IFC)
     lists = inverted_lists(structure)
     if lists is None:
         # What is mapped cannot grow, not even a copy of it; only lists are set aside for a copy.
-        structure = faiss.read_index(str(path), flags)
+        structure = faiss.read_index(str(path))
     if isinstance(structure, faiss.IndexHNSW):
         share_store(structure, store)
     if lists is not None:
@@ -317,7 +324,8 @@ def _has(folder: Path, digests: dict[str, str]) -> bool:
 
 
 def _is_ours(name: str) -> bool:
-    return bool(FILE_NAME.fullmatch(name.removesuffix(_NEW))) or name == MANIFEST_NAME + _NEW
+    is_data = FILE_NAME.fullmatch(name.removesuffix(_NEW))
+    return bool(is_data) or name == MANIFEST_NAME + _NEW or name.startswith(BUILDING)
 
 
 def _sync(path: Path) -> None:

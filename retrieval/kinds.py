@@ -242,6 +242,16 @@ def inverted_lists(structure: Any) -> Any | None:
     return None if structure is None else faiss.try_extract_index_ivf(structure)
 
 
+def has_movable_lists(structure: Any) -> bool:
+    """Whether all that an index holds are lists of codes, which can be copied as they are."""
+    inner = structure
+    if isinstance(structure, faiss.IndexPreTransform):
+        inner = faiss.downcast_index(structure.index)
+    return isinstance(inner, faiss.IndexIVF) and not isinstance(
+        faiss.downcast_InvertedLists(inner.invlists), faiss.BlockInvertedLists
+    )
+
+
 def graph_of(structure: Any) -> Any | None:
     """The HNSW graph of an index; None if it has none."""
     if isinstance(structure, faiss.IndexPreTransform):
