@@ -12,6 +12,7 @@ Legend: N items that are told, D hidden width, W text encoder's width.
 """
 
 import json
+import os
 import re
 import secrets
 import shutil
@@ -126,33 +127,41 @@ class SavedCatalogue:
             return None
         try:
             current = self._read_current()
-            version = self.folder / current["version"]
-            for name, digest in current["sha256"].items():
-                if sha256_of(version / name) != digest:
-                    raise ValueError(f"{name} is cut or was changed")
-            told = pq.read_table(version / _ITEMS)
-            types = item_types(schema)
-            if told.schema.remove_metadata() != pa.schema(list(types.items())):
-                raise ValueError(f"{_ITEMS} holds {', '.join(told.column_names)}")
-            removed = pq.read_table(version / _REMOVED)["item_id"].to_pylist()
-            readings = load_file(version / _READINGS)
-            if len(readings["reading_ND"]) != len(told):
-                raise ValueError(f"{_READINGS} is of other items")
-            self._version = current["version"]
-            return SavedItems(
-                index=version / "index",
-                told=told,
-                removed=frozenset(removed),
-                reading_ND=readings["reading_ND"],
-                encoding_NW=readings.get("encoding_NW"),
-                model_hash=current["model_hash"],
-            )
+            try:
+                saved = self._read_version(current, schema)
+            except OSError:
+                # Another process may have saved meanwhile, and deleted what this one was reading.
+                if (now := self._read_current()) == current:
+                    raise
+                current, saved = now, self._read_version(now, schema)
         except _UNREADABLE as error:
             said = " ".join(str(error).split()).rstrip(".")
             raise BadInput(
                 f"{self.folder} is damaged or of other data ({said}). Copy it again, or delete it: "
                 "the items of the log are served then."
             ) from error
+        self._version = current["version"]
+        return saved
+
+    def _read_version(self, current: Mapping[str, Any], schema: Schema) -> SavedItems:
+        version = self.folder / current["version"]
+        for name, digest in current["sha256"].items():
+            if sha256_of(version / name) != digest:
+                raise ValueError(f"{name} is cut or was changed")
+        told = pq.read_table(version / _ITEMS)
+        if told.schema.remove_metadata() != pa.schema(list(item_types(schema).items())):
+            raise ValueError(f"{_ITEMS} holds {', '.join(told.column_names)}")
+        readings = load_file(version / _READINGS)
+        if len(readings["reading_ND"]) != len(told):
+            raise ValueError(f"{_READINGS} is of other items")
+        return SavedItems(
+            index=version / "index",
+            told=told,
+            removed=frozenset(pq.read_table(version / _REMOVED)["item_id"].to_pylist()),
+            reading_ND=readings["reading_ND"],
+            encoding_NW=readings.get("encoding_NW"),
+            model_hash=current["model_hash"],
+        )
 
     def write(self, served: Served, *, model_hash: str) -> None:
         """Make what is served the version that is read from now on, whole or not at all.
@@ -176,6 +185,8 @@ class SavedCatalogue:
             version = self.folder / f"v{_number(before) + 1}-{secrets.token_hex(4)}"
             try:
                 version.mkdir()
+                if before is not None:
+                    _share_files(self.folder / before / "index", version / "index")
                 self._write_version(served, version)
                 current = {
                     "format_version": _FORMAT_VERSION,
@@ -221,6 +232,14 @@ class SavedCatalogue:
         if set(current["sha256"]) != {_ITEMS, _REMOVED, _READINGS}:
             raise ValueError(f"{_CURRENT} does not name the files")
         return dict(current)
+
+
+def _share_files(old: Path, new: Path) -> None:
+    """Let a new index start as the old one's files, so that only what changed is written."""
+    try:
+        shutil.copytree(old, new, copy_function=os.link)
+    except OSError:  # a file system without links, or an old index that is damaged
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def _number(version: str | None) -> int:

@@ -55,8 +55,9 @@ def index(options: Namespace) -> list[str]:
     if options["items"] is None:
         if options.out is not None:
             raise BadInput("--out goes with --items FILE: a run's own catalogue stays in the run.")
-        layout = RunLayout(options.run)
-        return [f"indexed {index_again(layout):,} items"] if processes.leads() else []
+        if not processes.leads():
+            return []
+        return [f"indexed {index_again(RunLayout(options.run)):,} items"]
     layout = None if (options.run / "foundation.json").exists() else RunLayout(options.run)
     if layout is None and options.out is None:
         raise BadInput(

@@ -140,10 +140,9 @@ class Recommender:
                 index = build_index(foundation, model_hash=made_with)
             return cls(foundation, index, book, catalogue=home)
         # Another model's is refused before anything is read again.
-        index = _load_index(saved.index, made_with, layout.folder) if is_indexed else None
+        held = _load_index(saved.index, made_with, layout.folder) if is_indexed else None
         foundation, book = saved.put_into(foundation, book, model_hash=made_with)
-        if index is None:
-            index = build_index(foundation, model_hash=made_with, without=saved.removed)
+        index = held or build_index(foundation, model_hash=made_with, without=saved.removed)
         return cls(foundation, index, book, told=saved.told, catalogue=home)
 
     def add_items(

@@ -7,7 +7,7 @@ Legend: I items of the catalogue, N items that are told, R rows of the index.
 """
 
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -36,10 +36,11 @@ class Served:
         index: vectors of what may be recommended. It may know of items that came later: they are
             in no answer of this state.
         row_of_index: int64 [R], the row of the catalogue of each row of the index.
+        is_held_I: bool [I], what the index held when this state was made.
         told: items that are not as the log has them, the columns of `items`; None for none.
 
     Attributes:
-        is_held_I: bool [I], what the index held when this state was made.
+        admitted: what a task may recommend under a filter; see `_admitted`.
     """
 
     def __init__(
@@ -59,8 +60,11 @@ class Served:
         self.row_of_index = row_of_index
         self.is_held_I = is_held_I
         self.told = told
-        # Of this object, not of the class: states come and go.
-        self.admitted = lru_cache(MAX_KEPT_FILTERS)(self._admitted)
+        # It knows the parts and not this object: a state that is replaced goes at once, and with it
+        # the tables of a whole catalogue.
+        self.admitted = lru_cache(MAX_KEPT_FILTERS)(
+            partial(_admitted, book, is_held_I, row_of_index)
+        )
 
     @classmethod
     def of(
@@ -95,32 +99,6 @@ class Served:
     def item_vectors_IV(self) -> NDArray[np.float32]:
         """Vectors of the catalogue, float32 [I, V]; made when candidates are first given."""
         return self.foundation.embed_items()
-
-    def _admitted(
-        self, task: int | None, where: Where | None
-    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_] | None]:
-        """What a task may recommend under a filter.
-
-        Args:
-            task: index of the task, which ranks its own kind of item; None for every kind.
-            where: over the columns of the items; None admits all.
-
-        Returns:
-            bool [I] over the catalogue, and bool [R] over the index, or None where all that it
-            holds is admitted.
-
-        Raises:
-            BadInput: as `matching`.
-        """
-        is_admitted_I = self.is_held_I.copy()
-        if task is not None:
-            is_admitted_I &= served_items(self.book, task)
-        if where is not None:
-            log = self.interactions
-            is_admitted_I &= matching(where, log.items.data.table, log.schema)
-        if (is_admitted_I == self.is_held_I).all():
-            return is_admitted_I, None
-        return is_admitted_I, is_admitted_I[self.row_of_index] & (self.row_of_index >= 0)
 
     def nearest(
         self, vector_V: NDArray[np.float32], k: int, **filters: Any
@@ -202,3 +180,37 @@ def told_table(old: pa.Table | None, new: pa.Table) -> pa.Table:
         return new
     is_told_again = pc.is_in(old["item_id"], new["item_id"].combine_chunks())
     return pa.concat_tables([old.filter(pc.invert(is_told_again)), new])
+
+
+def _admitted(
+    book: PromptBook,
+    is_held_I: NDArray[np.bool_],
+    row_of_index: NDArray[np.int64],
+    task: int | None,
+    where: Where | None,
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_] | None]:
+    """What a task may recommend under a filter.
+
+    Args:
+        book: prompts over the catalogue.
+        is_held_I: what the index holds.
+        row_of_index: int64 [R], the row of the catalogue of each row of the index.
+        task: index of the task, which ranks its own kind of item; None for every kind.
+        where: over the columns of the items; None admits all.
+
+    Returns:
+        bool [I] over the catalogue, and bool [R] over the index, or None where all that it holds is
+        admitted.
+
+    Raises:
+        BadInput: as `matching`.
+    """
+    is_admitted_I = is_held_I.copy()
+    if task is not None:
+        is_admitted_I &= served_items(book, task)
+    if where is not None:
+        log = book.interactions
+        is_admitted_I &= matching(where, log.items.data.table, log.schema)
+    if (is_admitted_I == is_held_I).all():
+        return is_admitted_I, None
+    return is_admitted_I, is_admitted_I[row_of_index] & (row_of_index >= 0)

@@ -1,8 +1,10 @@
 """Items that come and go while a recommender serves: found by their text, kept on disk or not."""
 
+import gc
 import json
 import shutil
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from decant.answering import Prediction, log_positive
 from decant.cli import main
 from decant.layout import RunLayout
 from foundation import Foundation
+from promptify.prompter import HistoryEvent
 from promptify.validation import BadInput
 
 PROFILE = {"headline": "Nurse in oncology", "place": "Berlin, Germany"}
@@ -118,6 +121,17 @@ def test_its_vector_is_that_of_its_text_and_no_other_item_is_read(
     alone = fresh.foundation.embed_items(fresh.book.item_pieces.take(np.array([row])))
     stored = fresh.index.vectors_at(np.array([fresh.index.num_rows - 1]))
     np.testing.assert_allclose(stored, alone, atol=1e-5)
+
+
+def test_a_catalogue_that_was_replaced_is_let_go_at_once(fresh: Recommender) -> None:
+    jobs_of(fresh, where="workplace = remote")
+    before = weakref.ref(fresh.foundation)
+    gc.disable()
+    try:
+        fresh.add_items([NURSE])
+        assert before() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kind", ["arrow", "pandas", "mappings"])
@@ -362,8 +376,6 @@ def brute_force(
     """Compare with every admitted item, keep the nearest, rank those by the formula."""
     foundation, book = recommender.foundation, recommender.book
     asked = book.prompter.tasks[task]
-    from promptify.prompter import HistoryEvent
-
     history = [HistoryEvent(**event) for event in HISTORY]
     prefix = book.inline(PROFILE, history, task=asked.name)
     near_I = foundation.embed_items() @ foundation.embed_users(prefix)[0]
