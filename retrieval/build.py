@@ -58,9 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             target_recall=options.target_recall,
             max_bytes=options.max_bytes,
             sample=options.sample
-            and Shards.open(
-                [options.sample], id_column=None, vector_column=options.vector_column
-            ),
+            and Shards.open([options.sample], id_column=None, vector_column=options.vector_column),
             progress=not options.quiet,
         )
     except (ValueError, OSError) as error:

@@ -35,7 +35,7 @@ from retrieval.identifiers import IdTable
 from retrieval.kinds import emptied, inverted_lists, refined, share_store
 from retrieval.manifest import FILE_NAME, MANIFEST_NAME, IndexManifest, IndexMismatch, sha256_of
 from retrieval.snapshot import Snapshot
-from retrieval.storage import VectorStore
+from retrieval.storage import BYTES_PER_NUMBER, VectorStore
 from retrieval.tuning import Effort
 
 BUILDING = ".building-"
@@ -197,8 +197,12 @@ def map_base(folder: Path, by_content: dict[str, str], manifest: IndexManifest) 
         KeyError: one is missing.
     """
     codec = faiss.read_index(str(folder / by_content["codec"]))
-    if (codec.d, codec.ntotal) != (manifest.dimension, 0):
-        raise ValueError(f"{by_content['codec']} is for {codec.d} numbers per vector")
+    size = manifest.dimension * BYTES_PER_NUMBER[manifest.storage]
+    if (codec.d, codec.ntotal, codec.code_size) != (manifest.dimension, 0, size):
+        raise ValueError(
+            f"{by_content['codec']} stores {codec.d} numbers in {codec.code_size} bytes, not "
+            f"{manifest.dimension} in {size}"
+        )
     table = IdTable.map(folder / by_content["ids"])
     path = folder / by_content["vectors"]
     if path.stat().st_size != len(table) * codec.code_size:

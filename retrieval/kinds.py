@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from retrieval.checks import Floats
-from retrieval.storage import Storage, VectorStore, copy_ranges, new_codec
+from retrieval.storage import BYTES_PER_NUMBER, Storage, VectorStore, copy_ranges
 
 FLAT_BELOW = 50_000
 """`auto` stays flat below this many items: a search is then a few milliseconds, and exact."""
@@ -91,9 +91,7 @@ def plan(
             )
         return Plan(kind=kind, factory=kind, num_lists=1, num_bytes=0)
     limit = np.inf if max_bytes is None else max_bytes
-    size = new_codec(
-        dimension, storage, low_D=np.zeros(dimension, "f4"), high_D=np.ones(dimension, "f4")
-    ).code_size
+    size = dimension * BYTES_PER_NUMBER[storage]
     num_lists = max(1, min(int(4 * num_items**0.5), num_items // TRAIN_VECTORS_PER_LIST))
     lists = f"IVF{num_lists}"
     list_bytes = num_lists * dimension * 4 + num_items * 8

@@ -205,9 +205,7 @@ class _Builder:
     def _write_ids(self, ends: Path, texts: Path, hashes: Path) -> None:
         """Put the ids into one Arrow file, mapped from what was written, and find repeats."""
         count = self.shards.num_rows
-        ids = pa.LargeStringArray.from_buffers(
-            count, _mapped_buffer(ends), _mapped_buffer(texts)
-        )
+        ids = pa.LargeStringArray.from_buffers(count, _mapped_buffer(ends), _mapped_buffer(texts))
         out = tuple(
             np.memmap(self.work / name, kind, "w+", shape=count)
             for name, kind in (("sorted_hash", np.uint64), ("sorted_position", np.int64))
