@@ -18,8 +18,11 @@ from hypothesis import strategies as st
 import decant.answering
 from decant import Recommender
 from decant.answering import Prediction, log_positive
+from decant.catalogue import SavedCatalogue
 from decant.cli import main
 from decant.layout import RunLayout
+from decant.recommender import build_index
+from decant.served import Served
 from foundation import Foundation
 from promptify.prompter import HistoryEvent
 from promptify.validation import BadInput
@@ -182,12 +185,12 @@ def test_the_index_command_embeds_what_was_saved_again(
     served.remove_items(["job-00003"])
     served.save()
     wanted = served.predict_next_actions(PROFILE, HISTORY, k=10_000)
-    # Made by another model, as after training anew: refused, and mended as it says.
-    current = RunLayout(run).catalogue / "current.json"
-    told = json.loads(current.read_text())
-    manifest = RunLayout(run).catalogue / told["version"] / "index" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace(told["model_hash"], "0" * 64))
-    current.write_text(current.read_text().replace(told["model_hash"], "0" * 64))
+    # Of another model, as after training anew: refused, and mended as it says.
+    index = build_index(served.foundation, model_hash="another", without=["job-00003"])
+    catalogue = SavedCatalogue(RunLayout(run).catalogue)
+    told = catalogue.read(served.interactions.schema).told
+    other = Served.of(served.foundation, served.book, index, told=told)
+    catalogue.write(other, model_hash="another")
     with pytest.raises(ValueError, match=r"`decant index .*run` does"):
         Recommender.load(run)
     main(["index", str(run)])

@@ -1,12 +1,8 @@
 """`decant index --items`: a file of items embedded in shards, by one process or two, and found."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import decant.embedding
-import foundation
 from decant import Recommender
 from decant.cli import main
 from decant.layout import RunLayout
@@ -173,29 +168,12 @@ def test_a_run_that_was_killed_goes_on_with_the_missing_shards(
     assert len(ItemIndex.load(out / "index")) == 9
 
 
-def test_two_processes_are_one(whole: Path, model: Path, items: Path, tmp_path: Path) -> None:
-    root = Path(foundation.__file__).parents[1]
+def test_two_processes_are_one(
+    launch_two: Callable[..., str], whole: Path, model: Path, items: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
-    launch += ["--config_file", str(root / "foundation" / "configs" / "fsdp2.yaml")]
-    launch += ["--main_process_port", "0", "-m", "decant", "index", str(model)]
-    launch += ["--items", str(items), "--out", str(out), "--shard-items", "8"]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        launch,
-        env=environment,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            told, errors = process.communicate(timeout=240)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    assert process.returncode == 0, errors[-5000:]
+    command = ["index", model, "--items", items, "--out", out, "--shard-items", 8]
+    told = launch_two("-m", "decant", *command)
     assert told.count("indexed 35 items") == 1
     assert shards(out) == shards(whole)
     assert (
