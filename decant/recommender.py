@@ -142,8 +142,10 @@ class Recommender:
         # Another model's is refused before anything is read again.
         held = _load_index(saved.index, made_with, layout.folder) if is_indexed else None
         foundation, book = saved.put_into(foundation, book, model_hash=made_with)
-        index = held or build_index(foundation, model_hash=made_with, without=saved.removed)
-        return cls(foundation, index, book, told=saved.told, catalogue=home)
+        # `or` would not do: an index from which everything was removed is falsy.
+        if held is None:
+            held = build_index(foundation, model_hash=made_with, without=saved.removed)
+        return cls(foundation, held, book, told=saved.told, catalogue=home)
 
     def add_items(
         self,

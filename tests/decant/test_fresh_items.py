@@ -177,6 +177,17 @@ def test_what_was_saved_is_there_when_the_run_is_loaded_again(run: Path) -> None
     assert "job-nurse" not in jobs_of(plain)
 
 
+def test_a_catalogue_from_which_everything_was_removed_is_one(run: Path) -> None:
+    served = Recommender.load(run)
+    served.remove_items(served.interactions.item_ids)
+    assert jobs_of(served) == []
+    served.save()
+    again = Recommender.load(run)
+    assert jobs_of(again) == []
+    again.add_items([NURSE])
+    assert jobs_of(again) == ["job-nurse"]
+
+
 def test_the_index_command_embeds_what_was_saved_again(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
