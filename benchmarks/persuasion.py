@@ -25,14 +25,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from benchmarks.subjects import FULL, SMOKE, Sizes, Subject, finished, trained
+from decant.answering import log_positive
 from decant.layout import RunLayout
 from decant.measure import Asked
-from decant.recommender import log_positive
 from decant.results import ResultRow, append_csv, read_csv
 from decant.run_data import sample_targets
 from decant.run_record import git_commit, hardware, json_hash, peak_rss_bytes, utc_now
@@ -40,7 +39,6 @@ from foundation import Foundation
 from foundation.batches import take_rows
 from foundation.evaluation import Interval
 from foundation.predictions import predict_targets, served_items
-from promptify.interactions import Interactions
 from promptify.prompter import Prompter
 from promptify.task import Task
 from promptify.tokenizer import token_ids
@@ -111,23 +109,13 @@ def posted_anew(
         for name, words in edits.items()
         for item, added in zip(originals, words, strict=True)
     ]
-    old = log.items.data.table
-    new = pa.Table.from_pylist(copies, schema=old.schema.remove_metadata())
-    both = pa.concat_tables([old.replace_schema_metadata(), new])
-    extended = Interactions(
-        schema=log.schema,
-        users=log.users,
-        items=Dataset(both.combine_chunks()),
-        events=log.events,
-        actions=log.actions,
-        surfaces=log.surfaces,
-        contexts=log.contexts,
+    book = subject.book.with_items(
+        pa.Table.from_pylist(copies, schema=log.items.data.table.schema.remove_metadata())
     )
-    nobody = np.zeros(log.num_events, dtype=bool)
-    foundation = subject.foundation.with_catalogue(prompter.book(extended), nobody)
-    foundation.refresh_readings()
     rows = log.num_items + np.arange(len(copies)).reshape(len(edits), len(rows_J))
-    return foundation.eval(), dict(zip(edits, rows, strict=True))
+    told = subject.foundation.read_items(book.item_pieces.take(rows.ravel()))
+    ids = [copy["item_id"] for copy in copies]
+    return subject.foundation.with_items(ids, told).eval(), dict(zip(edits, rows, strict=True))
 
 
 def ranks(

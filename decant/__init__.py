@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from decant.answering import Prediction
     from decant.history import HistoryItem
-    from decant.recommender import Prediction, Recommender
+    from decant.recommender import Recommender
 
 __all__ = ["HistoryItem", "Prediction", "Recommender"]
 

@@ -62,7 +62,7 @@ def build_parser() -> ArgumentParser:
     commands.add_subcommand("run", run, help="the whole job on your data or MovieLens")
     _add_sources(run)
     commands.add_subcommand("predict", _predict_parser(), help="what people do next, from a run")
-    commands.add_subcommand("index", _index_parser(), help="embed a run's catalogue again")
+    commands.add_subcommand("index", _index_parser(), help="embed a catalogue and index it")
     return parser
 
 
@@ -148,11 +148,15 @@ def _add_run_options(parser: ArgumentParser, *, out: str | None, forms: bool = F
         metavar="RUN",
         help="train the model of an older run on this data instead of a new one",
     )
+    _add_on_bad_rows(parser, "the run")
+
+
+def _add_on_bad_rows(parser: ArgumentParser, beside: str) -> None:
     parser.add_argument(
         "--on-bad-rows",
         choices=["fail", "skip", "quarantine"],
         default="fail",
-        help="what to do with a row that does not fit; quarantine writes it beside the run",
+        help=f"what to do with a row that does not fit; quarantine writes it beside {beside}",
     )
 
 
@@ -172,6 +176,14 @@ def _predict_parser() -> ArgumentParser:
     parser.add_argument("-k", "--k", type=int, default=10, help="items for each person")
     parser.add_argument("--task", type=str, help="the surface; the first of the model by default")
     parser.add_argument("--query", type=str, help="a query or a note for this request, in words")
+    parser.add_argument(
+        "--where",
+        type=str,
+        metavar="FILTER",
+        help="only items like this, over their columns: 'place = Berlin, Germany | workplace = "
+        'remote\'. There are = != < <= > >= in (a, b), | & ! ( ), and "quotes" for values that '
+        "hold one of these; = on a list asks whether it holds the value",
+    )
     parser.add_argument("--model", type=str, help="foundation or a rung; the smallest by default")
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     return parser
@@ -179,9 +191,49 @@ def _predict_parser() -> ArgumentParser:
 
 def _index_parser() -> ArgumentParser:
     parser = ArgumentParser(
-        description="Embed the catalogue with the served model and index it anew."
+        description="Embed the catalogue of a run with its served model and index it anew. With "
+        "--items, embed the items of a file instead: the run recommends them from now on; or, with "
+        "--out, they and their index lie in a folder of their own. Items that the model was "
+        "trained on are known by id, all others by their text. Killed at any moment, the same "
+        "command goes on with the shards that are missing; under `accelerate launch` every process "
+        "embeds its share."
     )
-    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("run", type=Path, help="the run folder, or the folder of a saved model")
+    parser.add_argument(
+        "--items",
+        type=Path,
+        metavar="FILE",
+        help="CSV, TSV, Parquet or JSONL: item_id, kind where there are several, and the columns "
+        "that the model's items have",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where vectors/*.parquet and index/ go; needed where there is a model and no run",
+    )
+    parser.add_argument(
+        "--kind",
+        type=str,
+        default="auto",
+        help="of index: flat, ivf, ivf-pq, hnsw, a FAISS factory string, or auto",
+    )
+    parser.add_argument(
+        "--storage",
+        choices=["float32", "float16", "int8"],
+        default="float32",
+        help="how the index keeps a vector's numbers",
+    )
+    parser.add_argument(
+        "--target-recall",
+        type=float,
+        default=0.95,
+        help="share of the true nearest 100 that a search must find; what it finds is printed",
+    )
+    parser.add_argument(
+        "--shard-items", type=int, default=65_536, help="rows of the file in each shard"
+    )
+    _add_on_bad_rows(parser, "what is written")
     return parser
 
 
@@ -275,12 +327,11 @@ def _predict(options: Namespace) -> None:
 
 
 def _index(options: Namespace) -> None:
-    from decant.layout import RunLayout
-    from decant.pipeline import index_again
+    from decant.indexing import index
 
     _hush_bars()
-    count = index_again(RunLayout(options.run))
-    print(f"indexed {count:,} items")
+    for line in index(options):
+        print(line)
 
 
 def _hush_bars() -> None:

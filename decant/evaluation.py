@@ -75,7 +75,8 @@ def evaluate(layout: RunLayout, recipe: Recipe, record: RunRecord, out: Path) ->
     """
     started = time.monotonic()
     recommenders = {
-        name: Recommender.load(layout.folder, model=name) for name in (FOUNDATION, RUNG)
+        name: Recommender.load(layout.folder, model=name, with_saved_items=False)
+        for name in (FOUNDATION, RUNG)
     }
     book = recommenders[RUNG].book
     split = split_of(book.interactions, load_tasks(layout))

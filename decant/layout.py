@@ -6,7 +6,8 @@ prompter/                 words and tokenizer, fitted on the training events
 foundation/model/         the top model; rung-1/model/, … the smaller ones
 rung-1/verdict.json       the gate's verdict against the model above
 evaluation/               predictions, metrics and tables
-index/items/              the served model's index
+index/items/              the served model's index of the log's items
+catalogue/                items added, told anew or withdrawn since, with their index
 report.html, results.csv, run.json
 """
 
@@ -15,13 +16,14 @@ from pathlib import Path
 
 from promptify.validation import BadInput
 
-DATA, PROMPTER, FOUNDATION, RUNG, EVALUATION, INDEX = (
+DATA, PROMPTER, FOUNDATION, RUNG, EVALUATION, INDEX, CATALOGUE = (
     "data",
     "prompter",
     "foundation",
     "rung-1",
     "evaluation",
     "index",
+    "catalogue",
 )
 
 
@@ -42,8 +44,18 @@ class RunLayout:
 
     @property
     def index(self) -> Path:
-        """The served model's index."""
+        """The served model's index of the log's items."""
         return self.folder / INDEX / "items"
+
+    @property
+    def catalogue(self) -> Path:
+        """What became of the catalogue since the log was read; see `decant.catalogue`."""
+        return self.folder / CATALOGUE
+
+    @property
+    def catalogue_scratch(self) -> Path:
+        """Shards of a catalogue that is being embedded; kept until it is whole."""
+        return self.folder / ".scratch" / CATALOGUE
 
     def model(self, name: str) -> Path:
         """The saved foundation of a model of the run.

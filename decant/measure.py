@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from decant.recommender import NUM_RETRIEVED, Recommender, log_positive
+from decant.answering import NUM_RETRIEVED, log_positive
+from decant.recommender import Recommender
 from distill.gate import Measurements
 from foundation.batches import take_rows
 from foundation.evaluation import (

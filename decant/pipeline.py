@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decant.atomic import write_whole
+from decant.catalogue import SavedCatalogue
 from decant.evaluation import evaluate
 from decant.layout import DATA, EVALUATION, FOUNDATION, INDEX, PROMPTER, RUNG, RunLayout
 from decant.measure import Asked, Reranked, rerank
@@ -26,6 +27,7 @@ from decant.reporting import write_run_report
 from decant.run_data import load_book, load_model, load_tasks, reading, sample_targets, split_of
 from decant.run_record import RunRecord
 from decant.saved_oracle import SavedOracle
+from decant.served import Served
 from decant.stages import PlannedStage, Stages
 from distill.distillation import distil
 from distill.pruning import measure_importance, prune
@@ -360,7 +362,7 @@ def index_catalogue(layout: RunLayout, out: Path) -> None:
 
 
 def index_again(layout: RunLayout) -> int:
-    """Embed a finished run's catalogue again and replace its index.
+    """Embed a finished run's catalogue again, with what became of it since, and replace its index.
 
     Returns:
         How many items were indexed.
@@ -368,6 +370,14 @@ def index_again(layout: RunLayout) -> int:
     Raises:
         ValueError: the folder holds no finished model.
     """
-    layout.model(layout.served())
+    path = layout.model(layout.served())
     index_catalogue(layout, layout.folder / INDEX)
+    catalogue = SavedCatalogue(layout.catalogue)
+    book, _ = load_book(layout)
+    saved = catalogue.read(book.interactions.schema)
+    if saved is not None:
+        made_with = weights_hash(path)
+        foundation, book = saved.put_into(load_model(path), book, model_hash=made_with)
+        index = build_index(foundation, model_hash=made_with, without=saved.removed)
+        catalogue.write(Served.of(foundation, book, index, told=saved.told), model_hash=made_with)
     return len(Recommender.load(layout.folder).index)

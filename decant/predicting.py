@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jsonargparse import Namespace
 
-from decant.recommender import Prediction, Recommender
+from decant.answering import Prediction
+from decant.recommender import Recommender
 from promptify.validation import BadInput
 
 logger = logging.getLogger(__name__)
@@ -55,15 +56,31 @@ def predict(options: Namespace) -> list[str]:
             f"-k {options.k} is more than the catalogue of {num_items:,} items; ask for fewer."
         )
     if options.users:
-        write_predictions(recommender, users, out=options.out, task=options.task, k=options.k)
+        write_predictions(
+            recommender,
+            users,
+            out=options.out,
+            task=options.task,
+            k=options.k,
+            where=options.where,
+        )
         return [f"{len(users):,} people → {options.out}"]
     if options.user is not None:
         found = recommender.predict_user(
-            options.user, task=options.task, query=options.query, k=options.k
+            options.user,
+            task=options.task,
+            query=options.query,
+            k=options.k,
+            where=options.where,
         )
     else:
         found = recommender.predict_next_actions(
-            profile, history, task=options.task, query=options.query, k=options.k
+            profile,
+            history,
+            task=options.task,
+            query=options.query,
+            k=options.k,
+            where=options.where,
         )
     if options.json:
         return [json.dumps(asdict(one), ensure_ascii=False) for one in found]
@@ -76,7 +93,7 @@ def format_predictions(predictions: Iterable[Prediction]) -> str:
     for place, one in enumerate(predictions, start=1):
         actions = "  ".join(f"{action} {p:.2f}" for action, p in one.probabilities.items())
         lines.append(f"{place:3}. {brief(one.title)}\n     {actions}  [{one.item_id}]")
-    return "\n".join(lines) or "nothing to recommend: every item is seen or denied"
+    return "\n".join(lines) or "nothing to recommend: every item is seen or left out"
 
 
 def brief(title: str) -> str:
@@ -94,7 +111,13 @@ def brief(title: str) -> str:
 
 
 def write_predictions(
-    recommender: Recommender, user_ids: list[str], *, out: Path, task: str | None, k: int
+    recommender: Recommender,
+    user_ids: list[str],
+    *,
+    out: Path,
+    task: str | None,
+    k: int,
+    where: str | None = None,
 ) -> None:
     """Predict for many people of the log into a Parquet file, written whole or not at all.
 
@@ -104,12 +127,13 @@ def write_predictions(
         out: the file; one row per person and item.
         task: the surface.
         k: items for each.
+        where: only items like this.
 
     Raises:
-        ValueError: a user is unknown; nothing is written then.
+        ValueError: a user is unknown or `where` does not fit; nothing is written then.
     """
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    predictions = recommender.predict_many(user_ids, task=task, k=k, progress=True)
+    predictions = recommender.predict_many(user_ids, task=task, k=k, where=where, progress=True)
     try:
         with pq.ParquetWriter(partial, SCHEMA) as writer:
             batch: list[dict[str, Any]] = []

@@ -18,12 +18,22 @@ _PATIENCE = timedelta(days=30)
 
 def leads() -> bool:
     """Whether this process writes: the only one, or the first of a launch."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return number() == 0
 
 
 def are_many() -> bool:
     """Whether this process was launched with others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return count() > 1
+
+
+def count() -> int:
+    """How many processes the launch has; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def number() -> int:
+    """Which of them this is, from 0: the one that leads."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def training_device() -> str:
@@ -51,6 +61,19 @@ def hear(key: str) -> Any:
     store = _store()
     store.wait([key], _PATIENCE)
     return json.loads(store.get(key))
+
+
+def gather(key: str) -> None:
+    """Let the leader wait until every process has come here; the others go on at once.
+
+    Args:
+        key: what is done by then; not used before.
+    """
+    if not leads():
+        tell(f"{key} by {number()}", True)
+        return
+    for other in range(1, count()):
+        hear(f"{key} by {other}")
 
 
 @cache

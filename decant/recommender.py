@@ -5,59 +5,33 @@ recommender = Recommender.load("runs/films")
 recommender.predict_next_actions({"age": "25-34"}, [{"item": "1", "action": "liked"}], k=10)
 """
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Integral
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 from tqdm.auto import tqdm
 
+from decant.answering import Prediction, answer, check_ids, event_items, parsed, task_of
+from decant.catalogue import SavedCatalogue, read_new_items
 from decant.history import HistoryItem, history_event
 from decant.layout import INDEX, RunLayout
 from decant.run_data import load_model, reading
+from decant.served import Served
+from decant.where import Where
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
-from foundation.predictions import served_items
 from foundation.prefix_cache import PrefixCache
-from foundation.scoring import PrefixReading
 from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
-from promptify.prompter import item_texts
-from promptify.rows import Rows
 from promptify.splits import Targets
-from promptify.validation import BadInput, shown
+from promptify.validation import BadInput, OnBadRows, shown
 from retrieval import ItemIndex
 
-logger = logging.getLogger(__name__)
-
-# Candidates that retrieval hands to the ranker, as in the `system` rows of every table.
-NUM_RETRIEVED = 200
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
-    """One item for one person.
-
-    Attributes:
-        item_id: the item.
-        title: the item in words.
-        score: log p(item next) up to a constant + w · log p(positive action); higher is better.
-        probabilities: of each action, if the item is shown, calibrated; they sum to 1.
-        retrieval_score: the inner product of person and item vector: log p(item next) up to a
-            constant of the request.
-        retrieval_rank: place among what retrieval returned, from 1; None for a given candidate.
-    """
-
-    item_id: str
-    title: str
-    score: float
-    probabilities: dict[str, float]
-    retrieval_score: float
-    retrieval_rank: int | None
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Recommender:
@@ -69,6 +43,14 @@ class Recommender:
         book: prompts over the catalogue and the log.
         prefix_cache: readings of prompts, kept between requests; a new one when left out. Its
             `hit_rate` says how many requests needed no reading.
+        told: items of the catalogue that are not as the log has them; None for none.
+        catalogue: where `save` writes what became of the catalogue; None where it has no place.
+
+    Any number of threads may ask, and items may be added and removed meanwhile: an answer is of one
+    moment, before a change or after it.
+
+    Raises:
+        ValueError: the index holds an item that the catalogue lacks.
     """
 
     def __init__(
@@ -78,15 +60,35 @@ class Recommender:
         book: PromptBook,
         *,
         prefix_cache: PrefixCache | None = None,
+        told: pa.Table | None = None,
+        catalogue: SavedCatalogue | None = None,
     ) -> None:
-        self.foundation = foundation
         # `or` would not do: an empty cache is falsy.
         self.prefix_cache = PrefixCache() if prefix_cache is None else prefix_cache
-        self.index = index
-        self.book = book
-        self.interactions = book.interactions
-        self._vectors_IV: NDArray[np.float32] | None = None
-        self._is_served = [served_items(book, task) for task in range(len(book.prompter.tasks))]
+        self._catalogue = catalogue
+        self._writing = threading.Lock()
+        # Every request reads this once: it goes on with what it saw, whatever comes in its place.
+        self._served = Served.of(foundation, book, index, told=told)
+
+    @property
+    def foundation(self) -> Foundation:
+        """The served rung, over the catalogue as it is now."""
+        return self._served.foundation
+
+    @property
+    def index(self) -> ItemIndex:
+        """Vectors of what may be recommended."""
+        return self._served.index
+
+    @property
+    def book(self) -> PromptBook:
+        """Prompts over the catalogue as it is now, and the log."""
+        return self._served.book
+
+    @property
+    def interactions(self) -> Interactions:
+        """The log, with the catalogue as it is now."""
+        return self._served.interactions
 
     @classmethod
     def load(
@@ -95,6 +97,7 @@ class Recommender:
         *,
         model: str | None = None,
         max_prompt_tokens: int | None = None,
+        with_saved_items: bool = True,
     ) -> Self:
         """Load a run folder.
 
@@ -104,9 +107,12 @@ class Recommender:
                 Another than the one that made the index gets an index of its own, in memory.
             max_prompt_tokens: longest prompt, if not that of the training: more history for those
                 who have it. A model that is asked beyond its trained length says so once.
+            with_saved_items: whether items are there as `save` and `decant index --items` left
+                them, or as the run's log has them: what is measured is of the log alone.
 
         Raises:
-            ValueError: the folder holds no finished run, or a part of it is damaged.
+            ValueError: the folder holds no finished run, a part of it is damaged, or its index is
+                another model's.
         """
         layout = RunLayout(Path(folder))
         served = model or layout.served()
@@ -123,11 +129,92 @@ class Recommender:
             foundation.set_prompt_budget(max_prompt_tokens)
         book = foundation.prompter.book(interactions)
         made_with = weights_hash(path)
-        if (layout.folder / INDEX).exists() and served == layout.served():
-            index = _load_index(layout, made_with)
-        else:
-            index = build_index(foundation, model_hash=made_with)
-        return cls(foundation, index, book)
+        catalogue = SavedCatalogue(layout.catalogue)
+        saved = catalogue.read(interactions.schema) if with_saved_items else None
+        is_indexed = served == layout.served()
+        home = catalogue if is_indexed and with_saved_items else None
+        if saved is None:
+            if is_indexed and (layout.folder / INDEX).exists():
+                index = _load_index(layout.index, made_with, layout.folder)
+            else:
+                index = build_index(foundation, model_hash=made_with)
+            return cls(foundation, index, book, catalogue=home)
+        # Another model's is refused before anything is read again.
+        held = _load_index(saved.index, made_with, layout.folder) if is_indexed else None
+        foundation, book = saved.put_into(foundation, book, model_hash=made_with)
+        # `or` would not do: an index from which everything was removed is falsy.
+        if held is None:
+            held = build_index(foundation, model_hash=made_with, without=saved.removed)
+        return cls(foundation, held, book, told=saved.told, catalogue=home)
+
+    def add_items(
+        self,
+        items: "Sequence[Mapping[str, Any]] | pa.Table | pd.DataFrame",
+        *,
+        on_bad_rows: OnBadRows = "fail",
+    ) -> None:
+        """Recommend more items from now on, known by their text alone; only they are read.
+
+        They may be candidates, stand in `allow` and `deny`, and be named by id in histories.
+        Nothing is written until `save`.
+
+        Args:
+            items: `item_id`, `kind` where there are several, and the fields of the schema: as
+                mappings, in which any field may be missing, or as a table of Arrow or pandas.
+            on_bad_rows: ``"fail"``, or ``"skip"`` to leave out what does not fit.
+
+        Raises:
+            ValueError: an item stands in the catalogue, has a field that the schema lacks, or does
+                not fit. Nothing was added then.
+        """
+        with self._writing:
+            now = self._served
+            new = read_new_items(items, now.interactions.schema, on_bad_rows=on_bad_rows)
+            held = [item for item in new["item_id"].to_pylist() if item in now.index]
+            if held:
+                raise BadInput(
+                    f"item_id {shown(held[0])} is in the catalogue already"
+                    + (f" ({len(held):,} such items)" if len(held) > 1 else "")
+                    + "; take it out with remove_items first, then add it again."
+                )
+            self._served = now.with_items(new)
+
+    def remove_items(self, item_ids: Sequence[str]) -> None:
+        """Recommend these items no more; histories may still name them.
+
+        Args:
+            item_ids: of items that are recommended, no repeats.
+
+        Raises:
+            ValueError: an id is unknown, was removed already, or stands twice. Nothing was removed
+                then.
+        """
+        with self._writing:
+            now = self._served
+            check_ids(now, "remove_items", item_ids)
+            if len(set(item_ids)) < len(item_ids):
+                raise BadInput("remove_items: an id stands twice; give each item once.")
+            if gone := [item for item in item_ids if item not in now.index]:
+                raise BadInput(f"remove_items: item {shown(gone[0])} was removed already.")
+            if item_ids:
+                self._served = now.without_items(item_ids)
+
+    def save(self) -> None:
+        """Write the catalogue as it is now into the run folder, whole or not at all.
+
+        `load` finds it there; the log and the model stay as they are.
+
+        Raises:
+            ValueError: this recommender is of no run folder or not its served model, or another
+                process saved since this one was loaded.
+        """
+        if self._catalogue is None:
+            raise BadInput(
+                "only the served model of a run folder has a place to save its catalogue in; load "
+                "it with Recommender.load(folder)."
+            )
+        with self._writing:
+            self._catalogue.write(self._served, model_hash=self.index.manifest.model_hash)
 
     def predict_next_actions(
         self,
@@ -140,6 +227,7 @@ class Recommender:
         k: int = 10,
         allow: Sequence[str] | None = None,
         deny: Sequence[str] | None = None,
+        where: str | Where | None = None,
         exclude_seen: bool = True,
     ) -> list[Prediction]:
         """The `k` items somebody is most likely to act on well, best first.
@@ -154,20 +242,26 @@ class Recommender:
             k: items wanted; fewer come back where there are fewer.
             allow: only these item ids.
             deny: none of these item ids.
+            where: only items like this, said over their columns as in `decant.where`:
+                ``"place = Berlin, Germany | workplace = remote"``.
             exclude_seen: leave out items of the history.
 
         Raises:
-            ValueError: `k` is below 1, or an id, a field, a task or an action is unknown.
+            ValueError: `k` is below 1, an id, a field, a task or an action is unknown, or `where`
+                does not fit the items' columns.
         """
         if isinstance(history, str | Mapping) or not isinstance(history, Sequence):
             raise BadInput(f"history={shown(history)} must be a list of events, oldest first.")
-        asked = self._task(task)
+        now = self._served
+        asked = task_of(now, task)
         events = [history_event(event, place) for place, event in enumerate(history)]
-        prefix = self.book.inline(
-            profile, events, task=self.book.prompter.tasks[asked].name, context=query
+        prefix = now.book.inline(
+            profile, events, task=now.book.prompter.tasks[asked].name, context=query
         )
         seen = [event.item for event in events if isinstance(event.item, str)]
-        return self._predict(
+        return answer(
+            now,
+            self.prefix_cache,
             prefix,
             task=asked,
             seen=seen if exclude_seen else [],
@@ -175,6 +269,7 @@ class Recommender:
             k=k,
             allow=allow,
             deny=deny,
+            where=where,
         )
 
     def predict_user(
@@ -187,6 +282,7 @@ class Recommender:
         k: int = 10,
         allow: Sequence[str] | None = None,
         deny: Sequence[str] | None = None,
+        where: str | Where | None = None,
         exclude_seen: bool = True,
     ) -> list[Prediction]:
         """As `predict_next_actions`, for somebody of the log, with all of their history.
@@ -199,6 +295,7 @@ class Recommender:
             k: items wanted.
             allow: only these item ids.
             deny: none of these item ids.
+            where: only items like this.
             exclude_seen: leave out items of the history.
 
         Raises:
@@ -212,6 +309,7 @@ class Recommender:
             k=k,
             allow=allow,
             deny=deny,
+            where=where,
             exclude_seen=exclude_seen,
         )
 
@@ -226,21 +324,26 @@ class Recommender:
         k: int = 10,
         allow: Sequence[str] | None = None,
         deny: Sequence[str] | None = None,
+        where: str | Where | None = None,
         exclude_seen: bool = True,
     ) -> list[Prediction]:
         """As `predict_user`, by row of `users`, with only the last `num_events` if given."""
-        asked = self._task(task)
-        start, end = self.interactions.user_offsets[user : user + 2].tolist()
+        now = self._served
+        asked = task_of(now, task)
+        start, end = now.interactions.user_offsets[user : user + 2].tolist()
         if num_events is not None:
             start = max(start, end - num_events)
-        return self._predict(
-            self.book.of_user(user, start, end, task=asked, context=query),
+        return answer(
+            now,
+            self.prefix_cache,
+            now.book.of_user(user, start, end, task=asked, context=query),
             task=asked,
-            seen=self._item_ids(start, end) if exclude_seen else [],
+            seen=event_items(now, start, end) if exclude_seen else [],
             candidates=candidates,
             k=k,
             allow=allow,
             deny=deny,
+            where=where,
         )
 
     def predict_target(self, target: Targets, *, task: int = 0, k: int = 10) -> list[Prediction]:
@@ -251,21 +354,15 @@ class Recommender:
             task: index of the task.
             k: items wanted.
         """
-        seen = self._item_ids(int(target.history_start[0]), int(target.history_end[0]))
-        return self._predict(
-            self.book.prefixes(target, task=task),
+        now = self._served
+        return answer(
+            now,
+            self.prefix_cache,
+            now.book.prefixes(target, task=task),
             task=task,
-            seen=seen,
-            candidates=None,
+            seen=event_items(now, int(target.history_start[0]), int(target.history_end[0])),
             k=k,
-            allow=None,
-            deny=None,
         )
-
-    def _item_ids(self, start: int, end: int) -> list[str]:
-        """Ids of the items of some events."""
-        ids = self.interactions.item_ids
-        return [ids[item] for item in self.interactions.event_item[start:end].tolist()]
 
     def predict_many(
         self,
@@ -273,6 +370,7 @@ class Recommender:
         *,
         task: str | None = None,
         k: int = 10,
+        where: str | Where | None = None,
         progress: bool = False,
     ) -> Iterator[tuple[str, list[Prediction]]]:
         """Predictions for many people of the log, one after another.
@@ -281,146 +379,43 @@ class Recommender:
             user_ids: of the log.
             task: as `predict_next_actions`.
             k: items wanted for each.
+            where: only items like this.
             progress: show a bar.
 
         Yields:
             A user id and its predictions.
 
         Raises:
-            ValueError: a user is unknown; raised before the first prediction.
+            ValueError: a user is unknown, or `where` does not fit; raised before the first
+                prediction.
         """
+        now = self._served
         for user_id in user_ids:
-            self.interactions.user_row(user_id)
+            now.interactions.user_row(user_id)
+        now.admitted(task_of(now, task), parsed(where))
         for user_id in tqdm(user_ids, desc="predict", unit="user", disable=not progress):
-            yield user_id, self.predict_user(user_id, task=task, k=k)
-
-    def _predict(
-        self,
-        prefix: Rows,
-        *,
-        task: int,
-        seen: Sequence[str],
-        candidates: Sequence[str] | None,
-        k: int,
-        allow: Sequence[str] | None,
-        deny: Sequence[str] | None,
-    ) -> list[Prediction]:
-        if not isinstance(k, Integral) or k < 1:
-            raise BadInput(f"k={shown(k)} must be at least 1, and a whole number.")
-        if dropped := int(prefix.num_dropped_events[0]):
-            logger.info(
-                "the oldest %s events of the history are left out: a prompt holds %s tokens",
-                f"{dropped:,}",
-                f"{self.book.prompter.config.max_prompt_tokens:,}",
-            )
-        for name, ids in (("allow", allow), ("deny", deny), ("candidates", candidates)):
-            self._check_ids(name, ids)
-        # Read once: retrieval takes the person vector from it, ranking the rest.
-        person = self.prefix_cache.read(self.foundation, prefix)
-        refused = set(deny or ()) | set(seen)
-        if candidates is not None:
-            admitted = [
-                item
-                for item in dict.fromkeys(candidates)
-                if item not in refused and (allow is None or item in set(allow))
-            ]
-            rows_C = np.array([self.interactions.item_row(item) for item in admitted], np.int64)
-            scores_C = self._item_vectors()[rows_C] @ person.vector_V
-            ranks: Sequence[int | None] = [None] * len(rows_C)
-        else:
-            result = self.index.search(
-                person.vector_V[None],
-                min(max(NUM_RETRIEVED, int(k)), len(self.index)),
-                allow=self._allowed(task, allow),
-                deny=sorted(refused) or None,
-            )
-            found = [item for item in result.ids[0] if item is not None]
-            rows_C = np.array([self.interactions.item_row(item) for item in found], np.int64)
-            scores_C = result.scores[0, : len(rows_C)]
-            ranks = range(1, len(rows_C) + 1)
-        return self._ranked(person, rows_C, scores_C, ranks, task=task, k=k)
-
-    def _ranked(
-        self,
-        person: PrefixReading,
-        rows_C: NDArray[np.int64],
-        retrieval_C: NDArray[np.float32],
-        ranks: Sequence[int | None],
-        *,
-        task: int,
-        k: int,
-    ) -> list[Prediction]:
-        asked = self.book.prompter.tasks[task]
-        said_CA = self.foundation.score(person, rows_C, task=task)
-        log_probs_CA = self.foundation.calibration(task)(said_CA)
-        total_C = retrieval_C + self.foundation.rank_weight(task) * log_positive(
-            log_probs_CA, np.array(asked.is_positive)
-        )
-        best = np.argsort(-total_C, kind="stable")[:k]
-        titles = item_texts(self.book.prompter.words, self.interactions, rows_C[best])
-        return [
-            Prediction(
-                item_id=self.interactions.item_ids[rows_C[place]],
-                title=title,
-                score=float(total_C[place]),
-                probabilities={
-                    action: float(p)
-                    for action, p in zip(asked.actions, np.exp(log_probs_CA[place]), strict=True)
-                },
-                retrieval_score=float(retrieval_C[place]),
-                retrieval_rank=ranks[place],
-            )
-            for place, title in zip(best.tolist(), titles, strict=True)
-        ]
-
-    def _task(self, name: str | None) -> int:
-        return 0 if name is None else self.book.prompter.task_index(name)
-
-    def _check_ids(self, name: str, ids: Sequence[str] | None) -> None:
-        if isinstance(ids, str):
-            raise BadInput(f"{name}={ids!r} is a text; give a list of item ids.")
-        for item in ids or ():
-            try:
-                self.interactions.item_row(item)
-            except ValueError as error:
-                raise BadInput(f"{name}: {error}") from None
-
-    def _allowed(self, task: int, allow: Sequence[str] | None) -> Sequence[str] | None:
-        """Ids that may be retrieved; None where the whole catalogue may."""
-        served_I = self._is_served[task]
-        if allow is not None:
-            return [item for item in allow if served_I[self.interactions.item_row(item)]]
-        if served_I.all():
-            return None
-        return [self.interactions.item_ids[row] for row in np.flatnonzero(served_I)]
-
-    def _item_vectors(self) -> NDArray[np.float32]:
-        if self._vectors_IV is None:
-            self._vectors_IV = self.foundation.embed_items()
-        return self._vectors_IV
+            yield user_id, self.predict_user(user_id, task=task, k=k, where=where)
 
 
-def log_positive(
-    log_probs_CA: NDArray[np.float32], is_positive_A: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    """Log of the summed probability of the positive actions, float32 [C], in nats."""
-    total: NDArray[np.float32] = np.logaddexp.reduce(log_probs_CA[:, is_positive_A], axis=1)
-    return total
-
-
-def build_index(foundation: Foundation, *, model_hash: str) -> ItemIndex:
+def build_index(
+    foundation: Foundation, *, model_hash: str, without: Collection[str] = ()
+) -> ItemIndex:
     """Embed a model's catalogue and index it.
 
     Args:
         foundation: makes the vectors.
         model_hash: `foundation.checkpoint.weights_hash` of its folder.
+        without: ids of items that are not recommended.
     """
-    return ItemIndex.build(foundation.embed_items(), foundation.item_ids, model_hash=model_hash)
+    kept = [row for row, item in enumerate(foundation.item_ids) if item not in without]
+    rows = None if len(kept) == foundation.num_items else np.array(kept, np.int64)
+    ids = [foundation.item_ids[row] for row in kept]
+    return ItemIndex.build(foundation.embed_items(rows), ids, model_hash=model_hash)
 
 
-def _load_index(layout: RunLayout, model_hash: str) -> ItemIndex:
+def _load_index(path: Path, model_hash: str, run: Path) -> ItemIndex:
     try:
-        return ItemIndex.load(layout.index, model_hash=model_hash)
+        return ItemIndex.load(path, model_hash=model_hash)
     except ValueError as error:
         said = str(error).rstrip(".")
-        raise BadInput(f"{said}: `decant index {layout.folder}` does.") from error
+        raise BadInput(f"{said}: `decant index {run}` does.") from error

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from decant.answering import Prediction
 from decant.layout import EVALUATION, FOUNDATION, RUNG, RunLayout
 from decant.plots import HistoryPoint, ReliabilityLine, SizePoint
 from decant.predicting import brief
 from decant.recipes import Recipe
-from decant.recommender import Prediction, Recommender
+from decant.recommender import Recommender
 from decant.report import (
     ExamplePrediction,
     GateLine,
@@ -73,7 +74,7 @@ def write_run_report(layout: RunLayout, recipe: Recipe, record: RunRecord) -> st
     evaluation = layout.folder / EVALUATION
     metrics = json.loads((evaluation / "metrics.json").read_text("utf-8"))
     table = [_table_row(system) for system in metrics["systems"]]
-    recommender = Recommender.load(layout.folder)
+    recommender = Recommender.load(layout.folder, with_saved_items=False)
     report = Report(
         title=f"Decant: {recipe.name}",
         summary=_summary(recipe, recommender, metrics["systems"]),

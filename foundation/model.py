@@ -29,6 +29,7 @@ from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
 from foundation.positions import reaches, scale_positions
 from foundation.slots import FreshReadings, ItemTable, StepSlots
 from foundation.text_encoder import TextEncoder
+from foundation.told_items import ItemReadings, read_items, told_slots, with_items
 from promptify.pieces import Pieces
 from promptify.prompter import Prompter
 from promptify.rows import Rows
@@ -185,6 +186,33 @@ class Foundation(nn.Module):
         from foundation.building import with_catalogue
 
         return with_catalogue(self, book, train, seed=seed)
+
+    def read_items(self, pieces: Pieces) -> ItemReadings:
+        """Read items given by their text: what `embed_items` and `with_items` need of them.
+
+        Args:
+            pieces: item texts, each ending with the arrow.
+
+        Raises:
+            BadInput: the text encoder is needed and gone, or another stands in its folder.
+        """
+        return read_items(self, pieces)
+
+    def with_items(self, item_ids: Sequence[str], told: ItemReadings) -> "Foundation":
+        """The same model, to be asked, with more items behind its own, or some told anew.
+
+        Nothing is read again and nothing of this model changes, so that others may go on asking
+        it: the tables of items are new, all other weights are shared. An id that is known keeps its
+        row, its residual and its exposure; a new one has its text alone.
+
+        Args:
+            item_ids: N ids, no repeats; those not known yet get the next rows, in this order.
+            told: their texts, read by this model.
+
+        Raises:
+            BadInput: an id stands twice, or there are not as many texts as ids.
+        """
+        return with_items(self, item_ids, told)
 
     def with_tasks(self, tasks: Sequence[Task]) -> "Foundation":
         """The same model with more tasks, which it was never trained on: it has their instruction.
@@ -352,9 +380,7 @@ class Foundation(nn.Module):
         Raises:
             BadInput: the text encoder is needed and gone, or another stands in its folder.
         """
-        return self.items.slots_of_text(
-            self.readings_of(pieces), self.bags(pieces), self.encodings_of(pieces)
-        )
+        return told_slots(self, self.read_items(pieces))
 
     def bags(self, pieces: Pieces) -> Tensor:
         """Mean token embedding of each piece, float [N, D]."""
@@ -498,22 +524,36 @@ class Foundation(nn.Module):
         return vectors_RV
 
     @torch.no_grad()
-    def embed_items(self, pieces: Pieces | None = None) -> NDArray[np.float32]:
+    def embed_items(
+        self,
+        items: NDArray[np.int64] | Pieces | ItemReadings | None = None,
+        *,
+        known_N: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.float32]:
         """Item vectors of the catalogue, or of items given by their text.
 
         Args:
-            pieces: item texts, each ending with the arrow; the catalogue when left out.
+            items: int64 [N] rows of the catalogue, or N item texts, each ending with the arrow, or
+                what was read of them; the whole catalogue when left out.
+            known_N: int64, beside texts: the row of each in the catalogue, whose residual it keeps,
+                or −1; none of them is known when left out.
 
         Returns:
             float32 [N, V].
         """
         self.eval()
-        if pieces is None:
-            slots_ND = self.slots(torch.arange(self.num_items, device=self.device))
-            new_N = self.new_item_weight
+        if items is None or isinstance(items, np.ndarray):
+            rows_N = torch.arange(self.num_items) if items is None else torch.from_numpy(items)
+            rows_N = rows_N.to(self.device)
+            slots_ND, new_N = self.slots(rows_N), self.new_item_weight[rows_N]
         else:
-            slots_ND = self.slots_of_pieces(pieces)
-            new_N = slots_ND.new_ones(len(slots_ND))
+            told = self.read_items(items) if isinstance(items, Pieces) else items
+            unknown_N = np.full(len(told.pieces), -1) if known_N is None else known_N
+            rows_N = torch.from_numpy(unknown_N).to(self.device)
+            slots_ND = told_slots(self, told, rows_N)
+            new_N = torch.where(rows_N >= 0, self.new_item_weight[rows_N.clamp(min=0)], 1.0)
+        if not len(slots_ND):  # which no decoder takes
+            return np.zeros((0, self.settings.vector_dim), np.float32)
         parts = [self.item_vectors(part) for part in slots_ND.split(_ITEMS_AT_ONCE)]
         vectors_NV = torch.cat(parts).float() + new_N[:, None] * self.new_item_shift_V
         result: NDArray[np.float32] = vectors_NV.cpu().numpy()

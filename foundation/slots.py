@@ -98,12 +98,22 @@ class ItemTable(nn.Module):
         """
         encoding_NW = None if self.encoding_IW is None else self.encoding_IW[items_N]
         slots_ND = self.slots_of_text(self.readings(items_N, fresh), bag_ND, encoding_NW)
+        return slots_ND if self.residual_ID is None else slots_ND + self.residuals(items_N)
+
+    def residuals(self, items_N: Tensor) -> Tensor:
+        """What a slot has beside its text, shrunk by exposure, float [N, D].
+
+        Args:
+            items_N: int64, rows of the catalogue; −1 for an item that is not in it.
+        """
+        known_N = items_N.clamp(min=0)
         if self.residual_ID is None:
-            return slots_ND
-        weight_N = self.exposure_I[items_N] / (self.exposure_I[items_N] + self.config.half_exposure)
+            return torch.zeros_like(self.reading_ID[known_N])
+        exposure_N = torch.where(items_N >= 0, self.exposure_I[known_N], 0)
+        weight_N = exposure_N / (exposure_N + self.config.half_exposure)
         if self.training and self.config.residual_dropout:
             weight_N = weight_N * (torch.rand_like(weight_N) >= self.config.residual_dropout)
-        return slots_ND + self.residual_ID[items_N] * weight_N[:, None]
+        return self.residual_ID[known_N] * weight_N[:, None]
 
     def slots_of_text(
         self, reading_ND: Tensor, bag_ND: Tensor, encoding_NW: Tensor | None = None

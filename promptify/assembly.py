@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from promptify.interactions import Interactions
@@ -72,6 +73,16 @@ class PromptBook:
     def said(self) -> LogPieces:
         """What the log says, in tokens: people, items and contexts."""
         return self._table.said
+
+    def with_items(self, items: pa.Table) -> "PromptBook":
+        """The same log with more items, or some told anew; see `Interactions.with_items`.
+
+        Args:
+            items: as `ingest.read_items` gives them; only they are put in words.
+        """
+        log = self.interactions.with_items(items)
+        rows = np.array([log.item_row(item) for item in items["item_id"].to_pylist()], np.int64)
+        return PromptBook(self.prompter, log, self.said.with_items(self.prompter, log, rows))
 
     # Training.
 

@@ -12,13 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from promptify.columns import Column, read_column, read_text
+from promptify.columns import ARROW_TYPES, Column, read_column, read_text
 from promptify.schema import Schema
 from promptify.validation import LINE, BadInput, BadRows, RowCheck
 
 _BATCH_EVENTS = 500_000
 """Large enough that building the hash of all ids once per batch does not count."""
 
+STANDS_TWICE = "stands twice; ids must be different"
+"""What is wrong with the second row of an id."""
 _MISSING = "is missing"
 _REPEATS = "repeats an earlier event"
 _DIFFERS = "is not the context of the other events shown with it"
@@ -59,11 +61,34 @@ def read_items(items: pa.Table, schema: Schema, bad_rows: BadRows) -> pa.Table:
     Raises:
         BadInput: as in `read_users`; an item with nothing to read is a bad row.
     """
+    return _finished(*_item_columns(items, schema, bad_rows), bad_rows)
+
+
+def read_item_part(
+    items: pa.Table, schema: Schema, bad_rows: BadRows
+) -> tuple[pa.Table, NDArray[np.int64]]:
+    """As `read_items`, of one part of a table that is read part by part; it may be empty.
+
+    That no id stands in two parts is for the caller to see to.
+
+    Returns:
+        The good rows, and the line of the file on which each stands, int64.
+
+    Raises:
+        BadInput: as in `read_items`.
+    """
+    check, columns = _item_columns(items, schema, bad_rows)
+    bad_rows.settle()
+    return pa.table(columns).filter(pa.array(check.good)), check.lines[check.good]
+
+
+def _item_columns(
+    items: pa.Table, schema: Schema, bad_rows: BadRows
+) -> tuple[RowCheck, dict[str, pa.Array]]:
     check = RowCheck(items, name="items", bad_rows=bad_rows)
     fields = schema.item_columns
     only_kind = next(iter(schema.items)) if len(schema.items) == 1 else None
-    needed = ["item_id", *(["kind"] if only_kind is None else []), *(f.name for f in fields)]
-    _require(items.schema.names, needed, check.file)
+    _require(items.schema.names, ["item_id", *(["kind"] if only_kind is None else [])], check.file)
     columns = {"item_id": _read_ids(check, "item_id")}
     if "kind" in items.schema.names:
         kind = _checked(check, "kind", read_text(items["kind"]))
@@ -76,9 +101,16 @@ def read_items(items: pa.Table, schema: Schema, bad_rows: BadRows) -> pa.Table:
         ~known, column="kind", reason=f"is not one of the schema's: {', '.join(schema.items)}"
     )
     columns["kind"] = kind
+    # A table of jobs alone needs no column that only people have.
+    told = set(kind.filter(pa.array(known)).unique().to_pylist())
+    needed = {f.name for k, owned in schema.items.items() if k in told for f in owned}
+    _require(items.schema.names, [f.name for f in fields if f.name in needed], check.file)
     readable = np.zeros(len(items), np.bool_)
     for field in fields:
         of_kind = pa.array([k for k, owned in schema.items.items() if field in owned], pa.string())
+        if field.name not in items.schema.names:
+            columns[field.name] = pa.nulls(len(items), ARROW_TYPES[field.kind])
+            continue
         values = _checked(check, field.name, read_column(items[field.name], field.kind))
         values = pc.if_else(pc.is_in(kind, of_kind), values, pa.scalar(None, values.type))
         columns[field.name] = values
@@ -88,7 +120,13 @@ def read_items(items: pa.Table, schema: Schema, bad_rows: BadRows) -> pa.Table:
         readable |= np.asarray(present)
     names = ", ".join(field.name for field in fields)
     check.reject(~readable, column="item_id", reason=f"has nothing to read ({names} are all empty)")
-    return _finished(check, columns, bad_rows)
+    return check, columns
+
+
+def item_types(schema: Schema) -> dict[str, pa.DataType]:
+    """The columns of `items` under a schema, and their types."""
+    own = {"item_id": pa.string(), "kind": pa.string()}
+    return own | {field.name: ARROW_TYPES[field.kind] for field in schema.item_columns}
 
 
 def read_events(
@@ -324,7 +362,7 @@ def _read_ids(check: RowCheck, column: str) -> pa.Array:
     ids = _checked(check, column, read_text(check.table[column]))
     check.reject(np.asarray(ids.is_null()), column=column, reason=_MISSING)
     repeated = np.asarray(pd.Series(ids.to_numpy(zero_copy_only=False), dtype=object).duplicated())
-    check.reject(repeated, column=column, reason="stands twice; ids must be different")
+    check.reject(repeated, column=column, reason=STANDS_TWICE)
     return ids
 
 

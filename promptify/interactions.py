@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from promptify.pieces import placed
 from promptify.schema import Schema
 from promptify.validation import BadInput, BadRows, shown
 
@@ -210,6 +211,31 @@ class Interactions:
             BadInput: the item is not in the table.
         """
         return self._row("item", item_id, self._item_rows)
+
+    def with_items(self, items: pa.Table) -> "Interactions":
+        """The same log with more items behind its own, or with some of its own told anew.
+
+        Args:
+            items: as `ingest.read_items` gives them. An item of a known id takes that one's row,
+                so that the events stay as they are.
+        """
+        old = self.items.data.table.replace_schema_metadata()
+        rows = {item: row for row, item in enumerate(self.item_ids)}
+        for item in items["item_id"].to_pylist():
+            rows.setdefault(item, len(rows))
+        told = np.array([rows[item] for item in items["item_id"].to_pylist()], np.int64)
+        both = pa.concat_tables([old, items.select(old.column_names).cast(old.schema)])
+        if len(told) and told.min() < len(old):
+            both = both.take(pa.array(placed(len(old), told)))
+        return Interactions(
+            schema=self.schema,
+            users=self.users,
+            items=_in_memory(both, "items"),
+            events=self.events,
+            actions=self.actions,
+            surfaces=self.surfaces,
+            contexts=self.contexts,
+        )
 
     def save(self, folder: Path) -> None:
         """Write the tables to a folder that does not exist yet (or is empty), whole or not at all.

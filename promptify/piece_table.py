@@ -4,7 +4,7 @@ Legend: E events of the log, U users, I items, R rows, M events.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from promptify.interactions import Interactions
 from promptify.layout import UNKNOWN_TIME, Events, Pool
-from promptify.pieces import Pieces, offsets_of
+from promptify.pieces import Pieces, placed
 from promptify.prompter import Prompter
 from promptify.words import columns_of, item_texts, span_index
 
@@ -46,7 +46,22 @@ class LogPieces:
             items=prompter.item_pieces(item_texts(prompter.words, log, items)),
             profiles=prompter.profile_pieces(profiles),
             contexts=prompter.context_pieces(map(prompter.context_text, log.contexts)),
-            item_time=_item_times(log),
+            item_time=_item_times(log, items),
+        )
+
+    def with_items(self, prompter: Prompter, log: Interactions, rows: Int64) -> Self:
+        """What a log says after some of its items were told anew or put behind the others.
+
+        Args:
+            prompter: puts them in words.
+            log: the log with those items.
+            rows: int64 [n], their rows; only they are put in words.
+        """
+        order = placed(len(self.items), rows)
+        told = prompter.item_pieces(item_texts(prompter.words, log, rows))
+        times = np.concatenate([self.item_time, _item_times(log, rows)])
+        return replace(
+            self, items=Pieces.joined([self.items, told]).take(order), item_time=times[order]
         )
 
 
@@ -182,10 +197,7 @@ class PieceTable:
         return np.where(span >= 0, self._first[block] + span, self.pool.empty)
 
     def _pool_of(self, blocks: Sequence[Pieces]) -> Pool:
-        pieces = Pieces(
-            ids=np.concatenate([block.ids for block in blocks]),
-            offsets=offsets_of(np.concatenate([block.lengths for block in blocks])),
-        )
+        pieces = Pieces.joined(blocks)
         return Pool(
             pieces=pieces,
             lengths=pieces.lengths,
@@ -207,13 +219,13 @@ def _tasks_and_labels(prompter: Prompter, log: Interactions) -> tuple[Int64, Int
     return tasks, labels
 
 
-def _item_times(log: Interactions) -> Int64:
-    """When each item came to be, int64 [I]: the first time field of its kind, where it has one."""
-    times = np.full(log.num_items, UNKNOWN_TIME, np.int64)
+def _item_times(log: Interactions, rows: Int64) -> Int64:
+    """When some items came to be, int64 [n]: the first time field of their kind, if it has one."""
+    times = np.full(len(rows), UNKNOWN_TIME, np.int64)
+    kinds = log.item_kinds[rows]
     for kind, owned in log.schema.items.items():
         for field in [field for field in owned if field.kind == "time"][:1]:
-            values = log.items.data.column(field.name).to_pylist()
-            mine = np.flatnonzero(log.item_kinds == kind)
-            known = [row for row in mine if values[row] is not None]
-            times[known] = [int(values[row]) for row in known]
+            mine = np.flatnonzero(kinds == kind)
+            values = columns_of(log.items, [field], rows[mine])[field.name]
+            times[mine] = [UNKNOWN_TIME if value is None else int(value) for value in values]
     return times

@@ -46,6 +46,14 @@ class Pieces:
             offsets=offsets_of(lengths),
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence["Pieces"]) -> Self:
+        """The pieces of several, one after the other."""
+        return cls(
+            ids=np.concatenate([part.ids for part in parts]),
+            offsets=offsets_of(np.concatenate([part.lengths for part in parts])),
+        )
+
     def take(self, chosen: NDArray[np.int64]) -> "Pieces":
         """The chosen pieces, in that order."""
         return Pieces(
@@ -60,6 +68,23 @@ def offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
         lengths: int64 [P].
     """
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def placed(num_old: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each row comes from when some are written anew: an index into the old, then the new.
+
+    Args:
+        num_old: rows there were.
+        rows: int64 [N], the row that each of N new ones takes, no repeats; those from `num_old` on
+            are the next ones, without a gap.
+
+    Example:
+        >>> placed(3, np.array([1, 3])).tolist()
+        [0, 3, 2, 4]
+    """
+    order = np.arange(max(num_old, int(rows.max(initial=-1)) + 1))
+    order[rows] = num_old + np.arange(len(rows))
+    return order
 
 
 def gather(offsets: NDArray[np.int64], chosen: NDArray[np.int64]) -> NDArray[np.int64]:

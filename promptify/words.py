@@ -169,11 +169,22 @@ def columns_of(
 
 def item_texts(words: Words, interactions: Interactions, rows: NDArray[Any]) -> list[str]:
     """The chosen items in words, each as its kind is told."""
-    kinds = np.array(interactions.items.data.column("kind").take(pa.array(rows)).to_pylist())
-    texts = np.empty(len(rows), dtype=object)
+    return table_texts(words, interactions.items.data.table.take(pa.array(rows)))
+
+
+def table_texts(words: Words, items: pa.Table) -> list[str]:
+    """Items in words, each as its kind is told.
+
+    Args:
+        words: puts them in words.
+        items: the columns of `items`.
+    """
+    kinds = np.array(items.column("kind").to_pylist(), dtype=np.str_)
+    texts = np.empty(len(items), dtype=object)
     for kind, fields in words.schema.items.items():
         mine = np.flatnonzero(kinds == kind)
-        columns = columns_of(interactions.items, fields, rows[mine])
+        part = items.select([field.name for field in fields]).take(pa.array(mine))
+        columns = {field.name: part.column(field.name).to_pylist() for field in fields}
         texts[mine] = words.items(kind, columns, num_rows=len(mine))
     return list(texts)
 

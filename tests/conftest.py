@@ -5,9 +5,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import settings
+
+import foundation
 
 # The same examples on every machine, and no complaint about a slow one.
 settings.register_profile("house", deadline=None, derandomize=True, database=None)
@@ -20,3 +28,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; there is none here"))
+
+
+@pytest.fixture(scope="session")
+def launch_two() -> Callable[..., str]:
+    """Runs a command as two processes of one launch; returns what they print."""
+    root = Path(foundation.__file__).parents[1]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+    launch += ["--config_file", str(root / "foundation" / "configs" / "fsdp2.yaml")]
+    launch += ["--main_process_port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+
+    def run(*command: object) -> str:
+        # In a session of its own: should they wait for each other for ever, all of them are ended.
+        with subprocess.Popen(
+            [*launch, *map(str, command)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            try:
+                said, errors = process.communicate(timeout=240)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        assert process.returncode == 0, errors[-9000:]
+        return said
+
+    return run

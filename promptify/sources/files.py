@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from promptify.validation import LINE, BadInput, BadRows, located
 
-_BATCH_ROWS = 250_000
+MAX_BATCH_ROWS = 250_000
+"""Rows of a file that are read at once."""
 
 
 def read_table(path: Path, *, renames: Mapping[str, str], bad_rows: BadRows) -> pa.Table:
@@ -35,13 +36,18 @@ def read_table(path: Path, *, renames: Mapping[str, str], bad_rows: BadRows) -> 
 
 
 def read_batches(
-    path: Path, *, renames: Mapping[str, str], bad_rows: BadRows
+    path: Path,
+    *,
+    renames: Mapping[str, str],
+    bad_rows: BadRows,
+    batch_rows: int = MAX_BATCH_ROWS,
 ) -> Iterator[pa.RecordBatch]:
     """A file as raw batches, read one by one, so that it need not fit in memory.
 
-    Args and Raises: as in `read_table`.
+    Args and Raises: as in `read_table`; all batches but the last hold `batch_rows` rows that could
+    be read, at most `MAX_BATCH_ROWS`.
     """
-    for table in _read(path, renames, bad_rows, batch_rows=_BATCH_ROWS):
+    for table in _read(path, renames, bad_rows, batch_rows=batch_rows):
         # A table without rows has no batches, but its columns are checked all the same.
         empty = pa.RecordBatch.from_pylist([], schema=table.schema)
         yield from table.combine_chunks().to_batches() or [empty]
@@ -142,11 +148,9 @@ def _jsonl(path: Path, bad_rows: BadRows, batch_rows: int) -> Iterator[pa.Table]
     lines: list[int] = []
 
     def batch() -> pa.Table:
-        # A dictionary keeps the order in which names were first seen.
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        _check_names(path, names)
-        arrays = {name: _json_column([row.get(name) for row in rows]) for name in names}
-        return located(arrays, file=path.name, lines=pa.array(lines, pa.int64()))
+        columns = json_columns(rows)
+        _check_names(path, list(columns))
+        return located(columns, file=path.name, lines=pa.array(lines, pa.int64()))
 
     with path.open("rb") as file:
         for line, raw in enumerate(file, 1):
@@ -171,6 +175,13 @@ def _jsonl(path: Path, bad_rows: BadRows, batch_rows: int) -> Iterator[pa.Table]
                 rows, lines = [], []
     if rows:
         yield batch()
+
+
+def json_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
+    """Objects of JSON values as raw columns; null where an object lacks a name."""
+    # A dictionary keeps the order in which names were first seen.
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {name: _json_column([row.get(name) for row in rows]) for name in names}
 
 
 def _json_column(values: list[Any]) -> pa.Array:
@@ -203,7 +214,7 @@ def _parquet(path: Path, bad_rows: BadRows, batch_rows: int) -> Iterator[pa.Tabl
         with pq.ParquetFile(path) as file:
             _check_names(path, file.schema_arrow.names)
             row = 1
-            for batch in file.iter_batches(batch_size=min(batch_rows, _BATCH_ROWS)):
+            for batch in file.iter_batches(batch_size=min(batch_rows, MAX_BATCH_ROWS)):
                 columns = dict(zip(batch.schema.names, batch.columns, strict=True))
                 lines = pa.array(range(row, row + batch.num_rows), pa.int64())
                 yield located(columns, file=path.name, lines=lines, unit="row")

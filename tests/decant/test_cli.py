@@ -33,8 +33,11 @@ def said(capsys, *arguments: object) -> str:
         (["run", "ml1m"], ["--data", "--form", "--continue", "zip"]),
         (["run", "ml100k"], ["--data", "--form", "--continue", "zip"]),
         (["run", "table"], ["--task", "--on-bad-rows", "--epochs", "positive", "quarantine"]),
-        (["predict"], ["--user", "--profile", "--history", "--json", "--users", "-k"]),
-        (["index"], ["Embed the catalogue"]),
+        (["predict"], ["--user", "--profile", "--history", "--json", "--users", "-k", "--where"]),
+        (
+            ["index"],
+            ["Embed the catalogue", "--items", "--out", "--kind", "accelerate launch", "goes on"],
+        ),
     ],
     ids=lambda value: " ".join(value) if value and "--" not in value[0] else "",
 )

@@ -1,10 +1,7 @@
 """Two processes train as one does that accumulates twice as much."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import foundation
 from foundation import FitConfig, Foundation
 from foundation.plan import TrainingPlan
 from promptify.assembly import PromptBook
@@ -39,7 +35,10 @@ SET |= {"num_negatives"}
 
 @pytest.fixture(scope="module")
 def launched(
-    make: Any, market: Interactions, tmp_path_factory: pytest.TempPathFactory
+    make: Any,
+    market: Interactions,
+    tmp_path_factory: pytest.TempPathFactory,
+    launch_two: Callable[..., str],
 ) -> tuple[Path, Path]:
     """A saved foundation, and what two processes made of it, replicated and sharded."""
     folder, out = tmp_path_factory.mktemp("before"), tmp_path_factory.mktemp("after")
@@ -47,28 +46,8 @@ def launched(
     market.save(folder / "interactions")
     for kind in ("replicated", "sharded"):
         (out / kind).mkdir()
-    root = Path(foundation.__file__).parent
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
-    launch += ["--config_file", str(root / "configs" / "fsdp2.yaml"), "--main_process_port", "0"]
     told = json.dumps({name: getattr(CONFIG, name) for name in SET})
-    worker = Path(__file__).with_name("fit_together.py")
-    environment = {**os.environ, "PYTHONPATH": str(root.parent), "OMP_NUM_THREADS": "1"}
-    command = [*launch, str(worker), str(folder), str(out), told]
-    # In a session of its own: should they wait for each other for ever, all of them are ended.
-    with subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            _, errors = process.communicate(timeout=180)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    assert process.returncode == 0, errors[-9000:]
+    launch_two(Path(__file__).with_name("fit_together.py"), folder, out, told)
     return folder, out
 
 

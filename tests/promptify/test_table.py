@@ -253,7 +253,7 @@ def test_json_lines_that_do_not_fit_are_named(tmp_path: Path, line: bytes, messa
 def test_parquet_rows_that_do_not_fit_are_named_by_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promptify.sources.files._BATCH_ROWS", 2)
+    monkeypatch.setattr("promptify.sources.files.MAX_BATCH_ROWS", 2)
     files = write_all(tmp_path, "parquet", events=[*EVENTS, EVENTS[0] | {"action": "meh"}])
     with pytest.raises(BadInput, match=r"events\.parquet row 4: action 'meh'"):
         table(**files, task=TASK)
@@ -301,7 +301,7 @@ def test_events_are_read_in_batches_as_in_one(
     for ending in FORMATS:
         files = write_all(tmp_path, ending, events=events)
         whole = table(**files, task=TASK)
-        monkeypatch.setattr("promptify.sources.files._BATCH_ROWS", 7)
+        monkeypatch.setattr("promptify.sources.files.MAX_BATCH_ROWS", 7)
         parts = table(**files, task=TASK)
         monkeypatch.undo()
         assert parts.set_aside == whole.set_aside

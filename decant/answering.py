@@ -1,0 +1,191 @@
+"""One request answered: retrieve candidates from what is served, rank them, apply constraints.
+
+Legend: I items of the catalogue, C candidates, V vector width, A actions of the task.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decant.served import Served
+from decant.where import Where, parse_where
+from foundation.prefix_cache import PrefixCache
+from foundation.scoring import PrefixReading
+from promptify.prompter import item_texts
+from promptify.rows import Rows
+from promptify.validation import BadInput, shown
+
+logger = logging.getLogger(__name__)
+
+# Candidates that retrieval hands to the ranker, as in the `system` rows of every table.
+NUM_RETRIEVED = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """One item for one person.
+
+    Attributes:
+        item_id: the item.
+        title: the item in words.
+        score: log p(item next) up to a constant + w · log p(positive action); higher is better.
+        probabilities: of each action, if the item is shown, calibrated; they sum to 1.
+        retrieval_score: the inner product of person and item vector: log p(item next) up to a
+            constant of the request.
+        retrieval_rank: place among what retrieval returned, from 1; None for a given candidate.
+    """
+
+    item_id: str
+    title: str
+    score: float
+    probabilities: dict[str, float]
+    retrieval_score: float
+    retrieval_rank: int | None
+
+
+def answer(
+    now: Served,
+    prefix_cache: PrefixCache,
+    prefix: Rows,
+    *,
+    task: int,
+    seen: Sequence[str],
+    k: int,
+    candidates: Sequence[str] | None = None,
+    allow: Sequence[str] | None = None,
+    deny: Sequence[str] | None = None,
+    where: str | Where | None = None,
+) -> list[Prediction]:
+    """The `k` best items for one prefix; see `Recommender.predict_next_actions`.
+
+    Args:
+        now: what is served.
+        prefix_cache: where readings are kept.
+        prefix: one row.
+        task: index of the task.
+        seen: item ids that are left out.
+        k: items wanted.
+        candidates: item ids to rank; retrieved when left out.
+        allow: only these item ids.
+        deny: none of these item ids.
+        where: only items like this.
+
+    Raises:
+        BadInput: `k` is below 1, an id is unknown, or `where` does not fit the items.
+    """
+    if not isinstance(k, Integral) or k < 1:
+        raise BadInput(f"k={shown(k)} must be at least 1, and a whole number.")
+    if dropped := int(prefix.num_dropped_events[0]):
+        logger.info(
+            "the oldest %s events of the history are left out: a prompt holds %s tokens",
+            f"{dropped:,}",
+            f"{now.book.prompter.config.max_prompt_tokens:,}",
+        )
+    for name, ids in (("allow", allow), ("deny", deny), ("candidates", candidates)):
+        check_ids(now, name, ids)
+    # Given candidates may be of another kind than the task ranks.
+    asked = task if candidates is None else None
+    is_admitted_I, is_admitted_R = now.admitted(asked, parsed(where))
+    # Read once: retrieval takes the person vector from it, ranking the rest.
+    person = prefix_cache.read(now.foundation, prefix)
+    refused = set(deny or ()) | set(seen)
+    if candidates is not None:
+        allowed = None if allow is None else set(allow)
+        rows = [
+            now.interactions.item_row(item)
+            for item in dict.fromkeys(candidates)
+            if item not in refused and (allowed is None or item in allowed)
+        ]
+        rows_C = np.array(rows, np.int64)
+        rows_C = rows_C[is_admitted_I[rows_C]]
+        scores_C = now.item_vectors_IV[rows_C] @ person.vector_V
+        ranks: Sequence[int | None] = [None] * len(rows_C)
+        return _ranked(now, person, rows_C, scores_C, ranks, task=task, k=k)
+    filters: dict[str, Any] = {"deny": sorted(refused)} if refused else {}
+    if allow is not None:
+        filters["allow"] = [
+            item for item in allow if is_admitted_I[now.interactions.item_row(item)]
+        ]
+    elif is_admitted_R is not None:
+        filters["allow"] = is_admitted_R
+    most = min(max(NUM_RETRIEVED, int(k)), now.interactions.num_items)
+    rows_C, scores_C = now.nearest(person.vector_V, most, **filters)
+    return _ranked(now, person, rows_C, scores_C, range(1, len(rows_C) + 1), task=task, k=k)
+
+
+def _ranked(
+    now: Served,
+    person: PrefixReading,
+    rows_C: NDArray[np.int64],
+    retrieval_C: NDArray[np.float32],
+    ranks: Sequence[int | None],
+    *,
+    task: int,
+    k: int,
+) -> list[Prediction]:
+    asked = now.book.prompter.tasks[task]
+    said_CA = now.foundation.score(person, rows_C, task=task)
+    log_probs_CA = now.foundation.calibration(task)(said_CA)
+    total_C = retrieval_C + now.foundation.rank_weight(task) * log_positive(
+        log_probs_CA, np.array(asked.is_positive)
+    )
+    best = np.argsort(-total_C, kind="stable")[:k]
+    titles = item_texts(now.book.prompter.words, now.interactions, rows_C[best])
+    return [
+        Prediction(
+            item_id=now.interactions.item_ids[rows_C[place]],
+            title=title,
+            score=float(total_C[place]),
+            probabilities={
+                action: float(p)
+                for action, p in zip(asked.actions, np.exp(log_probs_CA[place]), strict=True)
+            },
+            retrieval_score=float(retrieval_C[place]),
+            retrieval_rank=ranks[place],
+        )
+        for place, title in zip(best.tolist(), titles, strict=True)
+    ]
+
+
+def task_of(now: Served, name: str | None) -> int:
+    """The index of the task of that name; the first of the model for None."""
+    return 0 if name is None else now.book.prompter.task_index(name)
+
+
+def event_items(now: Served, start: int, end: int) -> list[str]:
+    """Ids of the items of events `start` to `end` of the log."""
+    log = now.interactions
+    return [log.item_ids[item] for item in log.event_item[start:end].tolist()]
+
+
+def parsed(where: str | Where | None) -> Where | None:
+    """A filter that was written, read; any other as it is."""
+    return parse_where(where) if isinstance(where, str) else where
+
+
+def check_ids(now: Served, name: str, ids: Sequence[str] | None) -> None:
+    """Refuse what is no list of ids of the catalogue.
+
+    Raises:
+        BadInput: it is a text, or one of the ids is unknown; `name` says in which argument.
+    """
+    if isinstance(ids, str):
+        raise BadInput(f"{name}={ids!r} is a text; give a list of item ids.")
+    for item in ids or ():
+        try:
+            now.interactions.item_row(item)
+        except ValueError as error:
+            raise BadInput(f"{name}: {error}") from None
+
+
+def log_positive(
+    log_probs_CA: NDArray[np.float32], is_positive_A: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """Log of the summed probability of the positive actions, float32 [C], in nats."""
+    total: NDArray[np.float32] = np.logaddexp.reduce(log_probs_CA[:, is_positive_A], axis=1)
+    return total

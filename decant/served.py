@@ -1,0 +1,216 @@
+"""What is served at one moment: model, prompts and index over one catalogue.
+
+A `Served` never changes. Items are added and removed by putting another in its place, so that a
+request that began before goes on with what it saw.
+
+Legend: I items of the catalogue, N items that are told, R rows of the index.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property, lru_cache, partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from decant.where import Where, matching
+from foundation import Foundation
+from foundation.predictions import served_items
+from promptify.assembly import PromptBook
+from promptify.pieces import placed
+from promptify.validation import BadInput, shown
+from retrieval import ItemIndex
+
+# Filters whose answers are kept; each is two bytes per item.
+MAX_KEPT_FILTERS = 64
+
+
+class Served:
+    """One state of a recommender.
+
+    Args:
+        foundation: the model; its catalogue is that of `book`.
+        book: prompts over the catalogue and the log.
+        index: vectors of what may be recommended. It may know of items that came later: they are
+            in no answer of this state.
+        row_of_index: int64 [R], the row of the catalogue of each row of the index.
+        is_held_I: bool [I], what the index held when this state was made.
+        told: items that are not as the log has them, the columns of `items`; None for none.
+
+    Attributes:
+        admitted: what a task may recommend under a filter; see `_admitted`.
+    """
+
+    def __init__(
+        self,
+        foundation: Foundation,
+        book: PromptBook,
+        index: ItemIndex,
+        *,
+        row_of_index: NDArray[np.int64],
+        is_held_I: NDArray[np.bool_],
+        told: pa.Table | None = None,
+    ) -> None:
+        self.foundation = foundation
+        self.book = book
+        self.interactions = book.interactions
+        self.index = index
+        self.row_of_index = row_of_index
+        self.is_held_I = is_held_I
+        self.told = told
+        # It knows the parts and not this object: a state that is replaced goes at once, and with it
+        # the tables of a whole catalogue.
+        self.admitted = lru_cache(MAX_KEPT_FILTERS)(
+            partial(_admitted, book, is_held_I, row_of_index)
+        )
+
+    @classmethod
+    def of(
+        cls,
+        foundation: Foundation,
+        book: PromptBook,
+        index: ItemIndex,
+        *,
+        told: pa.Table | None = None,
+    ) -> "Served":
+        """The state of an index as it is now.
+
+        Raises:
+            BadInput: the index holds an item that the catalogue lacks.
+        """
+        row_of = {item: row for row, item in enumerate(book.interactions.item_ids)}
+        ids = index.ids.tolist()
+        unknown = [item for item in ids if item is not None and item not in row_of]
+        if unknown:
+            raise BadInput(
+                f"the index holds {shown(unknown[0])} ({len(unknown):,} such items), which the "
+                "catalogue lacks: index it again."
+            )
+        row_of_index = np.array([-1 if item is None else row_of[item] for item in ids], np.int64)
+        is_held_I = np.zeros(len(row_of), np.bool_)
+        is_held_I[row_of_index[row_of_index >= 0]] = True
+        return cls(
+            foundation, book, index, row_of_index=row_of_index, is_held_I=is_held_I, told=told
+        )
+
+    @cached_property
+    def item_vectors_IV(self) -> NDArray[np.float32]:
+        """Vectors of the catalogue, float32 [I, V]; made when candidates are first given."""
+        return self.foundation.embed_items()
+
+    def nearest(
+        self, vector_V: NDArray[np.float32], k: int, **filters: Any
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """What the index finds for one person: rows of the catalogue, and scores, best first.
+
+        Args:
+            vector_V: of the person.
+            k: items wanted.
+            filters: as `ItemIndex.search` takes them.
+        """
+        found = self.index.search(vector_V[None], k, **filters)
+        num_known = len(self.row_of_index)
+        if "allow" not in filters and found.item_rows.max(initial=-1) >= num_known:
+            # Something came between: ask for what was there before it.
+            known_R = np.ones(num_known, np.bool_)
+            found = self.index.search(vector_V[None], k, allow=known_R, **filters)
+        rows = found.item_rows[0]
+        is_known = (rows >= 0) & (rows < num_known)
+        return self.row_of_index[rows[is_known]], found.scores[0][is_known]
+
+    def with_items(self, items: pa.Table) -> "Served":
+        """The state in which these items are found; only they are read, and added to the index.
+
+        Args:
+            items: the columns of `items`, N rows, none of them held; an id that the catalogue knows
+                is told anew.
+        """
+        ids = items["item_id"].to_pylist()
+        book = self.book.with_items(items)
+        rows_N = np.array([book.interactions.item_row(item) for item in ids], np.int64)
+        told = self.foundation.read_items(book.item_pieces.take(rows_N))
+        foundation = self.foundation.with_items(ids, told)
+        vectors_NV = foundation.embed_items(rows_N)
+        is_held_I = np.zeros(book.interactions.num_items, np.bool_)
+        is_held_I[: len(self.is_held_I)] = self.is_held_I
+        is_held_I[rows_N] = True
+        state = Served(
+            foundation,
+            book,
+            self.index,
+            row_of_index=np.concatenate([self.row_of_index, rows_N]),
+            is_held_I=is_held_I,
+            told=told_table(self.told, items),
+        )
+        if "item_vectors_IV" in self.__dict__:
+            placed_I = placed(len(self.is_held_I), rows_N)
+            state.item_vectors_IV = np.concatenate([self.item_vectors_IV, vectors_NV])[placed_I]
+        # Last: if anything failed above, nothing has changed.
+        self.index.add(vectors_NV, ids, model_hash=self.index.manifest.model_hash)
+        return state
+
+    def without_items(self, item_ids: Sequence[str]) -> "Served":
+        """The state in which these items are found no more; they are removed from the index.
+
+        The catalogue goes on knowing them: histories may name them.
+        """
+        self.index.remove(item_ids)
+        is_held_I = self.is_held_I.copy()
+        is_held_I[[self.interactions.item_row(item) for item in item_ids]] = False
+        return Served(
+            self.foundation,
+            self.book,
+            self.index,
+            row_of_index=self.row_of_index,
+            is_held_I=is_held_I,
+            told=self.told,
+        )
+
+
+def told_table(old: pa.Table | None, new: pa.Table) -> pa.Table:
+    """What was told, the newest of each item.
+
+    Args:
+        old: told before; None for nothing.
+        new: told now, the same columns.
+    """
+    if old is None:
+        return new
+    is_told_again = pc.is_in(old["item_id"], new["item_id"].combine_chunks())
+    return pa.concat_tables([old.filter(pc.invert(is_told_again)), new])
+
+
+def _admitted(
+    book: PromptBook,
+    is_held_I: NDArray[np.bool_],
+    row_of_index: NDArray[np.int64],
+    task: int | None,
+    where: Where | None,
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_] | None]:
+    """What a task may recommend under a filter.
+
+    Args:
+        book: prompts over the catalogue.
+        is_held_I: what the index holds.
+        row_of_index: int64 [R], the row of the catalogue of each row of the index.
+        task: index of the task, which ranks its own kind of item; None for every kind.
+        where: over the columns of the items; None admits all.
+
+    Returns:
+        bool [I] over the catalogue, and bool [R] over the index, or None where all that it holds is
+        admitted.
+
+    Raises:
+        BadInput: as `matching`.
+    """
+    is_admitted_I = is_held_I.copy()
+    if task is not None:
+        is_admitted_I &= served_items(book, task)
+    if where is not None:
+        log = book.interactions
+        is_admitted_I &= matching(where, log.items.data.table, log.schema)
+    if (is_admitted_I == is_held_I).all():
+        return is_admitted_I, None
+    return is_admitted_I, is_admitted_I[row_of_index] & (row_of_index >= 0)

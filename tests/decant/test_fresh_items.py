@@ -1,0 +1,544 @@
+"""Items that come and go while a recommender serves: found by their text, kept on disk or not."""
+
+import gc
+import json
+import shutil
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import decant.answering
+from decant import Recommender
+from decant.answering import Prediction, log_positive
+from decant.catalogue import SavedCatalogue
+from decant.cli import main
+from decant.layout import RunLayout
+from decant.recommender import build_index
+from decant.served import Served
+from foundation import Foundation
+from promptify.prompter import HistoryEvent
+from promptify.validation import BadInput
+
+PROFILE = {"headline": "Nurse in oncology", "place": "Berlin, Germany"}
+HISTORY = [
+    {"item": "job-00001", "action": "apply"},
+    {"item": "job-00002", "action": "dismiss"},
+]
+NURSE = {
+    "item_id": "job-nurse",
+    "kind": "job",
+    "title": "Nurse in oncology",
+    "place": "Berlin, Germany",
+    "skills": ["nursing", "oncology"],
+    "pay": 4000,
+    "posted": "2025-06-01",
+}
+ADVISER = {"item_id": "person-adviser", "kind": "person", "headline": "Tax adviser"}
+
+
+def ids(predictions: list[Prediction]) -> list[str]:
+    return [one.item_id for one in predictions]
+
+
+def jobs_of(recommender: Recommender, **limits: Any) -> list[str]:
+    return ids(recommender.predict_next_actions(PROFILE, HISTORY, k=10_000, **limits))
+
+
+@pytest.fixture
+def run(tiny_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def fresh(tiny_run: Path) -> Recommender:
+    return Recommender.load(tiny_run)
+
+
+def test_added_found_removed_not_found_and_added_again(fresh: Recommender) -> None:
+    before = fresh.predict_next_actions(PROFILE, HISTORY, k=10_000)
+    fresh.add_items([NURSE, ADVISER])
+    found = fresh.predict_next_actions(PROFILE, HISTORY, k=10_000)
+    assert set(ids(found)) == {*ids(before), "job-nurse"}
+    [nurse] = [one for one in found if one.item_id == "job-nurse"]
+    assert nurse.title.startswith("Nurse in oncology · ")
+    assert sum(nurse.probabilities.values()) == pytest.approx(1, abs=1e-5)
+    others = {one.item_id: one for one in found}
+    for one in before:
+        assert others[one.item_id].score == pytest.approx(one.score, abs=1e-4)
+    people = fresh.predict_next_actions(PROFILE, task="people", k=10_000)
+    assert "person-adviser" in ids(people)
+
+    fresh.remove_items(["job-nurse", "job-00009"])
+    assert set(jobs_of(fresh)) == set(ids(before)) - {"job-00009"}
+    gone = ["job-nurse", "job-00009"]
+    assert jobs_of(fresh, candidates=[*gone, "job-00003"]) == ["job-00003"]
+    assert jobs_of(fresh, allow=[*gone, "job-00003"]) == ["job-00003"]
+
+    fresh.add_items([{**NURSE, "title": "Welder"}, {**NURSE, "item_id": "job-00009"}])
+    again = {one.item_id: one for one in fresh.predict_next_actions(PROFILE, HISTORY, k=10_000)}
+    assert again["job-nurse"].title.startswith("Welder")
+    assert again["job-nurse"].score != pytest.approx(nurse.score, abs=1e-6)
+    assert again["job-00009"].title == nurse.title
+
+
+def test_a_new_item_is_what_its_text_says_wherever_it_stands(fresh: Recommender) -> None:
+    fields = {name: value for name, value in NURSE.items() if name not in ("item_id", "kind")}
+    fields["posted"] = 1_748_736_000
+    told = {"item": fields, "action": "apply"}
+    by_text = fresh.predict_next_actions(PROFILE, [told], candidates=["job-00003"])
+    fresh.add_items([NURSE])
+    named = {"item": "job-nurse", "action": "apply"}
+    by_id = fresh.predict_next_actions(PROFILE, [named], candidates=["job-00003"])
+    assert by_id[0].score == pytest.approx(by_text[0].score, abs=1e-4)
+    # As candidate, allowed alone, and among all: the same.
+    [candidate] = fresh.predict_next_actions(PROFILE, HISTORY, candidates=["job-nurse"])
+    [allowed] = fresh.predict_next_actions(PROFILE, HISTORY, allow=["job-nurse"])
+    assert candidate.score == pytest.approx(allowed.score, abs=1e-4)
+    assert "job-nurse" not in jobs_of(fresh, deny=["job-nurse"])
+    seen = fresh.predict_next_actions(PROFILE, [named], k=10_000)
+    assert "job-nurse" not in ids(seen)
+    assert jobs_of(fresh, where="item_id = job-nurse") == ["job-nurse"]
+
+
+def test_its_vector_is_that_of_its_text_and_no_other_item_is_read(
+    fresh: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    plain = Foundation.read_pieces
+    monkeypatch.setattr(
+        Foundation,
+        "read_pieces",
+        lambda self, pieces, chosen: read.append(len(chosen)) or plain(self, pieces, chosen),
+    )
+    fresh.add_items([NURSE])
+    assert sum(read) == 1
+    row = fresh.interactions.item_row("job-nurse")
+    alone = fresh.foundation.embed_items(fresh.book.item_pieces.take(np.array([row])))
+    stored = fresh.index.vectors_at(np.array([fresh.index.num_rows - 1]))
+    np.testing.assert_allclose(stored, alone, atol=1e-5)
+
+
+def test_a_catalogue_that_was_replaced_is_let_go_at_once(fresh: Recommender) -> None:
+    jobs_of(fresh, where="workplace = remote")
+    before = weakref.ref(fresh.foundation)
+    gc.disable()
+    try:
+        fresh.add_items([NURSE])
+        assert before() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("kind", ["arrow", "pandas", "mappings"])
+def test_items_come_as_a_table_or_as_mappings(fresh: Recommender, kind: str) -> None:
+    columns = [field.name for field in fresh.interactions.schema.items["job"]]
+    row = {name: NURSE.get(name) for name in ("item_id", "kind", *columns)}
+    table = pa.Table.from_pylist([{**row, "unused": 1}])
+    items = {"arrow": table, "pandas": table.to_pandas(), "mappings": [NURSE]}[kind]
+    fresh.add_items(items)
+    [found] = fresh.predict_next_actions(PROFILE, allow=["job-nurse"])
+    assert found.title.startswith("Nurse in oncology · ")
+
+
+def test_what_was_saved_is_there_when_the_run_is_loaded_again(run: Path) -> None:
+    served = Recommender.load(run)
+    served.add_items([NURSE])
+    served.remove_items(["job-00003"])
+    before = served.predict_next_actions(PROFILE, HISTORY, k=10_000)
+    assert set(jobs_of(Recommender.load(run))) ^ set(ids(before)) == {"job-nurse", "job-00003"}
+    served.save()
+    again = Recommender.load(run)
+    after = again.predict_next_actions(PROFILE, HISTORY, k=10_000)
+    assert ids(after) == ids(before)
+    np.testing.assert_allclose([p.score for p in after], [p.score for p in before], atol=1e-5)
+    # It goes on from there: told anew, saved over itself, and nothing else is left behind.
+    again.remove_items(["job-nurse"])
+    again.add_items([{**NURSE, "title": "Welder"}])
+    again.save()
+    third = Recommender.load(run)
+    assert third.predict_next_actions(PROFILE, allow=["job-nurse"])[0].title.startswith("Welder")
+    assert third.predict_next_actions(PROFILE, [{"item": "job-00003", "action": "apply"}])
+    assert len(list(RunLayout(run).catalogue.glob("v*"))) == 1
+    # Another model than the served one reads the texts itself; what is measured is the log.
+    top = Recommender.load(run, model="foundation")
+    assert set(jobs_of(top)) == set(jobs_of(third))
+    with pytest.raises(BadInput, match="load it with"):
+        top.save()
+    plain = Recommender.load(run, with_saved_items=False)
+    assert "job-00003" in jobs_of(plain)
+    assert "job-nurse" not in jobs_of(plain)
+
+
+def test_a_catalogue_from_which_everything_was_removed_is_one(run: Path) -> None:
+    served = Recommender.load(run)
+    served.remove_items(served.interactions.item_ids)
+    assert jobs_of(served) == []
+    served.save()
+    again = Recommender.load(run)
+    assert jobs_of(again) == []
+    again.add_items([NURSE])
+    assert jobs_of(again) == ["job-nurse"]
+
+
+def test_the_index_command_embeds_what_was_saved_again(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = Recommender.load(run)
+    served.add_items([NURSE])
+    served.remove_items(["job-00003"])
+    served.save()
+    wanted = served.predict_next_actions(PROFILE, HISTORY, k=10_000)
+    # Of another model, as after training anew: refused, and mended as it says.
+    index = build_index(served.foundation, model_hash="another", without=["job-00003"])
+    catalogue = SavedCatalogue(RunLayout(run).catalogue)
+    told = catalogue.read(served.interactions.schema).told
+    other = Served.of(served.foundation, served.book, index, told=told)
+    catalogue.write(other, model_hash="another")
+    with pytest.raises(ValueError, match=r"`decant index .*run` does"):
+        Recommender.load(run)
+    main(["index", str(run)])
+    assert capsys.readouterr().out == f"indexed {len(served.index):,} items\n"
+    again = Recommender.load(run).predict_next_actions(PROFILE, HISTORY, k=10_000)
+    assert ids(again) == ids(wanted)
+    np.testing.assert_allclose([p.score for p in again], [p.score for p in wanted], atol=1e-4)
+
+
+def test_a_save_that_is_cut_short_leaves_what_was_there(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = Recommender.load(run)
+    served.add_items([NURSE])
+    served.save()
+    served.remove_items(["job-nurse"])
+    places = ["decant.catalogue.pq.write_table", "decant.catalogue.save_file"]
+    places += ["retrieval.ItemIndex.save", "decant.catalogue.write_whole"]
+    for place in places:
+        with monkeypatch.context() as patch:
+            patch.setattr(place, full_disk)
+            with pytest.raises(OSError, match="full"):
+                served.save()
+        assert "job-nurse" in jobs_of(Recommender.load(run))
+        assert len(list(RunLayout(run).catalogue.glob("v*"))) == 1
+    served.save()
+    assert "job-nurse" not in jobs_of(Recommender.load(run))
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError("the disk is full")
+
+
+def test_two_who_save_do_not_lose_each_others_items(run: Path) -> None:
+    one, two = Recommender.load(run), Recommender.load(run)
+    one.add_items([NURSE])
+    one.save()
+    two.add_items([ADVISER])
+    with pytest.raises(BadInput, match="another process saved items since"):
+        two.save()
+    assert "job-nurse" in jobs_of(Recommender.load(run))
+
+
+def test_a_damaged_catalogue_is_refused_or_harmless(run: Path) -> None:
+    served = Recommender.load(run)
+    served.add_items([NURSE])
+    served.save()
+    wanted = jobs_of(served)
+    catalogue = RunLayout(run).catalogue
+    files = [path for path in catalogue.rglob("*") if path.is_file() and path.name != ".lock"]
+    assert len(files) > 6
+    rng = np.random.default_rng(0)
+    for path in files:
+        whole = path.read_bytes()
+        for _ in range(3):
+            torn = bytearray(whole)
+            if whole and rng.random() < 0.7:
+                torn[int(rng.integers(len(whole)))] ^= 1 << int(rng.integers(8))
+            else:
+                torn = torn[: len(whole) // 2]
+            path.write_bytes(bytes(torn))
+            try:
+                found = jobs_of(Recommender.load(run))
+            except ValueError as error:
+                assert "index" in str(error) or "delete it" in str(error)  # noqa: PT017
+            else:
+                assert found == wanted
+        path.write_bytes(whole)
+    assert jobs_of(Recommender.load(run)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([{**NURSE, "item_id": "job-00001"}], "'job-00001' is in the catalogue already.*remove_"),
+        ([NURSE, NURSE], "items row 2: item_id 'job-nurse' stands twice"),
+        ([{**NURSE, "pay": "much"}], "items row 1: pay 'much' is not a number"),
+        ([{**NURSE, "titel": "Nurse"}], r"items\[0\] has no field 'titel'; an item has item_id"),
+        ([{**NURSE, "kind": "film"}], "kind 'film' is not one of the schema's: job, person"),
+        ([{"item_id": "x", "title": "Nurse"}], "lacks the column kind"),
+        ([{"item_id": "x", "kind": "job"}], "'x' has nothing to read"),
+        ([{"kind": "job", "title": "Nurse"}], "items row 1: item_id None is missing"),
+        ([{**NURSE, "item_id": " "}], "items row 1: item_id ' ' is missing"),
+        ([{**NURSE, "posted": 10**14}], "looks like milliseconds"),
+        ([{**NURSE, "title": {"de": "Pflege"}}], "is not text"),
+        ([7], r"items\[0\]=7 must be a mapping"),
+        (NURSE, "must be a list of mappings"),
+        ("job", "must be a list of mappings"),
+        (pa.table({"id": ["a"]}), "lacks the column item_id"),
+        (pd.DataFrame({"item_id": ["a"], "kind": ["job"]}), "lacks the column title"),
+        ([], "lacks the column|no rows"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else "",
+)
+def test_an_item_that_does_not_fit_is_named_and_nothing_changes(
+    recommender: Recommender, items: Any, message: str
+) -> None:
+    before = len(recommender.index), recommender.interactions.item_ids
+    with pytest.raises(ValueError, match=message):
+        recommender.add_items(items)
+    assert (len(recommender.index), recommender.interactions.item_ids) == before
+
+
+def test_rows_that_do_not_fit_may_be_skipped(fresh: Recommender) -> None:
+    fresh.add_items([{**NURSE, "item_id": "bad", "pay": "much"}, NURSE], on_bad_rows="skip")
+    assert "job-nurse" in jobs_of(fresh)
+    with pytest.raises(BadInput, match="unknown item 'bad'"):
+        jobs_of(fresh, allow=["bad"])
+
+
+@pytest.mark.parametrize(
+    ("removed", "message"),
+    [
+        (["job-1"], "unknown item 'job-1'"),
+        (["job-00001", "job-00001"], "stands twice"),
+        ("job-00001", "give a list"),
+        ([7], "unknown item 7"),
+    ],
+)
+def test_what_cannot_be_removed_is_named(
+    recommender: Recommender, removed: Any, message: str
+) -> None:
+    before = len(recommender.index)
+    with pytest.raises(BadInput, match=message):
+        recommender.remove_items(removed)
+    assert len(recommender.index) == before
+
+
+def test_what_was_removed_is_not_removed_again(fresh: Recommender) -> None:
+    fresh.remove_items(["job-00001"])
+    with pytest.raises(BadInput, match="'job-00001' was removed already"):
+        fresh.remove_items(["job-00004", "job-00001"])
+    assert "job-00004" in jobs_of(fresh)
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**20), 10**20),
+    st.floats(),
+    st.text(max_size=12),
+    st.lists(st.text(max_size=5) | st.none() | st.integers(), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+    st.sampled_from(["2025-06-01", "=> apply", "<|endoftext|>", "⟦0⟧", "\ud800", "Nurse"]),
+)
+NAMES = st.sampled_from(
+    ["item_id", "kind", "title", "pay", "posted", "skills", "headline", "years"]
+)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.dictionaries(NAMES | st.text(max_size=4), VALUES, max_size=6)
+        | st.builds(lambda more: {**NURSE, **more}, st.dictionaries(NAMES, VALUES, max_size=2)),
+        max_size=3,
+    )
+)
+def test_whatever_is_added_is_found_or_refused_by_us(
+    recommender: Recommender, items: list[dict[str, Any]]
+) -> None:
+    before = set(recommender.interactions.item_ids)
+    held = len(recommender.index)
+    try:
+        recommender.add_items(items)
+    except BadInput:
+        assert len(recommender.index) == held
+        return
+    new = [str(item["item_id"]).strip() for item in items]
+    task_of = {"job": "jobs", "person": "people"}
+    now = recommender.interactions
+    names = [now.item_ids[row] for row in range(now.num_items)]
+    added = [name for name in names if name not in before] or new
+    for name in added:
+        task = task_of[str(now.item_kinds[now.item_row(name)])]
+        found = recommender.predict_next_actions(PROFILE, task=task, allow=[name])
+        assert ids(found) == [name]
+        assert np.isfinite(found[0].score)
+    recommender.remove_items([name for name in names[-len(items) :] if name in recommender.index])
+    assert len(recommender.index) == held
+
+
+def brute_force(
+    recommender: Recommender, admitted: set[str], *, task: int, k: int
+) -> list[tuple[str, float]]:
+    """Compare with every admitted item, keep the nearest, rank those by the formula."""
+    foundation, book = recommender.foundation, recommender.book
+    asked = book.prompter.tasks[task]
+    history = [HistoryEvent(**event) for event in HISTORY]
+    prefix = book.inline(PROFILE, history, task=asked.name)
+    near_I = foundation.embed_items() @ foundation.embed_users(prefix)[0]
+    rows = np.array([recommender.interactions.item_row(item) for item in sorted(admitted)], int)
+    rows = rows[np.argsort(-near_I[rows], kind="stable")][: decant.answering.NUM_RETRIEVED]
+    if not len(rows):
+        return []
+    said = foundation.calibration(task)(foundation.score(prefix, rows, task=task))
+    good = log_positive(said, np.array(asked.is_positive))
+    total = near_I[rows] + foundation.rank_weight(task) * good
+    best = np.argsort(-total, kind="stable")[:k]
+    return [(recommender.interactions.item_ids[rows[b]], float(total[b])) for b in best]
+
+
+@pytest.mark.parametrize("retrieved", [7, 200])
+@pytest.mark.parametrize(
+    "where",
+    [
+        None,
+        "workplace = remote",
+        "workplace = remote | pay > 4000",
+        "!(workplace = remote) & years < 6",
+        "kind = person",
+        "item_id = job-nurse | posted < 2025-01-01",
+    ],
+)
+def test_filters_answer_what_brute_force_over_the_filtered_catalogue_does(
+    recommender_with_news: Recommender,
+    where: str | None,
+    retrieved: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    served = recommender_with_news
+    monkeypatch.setattr("decant.answering.NUM_RETRIEVED", retrieved)
+    log = served.interactions
+    jobs = [item for item in log.item_ids if log.item_kinds[log.item_row(item)] == "job"]
+    rows = log.items.data.table.to_pylist()
+    tests = {
+        None: lambda row: True,
+        "workplace = remote": lambda row: row["workplace"] == "remote",
+        "workplace = remote | pay > 4000": lambda row: (
+            row["workplace"] == "remote" or (row["pay"] or 0) > 4000
+        ),
+        "!(workplace = remote) & years < 6": lambda row: (
+            row["workplace"] != "remote" and row["years"] is not None and row["years"] < 6
+        ),
+        "kind = person": lambda row: row["kind"] == "person",
+        "item_id = job-nurse | posted < 2025-01-01": lambda row: (
+            row["item_id"] == "job-nurse"
+            or (row["posted"] is not None and row["posted"] < 1_735_689_600)
+        ),
+    }
+    is_like = {row["item_id"] for row in rows if tests[where](row)}
+    limits: list[dict[str, Any]] = [
+        {},
+        {"allow": jobs[::2]},
+        {"deny": jobs[::3]},
+        {"allow": [*jobs[10:], "person-00001"], "deny": jobs[::3], "exclude_seen": False},
+    ]
+    for limit in limits:
+        admitted = is_like & set(jobs) - {"job-00007"} & set(limit.get("allow", jobs))
+        admitted -= set(limit.get("deny", []))
+        if limit.get("exclude_seen", True):
+            admitted -= {event["item"] for event in HISTORY}
+        found = served.predict_next_actions(PROFILE, HISTORY, where=where, k=5, **limit)
+        wanted = brute_force(served, admitted, task=0, k=5)
+        assert ids(found) == [item for item, _ in wanted]
+        np.testing.assert_allclose(
+            [one.score for one in found], [score for _, score in wanted], atol=1e-4
+        )
+        given_ = served.predict_next_actions(
+            PROFILE, HISTORY, where=where, k=5, candidates=sorted(is_like & set(jobs)), **limit
+        )
+        if retrieved == 200:
+            assert ids(given_) == ids(found)
+
+
+@pytest.fixture(scope="module")
+def recommender_with_news(tiny_run: Path) -> Recommender:
+    served = Recommender.load(tiny_run)
+    served.add_items([NURSE, ADVISER])
+    served.remove_items(["job-00007"])
+    return served
+
+
+def test_a_filter_goes_with_every_verb_and_is_evaluated_once(
+    fresh: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated: list[object] = []
+    plain = decant.served.matching
+    monkeypatch.setattr(
+        "decant.served.matching",
+        lambda where, *more: evaluated.append(where) or plain(where, *more),
+    )
+    where = "workplace = remote"
+    user = fresh.interactions.user_ids[0]
+    found = fresh.predict_user(user, where=where, k=5)
+    assert dict(fresh.predict_many([user], where=where, k=5)) == {user: found}
+    assert ids(fresh.predict_user(user, where=where, k=5)) == ids(found)
+    assert len(evaluated) == 1
+    with pytest.raises(BadInput, match="no item has workplace 'remot'; near it: 'remote'"):
+        next(fresh.predict_many([user], where="workplace = remot"))
+    # What comes later is found by a filter that was asked before.
+    fresh.add_items([{**NURSE, "workplace": "remote"}])
+    assert "job-nurse" in ids(fresh.predict_user(user, where=where, k=10_000))
+
+
+def test_a_filter_on_the_command_line(
+    capsys: pytest.CaptureFixture[str], tiny_run: Path, recommender: Recommender
+) -> None:
+    where = "workplace = remote | place = Berlin, Germany"
+    main(["predict", str(tiny_run), "--user", "member-00001", "--where", where, "--json"])
+    found = [json.loads(line)["item_id"] for line in capsys.readouterr().out.splitlines()]
+    assert found == ids(recommender.predict_user("member-00001", where=where))
+    with pytest.raises(SystemExit) as leaving:
+        main(["predict", str(tiny_run), "--user", "member-00001", "--where", "place = Berlin"])
+    assert leaving.value.code == 2
+    assert "no item has place 'Berlin'; near it: 'Berlin, Germany'" in capsys.readouterr().err
+
+
+def test_people_are_served_while_items_come_and_go(fresh: Recommender) -> None:
+    jobs = set(jobs_of(fresh))
+    wrong: list[object] = []
+    is_over = threading.Event()
+
+    def ask() -> None:
+        while not is_over.is_set():
+            try:
+                found = ids(fresh.predict_next_actions(PROFILE, HISTORY, k=10_000))
+                news = [int(item.partition("-new-")[2]) for item in found if item not in jobs]
+                # One moment: all of the old ones, and of the new ones two that came together.
+                if not jobs <= set(found) or len(found) != len(set(found)) or len(news) > 2:
+                    wrong.append(found)
+                if len(news) == 2 and news[0] // 2 != news[1] // 2:
+                    wrong.append(news)
+            except Exception as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for turn in range(12):
+        pair = [{**NURSE, "item_id": f"job-new-{2 * turn + n}"} for n in (0, 1)]
+        fresh.add_items(pair)
+        named = [item["item_id"] for item in pair]
+        assert set(jobs_of(fresh, allow=named)) == set(named)
+        fresh.remove_items(named)
+        assert jobs_of(fresh, allow=named) == []
+    is_over.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
