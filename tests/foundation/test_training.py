@@ -331,6 +331,16 @@ def test_padding_and_tokens_are_those_of_the_batches(
         assert padding == pytest.approx(1 - int(batch["num_tokens"]) / batch["ids_RT"].numel())
 
 
+def test_the_matrix_peak_is_measured_however_late_the_machine_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("foundation.utilisation.time.monotonic", lambda: next(clock))
+    matrix_peak_flops.cache_clear()
+    assert matrix_peak_flops("cpu", torch.float32) > 0
+    matrix_peak_flops.cache_clear()
+
+
 def test_the_matrix_peak_is_measured_once_and_draws_nothing() -> None:
     matrix_peak_flops.cache_clear()
     before = torch.random.get_rng_state()
