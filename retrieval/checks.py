@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
 ItemIds = npt.NDArray[np.object_]
 
 
@@ -24,27 +26,37 @@ def checked_vectors(name: str, vectors: npt.ArrayLike, dimension: int | None = N
             f"{name} has {array.shape[1]} numbers per vector, the index {dimension}: they are "
             "another model's"
         )
-    if len(bad := np.flatnonzero(~np.isfinite(array).all(1))):
+    if not np.isfinite(array).all():
+        bad = np.flatnonzero(~np.isfinite(array).all(1))
         raise ValueError(f"{name}: row {bad[0]} holds NaN or infinity ({len(bad)} such rows)")
     return array
 
 
-def checked_ids(ids: Sequence[str], num_vectors: int) -> ItemIds:
-    """Return the ids as object [n].
+def checked_texts(name: str, ids: Sequence[str]) -> pa.LargeStringArray:
+    """Return ids as an Arrow array [n].
 
     Raises:
-        ValueError: not one per vector, not a string, or one that repeats.
+        ValueError: one that is not a text, or holds half a character (a lone surrogate).
+    """
+    if isinstance(ids, str):
+        raise ValueError(f"{name} is the text {ids!r}; give a list of ids")
+    for item in ids:
+        if not isinstance(item, str):
+            raise ValueError(f"{name}: {item!r} is not a text; ids are strings")
+    try:
+        return pa.array(ids, pa.large_string())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name}: {error.object!r} is not valid Unicode ({error})") from error
+
+
+def checked_count(ids: Sequence[str], num_vectors: int) -> None:
+    """Check that there is one id per vector.
+
+    Raises:
+        ValueError: there is not.
     """
     if len(ids) != num_vectors:
         raise ValueError(f"ids has {len(ids)} entries for {num_vectors} vectors; give one each")
-    seen: set[str] = set()
-    for item in ids:
-        if not isinstance(item, str):
-            raise ValueError(f"ids: {item!r} is not a text; ids are strings")
-        if item in seen:
-            raise ValueError(f"ids: {item!r} stands there twice; give each item once")
-        seen.add(item)
-    return object_array(ids)
 
 
 def object_array(values: Sequence[str | None]) -> ItemIds:

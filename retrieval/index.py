@@ -1,34 +1,36 @@
-"""`ItemIndex`: item vectors behind `build`, `search`, `add`, `remove`, `save` and `load`.
+"""`ItemIndex`: item vectors behind `build`, `search`, `add`, `remove`, `compact`, `save`, `load`.
 
-Shapes: `I` items, `D` numbers per vector, `B` requests, `k` candidates per request.
+Shapes: `I` items, `D` numbers per vector, `B` requests, `k` candidates per request, `R` rows.
 """
 
-import json
 import logging
-import os
-import shutil
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Self
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
-from retrieval.checks import Floats, ItemIds, checked_ids, checked_vectors, object_array
-from retrieval.ivf import build_ivf
-from retrieval.manifest import MANIFEST_NAME, IndexManifest, IndexMismatch, sha256_of
-
-Rows = npt.NDArray[np.int64]
-IdFilter = Sequence[str] | Sequence[Sequence[str]]
-
-INDEX_NAME = "index.faiss"
-IDS_NAME = "ids.json"
-
-FLAT_BELOW = 50_000
-"""`auto` stays flat below this many items: a search is then a few milliseconds, and exact."""
-SAMPLE_SIZE = 512
+from retrieval import folder as folders
+from retrieval.base import Base
+from retrieval.building import new_base
+from retrieval.checks import (
+    Floats,
+    ItemIds,
+    Rows,
+    checked_count,
+    checked_texts,
+    checked_vectors,
+)
+from retrieval.compaction import compacted
+from retrieval.delta import Delta
+from retrieval.kinds import plan
+from retrieval.manifest import IndexManifest, IndexMismatch
+from retrieval.snapshot import IdFilter, Snapshot
+from retrieval.storage import Storage, checked_storage, rounded
+from retrieval.tuning import Effort
 
 logger = logging.getLogger(__name__)
 
@@ -39,26 +41,26 @@ class SearchResult:
 
     Attributes:
         item_rows: int64 [B, k]; row `r` is the `r`-th item ever given to the index (so the row of
-            `build`'s arguments), and stays so when others are removed; −1 where there are no more.
-        scores: float32 [B, k] inner products; −inf where `item_rows` is −1.
+            `build`'s arguments), and stays so when others are removed or the index is compacted;
+            −1 where there are no more.
+        scores: float32 [B, k] inner products with the stored vectors; −inf where `item_rows` is −1.
     """
 
     item_rows: Rows
     scores: Floats
-    _all_ids: ItemIds
+    _snapshot: Snapshot
 
     @property
     def ids(self) -> ItemIds:
         """Object [B, k]: the item ids; None where `item_rows` is −1."""
-        found = self._all_ids[self.item_rows]
-        found[self.item_rows < 0] = None
-        return found
+        return self._snapshot.ids_at(self.item_rows.ravel()).reshape(self.item_rows.shape)
 
 
 class ItemIndex:
     """Item vectors and their ids, searched by inner product (normalise first for the cosine).
 
-    Any number of threads may search at once, but nobody may `add` or `remove` meanwhile.
+    Any number of threads may search while others add, remove, compact or save: each search sees
+    one state, from before a change or from after it. Changes wait for each other.
 
     Example:
         >>> index = ItemIndex.build(np.eye(3), ["a", "b", "c"], model_hash="m1")
@@ -66,38 +68,57 @@ class ItemIndex:
         [['b', 'c']]
         >>> index.search([[0.0, 1.0, 0.5]], 2, deny=["b"]).ids.tolist()
         [['c', 'a']]
+        >>> index.add([[0.0, 2.0, 0.0]], ["d"])
+        >>> index.search([[0.0, 1.0, 0.5]], 2).ids.tolist()
+        [['d', 'b']]
     """
 
-    def __init__(self, faiss_index: Any, ids: ItemIds, manifest: IndexManifest) -> None:
-        """Put the parts together; `build` and `load` are the way in.
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        manifest: IndexManifest,
+        *,
+        place: Callable[[Base], Base] | None = None,
+    ) -> None:
+        """Put the parts together; `build`, `load` and `to_gpu` are the ways in.
 
         Args:
-            faiss_index: whose labels are rows of `ids`.
-            ids: object [rows ever given]; None where the item was removed.
-            manifest: what `faiss_index` holds.
+            snapshot: the first state.
+            manifest: of the base in it.
+            place: puts a base where it is searched, such as on a GPU; asked for the first base and
+                for each that `compact` makes.
         """
-        self._index = faiss_index
-        self._ids = ids
-        self._row_of = {item: row for row, item in enumerate(ids) if item is not None}
-        self._manifest = manifest
+        self._place = place
+        self._snapshot = snapshot
+        if place is not None:
+            self._snapshot = replace(snapshot, base=place(snapshot.base))
+        self._manifest = replace(manifest, files={})
+        self._writing = threading.Lock()
 
     def __len__(self) -> int:
         """How many items can be found."""
-        return len(self._row_of)
+        return len(self._snapshot)
 
     def __contains__(self, item_id: str) -> bool:
         """Whether the item can be found."""
-        return item_id in self._row_of
+        in_base, in_delta = self._snapshot.live_positions_of([item_id])
+        return bool(in_base[0] >= 0 or in_delta[0] >= 0)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows ever given: every row that a search returns is below it."""
+        return self._snapshot.num_rows
 
     @property
     def ids(self) -> ItemIds:
-        """Object [rows]: the id at each row, None where it was removed. Not to be written to."""
-        return self._ids
+        """Object [R]: the id at each row, None where it was removed. Made anew when asked for."""
+        snapshot = self._snapshot
+        return snapshot.ids_at(np.arange(snapshot.num_rows))
 
     @property
     def manifest(self) -> IndexManifest:
-        """What the index holds now; `files` is empty until it is saved."""
-        return replace(self._manifest, count=len(self))
+        """What the index holds now; `files` is empty."""
+        return self._manifest_of(self._snapshot)
 
     @classmethod
     def build(
@@ -106,57 +127,71 @@ class ItemIndex:
         ids: Sequence[str],
         *,
         model_hash: str,
-        kind: Literal["flat", "ivf", "auto"] = "auto",
+        kind: str = "auto",
+        storage: Storage = "float32",
         target_recall: float = 0.95,
+        max_bytes: int | None = None,
         sample_vectors: npt.ArrayLike | None = None,
+        progress: bool = False,
     ) -> Self:
-        """Make an index of vectors that one model made.
+        """Make an index of vectors that one model made, in memory.
+
+        For more vectors than memory holds there is `python -m retrieval.build`.
 
         Args:
             vectors: float32 [I, D], finite.
             ids: one per vector, no repeats.
             model_hash: of the model that made `vectors`; `load` compares it.
-            kind: `auto` is `flat` below 50,000 items, else `ivf`.
-            target_recall: for `ivf`, the share of the true nearest 100 that a search must find; it
-                reads as few lists as that takes.
-            sample_vectors: for `ivf`, float32 [≥ 2, D] vectors like those that will be searched
-                for. Half choose `num_probes`, half measure `recall_ceiling`. Without them items
+            kind: `flat`, `ivf`, `ivf-pq`, `hnsw`, any FAISS factory string, or `auto`: `flat` below
+                50,000 items, else `ivf` where `max_bytes` allows, else `ivf-pq`.
+            storage: how a vector's numbers are kept: `float32`, `float16`, or `int8`, each
+                dimension's range in 256 steps. Scores are inner products with what is kept.
+            target_recall: the share of the true nearest 100 that a search must find; it looks no
+                harder than that takes. `flat` finds all.
+            max_bytes: what a search without filters may read of the index, and so want in memory:
+                the lists, codes or graph. Filters and `ivf-pq` read single stored vectors besides.
+            sample_vectors: float32 [≥ 2, D], vectors like those that will be searched for. Half
+                choose how hard a search looks, half measure `recall_ceiling`. Without them items
                 stand in for people, who may lie elsewhere: give people's vectors where you can.
+            progress: show bars.
 
         Raises:
             ValueError: no items, ids that repeat or do not match the vectors, numbers that are not
-                finite, or a target recall outside (0, 1].
+                finite, a kind or storage that is not known, a target recall outside (0, 1], or a
+                kind that does not fit into `max_bytes`.
         """
-        if kind not in ("flat", "ivf", "auto"):
-            raise ValueError(f"kind is {kind!r}; use 'flat', 'ivf' or 'auto'")
         if not 0 < target_recall <= 1:
             raise ValueError(f"target_recall is {target_recall}; use a share in (0, 1]")
         if len(ids) == 0:
             raise ValueError("ids is empty: an index needs at least one item")
         checked = checked_vectors("vectors", vectors)
-        names = checked_ids(ids, len(checked))
         num_items, dimension = checked.shape
-        if kind == "auto":
-            kind = "flat" if num_items < FLAT_BELOW else "ivf"
+        checked_count(ids, num_items)
         manifest = IndexManifest(
-            model_hash=model_hash, kind=kind, dimension=dimension, count=num_items, files={}
+            model_hash=model_hash,
+            kind="flat",
+            dimension=dimension,
+            count=num_items,
+            num_rows=num_items,
+            storage=checked_storage(storage),
+            files={},
         )
-        rows = np.arange(num_items, dtype=np.int64)
-        if kind == "flat":
-            index = faiss.index_factory(dimension, "IDMap,Flat", faiss.METRIC_INNER_PRODUCT)
-            index.add_with_ids(checked, rows)
-            return cls(index, names, manifest)
         sample = (
-            checked[np.random.default_rng(0).permutation(num_items)[:SAMPLE_SIZE]]
+            None
             if sample_vectors is None
             else checked_vectors("sample_vectors", sample_vectors, dimension)
         )
-        index, recall = build_ivf(checked, rows, sample, target_recall=target_recall)
-        tuned = replace(
-            manifest, num_lists=index.nlist, num_probes=index.nprobe, recall_ceiling=recall
+        base, manifest = new_base(
+            checked,
+            checked_texts("ids", ids),
+            manifest,
+            plan(kind, num_items, dimension, storage, max_bytes),
+            sample,
+            target_recall=target_recall,
+            progress=progress,
         )
-        logger.info("index of %d items: %s", num_items, tuned)
-        return cls(index, names, tuned)
+        logger.info("index of %d items: %s", num_items, manifest)
+        return cls(Snapshot(base, None, 0, Delta.empty(dimension), num_items), manifest)
 
     def search(
         self,
@@ -168,54 +203,66 @@ class ItemIndex:
     ) -> SearchResult:
         """Find each request's nearest items.
 
-        `flat` is exact, filtered or not. `ivf` is exact under `allow`, and otherwise finds
-        `recall_ceiling` of the nearest; it never comes back short while there are items left.
+        `flat` is exact, filtered or not. Every kind is exact under `allow`; otherwise the others
+        find `recall_ceiling` of the nearest. None comes back short while there are items left.
 
         Args:
             vectors: float32 [B, D] from the model that made the items' vectors.
             k: candidates per request; above the catalogue, the rest is padding.
-            allow: only these ids; one list for all requests, or a list per request. Ids that the
-                index does not hold have no effect.
-            deny: none of these ids; as `allow`, and stronger.
+            allow: only these: ids, one list for all requests or a list per request; or bool [R] or
+                [B, R], a mask over rows (one made before rows were added covers them with False).
+                Ids that the index does not hold have no effect.
+            deny: none of these; as `allow`, and stronger.
 
         Raises:
-            ValueError: `k` below 1, vectors of another width or not finite, or as many filter lists
-                as there are not requests.
+            ValueError: `k` below 1, vectors of another width or not finite, as many filter lists as
+                there are not requests, ids that are no texts, or a mask of another shape.
         """
         if k < 1:
             raise ValueError(f"k is {k}; ask for at least 1 candidate")
+        snapshot = self._snapshot
         queries = checked_vectors("vectors", vectors, self._manifest.dimension)
-        num_requests = len(queries)
-        allow_rows = self._filter_rows("allow", allow, num_requests)
-        deny_rows = self._filter_rows("deny", deny, num_requests)
-        item_rows = np.full((num_requests, k), -1, np.int64)
-        scores = np.full((num_requests, k), -np.inf, np.float32)
+        scores, rows = snapshot.search(queries, k, allow, deny)
+        return SearchResult(rows, scores, snapshot)
 
-        def put(where: slice, found: tuple[Floats, Rows]) -> None:
-            width = found[1].shape[1]
-            scores[where, :width], item_rows[where, :width] = found
+    def vectors_at(self, rows: npt.ArrayLike) -> Floats:
+        """Vectors of items, float32 [n, D], as they are stored.
 
-        if isinstance(allow_rows, list) or (allow_rows is not None and isinstance(deny_rows, list)):
-            for request in range(num_requests):
-                one = slice(request, request + 1)
-                allowed = allow_rows[request] if isinstance(allow_rows, list) else allow_rows
-                denied = deny_rows[request] if isinstance(deny_rows, list) else deny_rows
-                put(one, self._nearest(queries[one], k, allowed, denied))
-        elif isinstance(deny_rows, list):
-            put(slice(None), self._nearest_but(queries, k, deny_rows))
-        else:
-            put(slice(None), self._nearest(queries, k, allow_rows, deny_rows))
-        scores[item_rows < 0] = -np.inf
-        return SearchResult(item_rows, scores, self._ids)
+        Args:
+            rows: int [n], of items that can be found.
+
+        Raises:
+            ValueError: a row that the index never gave, or whose item was removed.
+        """
+        snapshot, wanted = self._snapshot, np.asarray(rows, np.int64)
+        in_base, in_delta = snapshot.positions_of_rows(wanted)
+        if (absent := (in_base < 0) & (in_delta < 0)).any():
+            raise ValueError(f"rows: {wanted[absent][0]} holds no item")
+        vectors = np.empty((len(wanted), self._manifest.dimension), np.float32)
+        vectors[in_base >= 0] = snapshot.base.store.at(in_base[in_base >= 0])
+        vectors[in_delta >= 0] = snapshot.delta.vectors[in_delta[in_delta >= 0]]
+        return vectors
+
+    def rows_of(self, ids: Sequence[str]) -> Rows:
+        """Rows of ids, int64 [n]; −1 for an item that cannot be found.
+
+        Raises:
+            ValueError: an id that is not a text.
+        """
+        snapshot = self._snapshot
+        in_base, in_delta = snapshot.live_positions_of(ids)
+        rows = snapshot.base.table.rows_at(in_base)
+        return np.where(in_delta >= 0, snapshot.delta.rows_at(in_delta), rows)
 
     def add(
         self, vectors: npt.ArrayLike, ids: Sequence[str], *, model_hash: str | None = None
     ) -> None:
-        """Add items; `ivf` keeps the lists and probes of its build.
+        """Add items. They are found at once, by comparing with each until `compact`.
 
         Args:
             vectors: float32 [n, D] from the model that made the others.
-            ids: one per vector, none of them in the index.
+            ids: one per vector, none of them in the index. One that was removed may come back, as
+                a new row.
             model_hash: where given, must be that of the index.
 
         Raises:
@@ -225,13 +272,24 @@ class ItemIndex:
         """
         self._check_model(model_hash)
         checked = checked_vectors("vectors", vectors, self._manifest.dimension)
-        names = checked_ids(ids, len(checked))
-        if present := [item for item in names if item in self._row_of]:
-            raise ValueError(f"ids: {present[0]!r} is in the index already; remove it first")
-        rows = np.arange(len(self._ids), len(self._ids) + len(names), dtype=np.int64)
-        self._index.add_with_ids(checked, rows)
-        self._ids = np.concatenate([self._ids, names])
-        self._row_of.update(zip(names, rows.tolist(), strict=True))
+        checked_count(ids, len(checked))
+        names: list[str] = checked_texts("ids", ids).to_pylist()
+        if len(set(names)) < len(names):
+            seen: set[str] = set()
+            twice = next(item for item in names if item in seen or seen.add(item))  # type: ignore[func-returns-value]
+            raise ValueError(f"ids: {twice!r} stands there twice; give each item once")
+        with self._writing:
+            snapshot = self._snapshot
+            in_base, in_delta = snapshot.live_positions_of(names)
+            if (present := (in_base >= 0) | (in_delta >= 0)).any():
+                item = names[int(present.argmax())]
+                raise ValueError(f"ids: {item!r} is in the index already; remove it first")
+            stored = rounded(snapshot.base.store.codec, checked)
+            self._snapshot = replace(
+                snapshot,
+                delta=snapshot.delta.with_items(stored, names, snapshot.num_rows),
+                num_rows=snapshot.num_rows + len(names),
+            )
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove items; the rows of the others stay as they are.
@@ -239,53 +297,70 @@ class ItemIndex:
         Raises:
             ValueError: an id that the index does not hold. Nothing was removed then.
         """
-        if absent := [item for item in ids if item not in self._row_of]:
-            raise ValueError(f"ids: {absent[0]!r} is not in the index, so it cannot be removed")
-        rows = np.array([self._row_of[item] for item in ids], np.int64)
-        self._index.remove_ids(rows)
-        # A copy, since results that were handed out read their ids from the old one.
-        self._ids = self._ids.copy()
-        self._ids[rows] = None
-        for item in ids:
-            self._row_of.pop(item, None)
+        with self._writing:
+            snapshot = self._snapshot
+            in_base, in_delta = snapshot.live_positions_of(ids)
+            if (absent := (in_base < 0) & (in_delta < 0)).any():
+                item = ids[int(absent.argmax())]
+                raise ValueError(f"ids: {item!r} is not in the index, so it cannot be removed")
+            removed, gone = snapshot.removed, in_base[in_base >= 0]
+            if len(gone):
+                removed = (
+                    np.zeros(len(snapshot.base), bool) if removed is None else removed.copy()
+                )
+                removed[gone] = True
+            delta, fresh = snapshot.delta, in_delta[in_delta >= 0]
+            self._snapshot = replace(
+                snapshot,
+                removed=removed,
+                num_removed=0 if removed is None else int(np.count_nonzero(removed)),
+                delta=delta.without(fresh) if len(fresh) else delta,
+            )
+
+    def compact(self, *, progress: bool = False) -> None:
+        """Fold removed and fresh items into the base, so that searches are as fast as at first.
+
+        Rows stay what they are. Lists keep their centres and searches their effort: when the
+        catalogue has doubled, building again finds better ones. Searches go on meanwhile; the new
+        base is made in memory, even where the old one is mapped from a folder.
+
+        Args:
+            progress: show a bar.
+        """
+        with self._writing:
+            snapshot = self._snapshot
+            if snapshot.removed is None and len(snapshot.delta) == 0:
+                return
+            new = compacted(
+                snapshot,
+                self._effort(),
+                is_refined=self._manifest.kind not in ("flat", "ivf", "hnsw"),
+                progress=progress,
+            )
+            self._snapshot = new if self._place is None else replace(new, base=self._place(new.base))
 
     def save(self, folder: str | Path) -> None:
         """Write the index into a folder, whole or not at all; an index that is there is replaced.
+
+        Files that the folder holds already are not written again: after `add` and `remove` only
+        what they changed is. A crash at any point leaves the old index or the new one.
 
         Raises:
             FileExistsError: the folder holds something that is not an index.
             OSError: the disk is full or not writable. What was there is still there then.
         """
-        folder = Path(folder)
-        if folder.exists() and not (folder / MANIFEST_NAME).is_file() and any(folder.iterdir()):
-            raise FileExistsError(f"{folder} holds other files than an index; save elsewhere")
-        whole = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-        old = whole.with_suffix(".old")
-        try:
-            whole.mkdir(parents=True)
-            (whole / IDS_NAME).write_text(json.dumps(self._ids.tolist()), "utf-8")
-            try:
-                faiss.write_index(self._index, str(whole / INDEX_NAME))
-            except RuntimeError as error:
-                raise OSError(f"{folder}: the index could not be written ({error})") from error
-            digests = {name: sha256_of(whole / name) for name in (INDEX_NAME, IDS_NAME)}
-            replace(self.manifest, files=digests).write(whole)
-            # A folder cannot be renamed onto a full one, so the old one steps aside first.
-            if folder.exists():
-                folder.rename(old)
-            whole.rename(folder)
-        finally:
-            if old.exists() and not folder.exists():
-                old.rename(folder)
-            shutil.rmtree(whole, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+        with self._writing:
+            snapshot = self._snapshot
+            folders.save(snapshot, self._manifest_of(snapshot), Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path, *, model_hash: str | None = None) -> Self:
-        """Read an index that `save` wrote.
+        """Map an index that `save` or `python -m retrieval.build` wrote.
+
+        Every file is read once, to compare its digest; what stays in memory is what is searched.
 
         Args:
-            folder: where it lies.
+            folder: where it lies. It may be saved to while it is mapped, but not written otherwise.
             model_hash: of the model whose vectors will be searched for; where given, it must be
                 that of the model that made the index.
 
@@ -293,22 +368,20 @@ class ItemIndex:
             IndexMismatch: the folder holds no index, one that was cut or changed, or another
                 model's.
         """
-        folder = Path(folder)
-        manifest = IndexManifest.read(folder)
-        try:
-            ids = object_array(json.loads((folder / IDS_NAME).read_text("utf-8")))
-            faiss_index = faiss.read_index(str(folder / INDEX_NAME))
-        except (RuntimeError, ValueError, OSError) as error:
-            raise IndexMismatch(f"{folder} cannot be read ({error}); build it again") from error
-        index = cls(faiss_index, ids, replace(manifest, files={}))
-        held = (faiss_index.d, faiss_index.ntotal, len(index))
-        if held != (manifest.dimension, manifest.count, manifest.count):
-            raise IndexMismatch(
-                f"{folder}: the manifest says {manifest.count} vectors of {manifest.dimension} "
-                f"numbers, the files hold {held[1]} of {held[0]} and {held[2]} ids; build it again"
-            )
+        index = cls(*folders.load(Path(folder)))
         index._check_model(model_hash)
         return index
+
+    def _effort(self) -> Effort:
+        manifest = self._manifest
+        return Effort(
+            num_probes=manifest.num_probes,
+            ef_search=manifest.ef_search,
+            refine_factor=manifest.refine_factor,
+        )
+
+    def _manifest_of(self, snapshot: Snapshot) -> IndexManifest:
+        return replace(self._manifest, count=len(snapshot), num_rows=snapshot.num_rows)
 
     def _check_model(self, model_hash: str | None) -> None:
         if model_hash is not None and model_hash != self._manifest.model_hash:
@@ -317,78 +390,3 @@ class ItemIndex:
                 f"{self._manifest.model_hash!r}: vectors of two models cannot be compared; build "
                 "the index again with this model"
             )
-
-    def _filter_rows(
-        self, name: str, ids: IdFilter | None, num_requests: int
-    ) -> Rows | list[Rows] | None:
-        """Rows of the ids that the index holds: one array for all, or one per request."""
-        if ids is None:
-            return None
-        if isinstance(ids, str):
-            raise ValueError(f"{name} is the text {ids!r}; give a list of ids")
-        if len(ids) == 0 or isinstance(ids[0], str):
-            return self._rows(cast(Sequence[str], ids))
-        if len(ids) != num_requests:
-            raise ValueError(f"{name} has {len(ids)} lists for {num_requests} requests")
-        return [self._rows(one) for one in ids]
-
-    def _rows(self, ids: Sequence[str]) -> Rows:
-        held = (row for row in map(self._row_of.get, ids) if row is not None)
-        return np.unique(np.fromiter(held, np.int64))
-
-    def _nearest(
-        self, queries: Floats, k: int, allowed: Rows | None, denied: Rows | None
-    ) -> tuple[Floats, Rows]:
-        """Scores and rows [B, ≤ k] under one filter for all requests."""
-        if allowed is None and denied is None:
-            return self._faiss_search(queries, min(k, len(self)), None, exact=False)
-        keep = np.zeros(len(self._ids), bool) if allowed is not None else self._is_held()
-        if allowed is not None:
-            keep[allowed] = True
-        if denied is not None:
-            keep[denied] = False
-        bits = np.packbits(keep, bitorder="little")
-        width = min(k, int(keep.sum()))
-        selector = faiss.IDSelectorBitmap(bits)
-        return self._faiss_search(queries, width, selector, exact=allowed is not None)
-
-    def _nearest_but(self, queries: Floats, k: int, denied: list[Rows]) -> tuple[Floats, Rows]:
-        """Scores and rows [B, ≤ k] without each request's own denied rows.
-
-        One search for all requests with room for what is then dropped: the k + d nearest hold the k
-        nearest that are not among d. A selector would be a search per request, without BLAS.
-        """
-        num_denied = np.array([len(rows) for rows in denied])
-        width = min(k + int(num_denied.max(initial=0)), len(self))
-        scores, found = self._faiss_search(queries, width, None, exact=False)
-        request = np.repeat(np.arange(len(queries)), num_denied)
-        is_denied = np.isin(
-            found + np.arange(len(queries))[:, None] * len(self._ids),
-            request * len(self._ids) + np.concatenate([*denied, np.empty(0, np.int64)]),
-        ) & (found >= 0)
-        scores[is_denied], found[is_denied] = -np.inf, -1
-        # Stable: the kept stay in order and the dropped go last.
-        order = np.argsort(found < 0, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(found, order, 1)
-
-    def _faiss_search(
-        self, queries: Floats, k: int, selector: Any | None, *, exact: bool
-    ) -> tuple[Floats, Rows]:
-        """Scores and rows [B, k]; asks again, of every list, those who came back short of k."""
-        if k == 0 or len(queries) == 0:
-            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        if self._manifest.kind == "flat":
-            params = faiss.SearchParameters(sel=selector)
-            return cast(tuple[Floats, Rows], self._index.search(queries, k, params=params))
-        nprobe = self._index.nlist if exact else self._index.nprobe
-        params = faiss.SearchParametersIVF(nprobe=nprobe, sel=selector)
-        scores, rows = self._index.search(queries, k, params=params)
-        if nprobe < self._index.nlist and (short := rows[:, -1] < 0).any():
-            params = faiss.SearchParametersIVF(nprobe=self._index.nlist, sel=selector)
-            scores[short], rows[short] = self._index.search(queries[short], k, params=params)
-        return scores, rows
-
-    def _is_held(self) -> npt.NDArray[np.bool_]:
-        held = np.zeros(len(self._ids), bool)
-        held[list(self._row_of.values())] = True
-        return held

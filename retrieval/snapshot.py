@@ -1,0 +1,183 @@
+"""One state of an index: what a search sees, whatever writers do meanwhile.
+
+Shapes: `B` requests, `D` numbers per vector, `k` candidates, `R` rows ever given.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import cast
+
+import numpy as np
+
+from retrieval.base import Base, Bools, Found, merged
+from retrieval.checks import Floats, ItemIds, Rows
+from retrieval.delta import Delta
+from retrieval.filters import MOST_CANDIDATES, Filter, filled, search_part
+
+IdFilter = Sequence[str] | Sequence[Sequence[str]] | Bools
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """Base, removals and fresh items that belong together. Never changed; replaced by the next.
+
+    Attributes:
+        base: what was built.
+        removed: bool [positions of the base]; None for none.
+        num_removed: how many those are.
+        delta: what was added since.
+        num_rows: R, rows ever given.
+    """
+
+    base: Base
+    removed: Bools | None
+    num_removed: int
+    delta: Delta
+    num_rows: int
+
+    def __len__(self) -> int:
+        """How many items can be found."""
+        return len(self.base) - self.num_removed + len(self.delta) - self.delta.num_dead
+
+    def search(
+        self, queries: Floats, k: int, allow: IdFilter | None, deny: IdFilter | None
+    ) -> Found:
+        """Scores float32 and rows int64 [B, k], as `ItemIndex.search` says."""
+        if allow is None and deny is None and self.removed is None and len(self.delta) == 0:
+            if len(self.base) == 0 or len(queries) == 0:
+                return _padded(np.empty((len(queries), 0)), np.empty((len(queries), 0)), k)
+            scores, places = filled(self.base, queries, k)
+            return _padded(scores, self.base.table.rows_at(places), k)
+        in_base, in_delta = self._filters(allow, deny, len(queries))
+        base, delta = self.base, self.delta
+        scores, places = search_part(base, queries, k, self.removed, self.num_removed, in_base)
+        rows = base.table.rows_at(places)
+        dead = delta.dead if delta.num_dead else None
+        fresh = search_part(delta, queries, k, dead, delta.num_dead, in_delta)
+        found = merged((scores, rows), (fresh[0], delta.rows_at(fresh[1])), k)
+        return _padded(*found, k)
+
+    def positions_of(self, ids: Sequence[str], name: str = "ids") -> tuple[Rows, Rows]:
+        """Positions of ids in base and delta, int64 [m] each; −1 where an id is not there."""
+        in_base = self.base.table.positions_of(ids, name)
+        if len(self.delta) == 0:
+            return in_base, np.full(len(ids), -1, np.int64)
+        in_delta = np.fromiter(map(self.delta.position_of, ids), np.int64, len(ids))
+        return in_base, in_delta
+
+    def live_positions_of(self, ids: Sequence[str]) -> tuple[Rows, Rows]:
+        """As `positions_of`; −1 where the item was removed, too."""
+        in_base, in_delta = self.positions_of(ids)
+        if self.removed is not None:
+            in_base[(in_base >= 0) & self.removed[in_base]] = -1
+        if self.delta.num_dead:
+            in_delta[(in_delta >= 0) & self.delta.dead[in_delta]] = -1
+        return in_base, in_delta
+
+    def positions_of_rows(self, rows: Rows) -> tuple[Rows, Rows]:
+        """Positions of rows [m] in base and delta; −1 where the item was removed or is not there."""
+        in_base = self.base.table.positions_of_rows(rows)
+        in_delta = self.delta.positions_of_rows(rows)
+        if self.removed is not None:
+            in_base[(in_base >= 0) & self.removed[in_base]] = -1
+        if self.delta.num_dead:
+            in_delta[(in_delta >= 0) & self.delta.dead[in_delta]] = -1
+        return in_base, in_delta
+
+    def ids_at(self, rows: Rows) -> ItemIds:
+        """Ids of rows [m], object [m]; None where there is no item."""
+        in_base, in_delta = self.positions_of_rows(rows)
+        ids = self.base.table.at(in_base)
+        if len(self.delta):
+            fresh = in_delta >= 0
+            ids[fresh] = self.delta.at(in_delta[fresh])
+        return ids
+
+    def _filters(
+        self, allow: IdFilter | None, deny: IdFilter | None, num_requests: int
+    ) -> tuple[Filter, Filter]:
+        """The filters in positions of base and delta."""
+        allowed = self._positions("allow", allow, num_requests)
+        denied = self._positions("deny", deny, num_requests)
+        sizes = (len(self.base), len(self.delta))
+        base, delta = (
+            Filter(
+                allowed[part], _spread(denied[part], num_requests, sizes[part])
+            )
+            for part in (0, 1)
+        )
+        return base, delta
+
+    def _positions(
+        self, name: str, ids: IdFilter | None, num_requests: int
+    ) -> tuple[Bools | Rows | list[Rows] | None, ...]:
+        """One filter in positions of base and delta: a mask, an array for all, or one for each."""
+        if ids is None:
+            return None, None
+        if isinstance(ids, np.ndarray) and ids.dtype == bool:
+            return self._positions_of_mask(name, ids, num_requests)
+        if isinstance(ids, str):
+            raise ValueError(f"{name} is the text {ids!r}; give a list of ids")
+        if len(ids) == 0 or isinstance(ids[0], str):
+            return tuple(
+                np.unique(places[places >= 0])
+                for places in self.positions_of(cast(Sequence[str], ids), name)
+            )
+        if len(ids) != num_requests:
+            raise ValueError(f"{name} has {len(ids)} lists for {num_requests} requests")
+        # All lists are looked up at once, since a look-up has a cost of its own.
+        lists = cast(Sequence[Sequence[str]], ids)
+        for one in lists:
+            if isinstance(one, str):
+                raise ValueError(f"{name} holds the text {one!r} beside lists; give lists of ids")
+        flat = list(chain.from_iterable(lists))
+        ends = np.cumsum([len(one) for one in lists])[:-1]
+        return tuple(
+            [np.unique(one[one >= 0]) for one in np.split(places, ends)]
+            for places in self.positions_of(flat, name)
+        )
+
+    def _positions_of_mask(
+        self, name: str, mask: Bools, num_requests: int
+    ) -> tuple[Bools | Rows | list[Rows] | None, ...]:
+        if mask.ndim not in (1, 2) or mask.shape[-1] > self.num_rows:
+            raise ValueError(
+                f"{name} is a mask of the shape {mask.shape}; give one bool per row of the index "
+                f"({self.num_rows}), or one line of them per request"
+            )
+        if mask.ndim == 2:
+            if len(mask) != num_requests:
+                raise ValueError(f"{name} has {len(mask)} masks for {num_requests} requests")
+            each = [self._positions_of_mask(name, one, num_requests) for one in mask]
+            return tuple([np.flatnonzero(one[part]) for one in each] for part in (0, 1))
+        missing = self.num_rows - len(mask)
+        if missing:
+            mask = np.concatenate([mask, np.zeros(missing, bool)])
+        rows = self.base.table.rows
+        base = mask[: len(self.base)] if rows is None else mask[rows]
+        return base, mask[self.delta.rows[: len(self.delta)]]
+
+
+def _spread(
+    denied: Bools | Rows | list[Rows] | None, num_requests: int, num_positions: int
+) -> Bools | list[Rows] | None:
+    """What is denied to all: few positions as each request's own, many as a mask."""
+    if denied is None or isinstance(denied, list) or denied.dtype == bool:
+        return cast(Bools | list[Rows] | None, denied)
+    if len(denied) <= MOST_CANDIDATES // 4:
+        return [cast(Rows, denied)] * num_requests
+    mask = np.zeros(num_positions, bool)
+    mask[denied] = True
+    return mask
+
+
+def _padded(scores: Floats, rows: Rows, k: int) -> Found:
+    """Scores and rows [B, k], −inf and −1 behind the last one found."""
+    if rows.shape[1] == k and rows.size and rows[:, -1].min() >= 0:
+        return scores, rows
+    wide_scores = np.full((len(rows), k), -np.inf, np.float32)
+    wide_rows = np.full((len(rows), k), -1, np.int64)
+    wide_scores[:, : rows.shape[1]], wide_rows[:, : rows.shape[1]] = scores, rows
+    wide_scores[wide_rows < 0] = -np.inf
+    return wide_scores, wide_rows
