@@ -229,5 +229,3 @@ def _without(
         np.where(out, np.float32(-np.inf), np.take_along_axis(scores, order, 1)),
         np.where(out, -1, np.take_along_axis(places, order, 1)),
     )
-
-

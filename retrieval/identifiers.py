@@ -193,7 +193,9 @@ def _positions_of_part(hashes: Hashes, part: int, bits: int, per_part: int) -> R
         return np.arange(len(hashes), dtype=np.int64)
     found = [
         start
-        + np.flatnonzero(hashes[start : start + per_part] >> np.uint64(64 - bits) == np.uint64(part))
+        + np.flatnonzero(
+            hashes[start : start + per_part] >> np.uint64(64 - bits) == np.uint64(part)
+        )
         for start in range(0, len(hashes), per_part)
     ]
     return np.concatenate(found)

@@ -305,9 +305,7 @@ class ItemIndex:
                 raise ValueError(f"ids: {item!r} is not in the index, so it cannot be removed")
             removed, gone = snapshot.removed, in_base[in_base >= 0]
             if len(gone):
-                removed = (
-                    np.zeros(len(snapshot.base), bool) if removed is None else removed.copy()
-                )
+                removed = np.zeros(len(snapshot.base), bool) if removed is None else removed.copy()
                 removed[gone] = True
             delta, fresh = snapshot.delta, in_delta[in_delta >= 0]
             self._snapshot = replace(
@@ -337,7 +335,9 @@ class ItemIndex:
                 is_refined=self._manifest.kind not in ("flat", "ivf", "hnsw"),
                 progress=progress,
             )
-            self._snapshot = new if self._place is None else replace(new, base=self._place(new.base))
+            self._snapshot = (
+                new if self._place is None else replace(new, base=self._place(new.base))
+            )
 
     def save(self, folder: str | Path) -> None:
         """Write the index into a folder, whole or not at all; an index that is there is replaced.

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-from retrieval.checks import Floats, ItemIds, checked_ids, checked_vectors
+from retrieval.checks import Floats, ItemIds, checked_count, checked_texts, checked_vectors
 from retrieval.manifest import IndexMismatch
 from retrieval.protocol import IdFilter
 
@@ -229,14 +229,13 @@ class MilvusIndex:
         if len(ids) == 0:
             raise ValueError("ids is empty: an index needs at least one item")
         checked = checked_vectors("vectors", vectors)
-        names = checked_ids(ids, len(checked))
+        names = _checked_ids(ids, len(checked))
         manifest = CollectionManifest(
             model_hash=model_hash,
             dimension=checked.shape[1],
             kind=kind,
             search_params=dict(search_params or {}),
         )
-        _storable(names)
         client = _connect(uri, token)
         collection = f"{name}__{secrets.token_hex(4)}"
         with _answers("build"):
@@ -353,8 +352,7 @@ class MilvusIndex:
         """
         self._check_model(model_hash)
         checked = checked_vectors("vectors", vectors, self._manifest.dimension)
-        names = checked_ids(ids, len(checked))
-        _storable(names)
+        names = _checked_ids(ids, len(checked))
         with self._writing, _answers("add"):
             if present := self._held(names):
                 raise ValueError(f"ids: {min(present)!r} is in the index already; remove it first")
@@ -390,7 +388,7 @@ class MilvusIndex:
                 "the index again with this model"
             )
 
-    def _put(self, vectors: Floats, ids: ItemIds, write: Any) -> None:
+    def _put(self, vectors: Floats, ids: Sequence[str], write: Any) -> None:
         """Write rows, a bounded number of bytes at a time."""
         row_bytes = 4 * vectors.shape[1] + 32
         part = np.cumsum([row_bytes + len(item.encode()) for item in ids]) // BYTES_PER_CALL
@@ -506,21 +504,24 @@ def _in(keys: Iterable[str], verb: Literal["in", "not in"] = "in") -> str:
     return f"key {verb} {json.dumps(list(keys))}"
 
 
-def _storable(ids: ItemIds) -> None:
-    """Refuse ids that Milvus cannot keep.
+def _checked_ids(ids: Sequence[str], num_vectors: int) -> list[str]:
+    """Ids that Milvus can keep.
 
     Raises:
-        ValueError: one is too long, or half a character of UTF-16.
+        ValueError: not one per vector, not a text, one that is too long or that repeats.
     """
-    for item in ids:
-        try:
-            size = len(item.encode())
-        except UnicodeEncodeError as error:
-            raise ValueError(f"ids: {item!r} is not text that UTF-8 can write ({error})") from error
-        if size > MOST_ID_BYTES:
+    checked_count(ids, num_vectors)
+    names: list[str] = checked_texts("ids", ids).to_pylist()
+    seen: set[str] = set()
+    for item in names:
+        if item in seen:
+            raise ValueError(f"ids: {item!r} stands there twice; give each item once")
+        seen.add(item)
+        if (size := len(item.encode())) > MOST_ID_BYTES:
             raise ValueError(
                 f"ids: {item[:40]!r}… has {size:,} bytes; Milvus keeps {MOST_ID_BYTES:,} at most"
             )
+    return names
 
 
 def _filters(allow: IdFilter | None, deny: IdFilter | None, num_requests: int) -> Sequence[Filter]:

@@ -102,9 +102,7 @@ class Snapshot:
         denied = self._positions("deny", deny, num_requests)
         sizes = (len(self.base), len(self.delta))
         base, delta = (
-            Filter(
-                allowed[part], _spread(denied[part], num_requests, sizes[part])
-            )
+            Filter(allowed[part], _spread(denied[part], num_requests, sizes[part]))
             for part in (0, 1)
         )
         return base, delta

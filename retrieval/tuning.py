@@ -117,9 +117,7 @@ def _least_effort(
 ) -> Effort:
     lists = inverted_lists(structure)
     is_refined = isinstance(searcher, faiss.IndexRefine)
-    field, most = (
-        ("num_probes", lists.nlist) if lists is not None else ("ef_search", MOST_VISITED)
-    )
+    field, most = ("num_probes", lists.nlist) if lists is not None else ("ef_search", MOST_VISITED)
     has_knob = lists is not None or graph_of(structure) is not None
     best: tuple[float, Effort] | None = None
     effort, reached = Effort(), 0.0
@@ -127,7 +125,8 @@ def _least_effort(
         start = replace(effort, refine_factor=factor)
         effort, reached = (
             _climb(recall, start, field, most, target, gives_up=is_refined)
-            if has_knob else (start, recall(start))
+            if has_knob
+            else (start, recall(start))
         )
         if reached < target:
             continue

@@ -1,7 +1,8 @@
 """Searches that may find some of the items only: are the answers exact, and how long do they take.
 
-`allow` names the items that may be found, `deny` those that may not, each a random share of the
-catalogue, which is the hard case: nothing that is near a request is allowed but by luck.
+`allow` names the items that may be found, `deny` those that may not, `mask` allows by a mask over
+rows; each a random share of the catalogue, which is the hard case: nothing near a request is allowed
+but by luck.
 
 B requests, m allowed items.
 """
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from benchmarks.retrieval.vectors import Drawn, Floats, K, nearest, recall
 from retrieval import ItemIndex
 
+VERBS = ("allow", "deny", "mask")
 SHARES = (0.001, 0.01, 0.1, 0.5)
 
 
@@ -47,14 +49,13 @@ def filtered(
     Args:
         index: of the items.
         drawn: the items and requests.
-        verb: ``allow`` or ``deny``.
+        verb: of `VERBS`.
         share: of the items that the filter names.
         num_answers: requests that are compared with the truth.
         num_timed: requests that are timed; the same ones.
     """
-    rng = np.random.default_rng([int(share * 1e6), verb == "deny"])
-    is_named = rng.random(drawn.num_items) < share
-    may_find = is_named if verb == "allow" else ~is_named
+    is_named = np.random.default_rng(int(share * 1e6)).random(drawn.num_items) < share
+    may_find = ~is_named if verb == "deny" else is_named
     rows = np.flatnonzero(may_find)
     ids = drawn.ids
     names = [ids[row] for row in np.flatnonzero(is_named)]
@@ -63,11 +64,10 @@ def filtered(
     found_rows, found_scores = [], []
     for turn, query in enumerate(queries):
         began = time.perf_counter()
-        found = (
-            index.search(query[None], K, allow=names)
-            if verb == "allow"
-            else index.search(query[None], K, deny=names)
-        )
+        if verb == "deny":
+            found = index.search(query[None], K, deny=names)
+        else:
+            found = index.search(query[None], K, allow=is_named if verb == "mask" else names)
         if turn < num_timed:
             seconds[turn] = time.perf_counter() - began
         found_rows.append(found.item_rows[0])

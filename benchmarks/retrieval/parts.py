@@ -1,7 +1,8 @@
 """What is measured, part by part, as rows.
 
 In a row `split` is the part, `task` the items (or the file that was corrupted, or the catalogue),
-`model` the index; `faiss …` is the FAISS index within it, asked directly.
+`model` the index; `faiss in …` is the FAISS index within it, asked directly, `plain faiss …` one
+that FAISS's `index_factory` made.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from benchmarks.measured import Measured
 from benchmarks.retrieval import ranking
 from benchmarks.retrieval.churn import churn
 from benchmarks.retrieval.corruption import BAD, GOOD, WAYS, outcomes
-from benchmarks.retrieval.filtering import SHARES, filtered
+from benchmarks.retrieval.filtering import SHARES, VERBS, filtered
 from benchmarks.retrieval.searching import BATCH, Kind, built, searched
 from benchmarks.retrieval.vectors import Drawn, Process, drawn
 from benchmarks.scoring_rounds import median
@@ -29,6 +30,8 @@ Float64 = NDArray[np.float64]
 
 FLAT = Kind(name="flat", options={"kind": "flat"})
 IVF = Kind(name="ivf", options={"kind": "ivf"})
+IVF_PQ = Kind(name="ivf-pq", options={"kind": "ivf-pq"})
+HNSW = Kind(name="hnsw", options={"kind": "hnsw"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +43,7 @@ class Scale:
         process: of the vectors.
         num_sample: requests that an index may be tuned on.
         num_queries: requests that recall is measured on.
+        plain_items: up to so many items a plain FAISS index takes turns, too.
         num_ones: requests timed alone.
         num_batches: batches of 64 timed.
         filter_items: items that are searched under filters.
@@ -56,6 +60,7 @@ class Scale:
     process: Process
     num_sample: int
     num_queries: int
+    plain_items: int
     num_ones: int
     num_batches: int
     filter_items: int
@@ -112,7 +117,7 @@ class Parts:
                     if not self._has(part, _items(count), f"auto {target:g}", "recall@100"):
                         yield f"auto {target:g}, {count:,} items", partial(self.auto, count, target)
         elif part == "filters":
-            for verb in ("allow", "deny"):
+            for verb in VERBS:
                 for share in SHARES:
                     task = f"{verb} {share:.1%} of {_items(scale.filter_items)}"
                     if not self._has(part, task, IVF.name, "p99_ms"):
@@ -122,7 +127,7 @@ class Parts:
                 if not self._has(part, _items(scale.churn_items), kind.name, "wrong_answers"):
                     yield f"churn, {kind.name}", partial(self.churn, kind)
         elif part == "corruption":
-            for kind in (FLAT, IVF):
+            for kind in (IVF, HNSW):
                 if not self._has(part, "all", kind.name, "not_refused_or_harmless"):
                     yield f"corruption, {kind.name}", partial(self.corruption, kind)
         elif not self._has(part, self._catalogue, "everything", "ndcg@10"):
@@ -139,6 +144,7 @@ class Parts:
             threads=self.threads,
             num_ones=self.scale.num_ones,
             num_batches=self.scale.num_batches,
+            with_plain=count <= self.scale.plain_items,
         )
         if not found.is_same:
             raise ValueError("FAISS's own search scores otherwise than ours; nothing was timed.")
@@ -149,7 +155,11 @@ class Parts:
         add(kind.name, "rss_bytes", found.rss_bytes, 1)
         add(kind.name, "load_seconds", found.load_seconds, 1)
         add(kind.name, "recall@100", _mean(found.recall), len(found.recall))
-        for column, name in enumerate((kind.name, f"faiss {kind.name}")):
+        names = (kind.name, f"faiss in {kind.name}", f"plain faiss {kind.name}")
+        if len(found.plain_recall):
+            add(names[2], "recall@100", _mean(found.plain_recall), len(found.plain_recall))
+        for column in range(found.one_seconds.shape[1]):
+            name = names[column]
             one, batch = found.one_seconds[:, column], found.batch_seconds[:, column]
             add(name, "p50_ms", _median(1000 * one), len(one))
             add(name, "p99_ms", float(np.percentile(1000 * one, 99)), len(one))
@@ -164,7 +174,9 @@ class Parts:
         kind = Kind(name=f"auto-{target:g}", options={"kind": "auto", "target_recall": target})
         data, folder = self._drawn(count), self._folder(kind, count)
         facts = built(folder, kind, data, threads=self.threads)
-        found = searched(folder, data, threads=self.threads, num_ones=20, num_batches=5)
+        found = searched(
+            folder, data, threads=self.threads, num_ones=20, num_batches=5, with_plain=False
+        )
         add = partial(self._add, "auto", _items(count), f"auto {target:g}")
         add("build_seconds", facts["seconds"], 1)
         add("recall_ceiling", facts["manifest"]["recall_ceiling"], 1)
@@ -184,7 +196,7 @@ class Parts:
         add = partial(self._add, "filters", task, IVF.name)
         add("forbidden_answers", found.num_forbidden, count)
         add("short_answers", found.num_short, count)
-        if verb == "allow":  # What is denied to a search leaves it as approximate as it was.
+        if verb != "deny":  # What is denied to a search leaves it as approximate as it was.
             add("inexact_answers", found.num_inexact, count)
         add("recall@100", _mean(found.recall), count)
         add("p50_ms", _median(1000 * found.seconds), count)

@@ -8,7 +8,8 @@ Vectors lie as learned ones do (`benchmarks.retrieval.vectors`). Parts, in the c
                 p50/p99 of one request, queries/s of 64 at once; each beside the FAISS index that it
                 holds, in turn
     auto        whether `auto` keeps the recall it was asked for
-    filters     `allow` and `deny` of 0.1, 1, 10 and 50 %: answers against brute force, latency
+    filters     `allow` and `deny` by ids and `allow` by a mask, of 0.1, 1, 10 and 50 %: answers
+                against brute force, latency
     churn       items added and removed while two threads search: wrong answers
     corruption  saved files corrupted at random and loaded in other processes: what became of each
     ranking     retrieve-then-rank against ranking everything, with the ceiling
@@ -28,15 +29,12 @@ from tqdm.auto import tqdm
 from benchmarks.isolated import ProcessDied
 from benchmarks.measured import Measured
 from benchmarks.retrieval import ranking
-from benchmarks.retrieval.parts import FLAT, IVF, Kind, Parts, Scale
+from benchmarks.retrieval.parts import FLAT, HNSW, IVF, IVF_PQ, Parts, Scale
 from benchmarks.retrieval.vectors import Process
 from decant.results import ResultRow
 from decant.run_record import hardware
 
 PARTS = ("kinds", "auto", "filters", "churn", "corruption", "ranking")
-
-IVF_PQ = Kind(name="ivf-pq", options={"kind": "ivf-pq"})
-HNSW = Kind(name="hnsw", options={"kind": "hnsw"})
 
 FULL = Scale(
     kinds={
@@ -47,6 +45,7 @@ FULL = Scale(
     process=Process(),
     num_sample=1000,
     num_queries=1000,
+    plain_items=100_000,
     num_ones=300,
     num_batches=15,
     filter_items=1_000_000,
@@ -63,6 +62,7 @@ SMOKE = Scale(
     process=Process(dimension=32, intrinsic=16, num_topics=50),
     num_sample=100,
     num_queries=100,
+    plain_items=3000,
     num_ones=20,
     num_batches=5,
     filter_items=3000,
@@ -107,7 +107,7 @@ def table(rows: Sequence[ResultRow]) -> str:
     kinds = [row for row in rows if row.split == "kinds"]
     if kinds:
         lines.append(
-            f"{'kinds':14}{'index':16}" + "".join(f"{title:>11}" for _, title, *_ in _KINDS)
+            f"{'kinds':14}{'index':22}" + "".join(f"{title:>11}" for _, title, *_ in _KINDS)
         )
         for task, model in dict.fromkeys((row.task, row.model) for row in kinds):
             known = {
@@ -117,7 +117,7 @@ def table(rows: Sequence[ResultRow]) -> str:
                 _cell(known[metric] * scale, form) if metric in known else ""
                 for metric, _, scale, form in _KINDS
             ]
-            lines.append(f"{task:14}{model:16}" + "".join(f"{cell:>11}" for cell in cells))
+            lines.append(f"{task:14}{model:22}" + "".join(f"{cell:>11}" for cell in cells))
     for part in PARTS[1:]:
         some = [row for row in rows if row.split == part]
         if some:

@@ -94,9 +94,7 @@ def expect(found, stored, queries, keeps, k, oracle, *, exact):
             np.testing.assert_allclose(
                 said[: len(real)], best[request][: len(real)], rtol=1e-4, atol=1e-4
             )
-        assert found.ids[request].tolist() == [
-            None if row < 0 else oracle.ids[row] for row in rows
-        ]
+        assert found.ids[request].tolist() == [None if row < 0 else oracle.ids[row] for row in rows]
 
 
 @settings(max_examples=60)
@@ -190,9 +188,7 @@ def test_threads_see_one_state_while_others_change_it():
             try:
                 for names in found.ids:
                     assert not {"+1", "-1", None} & set(names)
-                for query, rows, scores in zip(
-                    queries, found.item_rows, found.scores, strict=True
-                ):
+                for query, rows, scores in zip(queries, found.item_rows, found.scores, strict=True):
                     assert len(set(rows.tolist())) == 20
                     assert (np.diff(scores) <= 1e-5).all()
                     del query

@@ -154,7 +154,7 @@ def test_load_refuses_another_metric_or_dimension(uri, change, says):
         ({"name": "no spaces"}, "'no spaces'; use up to 200 letters"),
         ({"name": ""}, "letters"),
         ({"ids": ["a" * 65_536, "b"]}, "65,536 bytes"),
-        ({"ids": ["\ud800", "b"]}, "UTF-8"),
+        ({"ids": ["\ud800", "b"]}, "not valid Unicode"),
     ],
 )
 def test_build_refuses_what_milvus_would_not_keep(uri, arguments, says):
