@@ -5,13 +5,16 @@ from typing import Protocol
 
 import numpy.typing as npt
 
-from retrieval.checks import Floats, ItemIds
-
-IdFilter = Sequence[str] | Sequence[Sequence[str]]
+from retrieval.checks import Floats, ItemIds, Rows
+from retrieval.snapshot import IdFilter
 
 
 class Candidates(Protocol):
     """What a search found, best first: B requests, k candidates each."""
+
+    @property
+    def item_rows(self) -> Rows:
+        """Int64 [B, k]: rows of the index; −1 where there are no more."""
 
     @property
     def ids(self) -> ItemIds:
@@ -42,8 +45,8 @@ class CandidateIndex(Protocol):
     """The verbs of `retrieval.ItemIndex` and `retrieval.milvus.MilvusIndex`.
 
     What they promise alike: a denied item never comes back; nothing comes back but what is allowed;
-    under `allow` the answer is exact; no answer is short while there are items left; another
-    model's vectors are refused; `add` and `remove` refuse and then change nothing.
+    no answer is short while there are items left; another model's vectors are refused; `add` and
+    `remove` refuse and then change nothing; a row stays its item's while the index is open.
     """
 
     def __len__(self) -> int:
@@ -55,6 +58,10 @@ class CandidateIndex(Protocol):
     @property
     def manifest(self) -> Manifest:
         """What the index holds now."""
+
+    @property
+    def ids(self) -> ItemIds:
+        """Object [rows]: the id at each row, None where it is not held."""
 
     def search(
         self,

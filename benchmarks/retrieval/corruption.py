@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,6 +25,8 @@ GOOD = ("refused", "harmless")
 BAD = ("wrong", "error", "crash", "hang")
 SECONDS_PER_LOAD = 30.0
 _K = 20
+
+Answers = Callable[[Path], list[Any]]
 
 
 def corrupted(whole: bytes, way: str, rng: np.random.Generator) -> bytes:
@@ -58,7 +60,9 @@ def corrupted(whole: bytes, way: str, rng: np.random.Generator) -> bytes:
             return bytes(changed)
 
 
-def outcomes(index: ItemIndex, folder: Path, *, count: int, seed: int) -> Counter[tuple[str, str]]:
+def outcomes(
+    index: ItemIndex, folder: Path, *, count: int, seed: int, answers: Answers | None = None
+) -> Counter[tuple[str, str]]:
     """Corrupt the files of a saved index, one at a time.
 
     Args:
@@ -66,6 +70,7 @@ def outcomes(index: ItemIndex, folder: Path, *, count: int, seed: int) -> Counte
         folder: to work in; emptied.
         count: corruptions.
         seed: of all of them; the n-th depends on it and n alone.
+        answers: loads a folder and asks it; a function of a module, since another process calls it.
 
     Returns:
         How many there were of each way and outcome: `refused` by an `IndexMismatch`, `harmless`
@@ -77,18 +82,20 @@ def outcomes(index: ItemIndex, folder: Path, *, count: int, seed: int) -> Counte
     done = 0
     with tqdm(total=count, desc="corruptions") as bar:
         while done < count:
-            for way, outcome in _some(folder, range(done, count), seed):
+            for way, outcome in _some(folder, range(done, count), seed, answers or all_answers):
                 found[way, outcome] += 1
                 done += 1
                 bar.update()
     return found
 
 
-def _some(folder: Path, numbers: range, seed: int) -> list[tuple[str, str]]:
+def _some(folder: Path, numbers: range, seed: int, answers: Answers) -> list[tuple[str, str]]:
     """Outcomes of one process, until it is through or dies."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_corrupt_and_load, args=(folder, numbers, seed, there))
+    process = context.Process(
+        target=_corrupt_and_load, args=(folder, numbers, seed, answers, there)
+    )
     process.start()
     there.close()
     said: list[tuple[str, str]] = []
@@ -111,19 +118,20 @@ def _way(number: int) -> str:
     return WAYS[number % len(WAYS)]
 
 
-def _corrupt_and_load(folder: Path, numbers: range, seed: int, out: Connection) -> None:
+def _corrupt_and_load(
+    folder: Path, numbers: range, seed: int, answers: Answers, out: Connection
+) -> None:
     # What FAISS says before it dies would be lost among the rows of the benchmark.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     files = _files(folder / "index")
-    wanted = _answers(ItemIndex.load(folder / "index", model_hash="benchmark"))
+    wanted = answers(folder / "index")
     names = sorted(files)
     for number in numbers:
         rng = np.random.default_rng([seed, number])
         path = names[int(rng.integers(len(names)))]
         _replace(path, corrupted(files[path], _way(number), rng))
         try:
-            said = _answers(ItemIndex.load(folder / "index", model_hash="benchmark"))
-            outcome = "harmless" if _equal(said, wanted) else "wrong"
+            outcome = "harmless" if _equal(answers(folder / "index"), wanted) else "wrong"
         except IndexMismatch:
             outcome = "refused"
         except Exception:
@@ -145,8 +153,13 @@ def _replace(path: Path, content: bytes) -> None:
     part.rename(path)
 
 
-def _answers(index: ItemIndex) -> list[Any]:
-    """All that an index says: what it is, what it holds, what it finds."""
+def all_answers(folder: Path) -> list[Any]:
+    """All that a saved index says: what it is, what it holds, what it finds.
+
+    Raises:
+        IndexMismatch: it is refused.
+    """
+    index = ItemIndex.load(folder, model_hash="benchmark")
     queries = np.random.default_rng(0).normal(size=(8, index.manifest.dimension))
     found = index.search(queries, _K)
     allowed = index.search(queries, _K, allow=[item for item in index.ids[::3] if item is not None])

@@ -1,7 +1,7 @@
 """Searches that may find some of the items only: are the answers exact, and how long do they take.
 
 `allow` names the items that may be found, `deny` those that may not, `mask` allows by a mask over
-rows; each a random share of the catalogue, which is the hard case: nothing near a request is allowed
+rows; each a random share of the catalogue, which is the hard case: nothing near is allowed
 but by luck.
 
 B requests, m allowed items.

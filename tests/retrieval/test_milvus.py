@@ -1,5 +1,6 @@
 """What only the index in Milvus promises, against the embedded database."""
 
+import json
 import logging
 import subprocess
 import sys
@@ -7,9 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-import retrieval.milvus
 from retrieval import IndexMismatch
-from retrieval.milvus import MilvusIndex
+from retrieval.milvus import MilvusIndex, collection, searching
 
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
 
@@ -66,7 +66,7 @@ def test_short_answers_are_completed_by_reading_every_row(films, caplog):
     index, vectors, ids = films
     query = vectors[3]
     # One list of 32 holds far fewer than all items.
-    with caplog.at_level(logging.WARNING, "retrieval.milvus"):
+    with caplog.at_level(logging.WARNING, "retrieval.milvus.searching"):
         found = index.search(query[None], 499, deny=["i4"]).ids[0].tolist()
     assert "came back short" in caplog.text
     assert found == [item for item in ranked(vectors, ids, query) if item != "i4"]
@@ -77,18 +77,64 @@ def test_denied_items_that_stand_in_the_way_are_excluded(uri, monkeypatch, caplo
     ids = [f"i{row}" for row in range(300)]
     index = MilvusIndex.build(vectors, ids, model_hash="m", uri=uri, name="denied", kind="FLAT")
     order = ranked(vectors, ids, vectors[0])
-    monkeypatch.setattr(retrieval.milvus, "MOST_HITS", 16)
+    monkeypatch.setattr(searching, "MOST_HITS", 16)
+    monkeypatch.setattr(searching, "SPARE", 4)
     # The 200 nearest are denied, and 16 come back at once.
     found = index.search(vectors[:1], 9, deny=order[:200]).ids[0].tolist()
     assert found == order[200:209]
     assert "came back short" not in caplog.text
     # Excluding more than fit into one expression is given up for reading every row.
-    monkeypatch.setattr(retrieval.milvus, "MOST_EXCLUDED", 100)
+    monkeypatch.setattr(searching, "MOST_EXCLUDED", 100)
     found = index.search(vectors[:1], 9, deny=order[:200]).ids[0].tolist()
     assert found == order[200:209]
     assert "came back short" in caplog.text
-    with pytest.raises(ValueError, match="k is 17; ask for 1 to 16"):
-        index.search(vectors[:1], 17)
+    with pytest.raises(ValueError, match="k is 16385; ask for 1 to 16,384"):
+        index.search(vectors[:1], 16_385)
+
+
+def test_of_many_allowed_items_no_other_comes_back(uri, monkeypatch):
+    vectors = np.random.default_rng(1).normal(size=(300, 8)).astype(np.float32)
+    ids = [f"i{row}" for row in range(300)]
+    index = MilvusIndex.build(vectors, ids, model_hash="m", uri=uri, name="allowed", kind="FLAT")
+    monkeypatch.setattr(searching, "MOST_COMPARED", 20)
+    monkeypatch.setattr(searching, "SPARE", 4)
+    order = ranked(vectors, ids, vectors[0])
+    few, many = order[100:120], order[90:150]
+    denied = order[95:140]
+    found = index.search(vectors[[0, 0]], 30, allow=[few, many], deny=denied).ids.tolist()
+    assert found == [[None] * 30, [*order[90:95], *order[140:150], *[None] * 15]]
+
+
+def test_masks_say_what_ids_say(films):
+    index, vectors, ids = films
+    rows = index.ids.tolist()
+    assert sorted(rows) == sorted(ids)
+    found = index.search(vectors[:2], 5)
+    assert [[rows[row] for row in one] for one in found.item_rows] == found.ids.tolist()
+    is_some = np.array([int(item[1:]) % 3 == 0 for item in rows])
+    some = [item for item in rows if int(item[1:]) % 3 == 0]
+    for masked, named in (
+        ({"allow": is_some}, {"allow": some}),
+        ({"allow": is_some[:90]}, {"allow": [item for item in rows[:90] if item in some]}),
+        ({"deny": is_some}, {"deny": some}),
+        ({"allow": np.stack([is_some, ~is_some])}, {"allow": [some, sorted({*ids} - {*some})]}),
+    ):
+        one, other = index.search(vectors[:2], 5, **masked), index.search(vectors[:2], 5, **named)
+        assert one.ids.tolist() == other.ids.tolist()
+    with pytest.raises(ValueError, match="deny is an array int64"):
+        index.search(vectors[:2], 5, deny=np.arange(3))
+    with pytest.raises(ValueError, match="allow has 3 masks for 2 requests"):
+        index.search(vectors[:2], 5, allow=np.stack([is_some] * 3))
+
+
+def test_rows_stay_while_items_come_and_go(uri):
+    index = MilvusIndex.build(np.eye(3), ["a", "b", "c"], model_hash="m", uri=uri, name="rows")
+    before = index.ids.tolist()
+    index.remove(["b"])
+    index.add(np.eye(3)[:1], ["d"])
+    after = [None if item == "b" else item for item in before]
+    assert index.ids.tolist() == [*after, "d"]
+    assert index.search(np.eye(3)[:1], 3, allow=np.array([True] * 3)).ids[0].tolist() != ["d"]
 
 
 def test_build_replaces_an_index_and_who_had_it_open_is_refused(uri):
@@ -106,15 +152,15 @@ def test_build_replaces_an_index_and_who_had_it_open_is_refused(uri):
 def test_build_that_fails_leaves_the_old_index_and_nothing_else(uri, monkeypatch):
     MilvusIndex.build(np.eye(3), ["a", "b", "c"], model_hash="old", uri=uri, name="people")
     index = MilvusIndex.load(uri=uri, name="people")
-    before = sorted(index._client.list_collections())
+    before = sorted(index._collection.client.list_collections())
 
     def full(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr(MilvusIndex, "_put", full)
+    monkeypatch.setattr(collection.Collection, "insert", full)
     with pytest.raises(OSError, match="disk full"):
         MilvusIndex.build(np.eye(3), ["x", "y", "z"], model_hash="new", uri=uri, name="people")
-    assert sorted(index._client.list_collections()) == before
+    assert sorted(index._collection.client.list_collections()) == before
     assert MilvusIndex.load(uri=uri, name="people").manifest.model_hash == "old"
 
 
@@ -123,11 +169,11 @@ def test_build_that_fails_leaves_the_old_index_and_nothing_else(uri, monkeypatch
 )
 def test_load_refuses_a_collection_without_our_manifest(uri, content):
     index = MilvusIndex.build(np.eye(3), ["a", "b", "c"], model_hash="m", uri=uri, name="odd")
-    client, collection = index._client, index._collection
+    client, made = index._collection.client, index._collection.name
     if content is None:
-        client.drop_collection_properties(collection, [retrieval.milvus._MANIFEST])
+        client.drop_collection_properties(made, [collection._MANIFEST])
     else:
-        client.alter_collection_properties(collection, {retrieval.milvus._MANIFEST: content})
+        client.alter_collection_properties(made, {collection._MANIFEST: content})
     with pytest.raises(IndexMismatch, match="no index of ours"):
         MilvusIndex.load(uri=uri, name="odd")
 
@@ -138,12 +184,9 @@ def test_load_refuses_a_collection_without_our_manifest(uri, content):
 )
 def test_load_refuses_another_metric_or_dimension(uri, change, says):
     index = MilvusIndex.build(np.eye(3), ["a", "b", "c"], model_hash="m", uri=uri, name="other")
-    key = retrieval.milvus._MANIFEST
-    described = index._client.describe_collection(index._collection)["properties"][key]
-    manifest = retrieval.milvus.json.loads(described) | change
-    index._client.alter_collection_properties(
-        index._collection, {key: retrieval.milvus.json.dumps(manifest)}
-    )
+    client, made = index._collection.client, index._collection.name
+    manifest = json.loads(index._collection.manifest.text()) | change
+    client.alter_collection_properties(made, {collection._MANIFEST: json.dumps(manifest)})
     with pytest.raises(IndexMismatch, match=says):
         MilvusIndex.load(uri=uri, name="other")
 
