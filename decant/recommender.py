@@ -30,7 +30,7 @@ from promptify.prompter import item_texts
 from promptify.rows import Rows
 from promptify.splits import Targets
 from promptify.validation import BadInput, shown
-from retrieval import ItemIndex
+from retrieval import CandidateIndex, ItemIndex
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Recommender:
     def __init__(
         self,
         foundation: Foundation,
-        index: ItemIndex,
+        index: CandidateIndex,
         book: PromptBook,
         *,
         prefix_cache: PrefixCache | None = None,

@@ -131,9 +131,9 @@ def search(
         (_nearest, np.flatnonzero(~is_compared)),
     ):
         if len(requests):
-            own = [filters[request] for request in requests]
+            own = [filters[request] for request in requests.tolist()]
             some = answer(collection, queries[requests], k, own)
-            for request, hits in zip(requests, some, strict=True):
+            for request, hits in zip(requests.tolist(), some, strict=True):
                 found[request] = hits
     return found
 
