@@ -1,15 +1,24 @@
 """A base made in memory, of vectors that lie there."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from retrieval.base import Base
-from retrieval.checks import Floats
+from retrieval.checks import Floats, Rows
 from retrieval.folder import new_token
 from retrieval.identifiers import IdTable
-from retrieval.kinds import Plan, emptied, fill, new_structure, refined, share_store
+from retrieval.kinds import (
+    Plan,
+    emptied,
+    fill,
+    inverted_lists,
+    new_structure,
+    refined,
+    share_store,
+)
 from retrieval.manifest import IndexManifest
 from retrieval.storage import VectorStore, new_codec
 from retrieval.tuning import SAMPLE_SIZE, tune
@@ -59,16 +68,14 @@ def new_base(
     searcher = refined(structure, store) if chosen.is_refined else structure
     if sample is None:
         sample = vectors[drawn(len(vectors), SAMPLE_SIZE)]
-    effort, recall = tune(
-        searcher, structure, store, sample, target_recall=target_recall, progress=progress
-    )
-    done = replace(
+    done = tuned(
         describe(manifest, chosen),
-        num_probes=effort.num_probes,
-        ef_search=effort.ef_search,
-        refine_factor=effort.refine_factor,
+        searcher,
+        structure,
+        store,
+        sample,
         target_recall=target_recall,
-        recall_ceiling=recall,
+        progress=progress,
     )
     return Base(store, table, structure, empty, searcher, None, new_token()), done
 
@@ -84,7 +91,33 @@ def describe(manifest: IndexManifest, chosen: Plan) -> IndexManifest:
     )
 
 
-def drawn(num_items: int, count: int) -> np.ndarray:
+def tuned(
+    manifest: IndexManifest,
+    searcher: Any,
+    structure: Any,
+    store: VectorStore,
+    sample: Floats,
+    *,
+    target_recall: float,
+    progress: bool,
+) -> IndexManifest:
+    """Tune the searcher as `tune` does, and note what came of it in the manifest."""
+    effort, recall = tune(
+        searcher, structure, store, sample, target_recall=target_recall, progress=progress
+    )
+    lists = inverted_lists(structure)
+    return replace(
+        manifest,
+        num_lists=1 if lists is None else lists.nlist,
+        num_probes=effort.num_probes,
+        ef_search=effort.ef_search,
+        refine_factor=effort.refine_factor,
+        target_recall=target_recall,
+        recall_ceiling=recall,
+    )
+
+
+def drawn(num_items: int, count: int) -> Rows:
     """Positions of a random sample without repeats, ascending, the same each time."""
     draw = np.random.default_rng(0).choice(num_items, min(count, num_items), replace=False)
     return np.sort(draw)

@@ -12,7 +12,14 @@ from retrieval.base import Base, Bools
 from retrieval.delta import Delta
 from retrieval.folder import new_token
 from retrieval.identifiers import IdTable
-from retrieval.kinds import fill, inverted_lists, refined, share_store
+from retrieval.kinds import (
+    fill,
+    has_movable_lists,
+    inverted_lists,
+    own_store,
+    refined,
+    share_store,
+)
 from retrieval.snapshot import Snapshot
 from retrieval.storage import VectorStore
 from retrieval.tuning import Effort
@@ -63,6 +70,8 @@ def _rebuilt(base: Base, store: VectorStore, removed: Bools, *, progress: bool) 
     if isinstance(base.structure, faiss.IndexHNSW):
         is_whole = num_kept == len(base)
         structure = faiss.clone_index(base.structure if is_whole else base.empty)
+        if is_whole:
+            own_store(structure, base.store)
         fill(structure, store, start=num_kept if is_whole else 0, progress=progress)
         share_store(structure, store)
         return structure
@@ -74,14 +83,9 @@ def _rebuilt(base: Base, store: VectorStore, removed: Bools, *, progress: bool) 
 
 def _copy_lists(old: Any, new: Any, removed: Bools) -> bool:
     """Copy codes of what was not removed, under their new positions; False where that is no way."""
-    inner = new
-    if isinstance(new, faiss.IndexPreTransform):
-        inner = faiss.downcast_index(new.index)
-    source, target = inverted_lists(old), inverted_lists(new)
-    if not isinstance(inner, faiss.IndexIVF) or isinstance(
-        faiss.downcast_InvertedLists(target.invlists), faiss.BlockInvertedLists
-    ):
+    if not has_movable_lists(new):
         return False
+    source, target = inverted_lists(old), inverted_lists(new)
     position = np.cumsum(~removed) - 1
     for number in range(source.nlist):
         labels, codes = get_invlist(source.invlists, number)

@@ -120,10 +120,13 @@ class Delta:
         marked = replace(self, dead=dead, num_dead=num_dead)
         if num_dead <= max(REBUILD_DEAD, self.length // 2):
             return marked
-        live = marked.live()
+        return marked.copied()
+
+    def copied(self) -> "Delta":
+        """The same items in buffers of their own, without those that were removed."""
+        live = self.live()
         ids = [self.ids[position] for position in live.tolist()]
-        return replace(
-            self,
+        return Delta(
             vectors=self.vectors[live],
             rows=self.rows[live],
             ids=ids,

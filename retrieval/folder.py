@@ -35,9 +35,11 @@ from retrieval.identifiers import IdTable
 from retrieval.kinds import emptied, inverted_lists, refined, share_store
 from retrieval.manifest import FILE_NAME, MANIFEST_NAME, IndexManifest, IndexMismatch, sha256_of
 from retrieval.snapshot import Snapshot
-from retrieval.storage import VectorStore
+from retrieval.storage import BYTES_PER_NUMBER, VectorStore
 from retrieval.tuning import Effort
 
+BUILDING = ".building-"
+"""A folder of this name inside an index holds a build that is not whole yet."""
 _NEW = ".new"
 
 
@@ -102,7 +104,9 @@ def commit(folder: Path, manifest: IndexManifest) -> None:
     """Make a manifest that of the folder, at once, and sweep up what it does not name."""
     write_file(folder / MANIFEST_NAME, lambda path: path.write_bytes(manifest.to_bytes()))
     for path in folder.iterdir():
-        if _is_ours(path.name) and path.name not in manifest.files:
+        if path.name.startswith(BUILDING):
+            shutil.rmtree(path, ignore_errors=True)
+        elif _is_ours(path.name) and path.name not in manifest.files:
             path.unlink(missing_ok=True)
 
 
@@ -193,8 +197,12 @@ def map_base(folder: Path, by_content: dict[str, str], manifest: IndexManifest) 
         KeyError: one is missing.
     """
     codec = faiss.read_index(str(folder / by_content["codec"]))
-    if (codec.d, codec.ntotal) != (manifest.dimension, 0):
-        raise ValueError(f"{by_content['codec']} is for {codec.d} numbers per vector")
+    size = manifest.dimension * BYTES_PER_NUMBER[manifest.storage]
+    if (codec.d, codec.ntotal, codec.code_size) != (manifest.dimension, 0, size):
+        raise ValueError(
+            f"{by_content['codec']} stores {codec.d} numbers in {codec.code_size} bytes, not "
+            f"{manifest.dimension} in {size}"
+        )
     table = IdTable.map(folder / by_content["ids"])
     path = folder / by_content["vectors"]
     if path.stat().st_size != len(table) * codec.code_size:
@@ -202,7 +210,9 @@ def map_base(folder: Path, by_content: dict[str, str], manifest: IndexManifest) 
     store = VectorStore.over(codec, _map_codes(path, len(table), codec.code_size))
     structure = empty = None
     if "index" in by_content:
-        structure = _map_structure(folder / by_content["index"], store)
+        structure = _map_structure(
+            folder / by_content["index"], store, has_lists="lists" in by_content
+        )
         empty = emptied(structure, codec)
     elif manifest.kind != "flat":
         raise ValueError(f"there is no index file for the kind {manifest.kind!r}")
@@ -225,12 +235,16 @@ def _map_codes(path: Path, count: int, size: int) -> npt.NDArray[np.uint8]:
     return np.memmap(path, np.uint8, "r", shape=(count, size))
 
 
-def _map_structure(path: Path, store: VectorStore) -> Any:
-    flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_MMAP_IFC
-    structure = faiss.read_index(str(path), flags)
+def _map_structure(path: Path, store: VectorStore, *, has_lists: bool) -> Any:
+    # FAISS maps lists in a file of their own by one way, and lists inside the index by another.
+    flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY
+    structure = faiss.read_index(str(path), flags if has_lists else faiss.IO_FLAG_MMAP_IFC)
+    lists = inverted_lists(structure)
+    if lists is None:
+        # What is mapped cannot grow, not even a copy of it; only lists are set aside for a copy.
+        structure = faiss.read_index(str(path))
     if isinstance(structure, faiss.IndexHNSW):
         share_store(structure, store)
-    lists = inverted_lists(structure)
     if lists is not None:
         kept = faiss.downcast_InvertedLists(lists.invlists)
         if isinstance(kept, faiss.OnDiskInvertedLists):
@@ -293,7 +307,8 @@ def _read_delta(path: Path, store: VectorStore, empty: Delta, num_rows: int) -> 
     codes = np.frombuffer(batch["code"].buffers()[1], np.uint8).reshape(len(rows), -1)
     vectors: Floats = store.codec.sa_decode(np.ascontiguousarray(codes))
     delta = empty.with_items(vectors, batch["id"].to_pylist(), 0)
-    return replace(delta, rows=rows)
+    delta.rows[: len(rows)] = rows
+    return delta
 
 
 def _write_bools(values: npt.NDArray[np.bool_], path: Path) -> None:
@@ -313,7 +328,8 @@ def _has(folder: Path, digests: dict[str, str]) -> bool:
 
 
 def _is_ours(name: str) -> bool:
-    return bool(FILE_NAME.fullmatch(name.removesuffix(_NEW))) or name == MANIFEST_NAME + _NEW
+    is_data = FILE_NAME.fullmatch(name.removesuffix(_NEW))
+    return bool(is_data) or name == MANIFEST_NAME + _NEW or name.startswith(BUILDING)
 
 
 def _sync(path: Path) -> None:

@@ -26,6 +26,7 @@ from retrieval.checks import (
 )
 from retrieval.compaction import compacted
 from retrieval.delta import Delta
+from retrieval.gpu import Mode, placer
 from retrieval.kinds import plan
 from retrieval.manifest import IndexManifest, IndexMismatch
 from retrieval.snapshot import IdFilter, Snapshot
@@ -338,6 +339,35 @@ class ItemIndex:
             self._snapshot = (
                 new if self._place is None else replace(new, base=self._place(new.base))
             )
+
+    def to_gpu(
+        self,
+        devices: Sequence[int] | None = None,
+        *,
+        mode: Mode = "replicate",
+        float16: bool = False,
+    ) -> Self:
+        """Return an index of the same items that is searched on GPUs, by the same verbs.
+
+        Each goes its own way from here: what is added to one is not in the other. Filters never
+        reach a GPU, whose indexes ignore them; they are as right as on the CPU. Requests from many
+        threads take turns, so hand over many at once.
+
+        Args:
+            devices: numbers of GPUs; None for all.
+            mode: `replicate` copies the index to each, for more requests per second; `shard` divides
+                it among them, for more items.
+            float16: keep the vectors of `flat` in half the memory there.
+
+        Raises:
+            RuntimeError: this FAISS has no GPU code, or sees no GPU; says what to install.
+            ValueError: a kind that FAISS has no GPU form of, or a device that is not there.
+        """
+        place = placer(devices, mode, float16=float16, refine_factor=self._manifest.refine_factor)
+        snapshot = self._snapshot
+        # Buffers have one writer, and from here on there are two.
+        alone = replace(snapshot, delta=snapshot.delta.copied())
+        return type(self)(alone, self._manifest, place=place)
 
     def save(self, folder: str | Path) -> None:
         """Write the index into a folder, whole or not at all; an index that is there is replaced.

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from retrieval.checks import Floats
-from retrieval.storage import Storage, VectorStore, copy_ranges, new_codec
+from retrieval.storage import BYTES_PER_NUMBER, Storage, VectorStore, copy_ranges
 
 FLAT_BELOW = 50_000
 """`auto` stays flat below this many items: a search is then a few milliseconds, and exact."""
@@ -91,9 +91,7 @@ def plan(
             )
         return Plan(kind=kind, factory=kind, num_lists=1, num_bytes=0)
     limit = np.inf if max_bytes is None else max_bytes
-    size = new_codec(
-        dimension, storage, low_D=np.zeros(dimension, "f4"), high_D=np.ones(dimension, "f4")
-    ).code_size
+    size = dimension * BYTES_PER_NUMBER[storage]
     num_lists = max(1, min(int(4 * num_items**0.5), num_items // TRAIN_VECTORS_PER_LIST))
     lists = f"IVF{num_lists}"
     list_bytes = num_lists * dimension * 4 + num_items * 8
@@ -212,11 +210,24 @@ def fill(structure: Any, store: VectorStore, *, start: int = 0, progress: bool =
 
 def share_store(structure: Any, store: VectorStore) -> None:
     """Let a graph look at the stored vectors, instead of at a copy of its own."""
-    own = structure.storage
+    _drop_storage(structure)
     structure.storage, structure.own_fields = store.flat, False
-    if own is not None:
-        # The graph gives its copy up, so it is ours to free.
-        faiss.downcast_index(own).this.own(True)
+
+
+def own_store(structure: Any, store: VectorStore) -> None:
+    """Let a graph that nobody else sees have a copy of the vectors, so that it can be added to."""
+    own = faiss.clone_index(store.codec)
+    own.add_sa_codes(np.ascontiguousarray(store.codes))
+    _drop_storage(structure)
+    structure.storage, structure.own_fields = own, True
+    own.this.disown()
+
+
+def _drop_storage(structure: Any) -> None:
+    if structure.storage is not None and structure.own_fields:
+        # The graph gives it up, so it is ours to free.
+        faiss.downcast_index(structure.storage).this.own(True)
+    structure.storage, structure.own_fields = None, False
 
 
 def refined(structure: Any, store: VectorStore) -> Any:
@@ -227,6 +238,16 @@ def refined(structure: Any, store: VectorStore) -> Any:
 def inverted_lists(structure: Any) -> Any | None:
     """The part of an index that has inverted lists; None if it has none."""
     return None if structure is None else faiss.try_extract_index_ivf(structure)
+
+
+def has_movable_lists(structure: Any) -> bool:
+    """Whether all that an index holds are lists of codes, which can be copied as they are."""
+    inner = structure
+    if isinstance(structure, faiss.IndexPreTransform):
+        inner = faiss.downcast_index(structure.index)
+    return isinstance(inner, faiss.IndexIVF) and not isinstance(
+        faiss.downcast_InvertedLists(inner.invlists), faiss.BlockInvertedLists
+    )
 
 
 def graph_of(structure: Any) -> Any | None:

@@ -142,6 +142,8 @@ def _check_values(content: Mapping[str, Any]) -> None:
         raise ValueError(f"metric {content['metric']!r} is not known here")
     if content["storage"] not in get_args(Storage):
         raise ValueError(f"storage {content['storage']!r} is not known here")
+    if not isinstance(content["files"], dict):
+        raise ValueError("files is no table of digests")
     for name, digest in content["files"].items():
         if not FILE_NAME.fullmatch(name) or not isinstance(digest, str):
             raise ValueError(f"{name!r} is no file of an index")

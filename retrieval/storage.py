@@ -20,6 +20,9 @@ BLOCK_BYTES = 64 << 20
 """Vectors are decoded in blocks of about so many bytes, whatever the catalogue."""
 
 
+BYTES_PER_NUMBER: dict[Storage, int] = {"float32": 4, "float16": 2, "int8": 1}
+
+
 def new_codec(
     dimension: int,
     storage: Storage,

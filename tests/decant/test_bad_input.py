@@ -1,11 +1,11 @@
 """What the command cannot use, each in its way: one line, code 2, nothing half-written."""
 
 import errno
-import json
 import os
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 
 from decant.cli import main
+from retrieval import IndexManifest
 
 TASK = """\
 name: films
@@ -297,15 +298,15 @@ def test_a_run_folder_that_is_none(refused, tmp_path, command, make, message):
         "data/interactions/events.arrow",
         "data/interactions/users.arrow",
         "data/interactions/interactions.json",
-        "index/items/index.faiss",
-        "index/items/ids.json",
+        "index/items/vectors-*.codes",
+        "index/items/ids-*.arrow",
         "index/items/manifest.json",
     ],
 )
 def test_a_file_of_a_run_that_was_cut_in_half(refused, tiny_run, tmp_path, name):
     folder = tmp_path / "run"
     shutil.copytree(tiny_run, folder)
-    path = folder / name
+    (path,) = folder.glob(name)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     before = contents(folder)
     line = refused("predict", folder, "--user", "member-00001")
@@ -350,9 +351,9 @@ def test_a_full_disk_while_predicting(refused, tiny_run, tmp_path, monkeypatch):
 def test_the_index_of_another_model(refused, tiny_run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(tiny_run, folder)
-    path = folder / "index" / "items" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    path.write_text(json.dumps({**manifest, "model_hash": "another"}))
+    items = folder / "index" / "items"
+    another = replace(IndexManifest.read(items), model_hash="another")
+    (items / "manifest.json").write_bytes(another.to_bytes())
     line = refused("predict", folder, "--user", "member-00001")
     assert "vectors of two models cannot be compared" in line
     assert f"decant index {folder}" in line

@@ -54,7 +54,7 @@ def test_a_run_leaves_what_the_layout_promises_and_nothing_half_done(tiny_run):
         "foundation/model/model.safetensors",
         "foundation/history.json",
         "rung-1/model/heads.safetensors",
-        "index/items/index.faiss",
+        "index/items/manifest.json",
         "evaluation/verdict.json",
         "evaluation/metrics.json",
         "report.html",
