@@ -1,10 +1,11 @@
 """Build an index in one process and time it in another, beside the FAISS index that it holds.
 
 What is timed is what a caller sees: vectors in, ids out, through `ItemIndex.search`; and FAISS's
-own `search` of the index within it, with the same parameters, in turn, the first changing. FAISS
-gives row numbers; ours looks their ids up as well, and that is counted. Where a plain index can be
-made in little time, one that `index_factory` made of the same vectors takes a third turn: what ours
-holds must not be slower than what anyone would build.
+own `search` of the index within it, with the same parameters, in turn, the first changing. Both are
+asked the same requests, but never one after the other, since the second would find in the cache what
+the first has read. FAISS gives row numbers; ours looks their ids up as well, and that is counted.
+Where a plain index can be made in little time, one that `index_factory` made of the same vectors is
+timed in the same way: what ours holds must not be slower than what anyone would build.
 
 B requests, k candidates.
 """
@@ -53,8 +54,9 @@ class Searched:
         load_seconds: until it can be searched.
         rss_bytes: more memory in use after loading and searching than before.
         plain_recall: the same of the plain FAISS index; empty where there is none.
-        one_seconds: float64 [n, 2 or 3], of one request: ours, FAISS's within it, plain FAISS's.
-        batch_seconds: float64 [rounds, 2 or 3], of 64 at once.
+        one_seconds: float64 [n, 2 or 3], of each request alone: ours, FAISS's within it, plain
+            FAISS's.
+        batch_seconds: float64 [rounds, 2 or 3], of each 64 at once.
         is_same: whether ours scores as the FAISS index within it.
     """
 
@@ -131,22 +133,25 @@ def search(
     is_same = np.array_equal(
         within.search(queries[:BATCH], K)[0], index.search(queries[:BATCH], K).scores
     )
-    ways: list[Way] = [ours, lambda some: within.search(some, K)]
+    ones = [queries[row : row + 1] for row in np.arange(num_ones) % len(queries)]
+    batches = [np.roll(queries, -BATCH * turn, 0)[:BATCH].copy() for turn in range(num_batches)]
+    timed = [in_turn(ours, lambda some: within.search(some, K), asked) for asked in (ones, batches)]
     plain_recall = np.empty(0)
     if with_plain:
         plain = plain_faiss(index, drawn)
-        ways.append(lambda some: plain.search(some, K))
         found = [plain.search(some, K)[1] for some in _batches(queries)]
         plain_recall = recall(np.concatenate(found), truth)
-    ones = [queries[row : row + 1] for row in np.arange(num_ones) % len(queries)]
-    batches = [np.roll(queries, -BATCH * turn, 0)[:BATCH].copy() for turn in range(num_batches)]
+        timed = [
+            np.c_[seconds, in_turn(ours, lambda some: plain.search(some, K), asked)[:, 1]]
+            for seconds, asked in zip(timed, (ones, batches), strict=True)
+        ]
     return Searched(
         recall=recall(np.concatenate(rows), truth),
         plain_recall=plain_recall,
         load_seconds=load_seconds,
         rss_bytes=rss_bytes,
-        one_seconds=in_turn(ways, ones),
-        batch_seconds=in_turn(ways, batches),
+        one_seconds=timed[0],
+        batch_seconds=timed[1],
         is_same=is_same,
     )
 
@@ -174,16 +179,21 @@ def plain_faiss(index: ItemIndex, drawn: Drawn) -> Any:
     return plain
 
 
-def in_turn(ways: Sequence[Way], requests: Sequence[Floats]) -> NDArray[np.float64]:
-    """Seconds float64 [n, ways] of each way for each request, the first of them changing."""
-    for way in ways:
+def in_turn(ours: Way, theirs: Way, requests: Sequence[Floats]) -> NDArray[np.float64]:
+    """Seconds float64 [n, 2] of ours and theirs for each request.
+
+    They take turns, the first changing; while one is asked a request, the other is at one half of
+    all further on.
+    """
+    for way in (ours, theirs):
         for warm_up in requests[:5]:
             way(warm_up)
-    seconds = np.zeros((len(requests), len(ways)))
-    for turn, request in enumerate(requests):
-        for place in range(len(ways)):
-            column = (turn + place) % len(ways)
+    seconds = np.zeros((len(requests), 2))
+    for turn in range(len(requests)):
+        both = [(0, ours), (1, theirs)]
+        for column, way in both if turn % 2 == 0 else both[::-1]:
+            at = (turn + column * (len(requests) // 2)) % len(requests)
             began = time.perf_counter()
-            ways[column](request)
-            seconds[turn, column] = time.perf_counter() - began
+            way(requests[at])
+            seconds[at, column] = time.perf_counter() - began
     return seconds

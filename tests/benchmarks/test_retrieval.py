@@ -1,4 +1,5 @@
 import os
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -120,14 +121,27 @@ def test_the_true_nearest_are_those_of_numpy(monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_allclose(recall(order[:, 50:150], order[:, :100]), 0.5)
 
 
-def test_ways_take_turns_at_being_first() -> None:
+def test_ways_take_turns_and_never_ask_the_same_in_a_row() -> None:
     asked: list[tuple[str, int]] = []
-    ways = [lambda some, name=name: asked.append((name, len(some))) for name in "abc"]
+
+    def way(name: str) -> searching.Way:
+        def answer(some: np.ndarray) -> None:
+            asked.append((name, len(some)))
+            time.sleep(0.002 * len(some) * (name == "b"))
+
+        return answer
+
     requests = [np.zeros((size, 2), np.float32) for size in (1, 2, 3, 4)]
-    assert searching.in_turn(ways, requests).shape == (4, 3)
-    order = "".join(name for name, _ in asked[-12:])
-    assert order == "abcbcacababc"
-    assert [size for _, size in asked[-12::3]] == [1, 2, 3, 4]
+    seconds = searching.in_turn(way("a"), way("b"), requests)
+    assert asked[-8:] == [
+        *(("a", 1), ("b", 3)),
+        *(("b", 4), ("a", 2)),
+        *(("a", 3), ("b", 1)),
+        *(("b", 2), ("a", 4)),
+    ]
+    # Each time stands with its request.
+    assert (seconds[:, 1] > 0.002 * np.arange(1, 5)).all()
+    assert seconds[0, 1] < seconds[3, 1]
 
 
 @pytest.mark.parametrize(
