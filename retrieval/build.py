@@ -116,8 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--storage",
         default="float32",
-        help="of a vector's numbers: float32, float16, or int8, each dimension's range in 256 steps "
-        "(default: float32)",
+        help="of a vector's numbers: float32, float16, or int8 (each dimension's range in 256 "
+        "steps; default: float32)",
     )
     parser.add_argument(
         "--target-recall",

@@ -1,9 +1,10 @@
 """Which items a request may find, and the search that holds to it.
 
 A part is the base or the delta: both find positions of their own, and both are searched alike. No
-FAISS selector is handed to what searches fast: GPU indexes, sharded ones and some graphs ignore them
-in silence. Instead more candidates are asked for than are needed and the unwanted ones dropped; who
-comes back short is asked for again, and in the end every item that may be found is compared with.
+FAISS selector is handed to what searches fast: GPU indexes, sharded ones and some graphs ignore
+them in silence. Instead more candidates are asked for than are needed and the unwanted ones
+dropped; who comes back short is asked for again, and in the end every item that may be found is
+compared with.
 
 Shapes: `B` requests, `k` candidates per request, `n` positions of the part, `m` of them.
 """
@@ -57,7 +58,7 @@ def search_part(
         chosen: the filters.
     """
     if len(part) == 0 or len(queries) == 0:
-        return _nothing(len(queries))
+        return nothing(len(queries))
     allowed, denied = chosen.allowed, chosen.denied
     dropped, num_dropped = removed, num_removed
     if isinstance(denied, np.ndarray):
@@ -77,7 +78,8 @@ def search_part(
     return _dropping(part, queries, k, dropped, num_dropped, own)
 
 
-def _nothing(num_requests: int) -> Found:
+def nothing(num_requests: int) -> Found:
+    """Scores and positions [B, 0]."""
     return np.empty((num_requests, 0), np.float32), np.empty((num_requests, 0), np.int64)
 
 

@@ -20,6 +20,7 @@ import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -271,7 +272,7 @@ def _base_writers(base: Base) -> dict[str, Callable[[Path], object]]:
         # FAISS would write where the lists lie; as a copy, both keep the names of their own.
         folder = cast(Path, base.folder)
         for name in (names["lists"], names["index"]):
-            writers[name] = lambda path, name=name: shutil.copyfile(folder / name, path)
+            writers[name] = partial(shutil.copyfile, folder / name)
     elif structure is not None:
         is_graph = isinstance(structure, faiss.IndexHNSW)
         flags = faiss.IO_FLAG_SKIP_STORAGE if is_graph else 0

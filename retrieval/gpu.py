@@ -1,8 +1,11 @@
 """An index searched on GPUs, behind the same verbs.
 
 FAISS's GPU indexes have taken filters and ignored them in silence, so none is handed to them: what
-is removed or denied is dropped from more candidates than were asked for, what is allowed is compared
-with exactly on the CPU, as everywhere else (`retrieval.filters`).
+is removed or denied is dropped from more candidates than were asked for, what is allowed is
+compared with exactly on the CPU, as everywhere else (`retrieval.filters`).
+
+`faiss-gpu` and `faiss-cpu` install the same module, so one has to leave before the other comes, and
+torch is imported before either: both bring an OpenMP runtime, and torch's has to be the first.
 """
 
 import threading

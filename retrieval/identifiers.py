@@ -191,11 +191,9 @@ def in_order(
 def _positions_of_part(hashes: Hashes, part: int, bits: int, per_part: int) -> Rows:
     if bits == 0:
         return np.arange(len(hashes), dtype=np.int64)
+    shift = np.uint64(64 - bits)
     found = [
-        start
-        + np.flatnonzero(
-            hashes[start : start + per_part] >> np.uint64(64 - bits) == np.uint64(part)
-        )
+        start + np.flatnonzero(hashes[start : start + per_part] >> shift == np.uint64(part))
         for start in range(0, len(hashes), per_part)
     ]
     return np.concatenate(found)

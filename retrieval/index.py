@@ -336,9 +336,9 @@ class ItemIndex:
                 is_refined=self._manifest.kind not in ("flat", "ivf", "hnsw"),
                 progress=progress,
             )
-            self._snapshot = (
-                new if self._place is None else replace(new, base=self._place(new.base))
-            )
+            if self._place is not None:
+                new = replace(new, base=self._place(new.base))
+            self._snapshot = new
 
     def to_gpu(
         self,
@@ -355,8 +355,8 @@ class ItemIndex:
 
         Args:
             devices: numbers of GPUs; None for all.
-            mode: `replicate` copies the index to each, for more requests per second; `shard` divides
-                it among them, for more items.
+            mode: `replicate` copies the index to each, for more requests per second; `shard`
+                divides it among them, for more items.
             float16: keep the vectors of `flat` in half the memory there.
 
         Raises:

@@ -235,7 +235,7 @@ def refined(structure: Any, store: VectorStore) -> Any:
     return faiss.IndexRefine(structure, store.flat)
 
 
-def inverted_lists(structure: Any) -> Any | None:
+def inverted_lists(structure: Any) -> Any:
     """The part of an index that has inverted lists; None if it has none."""
     return None if structure is None else faiss.try_extract_index_ivf(structure)
 

@@ -42,7 +42,7 @@ class Shards:
         """Look at the files' footers, and at their first vector.
 
         Args:
-            paths: Parquet files, or folders whose `*.parquet` are taken in the order of their names.
+            paths: Parquet files, or folders whose `*.parquet` are taken in the order of names.
             id_column: of the ids; None to read vectors alone.
             vector_column: of the vectors.
 

@@ -13,7 +13,7 @@ import numpy as np
 from retrieval.base import Base, Bools, Found, merged
 from retrieval.checks import Floats, ItemIds, Rows
 from retrieval.delta import Delta
-from retrieval.filters import MOST_CANDIDATES, Filter, filled, search_part
+from retrieval.filters import MOST_CANDIDATES, Filter, filled, nothing, search_part
 
 IdFilter = Sequence[str] | Sequence[Sequence[str]] | Bools
 
@@ -46,7 +46,7 @@ class Snapshot:
         """Scores float32 and rows int64 [B, k], as `ItemIndex.search` says."""
         if allow is None and deny is None and self.removed is None and len(self.delta) == 0:
             if len(self.base) == 0 or len(queries) == 0:
-                return _padded(np.empty((len(queries), 0)), np.empty((len(queries), 0)), k)
+                return _padded(*nothing(len(queries)), k)
             scores, places = filled(self.base, queries, k)
             return _padded(scores, self.base.table.rows_at(places), k)
         in_base, in_delta = self._filters(allow, deny, len(queries))
@@ -76,7 +76,7 @@ class Snapshot:
         return in_base, in_delta
 
     def positions_of_rows(self, rows: Rows) -> tuple[Rows, Rows]:
-        """Positions of rows [m] in base and delta; −1 where the item was removed or is not there."""
+        """Positions of rows [m] in base and delta; −1 where an item was removed or never was."""
         in_base = self.base.table.positions_of_rows(rows)
         in_delta = self.delta.positions_of_rows(rows)
         if self.removed is not None:
@@ -147,8 +147,12 @@ class Snapshot:
         if mask.ndim == 2:
             if len(mask) != num_requests:
                 raise ValueError(f"{name} has {len(mask)} masks for {num_requests} requests")
-            each = [self._positions_of_mask(name, one, num_requests) for one in mask]
+            each = [self._masks(one) for one in mask]
             return tuple([np.flatnonzero(one[part]) for one in each] for part in (0, 1))
+        return self._masks(mask)
+
+    def _masks(self, mask: Bools) -> tuple[Bools, Bools]:
+        """A mask over rows as one over positions of base and delta."""
         missing = self.num_rows - len(mask)
         if missing:
             mask = np.concatenate([mask, np.zeros(missing, bool)])

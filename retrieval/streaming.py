@@ -145,16 +145,13 @@ class _Builder:
                 progress=self.progress,
             )
         digests = {
-            file: folders.write_file(out / file, lambda new, file=file: self._move(file, new))
+            file: folders.write_file(out / file, (self.work / file).rename)
             for file in self.names.values()
             if (self.work / file).exists()
         }
         done = replace(done, files=digests)
         folders.commit(out, done)
         return done
-
-    def _move(self, file: str, new: Path) -> None:
-        (self.work / file).rename(new)
 
     def _codec(self, storage: Storage) -> Any:
         """Only bytes need to know the range of each dimension, and so a reading of their own."""
@@ -206,9 +203,9 @@ class _Builder:
         """Put the ids into one Arrow file, mapped from what was written, and find repeats."""
         count = self.shards.num_rows
         ids = pa.LargeStringArray.from_buffers(count, _mapped_buffer(ends), _mapped_buffer(texts))
-        out = tuple(
-            np.memmap(self.work / name, kind, "w+", shape=count)
-            for name, kind in (("sorted_hash", np.uint64), ("sorted_position", np.int64))
+        out = (
+            np.memmap(self.work / "sorted_hash", np.uint64, "w+", shape=count),
+            np.memmap(self.work / "sorted_position", np.int64, "w+", shape=count),
         )
         table = IdTable(ids, None, *in_order(np.memmap(hashes, np.uint64, "r"), out=out))
         if (twice := table.first_repeat()) is not None:

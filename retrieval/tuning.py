@@ -4,10 +4,9 @@ Shapes: `Q` sample queries, `D` numbers per vector, `k` candidates.
 """
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import faiss
 import numpy as np
@@ -23,7 +22,9 @@ SAMPLE_SIZE = 2048
 """Items that stand in for people where no sample is given; half choose, half measure."""
 MOST_VISITED = 4096
 """`ef_search` is not raised beyond this; a search would cost as much as comparing with all."""
-REFINE_FACTORS = (1, 2, 4, 8, 16, 32, 64)
+REFINE_FACTORS = (1, 2, 4, 8, 16, 32)
+SPARED_FOR_CODES = 0.6
+"""Share of what may be missed that is left to codes; the lists may miss the rest."""
 
 logger = logging.getLogger(__name__)
 
@@ -107,79 +108,95 @@ def tune(
         found = np.where(found < 0, -1, found + shift)
         return float(np.isin(truth[part] + shift, found[found >= 0]).mean())
 
-    chosen = _least_effort(recall, searcher, structure, target_recall)
-    chosen.apply(searcher, structure)
-    return chosen, recall(chosen, slice(half, None))
-
-
-def _least_effort(
-    recall: Callable[[Effort], float], searcher: Any, structure: Any, target: float
-) -> Effort:
     lists = inverted_lists(structure)
-    is_refined = isinstance(searcher, faiss.IndexRefine)
-    field, most = ("num_probes", lists.nlist) if lists is not None else ("ef_search", MOST_VISITED)
-    has_knob = lists is not None or graph_of(structure) is not None
-    best: tuple[float, Effort] | None = None
-    effort, reached = Effort(), 0.0
-    for factor in REFINE_FACTORS if is_refined else (1,):
-        start = replace(effort, refine_factor=factor)
-        effort, reached = (
-            _climb(recall, start, field, most, target, gives_up=is_refined)
-            if has_knob
-            else (start, recall(start))
-        )
-        if reached < target:
-            continue
-        # A wider refinement may need fewer lists: the faster of two neighbours is taken.
-        began = time.perf_counter()
-        recall(effort)
-        seconds = time.perf_counter() - began
-        if best is not None and seconds >= best[0]:
+    if lists is not None:
+        ranks = _list_ranks(structure, lists, store, sample[:half], truth[:half])
+        chosen = _lists_to_read(recall, searcher, lists.nlist, ranks, target_recall)
+    elif graph_of(structure) is not None:
+        chosen = _climb(recall, target_recall)
+    else:
+        chosen = Effort()
+        for factor in REFINE_FACTORS:
+            chosen = Effort(refine_factor=factor)
+            if recall(chosen) >= target_recall:
+                break
+    measured = recall(chosen, slice(half, None))
+    if measured < 0.99 * target_recall:
+        logger.warning("the index finds %.3f of the nearest, not %.3f", measured, target_recall)
+    return chosen, measured
+
+
+def _list_ranks(
+    structure: Any, lists: Any, store: VectorStore, queries: Floats, truth: Rows
+) -> Rows:
+    """How many lists a search reads before that of each true neighbour, int64 [Q · k], ascending.
+
+    What a search of so many lists can find at most follows from this without searching.
+    """
+    transforms = []
+    if isinstance(structure, faiss.IndexPreTransform):
+        chain = structure.chain
+        transforms = [faiss.downcast_VectorTransform(chain.at(i)) for i in range(chain.size())]
+
+    def nearest_lists(vectors: Floats, count: int) -> Rows:
+        for transform in transforms:
+            vectors = transform.apply(vectors)
+        return cast(Rows, lists.quantizer.search(vectors, count)[1])
+
+    order = nearest_lists(queries, lists.nlist)
+    rank = np.full(lists.nlist, lists.nlist, np.int64)
+    found = np.empty(truth.shape, np.int64)
+    for query, (nearest, places) in enumerate(zip(order, truth, strict=True)):
+        rank[:] = lists.nlist
+        # A quantizer that is a graph may not reach every list; it pads with −1.
+        nearest = nearest[nearest >= 0]
+        rank[nearest] = np.arange(len(nearest))
+        found[query] = rank[nearest_lists(store.at(places), 1)[:, 0]]
+    return np.sort(found, axis=None)
+
+
+def _lists_to_read(
+    recall: Callable[[Effort], float], searcher: Any, num_lists: int, ranks: Rows, target: float
+) -> Effort:
+    """The fewest lists that reach the target, and the least refinement that lets them."""
+
+    def holding(share: float) -> int:
+        place = min(int(np.ceil(share * len(ranks))), len(ranks)) - 1
+        return min(int(ranks[max(place, 0)]) + 1, num_lists)
+
+    least = holding(target)
+    if not isinstance(searcher, faiss.IndexRefine):
+        effort = Effort(num_probes=least)
+        while recall(effort) < target and effort.num_probes < num_lists:
+            effort = replace(effort, num_probes=effort.num_probes + 1 + effort.num_probes // 50)
+        return replace(effort, num_probes=min(effort.num_probes, num_lists))
+    # Codes lose a part of what the lists hold, so more lists are read than the target alone asks.
+    most = holding(target + SPARED_FOR_CODES * (1 - target))
+    effort = Effort(num_probes=most)
+    for factor in REFINE_FACTORS:
+        effort = replace(effort, refine_factor=factor)
+        if recall(effort) >= target:
             break
-        if best is not None:
-            return effort
-        best = seconds, effort
-        effort = replace(effort, num_probes=1, ef_search=1)
-    if best is None:
-        logger.warning(
-            "the index finds %.3f of the nearest at most, not %.3f: %s", reached, target, effort
-        )
+    else:
         return effort
-    return best[1]
+    while most - least > max(1, least // 50):
+        middle = (least + most) // 2
+        if recall(replace(effort, num_probes=middle)) >= target:
+            most = middle
+        else:
+            least = middle
+    return replace(effort, num_probes=most)
 
 
-def _climb(
-    recall: Callable[[Effort], float],
-    start: Effort,
-    field: str,
-    most: int,
-    target: float,
-    *,
-    gives_up: bool,
-) -> tuple[Effort, float]:
-    """The least value of one knob that reaches the target, or where more of it stops helping."""
-
-    def at(value: int) -> tuple[Effort, float]:
-        effort = replace(start, **{field: value})
-        return effort, recall(effort)
-
-    low, value = 0, getattr(start, field)
-    found = at(value)
-    before, still = 0.0, 0
-    while found[1] < target and value < most:
-        # Twice twofold without a gain: what is missing is not lost here.
-        still = still + 1 if found[1] - before < 0.0005 and found[1] > 0 else 0
-        if gives_up and still == 2:
-            return found
-        low, before, value = value, found[1], min(2 * value, most)
-        found = at(value)
-    if found[1] < target:
-        return found
-    while value - low > 1:
-        middle = (low + value) // 2
-        tried = at(middle)
-        if tried[1] >= target:
-            value, found = middle, tried
+def _climb(recall: Callable[[Effort], float], target: float) -> Effort:
+    """The least view of a graph that reaches the target."""
+    low, high = 0, 16
+    while high < MOST_VISITED and recall(Effort(ef_search=high)) < target:
+        low, high = high, min(2 * high, MOST_VISITED)
+    while high - low > max(1, low // 50):
+        middle = (low + high) // 2
+        if recall(Effort(ef_search=middle)) >= target:
+            high = middle
         else:
             low = middle
-    return found
+    return Effort(ef_search=high)

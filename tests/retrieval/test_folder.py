@@ -89,6 +89,18 @@ def test_an_index_stays_usable_when_its_folder_is_saved_over(tmp_path):
     assert state(ItemIndex.load(tmp_path)) == expected
 
 
+def flaky(real, left):
+    """The same call, but it fails when what is left of calls has run out."""
+
+    def call(*arguments, **named):
+        left[0] -= 1
+        if left[0] == -1:
+            raise OSError(28, f"No space left on device ({real.__name__})")
+        return real(*arguments, **named)
+
+    return call
+
+
 @pytest.mark.parametrize("change", ["change", "compact", "other"])
 def test_save_that_fails_anywhere_leaves_the_old_or_the_new(change, tmp_path, monkeypatch):
     """Each call to the system fails in turn, until none is left that can."""
@@ -110,14 +122,7 @@ def test_save_that_fails_anywhere_leaves_the_old_or_the_new(change, tmp_path, mo
 
         with monkeypatch.context() as patch:
             for owner, name in calls:
-
-                def flaky(*args, _real=getattr(owner, name), _name=name, _left=left, **kwargs):
-                    _left[0] -= 1
-                    if _left[0] == -1:
-                        raise OSError(28, f"No space left on device ({_name})")
-                    return _real(*args, **kwargs)
-
-                patch.setattr(owner, name, flaky)
+                patch.setattr(owner, name, flaky(getattr(owner, name), left))
             try:
                 again.save(tmp_path)
             except (OSError, IndexMismatch):

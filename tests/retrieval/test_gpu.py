@@ -135,7 +135,7 @@ def test_what_cannot_go_there_is_refused(two_gpus):
     vectors = np.random.default_rng(0).normal(size=(100, 4))
     ids = [str(row) for row in range(100)]
     index = ItemIndex.build(vectors, ids, model_hash="m", kind="hnsw")
-    with pytest.raises(ValueError, match="IndexHNSWFlat has no form on a GPU.*'ivf'"):
+    with pytest.raises(ValueError, match=r"IndexHNSWFlat has no form on a GPU.*'ivf'"):
         index.to_gpu()
     flat = ItemIndex.build(vectors, ids, model_hash="m")
     with pytest.raises(ValueError, match="mode is 'both'"):
@@ -148,7 +148,7 @@ def test_what_cannot_go_there_is_refused(two_gpus):
 def test_without_gpu_code_or_a_gpu_the_error_says_what_to_install(monkeypatch):
     index = ItemIndex.build(np.eye(3), ["a", "b", "c"], model_hash="m")
     monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
-    with pytest.raises(RuntimeError, match="decant.gpu.*uninstall --yes faiss-cpu.*torch before"):
+    with pytest.raises(RuntimeError, match=r"decant.gpu.*uninstall --yes faiss-cpu.*torch before"):
         index.to_gpu()
     monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0, raising=False)
