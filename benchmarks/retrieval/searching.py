@@ -2,10 +2,10 @@
 
 What is timed is what a caller sees: vectors in, ids out, through `ItemIndex.search`; and FAISS's
 own `search` of the index within it, with the same parameters, in turn, the first changing. Both are
-asked the same requests, but never one after the other, since the second would find in the cache what
-the first has read. FAISS gives row numbers; ours looks their ids up as well, and that is counted.
-Where a plain index can be made in little time, one that `index_factory` made of the same vectors is
-timed in the same way: what ours holds must not be slower than what anyone would build.
+asked the same requests, but never one after the other, since the second would find in the cache
+what the first has read. FAISS gives row numbers; ours looks their ids up as well, and that is
+counted. Where a plain index can be made in little time, one that `index_factory` made of the same
+vectors is timed in the same way: what ours holds must not be slower than what anyone would build.
 
 B requests, k candidates.
 """
