@@ -6,7 +6,7 @@ Shapes: `I` items, `D` numbers per vector, `B` requests, `k` candidates per requ
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -29,32 +29,11 @@ from retrieval.delta import Delta
 from retrieval.gpu import Mode, placer
 from retrieval.kinds import plan
 from retrieval.manifest import IndexManifest, IndexMismatch
-from retrieval.snapshot import IdFilter, Snapshot
+from retrieval.snapshot import IdFilter, SearchResult, Snapshot
 from retrieval.storage import Storage, checked_storage, rounded
 from retrieval.tuning import Effort
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SearchResult:
-    """Candidates, best first.
-
-    Attributes:
-        item_rows: int64 [B, k]; row `r` is the `r`-th item ever given to the index (so the row of
-            `build`'s arguments), and stays so when others are removed or the index is compacted;
-            −1 where there are no more.
-        scores: float32 [B, k] inner products with the stored vectors; −inf where `item_rows` is −1.
-    """
-
-    item_rows: Rows
-    scores: Floats
-    _snapshot: Snapshot
-
-    @property
-    def ids(self) -> ItemIds:
-        """Object [B, k]: the item ids; None where `item_rows` is −1."""
-        return self._snapshot.ids_at(self.item_rows.ravel()).reshape(self.item_rows.shape)
 
 
 class ItemIndex:
@@ -259,6 +238,8 @@ class ItemIndex:
         self, vectors: npt.ArrayLike, ids: Sequence[str], *, model_hash: str | None = None
     ) -> None:
         """Add items. They are found at once, by comparing with each until `compact`.
+
+        With `int8`, numbers outside the ranges of the build are cut to them.
 
         Args:
             vectors: float32 [n, D] from the model that made the others.

@@ -161,6 +161,27 @@ class Snapshot:
         return base, mask[self.delta.rows[: len(self.delta)]]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SearchResult:
+    """Candidates, best first.
+
+    Attributes:
+        item_rows: int64 [B, k]; row `r` is the `r`-th item ever given to the index (so the row of
+            `build`'s arguments), and stays so when others are removed or the index is compacted;
+            −1 where there are no more.
+        scores: float32 [B, k] inner products with the stored vectors; −inf where `item_rows` is −1.
+    """
+
+    item_rows: Rows
+    scores: Floats
+    _snapshot: Snapshot
+
+    @property
+    def ids(self) -> ItemIds:
+        """Object [B, k]: the item ids; None where `item_rows` is −1."""
+        return self._snapshot.ids_at(self.item_rows.ravel()).reshape(self.item_rows.shape)
+
+
 def _spread(
     denied: Bools | Rows | list[Rows] | None, num_requests: int, num_positions: int
 ) -> Bools | list[Rows] | None:

@@ -166,6 +166,7 @@ class Parts:
             add(name, "queries_per_s", _median(BATCH / batch), len(batch))
         ones = 1e6 * (found.one_seconds[:, 0] - found.one_seconds[:, 1])
         ratios = found.batch_seconds[:, 0] / found.batch_seconds[:, 1] - 1
+        add(kind.name, "ids_us_batch1", _median(1e6 * found.id_seconds), len(ones))
         add(kind.name, "overhead_us_batch1", _median(ones), len(ones))
         add(kind.name, "overhead_vs_faiss_batch64", _median(ratios), len(ratios))
 

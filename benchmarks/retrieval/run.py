@@ -97,6 +97,7 @@ _KINDS = (
     ("p99_ms", "p99 ms", 1.0, ",.3f"),
     ("queries_per_s", "queries/s", 1.0, ",.0f"),
     ("overhead_us_batch1", "over µs", 1.0, ",.1f"),
+    ("ids_us_batch1", "of it ids", 1.0, ",.1f"),
     ("overhead_vs_faiss_batch64", "over, 64", 100.0, ".2f %"),
 )
 

@@ -57,6 +57,8 @@ class Searched:
         one_seconds: float64 [n, 2 or 3], of each request alone: ours, FAISS's within it, plain
             FAISS's.
         batch_seconds: float64 [rounds, 2 or 3], of each 64 at once.
+        id_seconds: float64 [n], of looking up the ids of each request's answer, which ours does and
+            FAISS does not.
         is_same: whether ours scores as the FAISS index within it.
     """
 
@@ -66,6 +68,7 @@ class Searched:
     rss_bytes: int
     one_seconds: NDArray[np.float64]
     batch_seconds: NDArray[np.float64]
+    id_seconds: NDArray[np.float64]
     is_same: bool
 
 
@@ -152,8 +155,16 @@ def search(
         rss_bytes=rss_bytes,
         one_seconds=timed[0],
         batch_seconds=timed[1],
+        id_seconds=np.array([_seconds_of_ids(index, some) for some in ones]),
         is_same=is_same,
     )
+
+
+def _seconds_of_ids(index: ItemIndex, some: Floats) -> float:
+    found = index.search(some, K)
+    began = time.perf_counter()
+    _ = found.ids
+    return time.perf_counter() - began
 
 
 def _batches(queries: Floats) -> list[Floats]:
