@@ -34,6 +34,8 @@ class Measured:
             are kept and not looked at.
         out: the file; None to keep rows in memory alone.
         commit: of the code; asked of the repository when left out.
+        threads: that were computed with, to be said with the hardware; left out where torch's
+            settings say it.
 
     Raises:
         ValueError: the file is not one of results.
@@ -46,6 +48,7 @@ class Measured:
         *,
         out: Path | None,
         commit: str | None = None,
+        threads: int | None = None,
     ) -> None:
         self.benchmark = benchmark
         self.config_hash = json_hash(settings)
@@ -53,6 +56,8 @@ class Measured:
         self._began = time.monotonic()
         # Asked once: a commit made meanwhile is not what was measured.
         self._commit, self._hardware = commit or git_commit(), hardware()
+        if threads is not None:
+            self._hardware += f", {threads} threads"
         self.rows: list[ResultRow] = []
         if out is not None and out.exists():
             self.rows = [row for row in read_csv(out) if row.config_hash == self.config_hash]

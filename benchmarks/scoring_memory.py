@@ -6,12 +6,12 @@ A process of its own for `benchmarks.scoring`, so that no way finds memory that 
 the allocator. Linux only: the kernel's high-water mark is reset after the model is loaded.
 """
 
-import re
 import sys
 from pathlib import Path
 
 import torch
 
+from benchmarks.isolated import from_status
 from benchmarks.scoring_ways import (
     CLAIM,
     TINY,
@@ -21,14 +21,6 @@ from benchmarks.scoring_ways import (
     ours,
     random_foundation,
 )
-
-
-def from_status(name: str) -> int:
-    """A line of /proc/self/status, in bytes."""
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
-
 
 if __name__ == "__main__":
     name = sys.argv[1]

@@ -37,6 +37,7 @@ from promptify.ingest import item_types, read_items
 from promptify.schema import Schema
 from promptify.sources.files import json_columns
 from promptify.validation import BadInput, BadRows, OnBadRows, shown
+from retrieval import ItemIndex
 from retrieval.manifest import sha256_of
 
 if TYPE_CHECKING:
@@ -163,12 +164,12 @@ class SavedCatalogue:
             model_hash=current["model_hash"],
         )
 
-    def write(self, served: Served, *, model_hash: str) -> None:
+    def write(self, served: Served, index: ItemIndex) -> None:
         """Make what is served the version that is read from now on, whole or not at all.
 
         Args:
-            served: is written; nobody may add to its index meanwhile.
-            model_hash: of its model.
+            served: is written.
+            index: the one of `served`; nobody may add to it meanwhile.
 
         Raises:
             BadInput: another process saved since this folder was read.
@@ -188,10 +189,11 @@ class SavedCatalogue:
                 if before is not None:
                     _share_files(self.folder / before / "index", version / "index")
                 self._write_version(served, version)
+                index.save(version / "index")
                 current = {
                     "format_version": _FORMAT_VERSION,
                     "version": version.name,
-                    "model_hash": model_hash,
+                    "model_hash": index.manifest.model_hash,
                     "sha256": {
                         name: sha256_of(version / name) for name in (_ITEMS, _REMOVED, _READINGS)
                     },
@@ -220,7 +222,6 @@ class SavedCatalogue:
             readings["encoding_NW"] = table.encoding_IW[rows_N]
         readings = {name: tensor.cpu().contiguous() for name, tensor in readings.items()}
         save_file(readings, version / _READINGS)
-        served.index.save(version / "index")
 
     def _read_current(self) -> dict[str, Any]:
         current = json.loads((self.folder / _CURRENT).read_text("utf-8"))

@@ -183,13 +183,10 @@ def _serve(layout: RunLayout, foundation: Foundation, plan: ShardPlan, shards: S
         reading_ND=read["reading_ND"],
         encoding_NW=read.get("encoding_NW"),
     )
-    served = Served.of(
-        foundation.with_items(ids, told),
-        extended,
-        ItemIndex.load(shards.folder / "index", model_hash=plan.model_hash),
-        told=told_table(saved and saved.told, items),
-    )
-    catalogue.write(served, model_hash=plan.model_hash)
+    index = ItemIndex.load(shards.folder / "index", model_hash=plan.model_hash)
+    told_now = told_table(saved and saved.told, items)
+    served = Served.of(foundation.with_items(ids, told), extended, index, told=told_now)
+    catalogue.write(served, index)
 
 
 def _matrix(lists: pa.ChunkedArray) -> NDArray[np.float32]:

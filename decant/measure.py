@@ -329,12 +329,19 @@ class Reranked:
         return np.where(self.target_place >= 0, 1 + ahead.sum(1), otherwise)
 
 
-def rerank(recommender: Recommender, asked: Asked, *, progress: bool = True) -> Reranked:
+def rerank(
+    recommender: Recommender,
+    asked: Asked,
+    *,
+    num_retrieved: int = NUM_RETRIEVED,
+    progress: bool = True,
+) -> Reranked:
     """Retrieve from the index and score what was found, for every request.
 
     Args:
         recommender: serves; its index is searched.
         asked: the requests.
+        num_retrieved: items that retrieval hands to the ranker.
         progress: show a bar.
     """
     log, targets, wanted = asked.book.interactions, asked.targets, asked.wanted
@@ -354,20 +361,24 @@ def rerank(recommender: Recommender, asked: Asked, *, progress: bool = True) -> 
     served = served_items(asked.book, asked.task)
     found = recommender.index.search(
         vectors_nV,
-        NUM_RETRIEVED,
+        num_retrieved,
         allow=None if served.all() else ids[served].tolist(),
         deny=deny,
     )
+    # Its rows are the index's own: ids are what both know.
+    item_nK = np.array(
+        [[-1 if item is None else log.item_row(item) for item in one] for one in found.ids]
+    ).reshape(found.ids.shape)
     good_A = np.array(asked.book.prompter.tasks[asked.task].is_positive)
     calibrate = foundation.calibration(asked.task)
     log_positive_nK = np.full(found.scores.shape, -np.inf, dtype=np.float32)
     for request in tqdm(range(len(targets)), desc="re-rank", disable=not progress):
-        kept = found.item_rows[request] >= 0
+        kept = item_nK[request] >= 0
         log_probs = foundation.score(
-            take_rows(rows, np.array([request])), found.item_rows[request][kept], task=asked.task
+            take_rows(rows, np.array([request])), item_nK[request][kept], task=asked.task
         )
         log_positive_nK[request, kept] = log_positive(calibrate(log_probs), good_A)
-    is_target_mK = found.item_rows[wanted.request] == wanted.item[:, None]
+    is_target_mK = item_nK[wanted.request] == wanted.item[:, None]
     place = np.where(is_target_mK.any(1), is_target_mK.argmax(1), -1)
     return Reranked(
         retrieval_nK=found.scores,

@@ -379,5 +379,5 @@ def index_again(layout: RunLayout) -> int:
         made_with = weights_hash(path)
         foundation, book = saved.put_into(load_model(path), book, model_hash=made_with)
         index = build_index(foundation, model_hash=made_with, without=saved.removed)
-        catalogue.write(Served.of(foundation, book, index, told=saved.told), model_hash=made_with)
+        catalogue.write(Served.of(foundation, book, index, told=saved.told), index)
     return len(Recommender.load(layout.folder).index)

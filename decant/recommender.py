@@ -28,7 +28,7 @@ from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
 from promptify.splits import Targets
 from promptify.validation import BadInput, OnBadRows, shown
-from retrieval import ItemIndex
+from retrieval import CandidateIndex, ItemIndex
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +56,7 @@ class Recommender:
     def __init__(
         self,
         foundation: Foundation,
-        index: ItemIndex,
+        index: CandidateIndex,
         book: PromptBook,
         *,
         prefix_cache: PrefixCache | None = None,
@@ -76,7 +76,7 @@ class Recommender:
         return self._served.foundation
 
     @property
-    def index(self) -> ItemIndex:
+    def index(self) -> CandidateIndex:
         """Vectors of what may be recommended."""
         return self._served.index
 
@@ -205,8 +205,8 @@ class Recommender:
         `load` finds it there; the log and the model stay as they are.
 
         Raises:
-            ValueError: this recommender is of no run folder or not its served model, or another
-                process saved since this one was loaded.
+            ValueError: this recommender is of no run folder or not its served model, its index is
+                a database's, or another process saved since this one was loaded.
         """
         if self._catalogue is None:
             raise BadInput(
@@ -214,7 +214,13 @@ class Recommender:
                 "it with Recommender.load(folder)."
             )
         with self._writing:
-            self._catalogue.write(self._served, model_hash=self.index.manifest.model_hash)
+            index = self._served.index
+            if not isinstance(index, ItemIndex):
+                raise BadInput(
+                    "the index is a database's, which keeps what was added itself; a run folder "
+                    "saves an ItemIndex alone."
+                )
+            self._catalogue.write(self._served, index)
 
     def predict_next_actions(
         self,

@@ -21,7 +21,7 @@ from foundation.predictions import served_items
 from promptify.assembly import PromptBook
 from promptify.pieces import placed
 from promptify.validation import BadInput, shown
-from retrieval import ItemIndex
+from retrieval import CandidateIndex
 
 # Filters whose answers are kept; each is two bytes per item.
 MAX_KEPT_FILTERS = 64
@@ -47,7 +47,7 @@ class Served:
         self,
         foundation: Foundation,
         book: PromptBook,
-        index: ItemIndex,
+        index: CandidateIndex,
         *,
         row_of_index: NDArray[np.int64],
         is_held_I: NDArray[np.bool_],
@@ -71,7 +71,7 @@ class Served:
         cls,
         foundation: Foundation,
         book: PromptBook,
-        index: ItemIndex,
+        index: CandidateIndex,
         *,
         told: pa.Table | None = None,
     ) -> "Served":

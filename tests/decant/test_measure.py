@@ -133,6 +133,9 @@ def test_reranking_finds_each_target_where_retrieval_put_it(recommender, asked):
     assert (found.target_place >= 0).all()
     assert found.ranks(0.0, ranked).tolist() == ranked.tolist()
     assert np.isfinite(found.log_positive_nK[np.isfinite(found.retrieval_nK)]).all()
+    few = rerank(recommender, some, num_retrieved=3, progress=False)
+    np.testing.assert_array_equal(few.retrieval_nK, found.retrieval_nK[:, :3])
+    np.testing.assert_array_equal(few.target_place >= 0, ranked <= 3)
 
 
 def reranked(retrieval, action, place):

@@ -5,6 +5,7 @@ import pytest
 
 from decant import HistoryItem, Recommender
 from foundation.calibration import Calibration
+from retrieval.milvus import MilvusIndex
 
 PROFILE = {"headline": "Nurse in oncology", "place": "Berlin, Germany"}
 HISTORY = [
@@ -284,3 +285,23 @@ def test_the_foundation_may_serve_in_the_place_of_its_rung(tiny_run):
         ValueError, match=r"no finished model 'rung-7' \(it has: foundation, rung-1"
     ):
         Recommender.load(tiny_run, model="rung-7")
+
+
+def test_an_index_in_a_database_answers_alike(recommender, tmp_path):
+    index = recommender.index
+    with MilvusIndex.build(
+        recommender.foundation.embed_items(),
+        recommender.foundation.item_ids,
+        model_hash=index.manifest.model_hash,
+        uri=str(tmp_path / "items.db"),
+        name="items",
+        kind="FLAT",
+    ) as database:
+        other = Recommender(recommender.foundation, database, recommender.book)
+        for filters in ({}, {"allow": ["job-00003", "job-00004"]}, {"deny": ["job-00003"]}):
+            expected = recommender.predict_next_actions(PROFILE, HISTORY, k=5, **filters)
+            found = other.predict_next_actions(PROFILE, HISTORY, k=5, **filters)
+            assert ids(found) == ids(expected)
+            assert [one.score for one in found] == pytest.approx(
+                [one.score for one in expected], abs=1e-4
+            )

@@ -1,0 +1,1 @@
+"""What retrieval costs and what it misses, against FAISS itself and against comparing with all."""
