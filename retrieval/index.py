@@ -95,6 +95,32 @@ class ItemIndex:
         return self._ids
 
     @property
+    def num_rows(self) -> int:
+        """Rows ever given: every row that a search returns is below it."""
+        return len(self._ids)
+
+    def vectors_at(self, rows: npt.ArrayLike) -> Floats:
+        """Vectors of items, float32 [n, D], as the index holds them.
+
+        Args:
+            rows: int [n], of items that can be found.
+
+        Raises:
+            ValueError: a row that the index never gave, or whose item was removed.
+        """
+        wanted = np.asarray(rows, np.int64)
+        if self._manifest.kind == "ivf":
+            self._index.set_direct_map_type(faiss.DirectMap.Hashtable)
+            held, vectors = wanted, self._index.reconstruct_batch
+        else:
+            place = {row: at for at, row in enumerate(faiss.vector_to_array(self._index.id_map))}
+            held = np.array([place.get(row, -1) for row in wanted.tolist()], np.int64)
+            vectors = self._index.index.reconstruct_batch
+        if (held < 0).any() or any(self._ids[row] is None for row in wanted):
+            raise ValueError("rows: one of them holds no item")
+        return cast(Floats, vectors(held))
+
+    @property
     def manifest(self) -> IndexManifest:
         """What the index holds now; `files` is empty until it is saved."""
         return replace(self._manifest, count=len(self))
