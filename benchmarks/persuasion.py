@@ -32,14 +32,13 @@ from tqdm.auto import tqdm
 from benchmarks.subjects import FULL, SMOKE, Sizes, Subject, finished, trained
 from decant.layout import RunLayout
 from decant.measure import Asked
-from decant.recommender import log_positive
 from decant.results import ResultRow, append_csv, read_csv
 from decant.run_data import sample_targets
 from decant.run_record import git_commit, hardware, json_hash, peak_rss_bytes, utc_now
 from foundation import Foundation
 from foundation.batches import take_rows
 from foundation.evaluation import Interval
-from foundation.predictions import predict_targets, served_items
+from foundation.predictions import log_positive, predict_targets, served_items
 from promptify.interactions import Interactions
 from promptify.prompter import Prompter
 from promptify.task import Task

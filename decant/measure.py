@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from decant.recommender import NUM_RETRIEVED, Recommender, log_positive
+from decant.recommender import NUM_RETRIEVED, Recommender
 from distill.gate import Measurements
 from foundation.batches import take_rows
 from foundation.evaluation import (
@@ -29,6 +29,7 @@ from foundation.evaluation import (
 )
 from foundation.predictions import (
     Predictions,
+    log_positive,
     rank_catalogue,
     ranking_targets,
     served_items,
@@ -352,7 +353,7 @@ def rerank(recommender: Recommender, asked: Asked, *, progress: bool = True) -> 
     ]
     served = served_items(asked.book, asked.task)
     found = recommender.index.search(
-        vectors_nV,
+        vectors_nV[:, : recommender.width],
         NUM_RETRIEVED,
         allow=None if served.all() else ids[served].tolist(),
         deny=deny,
@@ -369,7 +370,7 @@ def rerank(recommender: Recommender, asked: Asked, *, progress: bool = True) -> 
     is_target_mK = found.item_rows[wanted.request] == wanted.item[:, None]
     place = np.where(is_target_mK.any(1), is_target_mK.argmax(1), -1)
     return Reranked(
-        retrieval_nK=found.scores,
+        retrieval_nK=recommender.whole_scores(vectors_nV, found.item_rows, found),
         log_positive_nK=log_positive_nK,
         target_place=place,
         request=wanted.request,

@@ -21,7 +21,7 @@ from decant.layout import INDEX, RunLayout
 from decant.run_data import load_model, reading
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
-from foundation.predictions import served_items
+from foundation.predictions import log_positive, served_items
 from foundation.prefix_cache import PrefixCache
 from foundation.scoring import PrefixReading
 from promptify.assembly import PromptBook
@@ -30,7 +30,7 @@ from promptify.prompter import item_texts
 from promptify.rows import Rows
 from promptify.splits import Targets
 from promptify.validation import BadInput, shown
-from retrieval import ItemIndex
+from retrieval import ItemIndex, SearchResult
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,8 @@ class Recommender:
 
     Args:
         foundation: the served rung.
-        index: its items' vectors.
+        index: its items' vectors, whole or cut to a width that the model was trained at. A narrow
+            index finds; what it found is ranked by whole vectors.
         book: prompts over the catalogue and the log.
         prefix_cache: readings of prompts, kept between requests; a new one when left out. Its
             `hit_rate` says how many requests needed no reading.
@@ -83,6 +84,7 @@ class Recommender:
         # `or` would not do: an empty cache is falsy.
         self.prefix_cache = PrefixCache() if prefix_cache is None else prefix_cache
         self.index = index
+        self.width = foundation.checked_width(index.manifest.dimension)
         self.book = book
         self.interactions = book.interactions
         self._vectors_IV: NDArray[np.float32] | None = None
@@ -329,14 +331,14 @@ class Recommender:
             ranks: Sequence[int | None] = [None] * len(rows_C)
         else:
             result = self.index.search(
-                person.vector_V[None],
+                person.vector_V[None, : self.width],
                 min(max(NUM_RETRIEVED, int(k)), len(self.index)),
                 allow=self._allowed(task, allow),
                 deny=sorted(refused) or None,
             )
             found = [item for item in result.ids[0] if item is not None]
             rows_C = np.array([self.interactions.item_row(item) for item in found], np.int64)
-            scores_C = result.scores[0, : len(rows_C)]
+            scores_C = self.whole_scores(person.vector_V[None], rows_C[None], result)[0]
             ranks = range(1, len(rows_C) + 1)
         return self._ranked(person, rows_C, scores_C, ranks, task=task, k=k)
 
@@ -394,28 +396,43 @@ class Recommender:
             return None
         return [self.interactions.item_ids[row] for row in np.flatnonzero(served_I)]
 
+    def whole_scores(
+        self,
+        persons_nV: NDArray[np.float32],
+        items_nK: NDArray[np.int64],
+        found: SearchResult,
+    ) -> NDArray[np.float32]:
+        """Inner products of whole vectors, whatever width the index has, float32 [n, K].
+
+        Args:
+            persons_nV: person vectors.
+            items_nK: rows of the catalogue that were found, −1 where nothing was.
+            found: what the index said of them, in the same places.
+        """
+        if self.width == self.foundation.settings.vector_dim:
+            return found.scores[:, : items_nK.shape[1]]
+        scores_nK = np.einsum("nkv,nv->nk", self._item_vectors()[items_nK], persons_nV)
+        return np.where(items_nK >= 0, scores_nK, -np.inf).astype(np.float32)
+
     def _item_vectors(self) -> NDArray[np.float32]:
         if self._vectors_IV is None:
             self._vectors_IV = self.foundation.embed_items()
         return self._vectors_IV
 
 
-def log_positive(
-    log_probs_CA: NDArray[np.float32], is_positive_A: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    """Log of the summed probability of the positive actions, float32 [C], in nats."""
-    total: NDArray[np.float32] = np.logaddexp.reduce(log_probs_CA[:, is_positive_A], axis=1)
-    return total
-
-
-def build_index(foundation: Foundation, *, model_hash: str) -> ItemIndex:
+def build_index(foundation: Foundation, *, model_hash: str, width: int | None = None) -> ItemIndex:
     """Embed a model's catalogue and index it.
 
     Args:
         foundation: makes the vectors.
         model_hash: `foundation.checkpoint.weights_hash` of its folder.
+        width: the first numbers of each vector alone, one of `FoundationConfig.widths`.
+
+    Raises:
+        ValueError: the model was not trained at that width.
     """
-    return ItemIndex.build(foundation.embed_items(), foundation.item_ids, model_hash=model_hash)
+    vectors_IV = foundation.embed_items(width=width)
+    return ItemIndex.build(vectors_IV, foundation.item_ids, model_hash=model_hash)
 
 
 def _load_index(layout: RunLayout, model_hash: str) -> ItemIndex:

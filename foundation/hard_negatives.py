@@ -48,9 +48,9 @@ def check_hard_negatives(
             f"hard_negatives is {mined_En.dtype} {list(mined_En.shape)}; give int32 "
             f"[{num_events}, n], a row for each event of the log, filled up with -1."
         )
-    if mined_En.size and not (-1 <= mined_En.min() and mined_En.max() < num_items):
+    if mined_En.size and (mined_En.min() < -1 or mined_En.max() >= num_items):
         raise ValueError(
-            f"hard_negatives holds {int(mined_En.min())} to {int(mined_En.max())}; give rows of the "
+            f"hard_negatives holds {mined_En.min()} to {mined_En.max()}; give rows of the "
             f"catalogue, 0 to {num_items - 1}, and -1 where there is none."
         )
 

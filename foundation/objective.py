@@ -1,7 +1,7 @@
 """What the foundation learns: the next item, the action on it, and the text itself.
 
-Legend: K next-item pairs, C items of the softmax, S sampled negatives, H hard ones, M action targets, N text
-positions, D hidden, V vector width.
+Legend: K next-item pairs, C items of the softmax, S sampled negatives, H hard negatives, M action
+targets, N text positions, D hidden, V vector width.
 """
 
 from dataclasses import dataclass
@@ -63,9 +63,9 @@ class StepReading:
     text_ND: Tensor
     text_target_N: Tensor
 
-    def vectors_of(self, items: Tensor) -> Tensor:
-        """Vectors of items that are all among `item_C` [..., V]."""
-        return self.item_CV[torch.searchsorted(self.item_C, items)]
+    def places_of(self, items: Tensor) -> Tensor:
+        """Rows of `item_CV` of items that are all among `item_C`, int64."""
+        return torch.searchsorted(self.item_C, items)
 
 
 def read_step(
@@ -218,8 +218,8 @@ def _next_item_loss(
     collides = torch.cat(left_out(next_position_K, next_item_K, negatives_S, hard_H), dim=1)
     return sampled_cross_entropy(
         reading.person_KV,
-        reading.vectors_of(next_item_K),
-        reading.vectors_of(others),
+        reading.item_CV[reading.places_of(next_item_K)],
+        reading.item_CV[reading.places_of(others)],
         collides_KS=collides | untrained_I[others],
         # A hard negative is there once for certain.
         log_expected_S=torch.cat([log_expected_S, log_expected_S.new_zeros(len(hard_H))]),

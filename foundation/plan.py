@@ -196,9 +196,7 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
         events = np.concatenate([self._windows(step)[0].events()[0] for step in steps])
         rng = np.random.default_rng([self.config.seed, optimiser_step, 4])
         return torch.from_numpy(
-            draw_hard_negatives(
-                self.hard_negatives[events], self.config.num_hard_negatives, rng
-            )
+            draw_hard_negatives(self.hard_negatives[events], self.config.num_hard_negatives, rng)
         )
 
 
