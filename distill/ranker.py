@@ -251,6 +251,8 @@ def _candidate_kl(
 ) -> Tensor:
     there_TC = torch.isfinite(scores_TC)
     teacher_TC = (scores_TC.float() / temperature).log_softmax(-1)
+    # A row without candidates has no distribution: it counts nothing.
+    chance_TC = teacher_TC.exp().masked_fill(~there_TC, 0.0)
     logits_TC = total = person_TV.new_zeros((), dtype=torch.float32)
     for low, high in pairwise((0, *widths)):
         items_TCV = items_NV[:, low:high][place_TC]
@@ -258,5 +260,5 @@ def _candidate_kl(
         logits_TC = logits_TC + part_TC.float()
         told_TC = (logits_TC / temperature).masked_fill(~there_TC, float("-inf")).log_softmax(-1)
         gap_TC = torch.where(there_TC, teacher_TC - told_TC, torch.zeros_like(told_TC))
-        total = total + (teacher_TC.exp() * gap_TC).sum()
+        total = total + (chance_TC * gap_TC).sum()
     return total * temperature**2
