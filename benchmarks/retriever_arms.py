@@ -5,7 +5,7 @@ Models and what they said are kept in a work folder, so that a second call train
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from decant.retriever import MiningConfig, ask_ranker, fit_with_mining
 from decant.run_data import sample_targets
 from decant.run_record import json_hash
 from distill.distillation import TeacherConfig
-from distill.ranker import distil_ranker
+from distill.ranker import RankedCandidates, distil_ranker
 from foundation import Foundation
 from foundation.batches import take_rows
 from foundation.calibration import fit_calibration
@@ -67,7 +67,7 @@ class Sizes:
     num_requests: int
 
 
-FULL = Sizes(epochs=1.5, more_epochs=0.5, num_slates=4000, num_candidates=100, num_requests=600)
+FULL = Sizes(epochs=1.0, more_epochs=0.4, num_slates=2000, num_candidates=100, num_requests=400)
 SMOKE = Sizes(epochs=0.4, more_epochs=0.2, num_slates=40, num_candidates=20, num_requests=30)
 
 
@@ -102,7 +102,7 @@ def trainings(sizes: Sizes, vector_dim: int) -> dict[str, Training]:
                 ranker_weight=weight,
                 than={vector_dim: "longer"},
             )
-            for weight in (1.0, 4.0)
+            for weight in (2.0, 8.0)
         ),
     ]
     return {training.arm.name: training for training in arms}
@@ -214,14 +214,19 @@ class Bench:
         return model
 
     def _learn_from(self, model: Foundation, weight: float, options: dict[str, Any]) -> None:
-        ranked = ask_ranker(
-            model,
-            self.book,
-            self.prepared.split.train,
-            num_slates=self.sizes.num_slates,
-            num_candidates=self.sizes.num_candidates,
-            seed=self.prepared.seed,
-        )
+        path = self._path("full", ".ranked.npz")
+        if not path.exists():
+            told = ask_ranker(
+                model,
+                self.book,
+                self.prepared.split.train,
+                num_slates=self.sizes.num_slates,
+                num_candidates=self.sizes.num_candidates,
+                seed=self.prepared.seed,
+            )
+            save_arrays(path, {f.name: getattr(told, f.name) for f in fields(told)})
+        with np.load(path, allow_pickle=False) as kept:
+            ranked = RankedCandidates(**kept)
         distil_ranker(
             model,
             ranked,
