@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from foundation import Foundation
-from foundation.losses import MAX_LOGITS
+from foundation.losses import MAX_LOGITS, summed_in_chunks
 from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
 from foundation.training import FitConfig, FitResult, fit
 from promptify.assembly import PromptBook
@@ -184,27 +183,19 @@ def chunked_kl(
         float32 scalar, in nats, scaled by temperature².
     """
     widths = tuple(widths) or student_KV.shape[-1:]
-    rows = max(1, max_logits // max(1, len(student_items_NV)))
-    total = student_KV.new_zeros((), dtype=torch.float32)
-    for student, teacher in zip(student_KV.split(rows), teacher_KV.split(rows), strict=True):
-        part = checkpoint(
-            _kl,
-            student,
-            student_items_NV,
-            teacher,
-            teacher_items_NV,
-            temperature,
-            widths,
-            use_reentrant=False,
-        )
-        total = total + part
+    total = summed_in_chunks(
+        _kl,
+        (student_KV, teacher_KV),
+        (student_items_NV, teacher_items_NV, temperature, widths),
+        rows=max_logits // max(1, len(student_items_NV)),
+    )
     return total / len(widths)
 
 
 def _kl(
     student_KV: Tensor,
-    student_items_NV: Tensor,
     teacher_KV: Tensor,
+    student_items_NV: Tensor,
     teacher_items_NV: Tensor,
     temperature: float,
     widths: tuple[int, ...],

@@ -19,13 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
 from distill.distillation import TeacherConfig
 from foundation import Foundation
 from foundation.batches import take_rows
-from foundation.losses import MAX_LOGITS
+from foundation.losses import MAX_LOGITS, summed_in_chunks
 from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
 from foundation.predictions import log_positive
 from foundation.training import FitConfig, FitResult, fit
@@ -224,28 +223,20 @@ def candidate_kl(
     (arXiv 2110.07367) section 4.2.
     """
     widths = tuple(widths) or person_TV.shape[-1:]
-    rows = max(1, max_numbers // max(1, place_TC.shape[1] * items_NV.shape[1]))
-    total = person_TV.new_zeros((), dtype=torch.float32)
-    parts = (person_TV.split(rows), place_TC.split(rows), scores_TC.split(rows))
-    for person, place, scores in zip(*parts, strict=True):
-        total = total + checkpoint(
-            _candidate_kl,
-            person,
-            items_NV,
-            place,
-            scores,
-            temperature,
-            widths,
-            use_reentrant=False,
-        )
+    total = summed_in_chunks(
+        _candidate_kl,
+        (person_TV, place_TC, scores_TC),
+        (items_NV, temperature, widths),
+        rows=max_numbers // max(1, place_TC.shape[1] * items_NV.shape[1]),
+    )
     return total / len(widths)
 
 
 def _candidate_kl(
     person_TV: Tensor,
-    items_NV: Tensor,
     place_TC: Tensor,
     scores_TC: Tensor,
+    items_NV: Tensor,
     temperature: float,
     widths: tuple[int, ...],
 ) -> Tensor:

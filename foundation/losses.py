@@ -8,7 +8,7 @@ Legend: N positions, C classes (vocabulary or catalogue), D width, A action labe
 S sampled classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -196,30 +196,42 @@ def sampled_cross_entropy(
     """
     widths = tuple(widths) or hidden_KD.shape[-1:]
     if len(widths) == 1:
-        return _sampled(hidden_KD, positive_KD, negative_SD, collides_KS, log_expected_S, widths)
-    rows = max(1, max_logits // max(1, len(negative_SD)))
-    total = hidden_KD.new_zeros((), dtype=torch.float32)
-    parts = (hidden_KD.split(rows), positive_KD.split(rows), collides_KS.split(rows))
-    for hidden, positive, collides in zip(*parts, strict=True):
-        # Made again on the way back, so that the logits of one chunk alone are ever held.
-        total = total + checkpoint(
-            _sampled,
-            hidden,
-            positive,
-            negative_SD,
-            collides,
-            log_expected_S,
-            widths,
-            use_reentrant=False,
-        )
+        return _sampled(hidden_KD, positive_KD, collides_KS, negative_SD, log_expected_S, widths)
+    total = summed_in_chunks(
+        _sampled,
+        (hidden_KD, positive_KD, collides_KS),
+        (negative_SD, log_expected_S, widths),
+        rows=max_logits // max(1, len(negative_SD)),
+    )
     return total / len(widths)
+
+
+def summed_in_chunks(
+    part: Callable[..., Tensor],
+    chunked: Sequence[Tensor],
+    shared: Sequence[Any],
+    *,
+    rows: int,
+) -> Tensor:
+    """Sum of a loss over chunks of rows, each made again on the way back: one alone is ever held.
+
+    Args:
+        part: called with a chunk of each of `chunked`, then with `shared`.
+        chunked: tensors of as many rows each.
+        shared: what every call is given whole.
+        rows: of a chunk, one at least.
+    """
+    total = chunked[0].new_zeros((), dtype=torch.float32)
+    for chunk in zip(*(tensor.split(max(1, rows)) for tensor in chunked), strict=True):
+        total = total + checkpoint(part, *chunk, *shared, use_reentrant=False)
+    return total
 
 
 def _sampled(
     hidden_KD: Tensor,
     positive_KD: Tensor,
-    negative_SD: Tensor,
     collides_KS: Tensor,
+    negative_SD: Tensor,
     log_expected_S: Tensor,
     widths: tuple[int, ...],
 ) -> Tensor:
