@@ -108,13 +108,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 for (low, high), grad in zip(spans[::-1], grads[::-1], strict=True):
                     # A number counts in its own width and in all wider ones.
                     wider = grad if wider is None else grad.add_(wider)
+                    if low == 0:
+                        grad_bias_C += wider.sum(0)
                     rough = wider.to(compute)
                     grad_hidden_ND[chunk, low:high] = rough @ classes[:, low:high]
                     if compute == torch.float32:
                         grad_classes_CD[:, low:high].addmm_(rough.T, hidden[:, low:high])
                     else:
                         grad_classes_CD[:, low:high] += rough.T @ hidden[:, low:high]
-                grad_bias_C += grads[0].sum(0)  # by now of all widths
         ctx.save_for_backward(grad_hidden_ND, grad_classes_CD.to(classes_CD.dtype), grad_bias_C)
         ctx.num_widths = len(widths)
         return total / len(widths)

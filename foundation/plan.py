@@ -68,6 +68,8 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
         self.packed = packed
         self.processes = processes
         self.hard_negatives = hard_negatives
+        # The last draw and its optimiser step: every micro-batch of the step asks for it.
+        self._drawn: tuple[int, Tensor] = (-1, torch.zeros(0, dtype=torch.long))
         # Micro-batches, accumulated or on other processes, that share one draw of negatives,
         # because they belong to one optimiser step.
         self.steps_share = config.accumulate * processes
@@ -190,14 +192,19 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
     def _hard_negatives(self, optimiser_step: int) -> Tensor:
         if self.hard_negatives is None:
             return torch.zeros(0, dtype=torch.long)
+        known_step, known = self._drawn
+        if known_step == optimiser_step:
+            return known
         first = optimiser_step * self.steps_share
         steps = range(first, min(first + self.steps_share, self.num_batches))
         # Known without assembling: the events of all micro-batches that share the step.
         events = np.concatenate([self._windows(step)[0].events()[0] for step in steps])
         rng = np.random.default_rng([self.config.seed, optimiser_step, 4])
-        return torch.from_numpy(
+        drawn = torch.from_numpy(
             draw_hard_negatives(self.hard_negatives[events], self.config.num_hard_negatives, rng)
         )
+        self._drawn = optimiser_step, drawn
+        return drawn
 
 
 def _uncounted(batch: dict[str, Tensor]) -> dict[str, Tensor]:
