@@ -89,6 +89,12 @@ def trainings(sizes: Sizes, vector_dim: int) -> dict[str, Training]:
             mining=MiningConfig(first_epochs=sizes.epochs / 3),
             than={vector_dim: "sampled"},
         ),
+        Training(
+            # The same rounds, in which nothing lies far enough below the right item to be mined.
+            arm=Arm(name="restarted", fit=sampled),
+            mining=MiningConfig(first_epochs=sizes.epochs / 3, per_event=1, margin=1e9),
+            than={vector_dim: "mined"},
+        ),
         alone(half),
         alone(quarter),
         Training(

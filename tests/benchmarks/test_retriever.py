@@ -20,7 +20,17 @@ def test_smoke_measures_every_arm_and_a_second_call_measures_nothing_again(
     assert "widths@16" in capsys.readouterr().out
     before = (tmp_path / "rows.csv").read_bytes()
     rows = {(row.model, row.split, row.metric): row for row in read_csv(tmp_path / "rows.csv")}
-    arms = {"full", "sampled", "mined", "alone16", "alone32", "longer", "ranker2", "ranker8"}
+    arms = {
+        "full",
+        "sampled",
+        "mined",
+        "restarted",
+        "alone16",
+        "alone32",
+        "longer",
+        "ranker2",
+        "ranker8",
+    }
     assert {model for model, *_ in rows} == arms | {"widths@16", "widths@32", "widths@64"}
 
     # The same from what was kept.
