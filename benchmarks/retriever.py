@@ -173,7 +173,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--smoke", action="store_true", help="a tiny market and decoder")
     parser.add_argument("--out", type=Path, help="CSV; a second call goes on where it stopped")
     parser.add_argument(
-        "--beds", nargs="+", default=["job_market"], help="job_market, ml100k (wants --movielens)"
+        "--beds",
+        nargs="+",
+        choices=sorted(FULL),
+        default=["job_market"],
+        help="data; ml100k wants --movielens",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of data and weights")
     parser.add_argument("--movielens", type=Path, help="folder with ml-100k.zip")
@@ -181,9 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--work", type=Path, default=Path("runs/retriever"), help="keeps models and what they said"
     )
     options = parser.parse_args(arguments)
-    sizes = SMOKE if options.smoke else FULL
     try:
         for bed in beds(options.beds, movielens=options.movielens, smoke=options.smoke):
+            sizes = SMOKE if options.smoke else FULL[bed.name]
             measured = measure(bed, options.seeds, sizes, out=options.out, work=options.work)
             print(measured.table())
     except ValueError as error:
