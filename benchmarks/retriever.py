@@ -12,7 +12,8 @@ numbers:
   HR@10 of each; `hr_ceiling@50`: the targets that are among the 50, which no ranker can mend.
 
 `mined` stands beside `sampled`, which has as many competitors in its softmax, all drawn at random,
-and beside `restarted`, which is `sampled` cut into the same rounds, each with a warm-up of its own;
+and beside `restarted`, which is `sampled` cut into the same rounds, each with a warm-up of its own,
+as `mined_added` is, whose mined negatives come on top of as large a sample;
 `widths@w` beside `alone<w>`, trained at that width and no other; `ranker<weight>` beside `longer`,
 trained on as long without the ranker's word. `…_vs_X` is the difference to that arm, target by
 target. Rows `leave_one_out_valid` may choose (each arm's `w` is chosen there); those of the test

@@ -97,6 +97,11 @@ def trainings(sizes: Sizes, vector_dim: int) -> dict[str, Training]:
             mining=MiningConfig(first_epochs=sizes.epochs / 3, per_event=1, margin=1e9),
             than={vector_dim: "mined"},
         ),
+        Training(
+            arm=Arm(name="mined_added", fit={**sampled, "num_hard_negatives": 64}),
+            mining=MiningConfig(first_epochs=sizes.epochs / 3),
+            than={vector_dim: "restarted"},
+        ),
         alone(half),
         alone(quarter),
         Training(

@@ -25,6 +25,7 @@ def test_smoke_measures_every_arm_and_a_second_call_measures_nothing_again(
         "sampled",
         "mined",
         "restarted",
+        "mined_added",
         "alone16",
         "alone32",
         "longer",
