@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from benchmarks.subjects import FULL, SMOKE, Sizes, Subject, finished, trained
-from decant.answering import log_positive
 from decant.layout import RunLayout
 from decant.measure import Asked
 from decant.results import ResultRow, append_csv, read_csv
@@ -38,7 +37,7 @@ from decant.run_record import git_commit, hardware, json_hash, peak_rss_bytes, u
 from foundation import Foundation
 from foundation.batches import take_rows
 from foundation.evaluation import Interval
-from foundation.predictions import predict_targets, served_items
+from foundation.predictions import log_positive, predict_targets, served_items
 from promptify.prompter import Prompter
 from promptify.task import Task
 from promptify.tokenizer import token_ids

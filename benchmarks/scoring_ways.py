@@ -136,6 +136,7 @@ def row_of(ids: NDArray[np.int32]) -> Rows:
         next_offsets=np.zeros(2, np.int64),
         next_position=none,
         next_item=none,
+        next_event=none.astype(np.int64),
         profile_end=np.zeros(1, np.int32),
         num_dropped_events=np.zeros(1, np.int32),
     )

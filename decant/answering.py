@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from decant.served import Served
 from decant.where import Where, parse_where
+from foundation.predictions import log_positive
 from foundation.prefix_cache import PrefixCache
 from foundation.scoring import PrefixReading
 from promptify.prompter import item_texts
@@ -181,11 +182,3 @@ def check_ids(now: Served, name: str, ids: Sequence[str] | None) -> None:
             now.interactions.item_row(item)
         except ValueError as error:
             raise BadInput(f"{name}: {error}") from None
-
-
-def log_positive(
-    log_probs_CA: NDArray[np.float32], is_positive_A: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    """Log of the summed probability of the positive actions, float32 [C], in nats."""
-    total: NDArray[np.float32] = np.logaddexp.reduce(log_probs_CA[:, is_positive_A], axis=1)
-    return total

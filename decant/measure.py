@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from decant.answering import NUM_RETRIEVED, log_positive
+from decant.answering import NUM_RETRIEVED
 from decant.recommender import Recommender
 from distill.gate import Measurements
 from foundation.batches import take_rows
@@ -30,6 +30,7 @@ from foundation.evaluation import (
 )
 from foundation.predictions import (
     Predictions,
+    log_positive,
     rank_catalogue,
     ranking_targets,
     served_items,
@@ -360,7 +361,7 @@ def rerank(
     ]
     served = served_items(asked.book, asked.task)
     found = recommender.index.search(
-        vectors_nV,
+        vectors_nV[:, : foundation.checked_width(recommender.index.manifest.dimension)],
         num_retrieved,
         allow=None if served.all() else ids[served].tolist(),
         deny=deny,
@@ -381,7 +382,7 @@ def rerank(
     is_target_mK = item_nK[wanted.request] == wanted.item[:, None]
     place = np.where(is_target_mK.any(1), is_target_mK.argmax(1), -1)
     return Reranked(
-        retrieval_nK=found.scores,
+        retrieval_nK=recommender.whole_scores(vectors_nV, item_nK, found.scores),
         log_positive_nK=log_positive_nK,
         target_place=place,
         request=wanted.request,

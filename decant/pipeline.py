@@ -24,6 +24,7 @@ from decant.processes import leads, training_device
 from decant.recipes import Recipe
 from decant.recommender import Recommender, build_index
 from decant.reporting import write_run_report
+from decant.retriever import fit_with_mining
 from decant.run_data import load_book, load_model, load_tasks, reading, sample_targets, split_of
 from decant.run_record import RunRecord
 from decant.saved_oracle import SavedOracle
@@ -124,6 +125,7 @@ def run(job: Job, *, dry_run: bool = False) -> Finished:
                 **_encoder_input(recipe),
                 "foundation": asdict(recipe.foundation),
                 "fit": asdict(recipe.fit),
+                "mining": asdict(recipe.mining) if recipe.mining else None,
                 "seed": recipe.seed,
                 **continued,
             },
@@ -213,13 +215,15 @@ def _foundation(
         )
     logger.info("foundation: %s body parameters", f"{foundation.num_parameters():,}")
     foundation.to(training_device())
-    result = foundation.fit(
-        book,
-        split,
-        config=recipe.fit,
-        out=scratch,
-        validate=lambda: _watch(foundation, book, split.valid),
-    )
+    options: dict[str, Any] = {
+        "config": recipe.fit,
+        "out": scratch,
+        "validate": lambda: _watch(foundation, book, split.valid),
+    }
+    if recipe.mining is None:
+        result = foundation.fit(book, split, **options)
+    else:
+        result = fit_with_mining(foundation, book, split, mining=recipe.mining, **options)
     _finish_model(foundation, result, book, split, out, scratch)
 
 
@@ -285,8 +289,10 @@ def _finish_model(
         fit_on_validation(foundation, book, split.valid, task=task)
     foundation.save_pretrained(out / "model")
     write_whole(out / "history.json", json.dumps(asdict(result)) + "\n")
-    if (scratch / "tensorboard").exists():
-        shutil.copytree(scratch / "tensorboard", out / "tensorboard")
+    for curves in sorted(scratch.rglob("tensorboard")):
+        # Of each round of a training that has several.
+        where = out / "tensorboard" / curves.parent.relative_to(scratch)
+        shutil.copytree(curves, where, dirs_exist_ok=True)
 
 
 def fit_on_validation(

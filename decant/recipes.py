@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from decant.retriever import MiningConfig
 from distill.distillation import TeacherConfig
 from foundation import FitConfig, FoundationConfig
 from foundation.sizes import SHAPES
@@ -47,6 +48,7 @@ class Recipe:
         prompter: what a prompt may hold.
         foundation: widths of the top model.
         fit: its training.
+        mining: hard negatives mined on the way, for a sampled softmax; None for none.
         rung: the step down.
         measured_users: at most so many test requests are re-ranked for the `system` row; all when
             None.
@@ -61,6 +63,7 @@ class Recipe:
     prompter: PrompterConfig = field(default_factory=PrompterConfig)
     foundation: FoundationConfig = field(default_factory=FoundationConfig)
     fit: FitConfig = field(default_factory=FitConfig)
+    mining: MiningConfig | None = None
     rung: RungConfig = field(default_factory=RungConfig)
     measured_users: int | None = None
     timed_requests: int = 300

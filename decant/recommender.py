@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from decant.answering import Prediction, answer, check_ids, event_items, parsed, task_of
@@ -39,7 +40,8 @@ class Recommender:
 
     Args:
         foundation: the served rung.
-        index: its items' vectors.
+        index: its items' vectors, whole or cut to a width that the model was trained at. A narrow
+            index finds; what it found is ranked by whole vectors.
         book: prompts over the catalogue and the log.
         prefix_cache: readings of prompts, kept between requests; a new one when left out. Its
             `hit_rate` says how many requests needed no reading.
@@ -402,9 +404,28 @@ class Recommender:
         for user_id in tqdm(user_ids, desc="predict", unit="user", disable=not progress):
             yield user_id, self.predict_user(user_id, task=task, k=k, where=where)
 
+    def whole_scores(
+        self,
+        persons_nV: NDArray[np.float32],
+        items_nK: NDArray[np.int64],
+        scores_nK: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        """Inner products of whole vectors, whatever width the index has, float32 [n, K].
+
+        Args:
+            persons_nV: person vectors.
+            items_nK: rows of the catalogue that were found, −1 where nothing was.
+            scores_nK: what the index said of them.
+        """
+        return self._served.whole_scores(persons_nV, items_nK, scores_nK)
+
 
 def build_index(
-    foundation: Foundation, *, model_hash: str, without: Collection[str] = ()
+    foundation: Foundation,
+    *,
+    model_hash: str,
+    without: Collection[str] = (),
+    width: int | None = None,
 ) -> ItemIndex:
     """Embed a model's catalogue and index it.
 
@@ -412,11 +433,15 @@ def build_index(
         foundation: makes the vectors.
         model_hash: `foundation.checkpoint.weights_hash` of its folder.
         without: ids of items that are not recommended.
+        width: the first numbers of each vector alone, one of `FoundationConfig.widths`.
+
+    Raises:
+        ValueError: the model was not trained at that width.
     """
     kept = [row for row, item in enumerate(foundation.item_ids) if item not in without]
     rows = None if len(kept) == foundation.num_items else np.array(kept, np.int64)
     ids = [foundation.item_ids[row] for row in kept]
-    return ItemIndex.build(foundation.embed_items(rows), ids, model_hash=model_hash)
+    return ItemIndex.build(foundation.embed_items(rows, width=width), ids, model_hash=model_hash)
 
 
 def _load_index(path: Path, model_hash: str, run: Path) -> ItemIndex:

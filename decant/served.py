@@ -40,6 +40,8 @@ class Served:
         told: items that are not as the log has them, the columns of `items`; None for none.
 
     Attributes:
+        width: numbers of a vector that the index holds; a narrow one finds, and what it found is
+            ranked by whole vectors.
         admitted: what a task may recommend under a filter; see `_admitted`.
     """
 
@@ -57,6 +59,7 @@ class Served:
         self.book = book
         self.interactions = book.interactions
         self.index = index
+        self.width = foundation.checked_width(index.manifest.dimension)
         self.row_of_index = row_of_index
         self.is_held_I = is_held_I
         self.told = told
@@ -110,15 +113,30 @@ class Served:
             k: items wanted.
             filters: as `ItemIndex.search` takes them.
         """
-        found = self.index.search(vector_V[None], k, **filters)
+        cut_1V = vector_V[None, : self.width]
+        found = self.index.search(cut_1V, k, **filters)
         num_known = len(self.row_of_index)
         if "allow" not in filters and found.item_rows.max(initial=-1) >= num_known:
             # Something came between: ask for what was there before it.
             known_R = np.ones(num_known, np.bool_)
-            found = self.index.search(vector_V[None], k, allow=known_R, **filters)
+            found = self.index.search(cut_1V, k, allow=known_R, **filters)
         rows = found.item_rows[0]
         is_known = (rows >= 0) & (rows < num_known)
-        return self.row_of_index[rows[is_known]], found.scores[0][is_known]
+        rows_C = self.row_of_index[rows[is_known]]
+        scores = self.whole_scores(vector_V[None], rows_C[None], found.scores[:, is_known])
+        return rows_C, scores[0]
+
+    def whole_scores(
+        self,
+        persons_nV: NDArray[np.float32],
+        items_nK: NDArray[np.int64],
+        scores_nK: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        """As `Recommender.whole_scores`."""
+        if self.width == self.foundation.settings.vector_dim:
+            return scores_nK
+        whole_nK = np.einsum("nkv,nv->nk", self.item_vectors_IV[items_nK], persons_nV)
+        return np.where(items_nK >= 0, whole_nK, -np.inf).astype(np.float32)
 
     def with_items(self, items: pa.Table) -> "Served":
         """The state in which these items are found; only they are read, and added to the index.
@@ -148,7 +166,7 @@ class Served:
             placed_I = placed(len(self.is_held_I), rows_N)
             state.item_vectors_IV = np.concatenate([self.item_vectors_IV, vectors_NV])[placed_I]
         # Last: if anything failed above, nothing has changed.
-        self.index.add(vectors_NV, ids, model_hash=self.index.manifest.model_hash)
+        self.index.add(vectors_NV[:, : self.width], ids, model_hash=self.index.manifest.model_hash)
         return state
 
     def without_items(self, item_ids: Sequence[str]) -> "Served":

@@ -3,17 +3,17 @@
 Legend: K next-item pairs, M action targets, I items, V vector width, L label words.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from foundation import Foundation
-from foundation.losses import MAX_LOGITS
+from foundation.losses import MAX_LOGITS, summed_in_chunks
 from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
 from foundation.training import FitConfig, FitResult, fit
 from promptify.assembly import PromptBook
@@ -127,6 +127,7 @@ class Distillation(nn.Module):
             taught.person_KV,
             taught.item_CV,
             temperature=self.temperature,
+            widths=self.student.settings.widths,
         )
         student_label_ML = self.student.action_log_probs(reading.arrow_MD, inputs["task_M"])
         sums["teacher_action"] = label_kl(
@@ -163,6 +164,7 @@ def chunked_kl(
     teacher_items_NV: Tensor,
     *,
     temperature: float,
+    widths: Sequence[int] = (),
     max_logits: int = MAX_LOGITS,
 ) -> Tensor:
     """Sum of KL(teacher ‖ student) between retrieval softmaxes over the same items.
@@ -173,37 +175,35 @@ def chunked_kl(
         teacher_KV: the teacher's person vectors, without gradient.
         teacher_items_NV: its item vectors, without gradient.
         temperature: softens both.
+        widths: of the student's vectors, rising, the last of them V: the mean over them, each
+            taught the teacher's whole vectors. V alone when empty.
         max_logits: how many of either's logits may live at once.
 
     Returns:
         float32 scalar, in nats, scaled by temperature².
     """
-    rows = max(1, max_logits // max(1, len(student_items_NV)))
-    total = student_KV.new_zeros((), dtype=torch.float32)
-    for student, teacher in zip(student_KV.split(rows), teacher_KV.split(rows), strict=True):
-        part = checkpoint(
-            _kl,
-            student,
-            student_items_NV,
-            teacher,
-            teacher_items_NV,
-            temperature,
-            use_reentrant=False,
-        )
-        total = total + part
-    return total
+    widths = tuple(widths) or student_KV.shape[-1:]
+    total = summed_in_chunks(
+        _kl,
+        (student_KV, teacher_KV),
+        (student_items_NV, teacher_items_NV, temperature, widths),
+        rows=max_logits // max(1, len(student_items_NV)),
+    )
+    return total / len(widths)
 
 
 def _kl(
     student_KV: Tensor,
-    student_items_NV: Tensor,
     teacher_KV: Tensor,
+    student_items_NV: Tensor,
     teacher_items_NV: Tensor,
     temperature: float,
+    widths: tuple[int, ...],
 ) -> Tensor:
-    student = (student_KV @ student_items_NV.T).float() / temperature
-    teacher = (teacher_KV @ teacher_items_NV.T).float() / temperature
-    divergence = F.kl_div(
-        student.log_softmax(-1), teacher.log_softmax(-1), reduction="sum", log_target=True
-    )
-    return divergence * temperature**2
+    teacher = ((teacher_KV @ teacher_items_NV.T).float() / temperature).log_softmax(-1)
+    student = total = student_KV.new_zeros((), dtype=torch.float32)
+    for low, high in pairwise((0, *widths)):
+        student = student + (student_KV[:, low:high] @ student_items_NV[:, low:high].T).float()
+        said = (student / temperature).log_softmax(-1)
+        total = total + F.kl_div(said, teacher, reduction="sum", log_target=True)
+    return total * temperature**2

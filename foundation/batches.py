@@ -122,6 +122,7 @@ def take_rows(rows: Rows, chosen_B: np.ndarray) -> Rows:
         next_offsets=offsets_of(np.diff(rows.next_offsets)[chosen_B]),
         next_position=rows.next_position[next_K],
         next_item=rows.next_item[next_K],
+        next_event=rows.next_event[next_K],
         profile_end=rows.profile_end[chosen_B],
         num_dropped_events=rows.num_dropped_events[chosen_B],
         inline_items=rows.inline_items,

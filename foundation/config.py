@@ -31,6 +31,9 @@ class FoundationConfig:
     Args:
         vector_dim: width of person and item vectors; fixed for a whole ladder, so that every rung
             can serve the same index layout.
+        vector_widths: narrower widths, rising, at which the first numbers of a vector retrieve by
+            themselves: the retrieval loss is the mean over them and `vector_dim`. Empty trains
+            `vector_dim` alone.
         slot_parts: what an item's slot is the sum of: the decoder's ``reading`` of its text, the
             ``bag`` of its tokens, the vector of a text ``encoder``, and a learned ``residual``.
         half_exposure: training events at which half of an item's residual counts. The default is
@@ -48,6 +51,7 @@ class FoundationConfig:
     """
 
     vector_dim: int = 128
+    vector_widths: tuple[int, ...] = ()
     slot_parts: tuple[SlotPart, ...] = ("reading", "bag", "residual")
     half_exposure: float = 30.0
     residual_dropout: float = 0.0
@@ -59,6 +63,7 @@ class FoundationConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rank_weight", tuple(self.rank_weight))
+        object.__setattr__(self, "vector_widths", tuple(self.vector_widths))
         # As JSON has them: a foundation's folder keeps its config there.
         told = tuple(Calibration(**c) if isinstance(c, Mapping) else c for c in self.calibration)
         object.__setattr__(self, "calibration", told)
@@ -78,6 +83,14 @@ class FoundationConfig:
             )
         if self.vector_dim < 1:
             raise ValueError(f"FoundationConfig.vector_dim={self.vector_dim} must be at least 1.")
+        given = self.vector_widths
+        if given and (
+            sorted(set(given)) != list(given) or given[0] < 1 or given[-1] > self.vector_dim
+        ):
+            raise ValueError(
+                f"FoundationConfig.vector_widths={given} must rise, from 1 at least to "
+                f"vector_dim={self.vector_dim} at most."
+            )
         if not self.half_exposure > 0:
             raise ValueError(
                 f"FoundationConfig.half_exposure={self.half_exposure} must be above 0; make it "
@@ -88,3 +101,8 @@ class FoundationConfig:
                 raise ValueError(
                     f"FoundationConfig.{name}={getattr(self, name)} must be in [0, 1)."
                 )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Every width at which vectors retrieve, rising; the last is `vector_dim`."""
+        return tuple(dict.fromkeys((*self.vector_widths, self.vector_dim)))

@@ -1,13 +1,21 @@
 """Training losses, as sums: each is divided by its own count over the whole optimiser step.
 
-Legend: N positions, C classes (vocabulary or catalogue), D width, A action labels.
+Where vectors are trained at several widths, the first `w` numbers of each are a softmax of their
+own, and the loss is the mean over the widths. The logits of a width are those of the one below it
+and the products of the numbers between: all widths take the multiplications of the widest.
+
+Legend: N positions, C classes (vocabulary or catalogue), D width, A action labels, K predictions,
+S sampled classes.
 """
 
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 # At most this many logits are held at once on a GPU (float32: 64 MiB) …
 MAX_LOGITS = 1 << 24
@@ -21,6 +29,7 @@ def chunked_cross_entropy(
     target_N: Tensor,
     *,
     class_bias_C: Tensor | None = None,
+    widths: Sequence[int] = (),
     max_logits: int | None = None,
 ) -> Tensor:
     """Sum of softmax cross-entropies, never holding more than `max_logits` logits.
@@ -30,21 +39,24 @@ def chunked_cross_entropy(
         classes_CD: one vector per class; the logit is the inner product.
         target_N: int64, the right class of each prediction, in [0, C).
         class_bias_C: float32, added to every logit of a class (a logQ correction, say).
+        widths: rising, the last of them D; the loss is the mean over them. D alone when empty.
         max_logits: how many logits may live at once; what suits the device when left out.
 
     Returns:
         float32 scalar, in nats, summed over N; 0 when N is 0.
 
     Source: ours; gradients made chunk by chunk on the way forward as in Liger Kernel's fused linear
-    cross-entropy (arXiv 2410.10989), without its kernels.
+    cross-entropy (arXiv 2410.10989), without its kernels. Widths: Matryoshka representation
+    learning (arXiv 2205.13147), equation 1 with equal weights, averaged.
     """
     if max_logits is None:
         max_logits = MAX_LOGITS_CPU if hidden_ND.device.type == "cpu" else MAX_LOGITS
     if class_bias_C is None:
         class_bias_C = hidden_ND.new_zeros(classes_CD.shape[0], dtype=torch.float32)
-    rows = max(1, max_logits // max(1, classes_CD.shape[0]))
+    widths = tuple(widths) or hidden_ND.shape[-1:]
+    rows = max(1, max_logits // max(1, classes_CD.shape[0] * len(widths)))
     total: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, classes_CD, target_N, class_bias_C, rows
+        hidden_ND, classes_CD, target_N, class_bias_C, widths, rows
     )
     return total
 
@@ -59,6 +71,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         classes_CD: Tensor,
         target_N: Tensor,
         bias_C: Tensor,
+        widths: tuple[int, ...],
         rows: int,
     ) -> Tensor:
         device = hidden_ND.device.type
@@ -70,33 +83,48 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden_ND = torch.empty_like(hidden_ND)
         grad_classes_CD = torch.zeros_like(classes_CD, dtype=torch.float32)
         grad_bias_C = torch.zeros_like(bias_C)
+        spans = list(pairwise((0, *widths)))
         with torch.autocast(device, enabled=False):
             classes = classes_CD.to(compute)
             for start in range(0, len(hidden_ND), rows):
                 chunk = slice(start, start + rows)
                 hidden, target = hidden_ND[chunk].to(compute), target_N[chunk, None]
-                logits = (hidden @ classes.T).float().add_(bias_C)
-                own, most = logits.gather(1, target), logits.amax(1, keepdim=True)
-                softmax = logits.sub_(most).exp_()
-                norm = softmax.sum(1, keepdim=True)
-                total += (norm.log() + most - own).sum()
+                below: Tensor = bias_C
+                grads = []
+                for low, high in spans:
+                    logits = (hidden[:, low:high] @ classes[:, low:high].T).float().add_(below)
+                    # Kept for the next width: what follows writes over the logits.
+                    below = logits if high == widths[-1] else logits.clone()
+                    own, most = logits.gather(1, target), logits.amax(1, keepdim=True)
+                    softmax = logits.sub_(most).exp_()
+                    norm = softmax.sum(1, keepdim=True)
+                    total += (norm.log() + most - own).sum()
+                    if learns:
+                        grad = softmax.div_(norm)
+                        grads.append(grad.scatter_add_(1, target, torch.full_like(own, -1.0)))
                 if not learns:
                     continue
-                grad = softmax.div_(norm).scatter_add_(1, target, torch.full_like(own, -1.0))
-                grad_bias_C += grad.sum(0)
-                grad = grad.to(compute)
-                grad_hidden_ND[chunk] = grad @ classes
-                if compute == torch.float32:
-                    grad_classes_CD.addmm_(grad.T, hidden)
-                else:
-                    grad_classes_CD += grad.T @ hidden
+                wider: Tensor | None = None
+                for (low, high), grad in zip(spans[::-1], grads[::-1], strict=True):
+                    # A number counts in its own width and in all wider ones.
+                    wider = grad if wider is None else grad.add_(wider)
+                    if low == 0:
+                        grad_bias_C += wider.sum(0)
+                    rough = wider.to(compute)
+                    grad_hidden_ND[chunk, low:high] = rough @ classes[:, low:high]
+                    if compute == torch.float32:
+                        grad_classes_CD[:, low:high].addmm_(rough.T, hidden[:, low:high])
+                    else:
+                        grad_classes_CD[:, low:high] += rough.T @ hidden[:, low:high]
         ctx.save_for_backward(grad_hidden_ND, grad_classes_CD.to(classes_CD.dtype), grad_bias_C)
-        return total
+        ctx.num_widths = len(widths)
+        return total / len(widths)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         hidden_ND, classes_CD, bias_C = ctx.saved_tensors
-        return hidden_ND * grad, classes_CD * grad, None, bias_C * grad, None
+        grad = grad / ctx.num_widths
+        return hidden_ND * grad, classes_CD * grad, None, bias_C * grad, None, None
 
 
 def action_log_probs(hidden_ND: Tensor, label_rows_LD: Tensor, allowed_NL: Tensor) -> Tensor:
@@ -144,6 +172,8 @@ def sampled_cross_entropy(
     *,
     collides_KS: Tensor,
     log_expected_S: Tensor,
+    widths: Sequence[int] = (),
+    max_logits: int = MAX_LOGITS,
 ) -> Tensor:
     """Sum of softmax cross-entropies against sampled negatives, corrected for the sampling.
 
@@ -154,16 +184,66 @@ def sampled_cross_entropy(
         hidden_KD: one vector per prediction.
         positive_KD: the right class of each.
         negative_SD: sampled classes, shared by all predictions.
-        collides_KS: bool, where a negative is the prediction's own right class (an accidental hit).
+        collides_KS: bool, where a negative does not compete, being the prediction's own right class
+            (an accidental hit), say.
         log_expected_S: float32, log of each negative's expected count in the sample.
+        widths: as in `chunked_cross_entropy`.
+        max_logits: with several widths, how many logits of a width may live at once.
 
     Returns:
         float32 scalar, in nats, summed over K.
 
     Source: sampled softmax with logQ correction, Bengio & Senécal 2008; Yi et al., RecSys 2019.
     """
-    positive_K = (hidden_KD * positive_KD).sum(-1).float()
-    logits_KS = (hidden_KD @ negative_SD.T).float() - log_expected_S
-    logits_KS = logits_KS.masked_fill(collides_KS, float("-inf"))
-    logits = torch.cat([positive_K[:, None], logits_KS], dim=1)
-    return (logits.logsumexp(dim=1) - positive_K).sum()
+    widths = tuple(widths) or hidden_KD.shape[-1:]
+    if len(widths) == 1:
+        return _sampled(hidden_KD, positive_KD, collides_KS, negative_SD, log_expected_S, widths)
+    total = summed_in_chunks(
+        _sampled,
+        (hidden_KD, positive_KD, collides_KS),
+        (negative_SD, log_expected_S, widths),
+        rows=max_logits // max(1, len(negative_SD)),
+    )
+    return total / len(widths)
+
+
+def summed_in_chunks(
+    part: Callable[..., Tensor],
+    chunked: Sequence[Tensor],
+    shared: Sequence[Any],
+    *,
+    rows: int,
+) -> Tensor:
+    """Sum of a loss over chunks of rows, each made again on the way back: one alone is ever held.
+
+    Args:
+        part: called with a chunk of each of `chunked`, then with `shared`.
+        chunked: tensors of as many rows each.
+        shared: what every call is given whole.
+        rows: of a chunk, one at least.
+    """
+    total = chunked[0].new_zeros((), dtype=torch.float32)
+    for chunk in zip(*(tensor.split(max(1, rows)) for tensor in chunked), strict=True):
+        total = total + checkpoint(part, *chunk, *shared, use_reentrant=False)
+    return total
+
+
+def _sampled(
+    hidden_KD: Tensor,
+    positive_KD: Tensor,
+    collides_KS: Tensor,
+    negative_SD: Tensor,
+    log_expected_S: Tensor,
+    widths: tuple[int, ...],
+) -> Tensor:
+    """The sum over predictions and widths."""
+    total = hidden_KD.new_zeros((), dtype=torch.float32)
+    positive_K, logits_KS = total, -log_expected_S
+    for low, high in pairwise((0, *widths)):
+        hidden = hidden_KD[:, low:high]
+        positive_K = positive_K + (hidden * positive_KD[:, low:high]).sum(-1).float()
+        logits_KS = logits_KS + (hidden @ negative_SD[:, low:high].T).float()
+        competing_KS = logits_KS.masked_fill(collides_KS, float("-inf"))
+        logits = torch.cat([positive_K[:, None], competing_KS], dim=1)
+        total = total + (logits.logsumexp(dim=1) - positive_K).sum()
+    return total

@@ -289,6 +289,20 @@ class Foundation(nn.Module):
         half = self.settings.half_exposure
         return half / (self.items.exposure_I + half)
 
+    def checked_width(self, width: int | None) -> int:
+        """How many numbers of a vector are meant: `vector_dim`, or one of the trained widths.
+
+        Raises:
+            ValueError: the model was not trained at that width.
+        """
+        widths = self.settings.widths
+        if width is not None and width not in widths:
+            raise ValueError(
+                f"width={width} is none that the model was trained at; take one of "
+                f"{', '.join(map(str, widths))}, or train with FoundationConfig.vector_widths."
+            )
+        return widths[-1] if width is None else width
+
     def count_exposure(self, event_item: NDArray[np.int32]) -> None:
         """Set how often each item was trained on, from the items of the training events."""
         counts = np.bincount(event_item, minlength=self.num_items)
@@ -487,6 +501,7 @@ class Foundation(nn.Module):
         config: "FitConfig",
         out: Path,
         validate: Callable[[], dict[str, float]] | None = None,
+        hard_negatives: NDArray[np.int32] | None = None,
     ) -> "FitResult":
         """Train on the split's training events, or go on where a call that was cut short stopped.
 
@@ -496,30 +511,57 @@ class Foundation(nn.Module):
             config: schedule and losses.
             out: folder for checkpoints and TensorBoard events.
             validate: called every `config.evaluate_steps`; what it returns is logged.
+            hard_negatives: int32 [E, n], for each event of the log items that were mined for the
+                person at that moment, filled up with -1; see `foundation.hard_negatives`. A call
+                that goes on must be given the same.
+
+        Raises:
+            ValueError: hard negatives are given though the softmax runs over the whole catalogue,
+                or do not fit it or the log.
         """
         from foundation.training import fit
 
-        return fit(self, book, split, config=config, out=out, validate=validate)
+        return fit(
+            self,
+            book,
+            split,
+            config=config,
+            out=out,
+            validate=validate,
+            hard_negatives=hard_negatives,
+        )
 
     @torch.no_grad()
     def embed_users(
-        self, rows: Rows, *, max_positions: int = 16384, progress: bool = False
+        self,
+        rows: Rows,
+        *,
+        width: int | None = None,
+        max_positions: int = 16384,
+        progress: bool = False,
     ) -> NDArray[np.float32]:
         """Person vectors at the last position of each row.
 
         Args:
             rows: prefixes, as made by `PromptBook.prefixes` or `PromptBook.inline`.
+            width: the first numbers of each vector alone, one of `settings.widths`; all when left
+                out.
             max_positions: padded positions read at once.
             progress: show a bar.
 
         Returns:
             float32 [R, V]. Their inner products with `embed_items` are the retrieval logits.
+
+        Raises:
+            ValueError: the model was not trained at that width.
         """
-        vectors_RV = np.zeros((len(rows), self.settings.vector_dim), dtype=np.float32)
+        width = self.checked_width(width)
+        vectors_RV = np.zeros((len(rows), width), dtype=np.float32)
         with tqdm(total=len(rows), desc="embed users", disable=not progress) as bar:
             for chosen_B, hidden_BTD, batch in self._read_rows(rows, max_positions):
                 last_BD = hidden_BTD[torch.arange(len(chosen_B)), batch.length_R - 1]
-                vectors_RV[chosen_B] = self.person_head(last_BD).float().cpu().numpy()
+                person_BV = self.person_head(last_BD)[:, :width]
+                vectors_RV[chosen_B] = person_BV.float().cpu().numpy()
                 bar.update(len(chosen_B))
         return vectors_RV
 
@@ -529,6 +571,7 @@ class Foundation(nn.Module):
         items: NDArray[np.int64] | Pieces | ItemReadings | None = None,
         *,
         known_N: NDArray[np.int64] | None = None,
+        width: int | None = None,
     ) -> NDArray[np.float32]:
         """Item vectors of the catalogue, or of items given by their text.
 
@@ -537,10 +580,15 @@ class Foundation(nn.Module):
                 what was read of them; the whole catalogue when left out.
             known_N: int64, beside texts: the row of each in the catalogue, whose residual it keeps,
                 or −1; none of them is known when left out.
+            width: as in `embed_users`.
 
         Returns:
             float32 [N, V].
+
+        Raises:
+            ValueError: the model was not trained at that width.
         """
+        width = self.checked_width(width)
         self.eval()
         if items is None or isinstance(items, np.ndarray):
             rows_N = torch.arange(self.num_items) if items is None else torch.from_numpy(items)
@@ -553,10 +601,10 @@ class Foundation(nn.Module):
             slots_ND = told_slots(self, told, rows_N)
             new_N = torch.where(rows_N >= 0, self.new_item_weight[rows_N.clamp(min=0)], 1.0)
         if not len(slots_ND):  # which no decoder takes
-            return np.zeros((0, self.settings.vector_dim), np.float32)
+            return np.zeros((0, width), np.float32)
         parts = [self.item_vectors(part) for part in slots_ND.split(_ITEMS_AT_ONCE)]
         vectors_NV = torch.cat(parts).float() + new_N[:, None] * self.new_item_shift_V
-        result: NDArray[np.float32] = vectors_NV.cpu().numpy()
+        result: NDArray[np.float32] = vectors_NV[:, :width].contiguous().cpu().numpy()
         return result
 
     def read_prefix(self, prefix: Rows) -> "PrefixReading":

@@ -9,7 +9,8 @@ always less of the other, and how much may be given up is said, not learned.
 
 The bias is carried by item vectors, so that an index needs nothing new: where persons' vectors have
 a direction in which they are all alike (heads with a bias always do), a step along it adds the same
-to the logit of every person.
+to the logit of every person. Where vectors retrieve at several widths, the step is taken within the
+narrowest, so that a vector cut to any of them carries the same bias.
 
 Legend: n requests, m targets, I items, V vector width.
 """
@@ -85,7 +86,9 @@ def fit_new_item_bias(
         )
     foundation.new_item_shift_V.zero_()
     persons_nV = foundation.embed_users(book.prefixes(targets, task=task)).astype(np.float64)
-    common_V = _common_direction(persons_nV)
+    narrowest = foundation.settings.widths[0]
+    common_V = np.zeros(persons_nV.shape[1])
+    common_V[:narrowest] = _common_direction(persons_nV[:, :narrowest])
     logits_nI = persons_nV @ foundation.embed_items().T.astype(np.float64)
     weight_I = foundation.new_item_weight.cpu().numpy()
 

@@ -1,7 +1,7 @@
 """What the foundation learns: the next item, the action on it, and the text itself.
 
-Legend: K next-item pairs, C items of the softmax, S sampled negatives, M action targets, N text
-positions, D hidden, V vector width.
+Legend: K next-item pairs, C items of the softmax, S sampled negatives, H hard negatives, M action
+targets, N text positions, D hidden, V vector width.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from foundation.hard_negatives import left_out
 from foundation.losses import action_loss, chunked_cross_entropy, sampled_cross_entropy
 from foundation.slots import FreshReadings, StepSlots
 
@@ -28,8 +29,17 @@ READ_INPUTS = (
     "text_position_N",
     "reread_items",
     "negatives",
+    "hard_negatives",
 )
-LOSS_INPUTS = ("label_M", "task_M", "next_item_K", "negatives", "negative_log_expected")
+LOSS_INPUTS = (
+    "label_M",
+    "task_M",
+    "next_position_K",
+    "next_item_K",
+    "negatives",
+    "negative_log_expected",
+    "hard_negatives",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +49,8 @@ class StepReading:
     Attributes:
         person_KV: person vectors where an item must be predicted.
         item_CV: vectors of the items that the retrieval softmax runs over: the whole catalogue in
-            order, or the targets and the sampled negatives, each once, by rising row.
+            order, or the targets and the negatives of either kind, each once, by rising row.
+        item_C: int64, which items those are.
         arrow_MD: hidden states where an action must be predicted.
         text_ND: hidden states where a token must be predicted …
         text_target_N: … and those tokens, int64.
@@ -47,9 +58,14 @@ class StepReading:
 
     person_KV: Tensor
     item_CV: Tensor
+    item_C: Tensor
     arrow_MD: Tensor
     text_ND: Tensor
     text_target_N: Tensor
+
+    def places_of(self, items: Tensor) -> Tensor:
+        """Rows of `item_CV` of items that are all among `item_C`, int64."""
+        return torch.searchsorted(self.item_C, items)
 
 
 def read_step(
@@ -63,6 +79,7 @@ def read_step(
     text_position_N: Tensor,
     reread_items: Tensor,
     negatives: Tensor,
+    hard_negatives: Tensor,
 ) -> StepReading:
     """Read some items of the batch again with gradient, then the rows, then the items as answers.
 
@@ -78,13 +95,14 @@ def read_step(
         reread_items: int64, rows of the catalogue to read with gradient; the table serves the
             others.
         negatives: int64 [S], sampled items; empty for the softmax over the whole catalogue.
+        hard_negatives: int64 [H], items read beside a sample; of no account without one.
     """
     fresh, item_hidden, item_targets = _reread(foundation, reread_items)
     ids_P = rearrange(ids_RT, "r t -> (r t)")
     if len(negatives):
         vocab_size = foundation.prompter.vocab_size
         in_rows = ids_P[ids_P >= vocab_size] - vocab_size
-        classes_C = torch.unique(torch.cat([next_item_K, negatives]))
+        classes_C = torch.unique(torch.cat([next_item_K, negatives, hard_negatives]))
         items_N = torch.unique(torch.cat([in_rows, classes_C]))
     else:
         classes_C = items_N = torch.arange(foundation.num_items, device=ids_RT.device)
@@ -95,6 +113,7 @@ def read_step(
     return StepReading(
         person_KV=foundation.person_head(hidden_PD[next_position_K]),
         item_CV=foundation.item_vectors(slots.of(classes_C)),
+        item_C=classes_C,
         arrow_MD=hidden_PD[arrow_M],
         text_ND=torch.cat([hidden_PD[text_position_N], item_hidden]),
         text_target_N=torch.cat([ids_P[text_position_N + 1], item_targets]),
@@ -131,9 +150,11 @@ def loss_sums(
     *,
     label_M: Tensor,
     task_M: Tensor,
+    next_position_K: Tensor,
     next_item_K: Tensor,
     negatives: Tensor,
     negative_log_expected: Tensor,
+    hard_negatives: Tensor,
 ) -> dict[str, Tensor]:
     """The three losses of a batch that has been read: `next_item`, `action`, `text`.
 
@@ -144,14 +165,22 @@ def loss_sums(
         reading: what `read_step` returned.
         label_M: int64 [M], actions taken.
         task_M: int64 [M], their tasks.
+        next_position_K: int64 [K], where items are to be predicted.
         next_item_K: int64 [K], items to be predicted.
         negatives: int64 [S], sampled items; empty for the softmax over the whole catalogue.
         negative_log_expected: float32 [S], log of how often each was expected in the sample.
+        hard_negatives: int64 [H], rising, mined items that stand beside the sample.
     """
     vocabulary_VD = foundation.decoder.get_output_embeddings().weight
     return {
         "next_item": _next_item_loss(
-            foundation, reading, next_item_K, negatives, negative_log_expected
+            foundation,
+            reading,
+            next_position_K,
+            next_item_K,
+            negatives,
+            negative_log_expected,
+            hard_negatives,
         ),
         "action": action_loss(
             reading.arrow_MD, foundation.label_rows_LD, foundation.allowed_AL[task_M], label_M
@@ -163,9 +192,11 @@ def loss_sums(
 def _next_item_loss(
     foundation: "Foundation",
     reading: StepReading,
+    next_position_K: Tensor,
     next_item_K: Tensor,
-    negatives: Tensor,
+    negatives_S: Tensor,
     log_expected_S: Tensor,
+    hard_H: Tensor,
 ) -> Tensor:
     """The retrieval softmax over items that were there to be chosen.
 
@@ -173,17 +204,24 @@ def _next_item_loss(
     its text that such items are never next.
     """
     untrained_I = foundation.items.exposure_I == 0
-    if len(negatives) == 0:
+    if len(negatives_S) == 0:
         bias_I = torch.zeros_like(foundation.items.exposure_I)
         bias_I.masked_fill_(untrained_I, float("-inf")).index_fill_(0, next_item_K, 0.0)
         return chunked_cross_entropy(
-            reading.person_KV, reading.item_CV, next_item_K, class_bias_C=bias_I
+            reading.person_KV,
+            reading.item_CV,
+            next_item_K,
+            class_bias_C=bias_I,
+            widths=foundation.settings.widths,
         )
-    _, where = torch.unique(torch.cat([next_item_K, negatives]), return_inverse=True)
+    others = torch.cat([negatives_S, hard_H])
+    collides = torch.cat(left_out(next_position_K, next_item_K, negatives_S, hard_H), dim=1)
     return sampled_cross_entropy(
         reading.person_KV,
-        reading.item_CV[where[: len(next_item_K)]],
-        reading.item_CV[where[len(next_item_K) :]],
-        collides_KS=(next_item_K[:, None] == negatives) | untrained_I[negatives],
-        log_expected_S=log_expected_S,
+        reading.item_CV[reading.places_of(next_item_K)],
+        reading.item_CV[reading.places_of(others)],
+        collides_KS=collides | untrained_I[others],
+        # A hard negative is there once for certain.
+        log_expected_S=torch.cat([log_expected_S, log_expected_S.new_zeros(len(hard_H))]),
+        widths=foundation.settings.widths,
     )

@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from foundation.batches import Batch, by_length, in_order
+from foundation.hard_negatives import check_hard_negatives, draw_hard_negatives
 
 if TYPE_CHECKING:
     from foundation.training import FitConfig
     from promptify.assembly import PromptBook
+    from promptify.windows import Windows
 
 LOSSES = ("next_item", "action", "text")
 """What the `counts` of a micro-batch count the predictions of, in order."""
@@ -37,6 +39,11 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
             to the longest.
         processes: how many share the plan. The last round is filled up with micro-batches in which
             nothing is counted, so that nobody waits for a process that has run out.
+        hard_negatives: int32 [E, n], items mined for each event, -1 where there is none; those of
+            the training events are looked at. None for the sample alone.
+
+    Raises:
+        ValueError: the hard negatives do not fit the log, or the softmax needs none.
     """
 
     def __init__(
@@ -47,11 +54,22 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
         *,
         packed: bool = False,
         processes: int = 1,
+        hard_negatives: NDArray[np.int32] | None = None,
     ) -> None:
+        if hard_negatives is not None:
+            check_hard_negatives(
+                hard_negatives,
+                num_events=book.interactions.num_events,
+                num_items=book.interactions.num_items,
+                full_softmax_items=config.full_softmax_items,
+            )
         self.book = book
         self.config = config
         self.packed = packed
         self.processes = processes
+        self.hard_negatives = hard_negatives
+        # The last draw and its optimiser step: every micro-batch of the step asks for it.
+        self._drawn: tuple[int, Tensor] = (-1, torch.zeros(0, dtype=torch.long))
         # Micro-batches, accumulated or on other processes, that share one draw of negatives,
         # because they belong to one optimiser step.
         self.steps_share = config.accumulate * processes
@@ -105,10 +123,8 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
     def _assemble(self, step: int) -> dict[str, Tensor]:
         if step >= self.num_batches:
             return _uncounted(self._assemble(0))
-        epoch = int(np.searchsorted(self._first, step, side="right")) - 1
-        windows, groups = self._epochs[epoch]
-        chosen = groups[step - int(self._first[epoch])]
-        rows = self.book.assemble(windows[chosen], seed=self.config.seed, epoch=epoch)
+        windows, epoch = self._windows(step)
+        rows = self.book.assemble(windows, seed=self.config.seed, epoch=epoch)
         prompter = self.book.prompter
         batch = Batch.of(
             rows,
@@ -130,15 +146,23 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
             "task_M": batch.task_M,
             "next_position_K": batch.next_position_K,
             "next_item_K": batch.next_item_K,
+            "next_event_K": torch.from_numpy(rows.next_event),
             "text_position_N": text_position_N,
             "reread_items": reread,
             "negatives": negatives,
             "negative_log_expected": log_expected,
+            "hard_negatives": self._hard_negatives(step // self.steps_share),
             "counts": torch.tensor(
                 [len(batch.next_item_K), len(batch.label_M), len(text_position_N) + item_tokens]
             ),
             "num_tokens": torch.tensor(int(rows.lengths.sum())),
         }
+
+    def _windows(self, step: int) -> tuple["Windows", int]:
+        """The windows of a micro-batch, and its epoch."""
+        epoch = int(np.searchsorted(self._first, step, side="right")) - 1
+        windows, groups = self._epochs[epoch]
+        return windows[groups[step - int(self._first[epoch])]], epoch
 
     def _text_positions(self, position_N: Tensor, step: int) -> Tensor:
         rng = np.random.default_rng([self.config.seed, step, 3])
@@ -164,6 +188,23 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
             torch.from_numpy(drawn_S.astype(np.int64)),
             torch.from_numpy(np.log(expected_S).astype(np.float32)),
         )
+
+    def _hard_negatives(self, optimiser_step: int) -> Tensor:
+        if self.hard_negatives is None:
+            return torch.zeros(0, dtype=torch.long)
+        known_step, known = self._drawn
+        if known_step == optimiser_step:
+            return known
+        first = optimiser_step * self.steps_share
+        steps = range(first, min(first + self.steps_share, self.num_batches))
+        # Known without assembling: the events of all micro-batches that share the step.
+        events = np.concatenate([self._windows(step)[0].events()[0] for step in steps])
+        rng = np.random.default_rng([self.config.seed, optimiser_step, 4])
+        drawn = torch.from_numpy(
+            draw_hard_negatives(self.hard_negatives[events], self.config.num_hard_negatives, rng)
+        )
+        self._drawn = optimiser_step, drawn
+        return drawn
 
 
 def _uncounted(batch: dict[str, Tensor]) -> dict[str, Tensor]:

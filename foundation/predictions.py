@@ -93,6 +93,14 @@ def positive_actions(book: "PromptBook", task: int) -> NDArray[np.bool_]:
     return np.array([action in wanted for action in book.interactions.actions])
 
 
+def log_positive(
+    log_probs_CA: NDArray[np.float32], is_positive_A: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """Log of the summed probability of the positive actions, float32 [C], in nats."""
+    total: NDArray[np.float32] = np.logaddexp.reduce(log_probs_CA[:, is_positive_A], axis=1)
+    return total
+
+
 def tie_order(item_ids: tuple[str, ...]) -> NDArray[np.int64]:
     """The place of each item when ids are sorted, int64 [I]: breaks ties in nobody's favour."""
     order = np.empty(len(item_ids), dtype=np.int64)

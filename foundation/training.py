@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments
 
@@ -59,6 +61,8 @@ class FitConfig:
         refresh_steps: optimiser steps between two readings of the whole catalogue.
         full_softmax_items: largest catalogue whose retrieval softmax runs over every item.
         num_negatives: sampled items per optimiser step for larger catalogues.
+        num_hard_negatives: most items per optimiser step, of those that were mined for its events,
+            that stand beside the sample where `fit` is given any.
         evaluate_steps: optimiser steps between two validations, the last step being one; 0 for
             none. Training ends with the weights of the validation with the best NDCG@10.
         patience: validations without a better NDCG@10 after which training stops; 0 for never.
@@ -90,6 +94,7 @@ class FitConfig:
     refresh_steps: int = 100
     full_softmax_items: int = 50_000
     num_negatives: int = 8192
+    num_hard_negatives: int = 1024
     evaluate_steps: int = 0
     patience: int = 0
     checkpoint_seconds: float = 60.0
@@ -101,7 +106,13 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("positions_per_batch", "accumulate", "refresh_steps", "num_negatives"):
+        for name in (
+            "positions_per_batch",
+            "accumulate",
+            "refresh_steps",
+            "num_negatives",
+            "num_hard_negatives",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"FitConfig.{name}={getattr(self, name)} must be at least 1.")
         for name in (
@@ -167,6 +178,7 @@ def fit(
     objective: nn.Module | None = None,
     loss_weights: Mapping[str, float] | None = None,
     validate: Callable[[], dict[str, float]] | None = None,
+    hard_negatives: NDArray[np.int32] | None = None,
 ) -> FitResult:
     """Train; see `Foundation.fit`.
 
@@ -182,11 +194,14 @@ def fit(
             count of ``X``. Default: the three of `config`.
         validate: called every `evaluate_steps`, on the main process; what it returns is logged, and
             its ``ndcg@10`` decides which weights are kept.
+        hard_negatives: int32 [E, n], as in `Foundation.fit`. A call that goes on where another
+            stopped must be given the same.
 
     Raises:
         DivergedError: a loss is not a number; the last checkpoint is kept, and the batch written to
             `out`.
-        ValueError: the validation does not return what `patience` waits for.
+        ValueError: the validation does not return what `patience` waits for, or the hard negatives
+            do not fit.
     """
     if config.patience and validate is None:
         raise ValueError(
@@ -210,6 +225,7 @@ def fit(
             packed=attention == FLASH if config.packing is None else config.packing,
             loss_weights=loss_weights or config.loss_weights,
             validate=validate,
+            hard_negatives=hard_negatives,
             serving_attention=serving_attention,
         )
         _train(trainer, out / "checkpoints")
@@ -232,6 +248,7 @@ def _trainer(
     packed: bool,
     loss_weights: Mapping[str, float],
     validate: Callable[[], dict[str, float]] | None,
+    hard_negatives: NDArray[np.int32] | None,
     serving_attention: str,
 ) -> FoundationTrainer:
     arguments = TrainingArguments(
@@ -263,7 +280,14 @@ def _trainer(
         ddp_broadcast_buffers=False,  # Every process reads the catalogue with the same weights.
     )
     processes = max(1, arguments.world_size)
-    plan = TrainingPlan(book, split.train, config, packed=packed, processes=processes)
+    plan = TrainingPlan(
+        book,
+        split.train,
+        config,
+        packed=packed,
+        processes=processes,
+        hard_negatives=hard_negatives,
+    )
     # Twenty points make a curve, of a short training too.
     arguments.logging_steps = max(1, min(20, len(plan) // (config.accumulate * processes) // 20))
     trainer = FoundationTrainer(

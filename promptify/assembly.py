@@ -30,7 +30,7 @@ from promptify.rows import Rows
 from promptify.selection import first_of_slate
 from promptify.splits import Targets
 from promptify.validation import BadInput
-from promptify.windows import Slates, Windows, keyed_bits, pack
+from promptify.windows import Slates, Windows, between, keyed_bits, pack
 from promptify.words import SEPARATOR, columns_of
 
 Bool = NDArray[np.bool_]
@@ -148,7 +148,7 @@ class PromptBook:
         lengths: Int64 = tokens[self._table.heads(windows.user, windows.task)].sum(axis=1)
         for start in range(0, len(windows), _WINDOWS_PER_PART):
             part = slice(start, start + _WINDOWS_PER_PART)
-            rows, offsets = _rows_of(windows[part])
+            rows, offsets = windows[part].events()
             told = event_pieces(self._table.pool, self._table.events(rows), offsets)
             lengths[part] += np.diff(offsets_of(tokens[told].sum(axis=1))[offsets])
         return lengths
@@ -164,7 +164,7 @@ class PromptBook:
             seed: of the run.
             epoch: of the run.
         """
-        rows, offsets = _rows_of(windows)
+        rows, offsets = windows.events()
         events = self._table.events(rows)
         first = first_of_slate(events.slate, offsets)
         if not first.all():
@@ -210,7 +210,7 @@ class PromptBook:
         if config.history == "recent":
             # An event takes two tokens at least: older ones than this cannot fit.
             read = np.maximum(start, end - config.max_prompt_tokens // 2)
-        rows, offsets = _between(read, end)
+        rows, offsets = between(read, end)
         frame = Frame(
             task=asked,
             heads=self._table.heads(targets.user, asked),
@@ -299,6 +299,7 @@ class PromptBook:
             ]
         )
         events = Events(
+            row=np.full(len(told), -1),
             item=item,
             label=label_index,
             task=task_index,
@@ -411,17 +412,3 @@ class PromptBook:
         )
         first_event, last_event = rows[slates.start[first]], rows[slates.start[last] - 1] + 1
         return user[pair], task[pair], first_event, last_event
-
-
-def _rows_of(windows: Windows) -> tuple[Int64, Int64]:
-    """The training events of windows, end to end, and where each window's start."""
-    rows, offsets = _between(windows.first_event, windows.last_event)
-    kept = windows.train[rows]
-    return rows[kept], offsets_of(kept.astype(np.int64))[offsets]
-
-
-def _between(start: Int64, end: Int64) -> tuple[Int64, Int64]:
-    """Rows `start[i]:end[i]` of the log for every i, end to end, and where each i's start."""
-    offsets = offsets_of(end - start)
-    rows = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], end - start)
-    return rows, offsets

@@ -48,6 +48,7 @@ class Events:
     """Events as prompts tell them, all int64 [M], chronological within a row.
 
     Attributes:
+        row: row of `events`, or -1 for an event given inline.
         item: row of `items`, or -1.
         label: index into the label words.
         task: index of the task it belongs to.
@@ -58,6 +59,7 @@ class Events:
         item_piece: the item and its arrow.
     """
 
+    row: Int64
     item: Int64
     label: Int64
     task: Int64
@@ -232,6 +234,7 @@ def lay_out(
         next_offsets=offsets_of(predicted.astype(np.int64))[offsets],
         next_position=person[predicted].astype(np.int32),
         next_item=events.item[predicted].astype(np.int32),
+        next_event=events.row[predicted],
         profile_end=(ends[head_line, -1] - 1 - row_offsets[:-1]).astype(np.int32),
         num_dropped_events=frame.num_dropped.astype(np.int32),
     )

@@ -180,6 +180,7 @@ class PieceTable:
         item = log.event_item[rows].astype(np.int64)
         timestamp = log.event_timestamp[rows]
         return Events(
+            row=rows,
             item=item,
             label=self._label_of_action[log.event_action[rows]],
             task=self.tasks(rows),

@@ -33,6 +33,7 @@ class Rows:
         next_offsets: int64 [R+1], row `r` holds pairs `next_offsets[r]:next_offsets[r + 1]`.
         next_position: int32 [K], a position where the person is read …
         next_item: int32 [K], … and an item that the person vector there must predict.
+        next_event: int64 [K], that item's event, a row of `events`.
         profile_end: int32 [R], the newline that ends the profile.
         num_dropped_events: int32 [R], history events that the budget left out.
         inline_items: texts, each with its arrow, of items that are not in the catalogue; in slot
@@ -51,6 +52,7 @@ class Rows:
     next_offsets: Int64
     next_position: Int32
     next_item: Int32
+    next_event: Int64
     profile_end: Int32
     num_dropped_events: Int32
     inline_items: Pieces = field(default_factory=lambda: Pieces.of([]))

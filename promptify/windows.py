@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from promptify.pieces import offsets_of
+
 Bool = NDArray[np.bool_]
 Float64 = NDArray[np.float64]
 Int16 = NDArray[np.int16]
@@ -52,6 +54,12 @@ class Windows:
             last_event=self.last_event[chosen],
             train=self.train,
         )
+
+    def events(self) -> tuple[Int64, Int64]:
+        """Rows of `events` of all windows, end to end, and where each window's start [W+1]."""
+        rows, offsets = between(self.first_event, self.last_event)
+        kept = self.train[rows]
+        return rows[kept], offsets_of(kept.astype(np.int64))[offsets]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,6 +195,13 @@ def pack(
     kept = np.lexsort((starts, pairs))
     kept = kept[of_task[kept] > 0]
     return pairs[kept], starts[kept], stops[kept]
+
+
+def between(start: Int64, end: Int64) -> tuple[Int64, Int64]:
+    """Rows `start[i]:end[i]` of the log for every i, end to end, and where each i's start."""
+    offsets = offsets_of(end - start)
+    rows = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], end - start)
+    return rows, offsets
 
 
 def keyed_bits(key: Int64, *, seed: int, epoch: int, draw: int = 0) -> NDArray[np.uint64]:

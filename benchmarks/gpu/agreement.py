@@ -177,6 +177,7 @@ class Agreement:
             "reread_items": torch.arange(3),
             "negatives": torch.zeros(0, dtype=torch.long),
             "negative_log_expected": torch.zeros(0),
+            "hard_negatives": torch.zeros(0, dtype=torch.long),
         }
         return {name: tensor.to(self.session.device) for name, tensor in read.items()}
 

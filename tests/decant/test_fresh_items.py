@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 
 import decant.answering
 from decant import Recommender
-from decant.answering import Prediction, log_positive
+from decant.answering import Prediction
 from decant.catalogue import SavedCatalogue
 from decant.cli import main
 from decant.layout import RunLayout
 from decant.recommender import build_index
 from decant.served import Served
 from foundation import Foundation
+from foundation.predictions import log_positive
 from promptify.prompter import HistoryEvent
 from promptify.validation import BadInput
 

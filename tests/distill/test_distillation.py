@@ -167,3 +167,40 @@ def test_a_teacher_of_another_catalogue_is_refused(
 def test_a_teacher_that_cannot_be_is_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"TeacherConfig.{name}={value} must"):
         TeacherConfig(**{name: value})
+
+
+def test_every_width_of_the_student_is_taught_the_teacher_s_whole_vectors() -> None:
+    student, items = drawn(9, 4).requires_grad_(), drawn(7, 4, seed=1).requires_grad_()
+    teacher, teacher_items = drawn(9, 6, seed=2), drawn(7, 6, seed=3)
+    taught = teacher @ teacher_items.T
+    widths = [reference(student[:, :w] @ items[:, :w].T, taught, 2.0) for w in (1, 3, 4)]
+    plain = torch.stack(widths).mean()
+    got = chunked_kl(
+        student, items, teacher, teacher_items, temperature=2.0, widths=(1, 3, 4), max_logits=14
+    )
+    torch.testing.assert_close(got, plain)
+    for ours, wanted in zip(
+        torch.autograd.grad(got, [student, items]),
+        torch.autograd.grad(plain, [student, items]),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, wanted)
+
+
+def test_a_rung_keeps_its_widths(make: Any, book: PromptBook, split: Split) -> None:
+    from dataclasses import replace
+
+    from distill.pruning import measure_importance, prune
+
+    teacher = make(size="mini")
+    teacher.settings = replace(teacher.settings, vector_widths=(4, 8))
+    windows = book.windows(split.train, seed=0, epoch=0)
+    rows = book.assemble(windows[:4], seed=0, epoch=0)
+    student = prune(teacher, measure_importance(teacher, rows), num_layers=1)
+    assert student.settings.widths == (4, 8, 16)
+    batch = batch_of(book, split)
+    wide = Distillation(student, teacher, temperature=1.0)(**batch)
+    student.settings = replace(student.settings, vector_widths=())
+    whole = Distillation(student, teacher, temperature=1.0)(**batch)
+    # The narrow widths are taught too.
+    assert wide["teacher_next_item"].item() != pytest.approx(whole["teacher_next_item"].item())

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
@@ -40,7 +41,14 @@ def fit(folder: Path, out: Path, config: FitConfig) -> None:
         validated.append(float(foundation.embed_items().sum()))
         return {"ndcg@10": validated[-1]}
 
-    result = foundation.fit(book, split, config=config, out=out / "fit", validate=validate)
+    result = foundation.fit(
+        book,
+        split,
+        config=config,
+        out=out / "fit",
+        validate=validate,
+        hard_negatives=np.load(folder / "hard_negatives.npy", mmap_mode="r"),
+    )
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     write_weights(foundation.state_dict(), out / f"model-{rank}.safetensors")
     told = {"history": result.history, "best_step": result.best_step, "validated": len(validated)}

@@ -188,3 +188,91 @@ def test_the_sampled_normaliser_is_unbiased() -> None:
         ratios.append(sampled(hidden, items, target, sample, log_q).exp())
     full = chunked_cross_entropy(hidden, items, target).exp()
     assert torch.stack(ratios).mean().item() == pytest.approx(full.item(), rel=0.02)
+
+
+def at_each_width(loss: Any, widths: tuple[int, ...], *vectors: Tensor) -> Tensor:
+    """The mean of a plain loss over vectors cut to each width."""
+    return torch.stack([loss(*(v[:, :width] for v in vectors)) for width in widths]).mean()
+
+
+WIDTHS = (2, 3, 6)
+
+
+@pytest.mark.parametrize("max_logits", [1, 50, 10_000])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_widths_are_the_mean_of_plain_losses_in_value_and_gradient(
+    max_logits: int, has_bias: bool
+) -> None:
+    hidden, classes = drawn(11, 6).requires_grad_(), drawn(7, 6, seed=1).requires_grad_()
+    bias = drawn(7, seed=2).requires_grad_() if has_bias else None
+    target = torch.arange(11) % 7
+    inputs = [hidden, classes, *([bias] if bias is not None else [])]
+    plain = at_each_width(lambda h, c: reference(h, c, target, bias), WIDTHS, hidden, classes)
+    got = chunked_cross_entropy(
+        hidden, classes, target, class_bias_C=bias, widths=WIDTHS, max_logits=max_logits
+    )
+    torch.testing.assert_close(got, plain)
+    for ours, wanted in zip(
+        torch.autograd.grad(got, inputs), torch.autograd.grad(plain, inputs), strict=True
+    ):
+        torch.testing.assert_close(ours, wanted)
+
+
+def test_widths_worked_by_hand() -> None:
+    # Cut to one number the logits are (ln 3, 0), and 3/4 is right; whole they are (ln 3, ln 3).
+    hidden = torch.tensor([[math.log(3.0), math.log(3.0)]])
+    classes = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    loss = chunked_cross_entropy(hidden, classes, torch.tensor([0]), widths=(1, 2))
+    assert loss.item() == pytest.approx((-math.log(3 / 4) - math.log(1 / 2)) / 2)
+
+
+def test_the_whole_width_alone_is_the_loss_without_widths() -> None:
+    hidden, classes = drawn(11, 6), drawn(7, 6, seed=1)
+    target, sample = torch.arange(11) % 7, torch.tensor([1, 5, 5])
+    with_width = chunked_cross_entropy(hidden, classes, target, widths=(6,))
+    assert torch.equal(with_width, chunked_cross_entropy(hidden, classes, target))
+    options = {
+        "collides_KS": target[:, None] == sample,
+        "log_expected_S": drawn(3, seed=3),
+    }
+    vectors = hidden, classes[target], classes[sample]
+    assert torch.equal(
+        sampled_cross_entropy(*vectors, widths=(6,), **options),
+        sampled_cross_entropy(*vectors, **options),
+    )
+
+
+@pytest.mark.parametrize("max_logits", [1, 7, 10_000])
+def test_sampled_widths_are_the_mean_of_plain_losses(max_logits: int) -> None:
+    hidden, items = drawn(9, 6).requires_grad_(), drawn(8, 6, seed=1).requires_grad_()
+    target, sample = torch.arange(9) % 8, torch.tensor([0, 3, 3, 7])
+    log_q = drawn(4, seed=2)
+    plain = at_each_width(lambda h, i: sampled(h, i, target, sample, log_q), WIDTHS, hidden, items)
+    got = sampled_cross_entropy(
+        hidden,
+        items[target],
+        items[sample],
+        collides_KS=target[:, None] == sample,
+        log_expected_S=log_q,
+        widths=WIDTHS,
+        max_logits=max_logits,
+    )
+    torch.testing.assert_close(got, plain)
+    for ours, wanted in zip(
+        torch.autograd.grad(got, [hidden, items]),
+        torch.autograd.grad(plain, [hidden, items]),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, wanted)
+
+
+def test_several_widths_take_the_multiplications_of_the_widest() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    flops = []
+    for widths in ((), (4, 8, 16)):
+        hidden, classes = drawn(64, 16).requires_grad_(), drawn(50, 16, seed=1).requires_grad_()
+        with FlopCounterMode(display=False) as counter:
+            chunked_cross_entropy(hidden, classes, torch.arange(64) % 50, widths=widths)
+        flops.append(counter.get_total_flops())
+    assert flops[1] == flops[0] > 0

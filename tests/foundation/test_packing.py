@@ -62,6 +62,7 @@ def batch_of(book: PromptBook, rows: Rows, *, packed: bool) -> dict[str, Tensor]
         "reread_items": torch.arange(4),
         "negatives": torch.zeros(0, dtype=torch.long),
         "negative_log_expected": torch.zeros(0),
+        "hard_negatives": torch.zeros(0, dtype=torch.long),
     }
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -27,10 +28,11 @@ CONFIG = FitConfig(
     checkpoint_seconds=0,
     full_softmax_items=10,
     num_negatives=64,
+    num_hard_negatives=16,
 )
 SET = {"epochs", "positions_per_batch", "learning_rate", "reread_items", "refresh_steps"}
 SET |= {"text_positions", "evaluate_steps", "checkpoint_seconds", "full_softmax_items"}
-SET |= {"num_negatives"}
+SET |= {"num_negatives", "num_hard_negatives"}
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,8 @@ def launched(
     folder, out = tmp_path_factory.mktemp("before"), tmp_path_factory.mktemp("after")
     make("slot", dropout=0.0).save_pretrained(folder / "model")
     market.save(folder / "interactions")
+    mined = np.random.default_rng(0).integers(-1, market.num_items, (market.num_events, 3))
+    np.save(folder / "hard_negatives.npy", mined.astype(np.int32))
     for kind in ("replicated", "sharded"):
         (out / kind).mkdir()
     told = json.dumps({name: getattr(CONFIG, name) for name in SET})
@@ -67,6 +71,7 @@ def alone(
         config=replace(CONFIG, accumulate=2),
         out=tmp_path_factory.mktemp("alone"),
         validate=lambda: {"ndcg@10": float(model.embed_items().sum())},
+        hard_negatives=np.load(launched[0] / "hard_negatives.npy"),
     )
     return model, result
 

@@ -46,6 +46,7 @@ def fit(make: Any, books: dict[str, PromptBook], split: Split) -> Fit:
         *,
         killed_in_step: int | None = None,
         quality: dict[int, float] = QUALITY,
+        hard_negatives: Any = None,
         **changes: Any,
     ) -> tuple[Foundation, FitResult]:
         model: Foundation = make("slot", dropout=0.3)
@@ -66,6 +67,7 @@ def fit(make: Any, books: dict[str, PromptBook], split: Split) -> Fit:
                 config=replace(CONFIG, **changes),
                 out=out,
                 validate=lambda: {"ndcg@10": quality.get(steps[-1], 0.0), "auc": 0.5},
+                hard_negatives=hard_negatives,
             )
         return model, result
 
@@ -108,6 +110,23 @@ def test_stopped_in_any_step_the_trajectory_is_the_same(
     assert (result.best_step, result.ended) == (unbroken[1].best_step, unbroken[1].ended)
     ours, wanted = model.state_dict(), unbroken[0].state_dict()
     assert [name for name in wanted if not torch.equal(ours[name], wanted[name])] == []
+
+
+def test_hard_negatives_are_the_same_after_a_stop(
+    fit: Fit, books: dict[str, PromptBook], tmp_path: Path
+) -> None:
+    log = books["slot"].interactions
+    mined = np.random.default_rng(0).integers(-1, log.num_items, (log.num_events, 3))
+    options = {"hard_negatives": mined.astype(np.int32), "num_hard_negatives": 8, "epochs": 1}
+    wanted, result = fit(tmp_path / "unbroken", **options)
+    with pytest.raises(Killed):
+        fit(tmp_path / "stopped", killed_in_step=3, **options)
+    model, resumed = fit(tmp_path / "stopped", **options)
+    assert curves(resumed) == curves(result)
+    assert torch.equal(model.person_head.weight, wanted.person_head.weight)
+    # Without them another model comes out: they are in the trajectory.
+    other, _ = fit(tmp_path / "without", epochs=1)
+    assert not torch.equal(other.person_head.weight, wanted.person_head.weight)
 
 
 def test_it_stops_when_nothing_gets_better_and_ends_with_the_best(
