@@ -49,6 +49,7 @@ from promptify.sources.job_market.contexts import (
     Queries,
 )
 from promptify.sources.job_market.population import stream
+from promptify.splits import Split, global_time
 from promptify.words import SEPARATOR, in_words
 
 Bool = NDArray[np.bool_]
@@ -160,7 +161,15 @@ class SearchMarket:
         self.log = self.data.interactions
         self.person_texts = profile_texts(self.log)
         self.held_out = self._hold_out()
-        self.train = self._training_events()
+        # The last searches calibrate; all that comes after the first of them is not trained on.
+        times = np.quantile(self.log.event_timestamp, [0.95, 0.975]).astype(np.int64)
+        by_time = global_time(
+            self.log, valid_from=int(times[0]), test_from=int(times[1]), surface="people"
+        )
+        self.split: Split = replace(
+            by_time, name="never_together", train=by_time.train & self._keeps_apart()
+        )
+        self._never_together: dict[str, tuple[Bool, Bool]] = {}
 
     @property
     def people_events(self) -> Int64:
@@ -197,8 +206,8 @@ class SearchMarket:
             held.append(HeldOut(topic=topic, specialty=specialty, aspect=aspect, part=part))
         return held
 
-    def _training_events(self) -> Bool:
-        """All events but the searches' that would join a held-out pair: bool [E]."""
+    def _keeps_apart(self) -> Bool:
+        """All events but those of searches that would join a held-out pair: bool [E]."""
         train = np.ones(self.log.num_events, bool)
         events = self.people_events
         queries, persons = self.pairs(events)
@@ -213,7 +222,7 @@ class SearchMarket:
     def met(self) -> "MetPairs":
         """Which words met in a training search."""
         events = self.people_events
-        queries, persons = self.pairs(events[self.train[events]])
+        queries, persons = self.pairs(events[self.split.train[events]])
         return MetPairs.of(
             [content(text) for text in queries], [self._person_stems[row] for row in persons]
         )
@@ -224,6 +233,12 @@ class SearchMarket:
         Returns:
             bool [P] each; an expert whose profile says nothing of the specialty is of the others.
         """
+        known = self._never_together.get(topic)
+        if known is None:
+            known = self._never_together[topic] = self._split_experts(topic, specialty)
+        return known
+
+    def _split_experts(self, topic: str, specialty: int) -> tuple[Bool, Bool]:
         expert_P, asked = self.is_expert(specialty), content(topic)
         told = [said & trade_stems(specialty) for said in self._person_stems]
         new_P = np.array([bool(said) and not self.met.any(asked, said) for said in told])
@@ -241,8 +256,7 @@ class SearchMarket:
         graded = {
             topic
             for topic, one in held.items()
-            if one.part == part
-            and self.never_together(topic, one.specialty)[0].sum() >= MIN_PEOPLE
+            if one.part == part and self.never_together(topic, one.specialty)[0].sum() >= MIN_PEOPLE
         }
         every = np.arange(len(words.SPECIALTIES))
         queries = self._drawn(f"{name}.{part}", every, 20 * self.num_queries)
@@ -264,9 +278,7 @@ class SearchMarket:
             never_together=name == "never-together",
         )
 
-    def _drawn(
-        self, name: str, specialties: Int64, num: int, *, held_out: bool = False
-    ) -> Queries:
+    def _drawn(self, name: str, specialties: Int64, num: int, *, held_out: bool = False) -> Queries:
         """New queries, none twice, by a stream of their own."""
         rng = stream(self.seed, f"search.{name}")
         specialty = rng.choice(specialties, size=num)

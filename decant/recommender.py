@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from decant.history import HistoryItem, history_event
 from decant.layout import INDEX, RunLayout
 from decant.run_data import load_model, reading
+from decant.search import FacetUse, Found, SearchWords, search, search_task
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
 from foundation.predictions import served_items
@@ -26,10 +27,10 @@ from foundation.prefix_cache import PrefixCache
 from foundation.scoring import PrefixReading
 from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
-from promptify.prompter import item_texts
 from promptify.rows import Rows
 from promptify.splits import Targets
 from promptify.validation import BadInput, shown
+from promptify.words import item_titles
 from retrieval import ItemIndex
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class Recommender:
         self.book = book
         self.interactions = book.interactions
         self._vectors_IV: NDArray[np.float32] | None = None
+        self._search_words: dict[int, SearchWords] = {}
         self._is_served = [served_items(book, task) for task in range(len(book.prompter.tasks))]
 
     @classmethod
@@ -294,6 +296,112 @@ class Recommender:
         for user_id in tqdm(user_ids, desc="predict", unit="user", disable=not progress):
             yield user_id, self.predict_user(user_id, task=task, k=k)
 
+    def search(
+        self,
+        query: str,
+        *,
+        profile: Mapping[str, Any] | None = None,
+        user: str | None = None,
+        task: str | None = None,
+        k: int = 10,
+        where: NDArray[np.bool_] | None = None,
+        facets: FacetUse = "prefer",
+        ignore_facets: Sequence[str] = (),
+    ) -> Found:
+        """Find people, or whatever a task ranks, by words: a name, or what is meant.
+
+        Whoever asks needs no profile and no history.
+
+        Args:
+            query: in words, of any length; what the longest context has no room for is not read.
+            profile: profile fields of who asks; may be left out, as may each of them.
+            user: who asks, where they are of the log: with their profile and all of their history.
+            task: the surface that is searched; the first whose items have names when left out.
+            k: results wanted; fewer come back where there are fewer, or where a name says who.
+            where: bool [I], the items that may be found; all when left out.
+            facets: ``prefer`` items that have what the query says of a column, ``require`` it, or
+                ``ignore`` that there are columns.
+            ignore_facets: columns that the query says nothing about, whatever stands in it.
+
+        Raises:
+            ValueError: the query holds no word, or an id, a field, a task or another argument does
+                not fit.
+        """
+        if profile is not None and user is not None:
+            raise BadInput("profile and user both say who asks; give one.")
+        asked = search_task(self, task)
+        if user is None:
+            name = self.book.prompter.tasks[asked].name
+
+            def prefix_of(context: str | None) -> Rows:
+                return self.book.inline(profile or {}, task=name, context=context)
+        else:
+            row = self.interactions.user_row(user)
+            start, end = self.interactions.user_offsets[row : row + 2].tolist()
+
+            def prefix_of(context: str | None) -> Rows:
+                return self.book.of_user(row, start, end, task=asked, context=context)
+
+        return search(
+            self,
+            query,
+            prefix_of=prefix_of,
+            task=asked,
+            k=k,
+            where=where,
+            facets=facets,
+            ignore_facets=tuple(ignore_facets),
+        )
+
+    def search_words(self, task: int) -> SearchWords:
+        """What search knows of the words of a task's items; made when it is first asked for."""
+        known = self._search_words.get(task)
+        if known is None or known.interactions is not self.interactions:
+            known = self._search_words[task] = SearchWords(self, task)
+        return known
+
+    def retrieve(self, person: PrefixReading, open_I: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Rows of the catalogue that the index holds nearest to a person, the nearest first.
+
+        Args:
+            person: who asks.
+            open_I: bool [I], the items that may be found.
+        """
+        found = self.index.search(
+            person.vector_V[None],
+            min(NUM_RETRIEVED, len(self.index)),
+            allow=[self.interactions.item_ids[row] for row in np.flatnonzero(open_I)],
+        )
+        ids = [item for item in found.ids[0] if item is not None]
+        return np.array([self.interactions.item_row(item) for item in ids], np.int64)
+
+    def rank(
+        self,
+        person: PrefixReading,
+        rows_C: NDArray[np.int64],
+        *,
+        task: int,
+        bonus_I: NDArray[np.float32],
+    ) -> list[Prediction]:
+        """Candidates by the full score and a bonus, the best first.
+
+        Args:
+            person: who asks.
+            rows_C: int64 [C], rows of the catalogue.
+            task: index of the task.
+            bonus_I: float32 [I], added to each item's score, in nats.
+        """
+        scores_C = self._item_vectors()[rows_C] @ person.vector_V
+        return self._ranked(
+            person,
+            rows_C,
+            scores_C,
+            [None] * len(rows_C),
+            task=task,
+            k=len(rows_C),
+            bonus_C=bonus_I[rows_C],
+        )
+
     def _predict(
         self,
         prefix: Rows,
@@ -349,6 +457,7 @@ class Recommender:
         *,
         task: int,
         k: int,
+        bonus_C: NDArray[np.float32] | None = None,
     ) -> list[Prediction]:
         asked = self.book.prompter.tasks[task]
         said_CA = self.foundation.score(person, rows_C, task=task)
@@ -356,8 +465,10 @@ class Recommender:
         total_C = retrieval_C + self.foundation.rank_weight(task) * log_positive(
             log_probs_CA, np.array(asked.is_positive)
         )
+        if bonus_C is not None:
+            total_C = total_C + bonus_C
         best = np.argsort(-total_C, kind="stable")[:k]
-        titles = item_texts(self.book.prompter.words, self.interactions, rows_C[best])
+        titles = item_titles(self.book.prompter.words, self.interactions, rows_C[best])
         return [
             Prediction(
                 item_id=self.interactions.item_ids[rows_C[place]],

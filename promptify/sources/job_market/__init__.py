@@ -74,6 +74,7 @@ SCHEMA = Schema(
             Field(name="description", kind="text"),
         ),
         "person": (
+            Field(name="name", kind="name"),
             Field(name="headline", kind="text"),
             Field(name="skills", kind="list"),
             Field(name="years", kind="number", label="years"),
@@ -182,7 +183,7 @@ def job_market_with_truth(
     interactions = Interactions.from_tables(
         users=profiles.drop_columns(["about"]),
         items=pa.concat_tables(
-            [prose.job_table(seed, jobs, companies), prose.person_table(profiles, persons)]
+            [prose.job_table(seed, jobs, companies), prose.person_table(seed, profiles, persons)]
         ),
         events=_events(
             slates,

@@ -1,0 +1,204 @@
+"""Facets of a query: places, industries, sizes … that stand in it as items have them.
+
+    facets = Facets.of(interactions, kind="person")
+    read = facets.read("who knows cancer treatment in berlin")
+    read.rest, [facet.values for facet in read.facets]
+    # 'who knows cancer treatment', [('Berlin, Germany',)]
+
+Values are those of the columns that sort items into few kinds: categories, and texts that many
+items share (a company). They are found by longest match on the borders of words, whatever the case
+and the accents; of ``Berlin, Germany`` each part will do as well. A value that is also how items
+call what they do ("software" in "Software Engineer") is no facet: there it is a subject.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from promptify.interactions import Interactions
+from promptify.schema import Field
+
+_WORD = re.compile(r"[^\W_]+")
+# Letters that Unicode does not take apart into a letter and an accent.
+_LETTERS = str.maketrans(
+    {"ł": "l", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "ı": "i"}
+)
+# What leads up to a facet goes with it: "in Berlin", "from the media".
+_LEADS = frozenset({"in", "at", "from", "near", "around", "of", "the", "based", "within", "for"})
+_MAX_WORDS = 6
+# A text that items share this much on average sorts them, as a category does.
+_ITEMS_PER_VALUE = 2.0
+
+
+def fold(text: str) -> str:
+    """The text without case and accents.
+
+    Example:
+        >>> fold("ŁÓDŹ"), fold("Straße"), fold("Zoe\u0308")
+        ('lodz', 'strasse', 'zoe')
+    """
+    apart = unicodedata.normalize("NFKD", text.casefold().translate(_LETTERS))
+    return "".join(letter for letter in apart if not unicodedata.combining(letter))
+
+
+def words_of(text: str) -> list[tuple[str, int, int]]:
+    """The words of a text in NFC, folded, with where each starts and ends."""
+    return [(fold(m[0]), m.start(), m.end()) for m in _WORD.finditer(text)]
+
+
+def folded_words(text: str) -> tuple[str, ...]:
+    """The words of a text, folded."""
+    return tuple(word for word, _, _ in words_of(unicodedata.normalize("NFC", text)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facet:
+    """What a query says of a column.
+
+    Attributes:
+        text: the words of the query.
+        field: the column.
+        values: of the column, as items have them; more than one where a part stands for several
+            (a country).
+    """
+
+    text: str
+    field: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadQuery:
+    """A query, taken apart.
+
+    Attributes:
+        rest: what is left without the facets; may be empty.
+        facets: in the order of the query.
+    """
+
+    rest: str
+    facets: tuple[Facet, ...]
+
+
+class Facets:
+    """The facets that items of one kind can have. Build one with `of`.
+
+    Args:
+        interactions: the catalogue.
+        forms: folded words → column → values that they stand for.
+    """
+
+    def __init__(
+        self, interactions: Interactions, forms: dict[tuple[str, ...], dict[str, tuple[str, ...]]]
+    ) -> None:
+        self._interactions = interactions
+        self._forms = forms
+        self._longest = max(map(len, forms), default=0)
+
+    @classmethod
+    def of(cls, interactions: Interactions, *, kind: str) -> Self:
+        """The facets of a kind of item, from its columns."""
+        mine = pc.equal(interactions.items.data.column("kind"), kind)
+        fields = interactions.schema.items[kind]
+        taken: set[tuple[str, ...]] = set()
+        forms: dict[tuple[str, ...], dict[str, set[str]]] = {}
+
+        def values_of(field: Field) -> list[str]:
+            values = interactions.items.data.column(field.name).filter(mine)
+            if field.kind == "list":
+                values = pc.list_flatten(values)
+            counted = pc.unique(values.drop_null())
+            if field.kind == "text" and len(counted) * _ITEMS_PER_VALUE > len(values):
+                return []
+            return [value for value in counted.to_pylist() if value is not None]
+
+        headline = next((field for field in fields if field.kind == "text"), None)
+        for field in fields:
+            if field.kind == "list" or field is headline:
+                taken.update(_runs(_all_values(interactions, field, mine)))
+        for field in fields:
+            if field.kind not in ("category", "text") or field is headline:
+                continue
+            for value in values_of(field):
+                for form in {folded_words(value), *map(folded_words, value.split(","))}:
+                    if 0 < len(form) <= _MAX_WORDS and form not in taken:
+                        forms.setdefault(form, {}).setdefault(field.name, set()).add(value)
+        return cls(
+            interactions,
+            {
+                form: {name: tuple(sorted(values)) for name, values in columns.items()}
+                for form, columns in forms.items()
+            },
+        )
+
+    def read(self, query: str) -> ReadQuery:
+        """Take a query apart.
+
+        Args:
+            query: of any length.
+        """
+        query = unicodedata.normalize("NFC", query)
+        words = words_of(query)
+        facets: list[Facet] = []
+        kept: list[str] = []
+        at = done = 0
+        while at < len(words):
+            length = self._match(words, at)
+            if not length:
+                at += 1
+                continue
+            start, end = words[at][1], words[at + length - 1][2]
+            form = tuple(word for word, _, _ in words[at : at + length])
+            facets += [
+                Facet(text=query[start:end], field=name, values=values)
+                for name, values in self._forms[form].items()
+            ]
+            lead = at
+            while lead and words[lead - 1][1] >= done and words[lead - 1][0] in _LEADS:
+                lead -= 1
+            kept.append(query[done : words[lead][1]])
+            done = end
+            at += length
+        kept.append(query[done:])
+        rest = " ".join(part for part in map(_tidy, kept) if part)
+        return ReadQuery(rest=rest if folded_words(rest) else "", facets=tuple(facets))
+
+    def mask(self, facet: Facet) -> NDArray[np.bool_]:
+        """Which items have a facet, bool [I]."""
+        column = self._interactions.items.data.column(facet.field)
+        wanted = set(facet.values)
+        return np.array([value in wanted for value in column.to_pylist()], bool)
+
+    def _match(self, words: list[tuple[str, int, int]], at: int) -> int:
+        """How many words from there on are the longest facet; 0 for none."""
+        for length in range(min(self._longest, len(words) - at), 0, -1):
+            if tuple(word for word, _, _ in words[at : at + length]) in self._forms:
+                return length
+        return 0
+
+
+def _all_values(interactions: Interactions, field: Field, mine: object) -> list[str]:
+    values = interactions.items.data.column(field.name).filter(mine)
+    values = pc.list_flatten(values) if field.kind == "list" else values
+    return [value for value in pc.unique(values).to_pylist() if value is not None]
+
+
+def _runs(texts: Iterable[str]) -> set[tuple[str, ...]]:
+    """Every run of words of the texts that is short enough to be a facet."""
+    found = set()
+    for text in texts:
+        words = folded_words(text)
+        for start in range(len(words)):
+            for end in range(start + 1, min(start + 3, len(words)) + 1):
+                found.add(words[start:end])
+    return found
+
+
+def _tidy(text: str) -> str:
+    return text.strip(" ,.;:·-–—\t\n")
