@@ -7,10 +7,10 @@ list of skills, one a few sentences (`thinned`). So two people of one trade may 
 ones use topic phrases and templates that the log never has. **Never together**: for some topics
 ("cancer treatment") one *aspect* of their trade is held out, its area, its duty or its skills, and
 every training search that holds a content word of the topic loses those who were shown in it with
-a content word of the aspect. What such a query is graded on are people whose trade stands in their
-profile in those words alone; experts on its topic with a word that did meet one of the query's are
-left out of its ranking, for every system. `never_together` checks it on the training events, pair
-by pair, after the fact: it, and not the construction, decides who counts.
+a content word of the aspect. The query may be of the log; what it is graded on may not: people
+whose trade stands in their profile in those words alone. Experts on its topic with a word that did
+meet one of the query's are left out of its ranking, for every system. `never_together` checks it on
+the training events, pair by pair, after the fact: it, and not the construction, decides who counts.
 
 A content word is a stem that is no stop word and no word of the query templates; of the profile
 those count that tell a trade from its neighbours: words of its area, duty and skills that are not
@@ -139,7 +139,7 @@ class GradedSet:
         def gained(by_QP: NDArray[np.floating]) -> NDArray[np.float64]:
             order = np.argsort(-np.where(self.left_out_QP, -np.inf, by_QP), axis=1, kind="stable")
             gains = np.take_along_axis(np.where(self.left_out_QP, 0, self.gain_QP), order, axis=1)
-            return gains[:, :k].astype(np.float64) @ discount
+            return gains[:, :k].astype(np.float64) @ discount[: gains.shape[1]]
 
         return gained(scores_QP) / gained(self.gain_QP)
 
@@ -268,8 +268,11 @@ class SearchMarket:
         chosen = [
             row
             for row, topic in enumerate(subjects)
-            if (topic not in held if name == "ordinary" else topic in graded)
-            and queries.text[row] not in logged
+            if (
+                topic not in held and queries.text[row] not in logged
+                if name == "ordinary"
+                else topic in graded
+            )
         ]
         chosen = chosen[: self.num_queries]
         return self._graded(

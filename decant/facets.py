@@ -13,7 +13,7 @@ call what they do ("software" in "Software Engineer") is no facet: there it is a
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -137,11 +137,12 @@ class Facets:
             },
         )
 
-    def read(self, query: str) -> ReadQuery:
+    def read(self, query: str, *, ignore: Collection[str] = ()) -> ReadQuery:
         """Take a query apart.
 
         Args:
             query: of any length.
+            ignore: columns that it says nothing about, whatever stands in it.
         """
         query = unicodedata.normalize("NFC", query)
         words = words_of(query)
@@ -149,15 +150,14 @@ class Facets:
         kept: list[str] = []
         at = done = 0
         while at < len(words):
-            length = self._match(words, at)
+            length, columns = self._match(words, at, ignore)
             if not length:
                 at += 1
                 continue
             start, end = words[at][1], words[at + length - 1][2]
-            form = tuple(word for word, _, _ in words[at : at + length])
             facets += [
                 Facet(text=query[start:end], field=name, values=values)
-                for name, values in self._forms[form].items()
+                for name, values in columns.items()
             ]
             lead = at
             while lead and words[lead - 1][1] >= done and words[lead - 1][0] in _LEADS:
@@ -175,12 +175,20 @@ class Facets:
         wanted = set(facet.values)
         return np.array([value in wanted for value in column.to_pylist()], bool)
 
-    def _match(self, words: list[tuple[str, int, int]], at: int) -> int:
-        """How many words from there on are the longest facet; 0 for none."""
+    def _match(
+        self, words: list[tuple[str, int, int]], at: int, ignore: Collection[str]
+    ) -> tuple[int, dict[str, tuple[str, ...]]]:
+        """How many words from there on are the longest facet, 0 for none; and of what."""
         for length in range(min(self._longest, len(words) - at), 0, -1):
-            if tuple(word for word, _, _ in words[at : at + length]) in self._forms:
-                return length
-        return 0
+            form = tuple(word for word, _, _ in words[at : at + length])
+            columns = {
+                name: values
+                for name, values in self._forms.get(form, {}).items()
+                if name not in ignore
+            }
+            if columns:
+                return length, columns
+        return 0, {}
 
 
 def _all_values(interactions: Interactions, field: Field, mine: object) -> list[str]:

@@ -25,7 +25,8 @@ MAX_WORDS = 8
 # are not.
 _MIN_SIMILARITY = 0.75
 _NEAR_WORDS = 8
-# Words that nobody asked for take less than a tenth, a slip in one word of eight as much.
+_MIN_LETTERS = 3
+# Words that nobody asked for take less than a tenth, and a slip takes more.
 _EXACT = 0.9
 
 
@@ -100,7 +101,7 @@ class NameIndex:
         likeness: list[dict[int, float]] = []
         for word in words:
             near = {word: 1.0} if word in self._bearers else {}
-            if word not in known and len(word) > 3:
+            if word not in known and len(word) >= _MIN_LETTERS:
                 found = process.extract(
                     word,
                     self._words,
@@ -119,10 +120,11 @@ class NameIndex:
         asked = set(words)
         graded = []
         for place in places:
-            slips = float(np.mean([found[place] for found in likeness]))
-            # Words that nobody asked for count less than any slip.
+            likely = float(np.mean([found[place] for found in likeness]))
+            # Words that nobody asked for take less than any slip.
             whole = min(1.0, len(asked) / len(set(self._names[place])))
-            graded.append((slips * (0.9 + 0.1 * whole), place))
+            closeness = likely * (_EXACT + (1 - _EXACT) * whole)
+            graded.append((closeness if likely == 1 else closeness * _EXACT, place))
         graded.sort(key=lambda one: (-one[0], one[1]))
         return NameMatch(
             rows=self._rows[[place for _, place in graded]],

@@ -38,7 +38,7 @@ FacetUse = Literal["prefer", "require", "ignore"]
 Route = Literal["name", "meaning"]
 Bool = NDArray[np.bool_]
 
-FACET_BONUS = 1.5
+FACET_BONUS = 2.0
 """What a facet adds to the score of an item that has it, in nats; chosen on validation queries."""
 
 
@@ -78,7 +78,7 @@ class Found:
 
     Attributes:
         query: as it was asked.
-        rest: without its facets; put it with ``ignore_facets`` to search again without one.
+        rest: what the model read of it: without the facets, or empty where there is nothing else.
         facets: what was recognised and used.
         hits: the best first.
     """
@@ -153,8 +153,9 @@ def search(
     """
     _check(query, k=k, facets=facets)
     words = recommender.search_words(task)
-    read = words.facets.read(query)
-    used = tuple(f for f in read.facets if facets != "ignore" and f.field not in ignore_facets)
+    columns = [field.name for field in recommender.interactions.schema.item_columns]
+    read = words.facets.read(query, ignore=columns if facets == "ignore" else ignore_facets)
+    used = read.facets
     masks = [words.facets.mask(facet) for facet in used]
     open_I = _open(recommender, task, where)
     bonus_I = np.zeros(len(open_I), np.float32)
@@ -192,7 +193,8 @@ def search(
     if named.is_exact or len(hits) == k:
         return Found(query=query, rest=read.rest, facets=used, hits=tuple(hits))
 
-    asked = recommender.prefix_cache.read(recommender.foundation, prefix_of(query))
+    # Without its facets, which are weighed already; a query of nothing else is read as it stands.
+    asked = recommender.prefix_cache.read(recommender.foundation, prefix_of(read.rest or query))
     open_I[named.rows] = False
     rows_C = recommender.retrieve(asked, open_I)
     if bonus_I.any():
