@@ -13,16 +13,16 @@ call what they do ("software" in "Software Engineer") is no facet: there it is a
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from promptify.interactions import Interactions
-from promptify.schema import Field
 
 _WORD = re.compile(r"[^\W_]+")
 # Letters that Unicode does not take apart into a letter and an accent.
@@ -104,36 +104,32 @@ class Facets:
     @classmethod
     def of(cls, interactions: Interactions, *, kind: str) -> Self:
         """The facets of a kind of item, from its columns."""
-        mine = pc.equal(interactions.items.data.column("kind"), kind)
+        is_mine = pc.equal(interactions.items.data.column("kind"), kind)
         fields = interactions.schema.items[kind]
-        taken: set[tuple[str, ...]] = set()
-        forms: dict[tuple[str, ...], dict[str, set[str]]] = {}
-
-        def values_of(field: Field) -> list[str]:
-            values = interactions.items.data.column(field.name).filter(mine)
-            if field.kind == "list":
-                values = pc.list_flatten(values)
-            counted = pc.unique(values.drop_null())
-            if field.kind == "text" and len(counted) * _ITEMS_PER_VALUE > len(values):
-                return []
-            return [value for value in counted.to_pylist() if value is not None]
-
         headline = next((field for field in fields if field.kind == "text"), None)
+        told: list[str] = []
+        forms: dict[tuple[str, ...], dict[str, set[str]]] = {}
         for field in fields:
-            if field.kind == "list" or field is headline:
-                taken.update(_runs(_all_values(interactions, field, mine)))
-        for field in fields:
-            if field.kind not in ("category", "text") or field is headline:
+            if field.kind not in ("category", "text", "list"):
                 continue
-            for value in values_of(field):
-                for form in {folded_words(value), *map(folded_words, value.split(","))}:
-                    if 0 < len(form) <= _MAX_WORDS and form not in taken:
-                        forms.setdefault(form, {}).setdefault(field.name, set()).add(value)
+            values = interactions.items.data.column(field.name).filter(is_mine)
+            values = (pc.list_flatten(values) if field.kind == "list" else values).drop_null()
+            distinct = pc.unique(values).to_pylist()
+            if field.kind == "list" or field is headline:
+                told += distinct
+            elif field.kind == "category" or len(distinct) * _ITEMS_PER_VALUE <= len(values):
+                for value in distinct:
+                    for form in {folded_words(value), *map(folded_words, value.split(","))}:
+                        if 0 < len(form) <= _MAX_WORDS:
+                            forms.setdefault(form, {}).setdefault(field.name, set()).add(value)
+        # Only what could be a facet is kept: the runs of a million headlines would fill the memory.
+        subjects = {run for text in told for run in _runs(folded_words(text)) if run in forms}
         return cls(
             interactions,
             {
                 form: {name: tuple(sorted(values)) for name, values in columns.items()}
                 for form, columns in forms.items()
+                if form not in subjects
             },
         )
 
@@ -172,8 +168,7 @@ class Facets:
     def mask(self, facet: Facet) -> NDArray[np.bool_]:
         """Which items have a facet, bool [I]."""
         column = self._interactions.items.data.column(facet.field)
-        wanted = set(facet.values)
-        return np.array([value in wanted for value in column.to_pylist()], bool)
+        return np.asarray(pc.is_in(column, value_set=pa.array(facet.values, pa.string())))
 
     def _match(
         self, words: list[tuple[str, int, int]], at: int, ignore: Collection[str]
@@ -191,21 +186,11 @@ class Facets:
         return 0, {}
 
 
-def _all_values(interactions: Interactions, field: Field, mine: object) -> list[str]:
-    values = interactions.items.data.column(field.name).filter(mine)
-    values = pc.list_flatten(values) if field.kind == "list" else values
-    return [value for value in pc.unique(values).to_pylist() if value is not None]
-
-
-def _runs(texts: Iterable[str]) -> set[tuple[str, ...]]:
-    """Every run of words of the texts that is short enough to be a facet."""
-    found = set()
-    for text in texts:
-        words = folded_words(text)
-        for start in range(len(words)):
-            for end in range(start + 1, min(start + 3, len(words)) + 1):
-                found.add(words[start:end])
-    return found
+def _runs(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Every run of words that is short enough to be a facet."""
+    for start in range(len(words)):
+        for end in range(start + 1, min(start + _MAX_WORDS, len(words)) + 1):
+            yield words[start:end]
 
 
 def _tidy(text: str) -> str:

@@ -48,10 +48,9 @@ class NameMatch:
         """Whether somebody bears every word of the query, letter by letter."""
         return bool(len(self.rows)) and bool(self.closeness[0] >= _EXACT)
 
-    def among(self, open_I: NDArray[np.bool_]) -> "NameMatch":
-        """Those of them that may be found."""
-        kept = open_I[self.rows]
-        return NameMatch(rows=self.rows[kept], closeness=self.closeness[kept])
+    def only(self, kept_N: NDArray[np.bool_]) -> "NameMatch":
+        """Some of them, by mask."""
+        return NameMatch(rows=self.rows[kept_N], closeness=self.closeness[kept_N])
 
 
 class NameIndex:

@@ -53,7 +53,7 @@ class Hit:
         probabilities: of each action, if the item is shown for this query, calibrated.
         by: whether it is called as asked, or means what was asked.
         phrases: of the item, as they stand there, that speak for it; may be empty.
-        facets: values of the query that the item has.
+        facets: words of the query for what the item has.
     """
 
     item_id: str
@@ -184,7 +184,10 @@ def search(
     named = words.names.find(query, known=words.known)
     if not len(named.rows) and read.rest:
         named = words.names.find(read.rest, known=words.known)
-    named = named.among(open_I)
+    ids = recommender.interactions.item_ids
+    # Who was taken out of the index is not to be found by name either.
+    held = [bool(open_I[row]) and ids[row] in recommender.index for row in named.rows]
+    named = named.only(np.array(held, bool))
     ranked = recommender.rank(silent, named.rows, task=task, bonus_I=bonus_I)
     closeness = dict(zip(named.rows.tolist(), named.closeness.tolist(), strict=True))
     # Those who are called alike are told apart by facets and by the model; `sorted` is stable.

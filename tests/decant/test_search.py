@@ -9,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decant.cli import main
-from decant.recommender import Recommender
+from decant.recommender import Recommender, build_index
 from decant.search import FACET_BONUS, Found
+from foundation import Foundation, FoundationConfig
+from promptify.prompter import Prompter, PrompterConfig
+from promptify.sources.job_market import TASKS, job_market
 from promptify.validation import BadInput
 
 QUERY = "who knows cancer treatment"
@@ -25,13 +28,38 @@ def rows_of(recommender: Recommender, found: Found) -> list[int]:
 
 
 @pytest.fixture(scope="module")
+def in_text() -> Recommender:
+    """A model of text prompts that was never trained."""
+    log = job_market(num_members=60, num_jobs=50, num_impressions=600).interactions
+    train = np.ones(log.num_events, bool)
+    config = PrompterConfig(
+        form="text",
+        vocab_size=700,
+        max_prompt_tokens=256,
+        max_item_tokens=32,
+        max_profile_tokens=48,
+        max_context_tokens=24,
+    )
+    prompter = Prompter.fit(log, train, TASKS, config=config)
+    book = prompter.book(log)
+    model = Foundation.create(
+        prompter, book, train, size="tiny", config=FoundationConfig(vector_dim=16)
+    )
+    model.refresh_readings()
+    return Recommender(model, build_index(model, model_hash="untrained"), book)
+
+
+@pytest.fixture(scope="module")
 def persons(recommender: Recommender) -> np.ndarray:
     return np.flatnonzero(recommender.interactions.item_kinds == "person")
 
 
+@pytest.mark.parametrize("form", ["recommender", "in_text"])
 def test_meaning_equals_brute_force_over_everybody(
-    recommender: Recommender, persons: np.ndarray
+    form: str, request: pytest.FixtureRequest
 ) -> None:
+    recommender: Recommender = request.getfixturevalue(form)
+    persons = np.flatnonzero(recommender.interactions.item_kinds == "person")
     found = recommender.search(QUERY, k=len(persons))
     assert len(found.hits) == len(persons)
     prefix = recommender.book.inline({}, task="people", context=QUERY)
@@ -54,6 +82,18 @@ def test_a_name_finds_all_who_bear_it_and_nobody_else(
         assert row in rows_of(recommender, found)
         assert found.hits[0].title.startswith(f"{name} · ")
         assert found.hits[0].reason == "the name"
+
+
+def test_who_left_the_index_is_not_found_by_name_or_meaning(in_text: Recommender) -> None:
+    gone = in_text.interactions.item_ids[-1]
+    name = str(in_text.interactions.items[-1]["name"])
+    left = Recommender(
+        in_text.foundation, build_index(in_text.foundation, model_hash="untrained"), in_text.book
+    )
+    assert gone in [hit.item_id for hit in left.search(name).hits]
+    left.index.remove([gone])
+    for query in (name, QUERY):
+        assert gone not in [hit.item_id for hit in left.search(query, k=100).hits]
 
 
 def test_a_name_with_a_slip_comes_first_and_meaning_follows(
