@@ -83,7 +83,7 @@ class Settings:
     )
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(
-            epochs=7,
+            epochs=4,
             positions_per_batch=8192,
             text_weight=0.05,
             text_positions=256,
@@ -100,7 +100,7 @@ def full_settings() -> Settings:
             "num_members": 2000,
             "num_jobs": 30,
             "num_impressions": 3000,
-            "num_searched": 120_000,
+            "num_searched": 240_000,
         }
     )
 

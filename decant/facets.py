@@ -63,12 +63,14 @@ class Facet:
 
     Attributes:
         text: the words of the query.
+        start: where they start in it (in NFC). One text may be of several columns.
         field: the column.
         values: of the column, as items have them; more than one where a part stands for several
             (a country).
     """
 
     text: str
+    start: int
     field: str
     values: tuple[str, ...]
 
@@ -152,7 +154,7 @@ class Facets:
                 continue
             start, end = words[at][1], words[at + length - 1][2]
             facets += [
-                Facet(text=query[start:end], field=name, values=values)
+                Facet(text=query[start:end], start=start, field=name, values=values)
                 for name, values in columns.items()
             ]
             lead = at

@@ -360,16 +360,19 @@ class Recommender:
             known = self._search_words[task] = SearchWords(self, task)
         return known
 
-    def retrieve(self, person: PrefixReading, open_I: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def retrieve(
+        self, person: PrefixReading, open_I: NDArray[np.bool_], *, k: int
+    ) -> NDArray[np.int64]:
         """Rows of the catalogue that the index holds nearest to a person, the nearest first.
 
         Args:
             person: who asks.
             open_I: bool [I], the items that may be found.
+            k: how many are wanted in the end; no fewer are retrieved than for every request.
         """
         found = self.index.search(
             person.vector_V[None],
-            min(NUM_RETRIEVED, len(self.index)),
+            min(max(NUM_RETRIEVED, int(k)), len(self.index)),
             allow=[self.interactions.item_ids[row] for row in np.flatnonzero(open_I)],
         )
         ids = [item for item in found.ids[0] if item is not None]

@@ -159,7 +159,7 @@ def search(
     masks = [words.facets.mask(facet) for facet in used]
     open_I = _open(recommender, task, where)
     bonus_I = np.zeros(len(open_I), np.float32)
-    for mask_I in masks:
+    for mask_I in _wishes(used, masks):
         if facets == "require":
             open_I &= mask_I
         else:
@@ -199,15 +199,28 @@ def search(
     # Without its facets, which are weighed already; a query of nothing else is read as it stands.
     asked = recommender.prefix_cache.read(recommender.foundation, prefix_of(read.rest or query))
     open_I[named.rows] = False
-    rows_C = recommender.retrieve(asked, open_I)
+    rows_C = recommender.retrieve(asked, open_I, k=k)
     if bonus_I.any():
-        rows_C = np.union1d(rows_C, recommender.retrieve(asked, open_I & (bonus_I > 0)))
+        rows_C = np.union1d(rows_C, recommender.retrieve(asked, open_I & (bonus_I > 0), k=k))
     ranked = recommender.rank(asked, rows_C, task=task, bonus_I=bonus_I)
     meant = kept(ranked[: k - len(hits)], "meaning")
     rows = np.array([recommender.interactions.item_row(hit.item_id) for hit in meant], np.int64)
     phrases = words.reasons.of(rows, asked.vector_V, silent.vector_V)
     hits += [replace(hit, phrases=said) for hit, said in zip(meant, phrases, strict=True)]
     return Found(query=query, rest=read.rest, facets=used, hits=tuple(hits))
+
+
+def _wishes(facets: Sequence[Facet], masks: Sequence[Bool]) -> list[Bool]:
+    """Which items meet each wish, bool [I] each: "Berlin or Leeds" is one, "media in Leeds" two.
+
+    Facets of one column are one wish, as are the columns that one text of the query may be of.
+    """
+    wish_of: dict[int, str] = {}
+    wishes: dict[str, Bool] = {}
+    for facet, mask_I in zip(facets, masks, strict=True):
+        column = wish_of.setdefault(facet.start, facet.field)
+        wishes[column] = wishes.get(column, np.zeros_like(mask_I)) | mask_I
+    return list(wishes.values())
 
 
 def _check(query: str, *, k: int, facets: FacetUse) -> None:
@@ -224,9 +237,10 @@ def _open(recommender: "Recommender", task: int, where: Bool | None) -> Bool:
     served_I = served_items(recommender.book, task)
     if where is None:
         return served_I
-    if where.shape != served_I.shape:
+    where_I = np.asarray(where)
+    if where_I.dtype != np.bool_ or where_I.shape != served_I.shape:
         raise BadInput(
-            f"where has the shape {where.shape}; give one truth for each of the "
-            f"{len(served_I):,} items."
+            f"where has the shape {where_I.shape} and holds {where_I.dtype}; give one truth for "
+            f"each of the {len(served_I):,} items."
         )
-    return served_I & where
+    return served_I & where_I

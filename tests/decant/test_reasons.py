@@ -65,7 +65,9 @@ def test_a_query_that_adds_nothing_has_no_reason(reasons: Reasons) -> None:
     )
 )
 def test_phrases_are_verbatim_and_printable(fields: dict) -> None:
-    texts = [v for value in fields.values() for v in (value if isinstance(value, list) else [value])]
+    texts = [
+        v for value in fields.values() for v in (value if isinstance(value, list) else [value])
+    ]
     for phrase in phrases_of(fields):
         assert any(phrase in text for text in texts if text)
         assert phrase.isprintable()

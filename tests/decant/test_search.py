@@ -137,6 +137,25 @@ def test_a_facet_lifts_its_items_by_its_bonus_or_filters(
         assert found.rest == query
 
 
+def test_two_places_are_one_wish_and_a_place_and_an_industry_are_two(
+    recommender: Recommender, persons: np.ndarray
+) -> None:
+    places = sorted({str(person(recommender, row, "place")) for row in persons.tolist()})[:2]
+    towns = [place.split(",")[0] for place in places]
+    either = recommender.search(f"{QUERY} in {towns[0]} or {towns[1]}", k=99, facets="require")
+    here = [row for row in persons.tolist() if person(recommender, row, "place") in places]
+    assert sorted(rows_of(recommender, either)) == here
+    industry = "health care"
+    both = recommender.search(f"{industry} in {towns[0]}", k=99, facets="require")
+    assert {facet.field for facet in both.facets} == {"place", "industry"}
+    assert sorted(rows_of(recommender, both)) == [
+        row
+        for row in persons.tolist()
+        if person(recommender, row, "place") == places[0]
+        and person(recommender, row, "industry") == industry
+    ]
+
+
 def test_only_facets_ask_for_those_who_have_them(recommender: Recommender) -> None:
     place = str(recommender.interactions.items[-1]["place"])
     found = recommender.search(place.split(",")[1].strip(), k=3, facets="require")
