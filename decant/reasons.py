@@ -47,11 +47,10 @@ class Reasons:
         rows = np.flatnonzero(interactions.item_kinds == kind)
         some = np.random.default_rng(0).permutation(rows)[:_NUM_AVERAGED]
         every = sorted({phrase for phrases in self.phrases(some) for phrase in phrases})
-        vectors_NV = self._vectors(every[:: max(1, len(every) // _NUM_AVERAGED)])
-        empty = np.zeros((1, foundation.settings.vector_dim), np.float32)
-        self._centred_NV = vectors_NV if len(vectors_NV) else empty
-        self._mean_V = self._centred_NV.mean(axis=0)
-        self._centred_NV = self._centred_NV - self._mean_V
+        # A catalogue without a phrase has none to compare with, and none to give as a reason.
+        vectors_NV = self._vectors(every[:: max(1, len(every) // _NUM_AVERAGED)] or ["-"])
+        self._mean_V = vectors_NV.mean(axis=0)
+        self._centred_NV = vectors_NV - self._mean_V
 
     def phrases(self, rows: NDArray[np.integer[Any]]) -> list[list[str]]:
         """The phrases of items, each as it stands in a field."""
@@ -84,6 +83,8 @@ class Reasons:
         return found
 
     def _vectors(self, phrases: Sequence[str]) -> Float32:
+        if not phrases:
+            return np.zeros((0, self._foundation.settings.vector_dim), np.float32)
         prompter = self._foundation.prompter
         neutral = [prompter.words.neutralize(phrase) for phrase in phrases]
         return self._foundation.embed_items(prompter.item_pieces(neutral))
