@@ -17,9 +17,9 @@ from decant.where import Where, parse_where
 from foundation.predictions import log_positive
 from foundation.prefix_cache import PrefixCache
 from foundation.scoring import PrefixReading
-from promptify.prompter import item_texts
 from promptify.rows import Rows
 from promptify.validation import BadInput, shown
+from promptify.words import item_titles
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +119,48 @@ def answer(
     return _ranked(now, person, rows_C, scores_C, range(1, len(rows_C) + 1), task=task, k=k)
 
 
+def retrieve(
+    now: Served, person: PrefixReading, open_I: NDArray[np.bool_], *, k: int
+) -> NDArray[np.int64]:
+    """Rows of the catalogue that the index holds nearest to a person, the nearest first.
+
+    Args:
+        now: what is served.
+        person: who asks.
+        open_I: bool [I], the items that may be found.
+        k: how many are wanted in the end; no fewer are retrieved than for every request.
+    """
+    most = min(max(NUM_RETRIEVED, int(k)), now.interactions.num_items)
+    open_R = open_I[now.row_of_index] & (now.row_of_index >= 0)
+    rows_C, _ = now.nearest(person.vector_V, most, allow=open_R)
+    return rows_C
+
+
+def rank(
+    now: Served,
+    person: PrefixReading,
+    rows_C: NDArray[np.int64],
+    *,
+    task: int,
+    bonus_I: NDArray[np.float32],
+) -> list[Prediction]:
+    """Candidates by the full score and a bonus, the best first.
+
+    Args:
+        now: what is served.
+        person: who asks.
+        rows_C: int64 [C], rows of the catalogue.
+        task: index of the task.
+        bonus_I: float32 [I], added to each item's score, in nats.
+    """
+    scores_C = now.item_vectors_IV[rows_C] @ person.vector_V
+    nowhere: list[int | None] = [None] * len(rows_C)
+    bonus_C = bonus_I[rows_C]
+    return _ranked(
+        now, person, rows_C, scores_C, nowhere, task=task, k=len(rows_C), bonus_C=bonus_C
+    )
+
+
 def _ranked(
     now: Served,
     person: PrefixReading,
@@ -128,6 +170,7 @@ def _ranked(
     *,
     task: int,
     k: int,
+    bonus_C: NDArray[np.float32] | None = None,
 ) -> list[Prediction]:
     asked = now.book.prompter.tasks[task]
     said_CA = now.foundation.score(person, rows_C, task=task)
@@ -135,8 +178,10 @@ def _ranked(
     total_C = retrieval_C + now.foundation.rank_weight(task) * log_positive(
         log_probs_CA, np.array(asked.is_positive)
     )
+    if bonus_C is not None:
+        total_C = total_C + bonus_C
     best = np.argsort(-total_C, kind="stable")[:k]
-    titles = item_texts(now.book.prompter.words, now.interactions, rows_C[best])
+    titles = item_titles(now.book.prompter.words, now.interactions, rows_C[best])
     return [
         Prediction(
             item_id=now.interactions.item_ids[rows_C[place]],

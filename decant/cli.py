@@ -3,6 +3,7 @@
 decant demo
 decant run ml1m --data ml-1m.zip --out runs/films
 decant predict runs/films --user 42 -k 10
+decant search runs/demo "who knows cancer treatment in London"
 decant index runs/films
 """
 
@@ -43,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.command == "run":
         _run(command.source, command[command.source])
         return
-    {"demo": _demo, "predict": _predict, "index": _index}[chosen.command](command)
+    commands = {"demo": _demo, "predict": _predict, "search": _search, "index": _index}
+    commands[chosen.command](command)
 
 
 def build_parser() -> ArgumentParser:
@@ -62,6 +64,7 @@ def build_parser() -> ArgumentParser:
     commands.add_subcommand("run", run, help="the whole job on your data or MovieLens")
     _add_sources(run)
     commands.add_subcommand("predict", _predict_parser(), help="what people do next, from a run")
+    commands.add_subcommand("search", _search_parser(), help="find people by words, from a run")
     commands.add_subcommand("index", _index_parser(), help="embed a catalogue and index it")
     return parser
 
@@ -186,6 +189,26 @@ def _predict_parser() -> ArgumentParser:
     )
     parser.add_argument("--model", type=str, help="foundation or a rung; the smallest by default")
     parser.add_argument("--json", action="store_true", help="print JSON lines")
+    return parser
+
+
+def _search_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Who is called so, or means what is asked, each with a line that says why."
+    )
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("query", type=str, help="a name, or what is wanted, in words")
+    parser.add_argument("--user", type=str, help="who asks: a user id of the log")
+    parser.add_argument("-k", "--k", type=int, default=10, help="results")
+    parser.add_argument("--task", type=str, help="the surface; the first whose items have names")
+    parser.add_argument(
+        "--facets",
+        choices=["prefer", "require", "ignore"],
+        default="prefer",
+        help="what a place or another column's value in the query does",
+    )
+    parser.add_argument("--model", type=str, help="foundation or a rung; the smallest by default")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
@@ -323,6 +346,14 @@ def _predict(options: Namespace) -> None:
 
     _hush_bars()
     for line in predict(options):
+        print(line)
+
+
+def _search(options: Namespace) -> None:
+    from decant.searching import search
+
+    _hush_bars()
+    for line in search(options):
         print(line)
 
 

@@ -20,6 +20,7 @@ from decant.catalogue import SavedCatalogue, read_new_items
 from decant.history import HistoryItem, history_event
 from decant.layout import INDEX, RunLayout
 from decant.run_data import load_model, reading
+from decant.search import FacetUse, Found, SearchWords, search, search_task
 from decant.served import Served
 from decant.where import Where
 from foundation import Foundation
@@ -27,6 +28,7 @@ from foundation.checkpoint import weights_hash
 from foundation.prefix_cache import PrefixCache
 from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
+from promptify.rows import Rows
 from promptify.splits import Targets
 from promptify.validation import BadInput, OnBadRows, shown
 from retrieval import CandidateIndex, ItemIndex
@@ -71,6 +73,7 @@ class Recommender:
         self._writing = threading.Lock()
         # Every request reads this once: it goes on with what it saw, whatever comes in its place.
         self._served = Served.of(foundation, book, index, told=told)
+        self._search_words: dict[int, SearchWords] = {}
 
     @property
     def foundation(self) -> Foundation:
@@ -403,6 +406,78 @@ class Recommender:
         now.admitted(task_of(now, task), parsed(where))
         for user_id in tqdm(user_ids, desc="predict", unit="user", disable=not progress):
             yield user_id, self.predict_user(user_id, task=task, k=k, where=where)
+
+    def search(
+        self,
+        query: str,
+        *,
+        profile: Mapping[str, Any] | None = None,
+        user: str | None = None,
+        task: str | None = None,
+        k: int = 10,
+        where: str | Where | NDArray[np.bool_] | None = None,
+        facets: FacetUse = "prefer",
+        ignore_facets: Sequence[str] = (),
+    ) -> Found:
+        """Find people, or whatever a task ranks, by words: a name, or what is meant.
+
+        Whoever asks needs no profile and no history.
+
+        Args:
+            query: in words, of any length; what the longest context has no room for is not read.
+            profile: profile fields of who asks; may be left out, as may each of them.
+            user: who asks, where they are of the log: with their profile and all of their history.
+            task: the surface that is searched; the first whose items have names when left out.
+            k: results wanted; fewer come back where there are fewer, or where a name says who.
+            where: only items like this, as for `predict_next_actions`; or bool [I], the items that
+                may be found.
+            facets: ``prefer`` items that have what the query says of a column, ``require`` it, or
+                ``ignore`` that there are columns.
+            ignore_facets: columns that the query says nothing about, whatever stands in it.
+
+        Raises:
+            ValueError: the query holds no word, or an id, a field, a task or another argument does
+                not fit.
+        """
+        if profile is not None and user is not None:
+            raise BadInput("profile and user both say who asks; give one.")
+        now = self._served
+        book, log = now.book, now.interactions
+        asked = search_task(now, task)
+        if user is None:
+            name = book.prompter.tasks[asked].name
+
+            def prefix_of(context: str | None) -> Rows:
+                return book.inline(profile or {}, task=name, context=context)
+        else:
+            row = log.user_row(user)
+            start, end = log.user_offsets[row : row + 2].tolist()
+
+            def prefix_of(context: str | None) -> Rows:
+                return book.of_user(row, start, end, task=asked, context=context)
+
+        return search(
+            now,
+            self.prefix_cache,
+            query,
+            words=self._words_of(now, asked),
+            prefix_of=prefix_of,
+            task=asked,
+            k=k,
+            where=where,
+            facets=facets,
+            ignore_facets=tuple(ignore_facets),
+        )
+
+    def search_words(self, task: int) -> SearchWords:
+        """What search knows of the words of a task's items; made when it is first asked for."""
+        return self._words_of(self._served, task)
+
+    def _words_of(self, now: Served, task: int) -> SearchWords:
+        known = self._search_words.get(task)
+        if known is None or known.interactions is not now.interactions:
+            known = self._search_words[task] = SearchWords(now, task)
+        return known
 
     def whole_scores(
         self,

@@ -28,6 +28,7 @@ ARROW_TYPES: dict[FieldKind, pa.DataType] = {
     "list": pa.list_(pa.string()),
     "number": pa.float64(),
     "time": pa.int64(),
+    "name": pa.string(),
 }
 
 
@@ -251,4 +252,5 @@ _READERS: dict[FieldKind, Callable[[pa.Array], Column]] = {
     "list": _read_list,
     "number": _read_number,
     "time": _read_time,
+    "name": _read_text,
 }

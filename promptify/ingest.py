@@ -117,8 +117,9 @@ def _item_columns(
         present = values.is_valid()
         if field.kind == "list":
             present = pc.and_(present, pc.greater(pc.list_value_length(values).fill_null(0), 0))
-        readable |= np.asarray(present)
-    names = ", ".join(field.name for field in fields)
+        if field.kind != "name":
+            readable |= np.asarray(present)
+    names = ", ".join(field.name for field in fields if field.kind != "name")
     check.reject(~readable, column="item_id", reason=f"has nothing to read ({names} are all empty)")
     return check, columns
 

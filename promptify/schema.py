@@ -6,7 +6,7 @@ from typing import Any, Literal, Self, get_args
 
 from promptify.validation import BadInput
 
-FieldKind = Literal["text", "category", "list", "number", "time"]
+FieldKind = Literal["text", "category", "list", "number", "time", "name"]
 
 MAX_SECONDS = 100_000_000_000
 """The year 5138; a larger timestamp is taken for milliseconds."""
@@ -22,6 +22,8 @@ class Field:
         name: the column, e.g. ``"pay"``.
         kind: ``text`` and ``category`` are words as they stand, ``list`` is several words,
             ``number`` is told as a percentile of the training data, ``time`` is seconds (int64).
+            A ``name`` is what people call it: shown to them and looked up by, never told to a
+            model, which would learn who somebody is and not what they can do.
         label: the words before the value in a prompt, e.g. ``"pay"``; empty for the value alone.
 
     Raises:
@@ -54,12 +56,12 @@ class Schema:
 
     Args:
         user: fields of the profile; may be empty.
-        items: kind of item → its fields, at least one each. A field that two kinds share is one
-            column, so it must be of one kind.
+        items: kind of item → its fields, at least one each that is no name. A field that two kinds
+            share is one column, so it must be of one kind.
 
     Raises:
-        BadInput: a field stands twice, a kind of item has no fields, or a shared field has two
-            kinds.
+        BadInput: a field stands twice, a kind of item has no fields but names, or a shared field
+            has two kinds.
 
     Example:
         >>> schema = Schema(
@@ -83,8 +85,10 @@ class Schema:
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise BadInput(f"Schema of {owner!r} names {', '.join(twice)} twice; keep one.")
-            if not owned and owner in self.items:
-                raise BadInput(f"Schema.items[{owner!r}] has no fields; give it a text to read.")
+            if owner in self.items and all(field.kind == "name" for field in owned):
+                raise BadInput(
+                    f"Schema.items[{owner!r}] has no fields but names; give it a text to read."
+                )
         kinds: dict[str, FieldKind] = {}
         for owned in self.items.values():
             for field in owned:
@@ -100,6 +104,10 @@ class Schema:
         return tuple(
             {field.name: field for owned in self.items.values() for field in owned}.values()
         )
+
+    def names(self, kind: str) -> tuple[Field, ...]:
+        """The fields that an item of this kind is called by."""
+        return tuple(field for field in self.items[kind] if field.kind == "name")
 
     def to_dict(self) -> dict[str, Any]:
         """The schema as plain JSON values; `from_dict` reads it back."""

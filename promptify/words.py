@@ -142,8 +142,9 @@ class Words:
         told = [
             self._values(field, columns[field.name], self.cuts.get((table, field.name)))
             for field in fields
-            # Time is told as a gap or an age, which depends on the moment and not on the item.
-            if field.kind != "time" and field.name in columns
+            # Time is told as a gap or an age, which depends on the moment and not on the item; a
+            # name says who it is, and not what.
+            if field.kind not in ("time", "name") and field.name in columns
         ]
         rows = zip(*told, strict=True) if told else (() for _ in range(num_rows))
         return [SEPARATOR.join(value for value in row if value) for row in rows]
@@ -187,6 +188,19 @@ def table_texts(words: Words, items: pa.Table) -> list[str]:
         columns = {field.name: part.column(field.name).to_pylist() for field in fields}
         texts[mine] = words.items(kind, columns, num_rows=len(mine))
     return list(texts)
+
+
+def item_titles(words: Words, interactions: Interactions, rows: NDArray[Any]) -> list[str]:
+    """The chosen items as people see them: their name, where they have one, and their words."""
+    titles = item_texts(words, interactions, rows)
+    for kind in words.schema.items:
+        fields = words.schema.names(kind)
+        mine = np.flatnonzero(interactions.item_kinds[rows] == kind)
+        columns = columns_of(interactions.items, fields, rows[mine])
+        for place, *names in zip(mine.tolist(), *columns.values(), strict=True):
+            told = [words.neutralize(name) for name in names if name]
+            titles[place] = SEPARATOR.join([*told, titles[place]])
+    return titles
 
 
 def percentile_cuts(values: Sequence[Any]) -> tuple[float, ...]:

@@ -1,5 +1,6 @@
 """The generated job market: seeded, learnable, and true to what its oracle says."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ from promptify.sources.job_market.log import shown_probability
 from promptify.sources.job_market.population import NUM_DAYS, SECONDS_PER_DAY, START
 from promptify.splits import Targets, leave_one_out
 
+# Of the market before anybody had a name.
+SMALL_WITHOUT_NAMES = "c1730884e0fbe8014f306b829a96d44d41972988f98d365dd54c0dff6764e22e"
 SMALL = {"num_members": 60, "num_jobs": 50, "num_impressions": 600}
 APPLY, VIEW, DISMISS = range(3)
 
@@ -552,3 +555,24 @@ def test_who_is_really_changing_is_hinted_at_but_not_told(market: Market) -> Non
     assert 0.6 < (urgent | idle).mean() < 0.8
     assert 0.7 < is_changing[urgent].mean() < 0.95
     assert 0.05 < is_changing[idle].mean() < 0.3
+
+
+def test_names_change_nothing_else() -> None:
+    log = job_market(**SMALL).interactions
+    items = log.items.data.table
+    names = items.column("name").to_pylist()
+    assert [name is not None for name in names] == (log.item_kinds == "person").tolist()
+    told = hashlib.sha256()
+    for table in (log.users.data.table, items.drop_columns(["name"]), log.events.data.table):
+        told.update(repr(table.to_pydict()).encode())
+    told.update(repr(log.contexts).encode())
+    assert told.hexdigest() == SMALL_WITHOUT_NAMES
+
+
+def test_a_bigger_market_keeps_the_names_and_searches_may_be_many() -> None:
+    small = job_market(**SMALL).interactions.items.data.column("name").to_pylist()
+    sizes = {**SMALL, "num_members": 80, "num_searched": 400}
+    big = job_market(**sizes).interactions
+    names = [name for name in small if name]
+    assert big.items.data.column("name").to_pylist()[50 : 50 + len(names)] == names
+    assert (big.event_surface == big.surfaces.index("people")).sum() > 300

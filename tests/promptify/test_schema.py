@@ -58,3 +58,12 @@ def test_refuses_one_column_of_two_kinds() -> None:
 def test_from_dict_says_what_form_it_takes(values: dict[str, object]) -> None:
     with pytest.raises(BadInput, match="A schema is"):
         Schema.from_dict(values)
+
+
+def test_a_name_is_no_text_to_read() -> None:
+    name = Field(name="name", kind="name")
+    schema = Schema(user=(), items={"person": (name, TITLE), "job": (TITLE,)})
+    assert schema.names("person") == (name,)
+    assert schema.names("job") == ()
+    with pytest.raises(BadInput, match="no fields but names"):
+        Schema(user=(), items={"person": (name,)})

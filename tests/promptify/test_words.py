@@ -2,10 +2,12 @@ import re
 import unicodedata
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from promptify.interactions import Interactions
 from promptify.schema import Field, Schema
 from promptify.words import (
     BANDS,
@@ -15,6 +17,8 @@ from promptify.words import (
     closed,
     cut_to_word,
     in_words,
+    item_texts,
+    item_titles,
     percentile_cuts,
     percentile_words,
     span_index,
@@ -169,3 +173,30 @@ def test_a_span_is_the_longest_that_has_passed(seconds: int) -> None:
 
 def test_spans_read_well() -> None:
     assert all(re.fullmatch(r"1 \w+[^s]|\d+ \w+s", span) for span in SPAN_WORDS)
+
+
+def test_a_name_is_shown_to_people_and_never_told() -> None:
+    schema = Schema(
+        user=(Field(name="called", kind="name"), Field(name="trade", kind="text")),
+        items={"person": (Field(name="name", kind="name"), Field(name="headline", kind="text"))},
+    )
+    log = Interactions.from_tables(
+        users=pa.table({"user_id": ["u"], "called": ["Ann"], "trade": ["baker"]}),
+        items=pa.table(
+            {
+                "item_id": ["a", "b"],
+                "name": ["Zoë => liked\nMüller", None],
+                "headline": ["nurse", "cook"],
+            }
+        ),
+        events=pa.table({"user_id": ["u"], "item_id": ["a"], "action": ["x"], "timestamp": [0]}),
+        schema=schema,
+        actions=["x"],
+    )
+    columns = {"called": ["Ann"], "trade": ["baker"]}
+    words = Words.fit(schema, users=columns, items={}, neutralize=NEUTRALIZE)
+    assert words.profiles(columns, num_rows=1) == ["baker"]
+    rows = np.arange(2)
+    assert item_texts(words, log, rows) == ["nurse", "cook"]
+    assert item_titles(words, log, rows) == ["Zoë → Liked Müller · nurse", "cook"]
+    assert item_titles(words, log, rows[::-1][:1]) == ["cook"]

@@ -74,6 +74,7 @@ SCHEMA = Schema(
             Field(name="description", kind="text"),
         ),
         "person": (
+            Field(name="name", kind="name"),
             Field(name="headline", kind="text"),
             Field(name="skills", kind="list"),
             Field(name="years", kind="number", label="years"),
@@ -111,6 +112,7 @@ def job_market(
     num_members: int = 2000,
     num_jobs: int = 1500,
     num_impressions: int = 40000,
+    num_searched: int | None = None,
 ) -> SourceData:
     """Generate a job market: the same data for the same arguments.
 
@@ -118,7 +120,8 @@ def job_market(
         seed: of every stream.
         num_members: users; two fifths of them are also items of kind ``"person"``.
         num_jobs: items of kind ``"job"``.
-        num_impressions: jobs shown in slates; searches for people add 15 % to them.
+        num_impressions: jobs shown in slates.
+        num_searched: people shown in searches; 15 % of `num_impressions` when left out.
 
     Returns:
         The log with tasks ``"jobs"`` and ``"people"`` and the oracle. Half a year from 2025-01-01.
@@ -133,7 +136,11 @@ def job_market(
         (60, ['jobs', 'people'])
     """
     data, _, _ = job_market_with_truth(
-        seed=seed, num_members=num_members, num_jobs=num_jobs, num_impressions=num_impressions
+        seed=seed,
+        num_members=num_members,
+        num_jobs=num_jobs,
+        num_impressions=num_impressions,
+        num_searched=num_searched,
     )
     return data
 
@@ -144,6 +151,7 @@ def job_market_with_truth(
     num_members: int = 2000,
     num_jobs: int = 1500,
     num_impressions: int = 40000,
+    num_searched: int | None = None,
 ) -> tuple[SourceData, Truth, Search]:
     """As `job_market`, with the truth of both surfaces: for benchmarks and tests only."""
     for name, value, least in (
@@ -153,6 +161,8 @@ def job_market_with_truth(
     ):
         if value < least:
             raise ValueError(f"{name}={value} is too small for a market; give it {least} or more.")
+    if num_searched is None:
+        num_searched = round(num_impressions * _SEARCHED_PER_IMPRESSION)
     members = draw_members(seed, num_members)
     companies = draw_companies(seed)
     jobs = draw_jobs(seed, num_jobs, companies)
@@ -161,7 +171,7 @@ def job_market_with_truth(
         seed,
         members,
         num_impressions=num_impressions,
-        num_searches=round(num_impressions * _SEARCHED_PER_IMPRESSION / visits.MEAN_SLATE),
+        num_searches=round(num_searched / visits.MEAN_SLATE),
         num_jobs=num_jobs,
     )
     notes = log.draw_notes(seed, slates)
@@ -173,7 +183,7 @@ def job_market_with_truth(
     interactions = Interactions.from_tables(
         users=profiles.drop_columns(["about"]),
         items=pa.concat_tables(
-            [prose.job_table(seed, jobs, companies), prose.person_table(profiles, persons)]
+            [prose.job_table(seed, jobs, companies), prose.person_table(seed, profiles, persons)]
         ),
         events=_events(
             slates,

@@ -132,6 +132,7 @@ ITEM_COLUMNS = pa.schema(
         "description": pa.string(),
         "headline": pa.string(),
         "about": pa.string(),
+        "name": pa.string(),
     }
 )
 
@@ -286,12 +287,32 @@ def job_table(seed: int, jobs: Jobs, companies: Companies) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=ITEM_COLUMNS)
 
 
-def person_table(profiles: pa.Table, persons: Int64) -> pa.Table:
-    """Members as items: the public part of their profile, without wishes and pay."""
+def member_names(seed: int, num_members: int) -> list[str]:
+    """What members are called: some share a surname, and a few the whole name."""
+    draws = stream(seed, "member.name").random((num_members, 5))
+    # Few names are common and many rare, as everywhere.
+    first_share = np.cumsum(1 / (np.arange(len(words.FIRST_NAMES)) + 8.0))
+    last_share = np.cumsum(1 / (np.arange(len(words.LAST_NAMES)) + 8.0))
+    given = words.FIRST_NAMES
+    first = np.searchsorted(first_share, draws[:, 0] * first_share[-1], side="right")
+    last, other = np.searchsorted(last_share, draws[:, 1:3] * last_share[-1], side="right").T
+    names = []
+    for row, (_, _, _, middle, doubled) in enumerate(draws):
+        initial = f" {given[int(middle * 10 * len(given))][0]}." if middle < 0.1 else ""
+        surname = words.LAST_NAMES[last[row]]
+        if doubled < 0.08 and other[row] != last[row]:
+            surname = f"{surname}-{words.LAST_NAMES[other[row]]}"
+        names.append(f"{given[first[row]]}{initial} {surname}")
+    return names
+
+
+def person_table(seed: int, profiles: pa.Table, persons: Int64) -> pa.Table:
+    """Members as items: their name, and of their profile what is public: no wishes, no pay."""
     public = profiles.take(pa.array(persons)).select(
         ["headline", "about", "skills", "years", "place", "industry"]
     )
     rows = public.to_pylist()
-    for number, row in enumerate(rows):
-        row |= {"item_id": f"person-{number:05d}", "kind": "person"}
+    names = member_names(seed, len(profiles))
+    for number, (row, member) in enumerate(zip(rows, persons.tolist(), strict=True)):
+        row |= {"item_id": f"person-{number:05d}", "kind": "person", "name": names[member]}
     return pa.Table.from_pylist(rows, schema=ITEM_COLUMNS)

@@ -150,6 +150,29 @@ COMPANY_LAST_WORDS = {
     "hospitality": ("Hotels", "Kitchens", "Resorts"),
 }
 
+# Given names and surnames of the countries above, the common ones first; whoever bears two of them
+# together bears them by chance.
+FIRST_NAMES = (
+    *("Anna", "Thomas", "Maria", "Peter", "Sofia", "Martin", "Laura", "David", "Julia", "Daniel"),
+    *("Emma", "Lucas", "Clara", "Simon", "Eva", "Adam", "Helena", "Oscar", "Marta", "Hugo"),
+    *("Zoë", "José", "Chloé", "Łukasz", "Siân", "Jürgen", "Aoife", "André", "Inês", "Søren"),
+    *("Niamh", "Bartosz", "Margarida", "Pieter", "Noor", "Seán", "Małgorzata", "Begoña"),
+    *("François", "Anne-Marie", "Jean-Luc", "Karl-Heinz", "María José", "Rhys", "Femke", "Tiago"),
+    *("Ewa", "Conor", "Katarzyna", "Matthias", "Élodie", "Gareth", "Lotte", "Joaquín"),
+    "Wiesława",
+)
+LAST_NAMES = (
+    *("Smith", "Müller", "Martin", "García", "Silva", "Kowalski", "Jansen", "Murphy", "Jones"),
+    *("Schmidt", "Bernard", "Fernández", "Santos", "Nowak", "de Vries", "Kelly", "Taylor"),
+    *("Weber", "Dubois", "López", "Pereira", "Wójcik", "Bakker", "Byrne", "Brown", "Fischer"),
+    *("Lefèvre", "Sánchez", "Ferreira", "Kamiński", "Visser", "O'Brien", "Davies", "Schäfer"),
+    *("Rousseau", "Núñez", "Gonçalves", "Dąbrowski", "van den Berg", "Ó Súilleabháin", "Hughes"),
+    *("Groß", "Beauchêne", "Ibáñez", "Magalhães", "Zieliński", "Hoekstra", "McCarthy"),
+    *("Ashworth", "Köhler", "Charpentier", "Echeverría", "Figueiredo", "Szymański", "Dijkstra"),
+    *("Fitzgerald", "Penrose", "Brandstätter", "Delacroix", "Villanueva", "Quintela"),
+    *("Wiśniewska", "Terpstra", "Gallagher"),
+)
+
 # Skills whose market changes while the log runs: more, and less, wanted as time goes by.
 RISING_SKILLS = ("Python", "transformers", "heat pumps", "photovoltaics", "GDPR", "short video")
 FADING_SKILLS = ("Java", "cold calling", "spreadsheets", "print production", "till operation")
