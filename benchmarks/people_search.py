@@ -8,8 +8,8 @@ each: our model by retrieval alone, by retrieve-then-rank, and as `Recommender.s
 (`benchmarks.word_search`); BM25 expanded by what the same training searches teach, its settings
 chosen on the validation queries of the same kind; the same with the facets that our search reads,
 so that it is seen what is owed to them; a pretrained text encoder, where a folder is given; what is
-shown most; and the generator itself. Then names: everybody's is looked up as it is
-written, and without its accents, by `Recommender.search` and by BM25 over names.
+shown most; and the generator itself. Then names: they are looked up as they are
+written, and without their accents, by `Recommender.search` and by BM25 over names.
 
 The model is trained on searches alone, each by itself and of nobody in particular, as it is asked:
 a log's jobs, profiles and histories say nothing about who answers a query. Of the searches it sees
@@ -50,7 +50,7 @@ from promptify.windows import Windows
 PEOPLE = 1
 # The sets whose validation queries choose our one number, `w`.
 _CHOOSING = ("ordinary", "never-together")
-_MAX_NAMES = 400
+NUM_NAMES = 400
 _BONUSES = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 Float32 = NDArray[np.float32]
@@ -200,8 +200,8 @@ class Answered:
         handed_QP = np.isfinite(self.log_positive_QP)
         weighted_QP = weight * np.where(handed_QP, self.log_positive_QP, 0)
         ahead = float(np.ptp(self.retrieval_QP)) + float(np.ptp(weighted_QP)) + 1
-        scores = self.retrieval_QP + weighted_QP + ahead * handed_QP
-        return np.asarray(scores, np.float32)
+        scores: Float32 = (self.retrieval_QP + weighted_QP + ahead * handed_QP).astype(np.float32)
+        return scores
 
 
 def answered(recommender: Recommender, graded: GradedSet, *, num_jobs: int) -> Answered:
@@ -257,7 +257,13 @@ def with_rank_weight(recommender: Recommender, weight: float) -> None:
 
 
 def measure_seed(
-    settings: Settings, measured: Measured, *, seed: int, work: Path, minilm: Path | None
+    settings: Settings,
+    measured: Measured,
+    *,
+    seed: int,
+    work: Path,
+    minilm: Path | None,
+    num_names: int = NUM_NAMES,
 ) -> None:
     """Every row of one seed that is not there yet."""
     wanted = "minilm" if minilm else "oracle"
@@ -342,18 +348,18 @@ def measure_seed(
                     seed=seed,
                     **params,
                 )
-    measure_names(measured, recommender, seed=seed, num_jobs=market.num_jobs)
+    measure_names(measured, recommender, seed=seed, num_jobs=market.num_jobs, num=num_names)
 
 
 def measure_names(
-    measured: Measured, recommender: Recommender, *, seed: int, num_jobs: int
+    measured: Measured, recommender: Recommender, *, seed: int, num_jobs: int, num: int
 ) -> None:
-    """Look everybody up by name, as it is written and as it is typed without accents."""
+    """Look people up by name, as it is written and as it is typed without accents."""
     names = recommender.interactions.items.data.column("name").to_pylist()[num_jobs:]
     told = [folded_words(name) for name in names]
     index = bm25s.BM25(method="lucene")
     index.index([list(name) for name in told], show_progress=False)
-    asked = sorted(set(names))[:_MAX_NAMES]
+    asked = sorted(set(names))[:num]
     for split, queries in (("names", asked), ("names typed", [fold_name(n) for n in asked])):
         found: dict[str, list[float]] = {"search": [], "bm25 of names": []}
         for name, query in zip(asked, queries, strict=True):
@@ -415,7 +421,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             measured = Measured("people_search", asdict(settings), out=options.out)
             for seed in seeds:
                 folder = work / measured.config_hash / str(seed)
-                measure_seed(settings, measured, seed=seed, work=folder, minilm=options.minilm)
+                measure_seed(
+                    settings,
+                    measured,
+                    seed=seed,
+                    work=folder,
+                    minilm=options.minilm,
+                    num_names=20 if options.smoke else NUM_NAMES,
+                )
             add_means(measured)
         except ValueError as error:
             print(f"benchmarks.people_search: error: {error}", file=sys.stderr)

@@ -96,12 +96,12 @@ class WordSearch:
         if expansion.weight:
             asked_QT = self._counted(queries, self._asked).astype(np.float64)
             query_QS = query_QS + expansion.weight * (asked_QT @ self._learned(expansion))
-        found_QP = (query_QS @ self._bm25_PS.T).toarray()
+        found_QP: NDArray[np.float64] = (query_QS @ self._bm25_PS.T).toarray()
         if expansion.feedback_weight:
             query_QS = query_QS + expansion.feedback_weight * self._fed_back(found_QP, expansion)
             found_QP = (query_QS @ self._bm25_PS.T).toarray()
-        scores: Float32 = found_QP.astype(np.float32)
-        return scores
+        scores_QP: Float32 = found_QP.astype(np.float32)
+        return scores_QP
 
     def tuned(self, valid: GradedSet) -> Expansion:
         """The expansion with the best NDCG@10 on validation queries.

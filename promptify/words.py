@@ -190,6 +190,10 @@ def table_texts(words: Words, items: pa.Table) -> list[str]:
     return list(texts)
 
 
+# A name goes to no model: on a screen it has to be one line, and no more.
+_ONE_LINE = Neutralizer.of(())
+
+
 def item_titles(words: Words, interactions: Interactions, rows: NDArray[Any]) -> list[str]:
     """The chosen items as people see them: their name, where they have one, and their words."""
     titles = item_texts(words, interactions, rows)
@@ -198,7 +202,7 @@ def item_titles(words: Words, interactions: Interactions, rows: NDArray[Any]) ->
         mine = np.flatnonzero(interactions.item_kinds[rows] == kind)
         columns = columns_of(interactions.items, fields, rows[mine])
         for place, *names in zip(mine.tolist(), *columns.values(), strict=True):
-            told = [words.neutralize(name) for name in names if name]
+            told = [_ONE_LINE(name) for name in names if name]
             titles[place] = SEPARATOR.join([*told, titles[place]])
     return titles
 

@@ -575,4 +575,4 @@ def test_a_bigger_market_keeps_the_names_and_searches_may_be_many() -> None:
     big = job_market(**sizes).interactions
     names = [name for name in small if name]
     assert big.items.data.column("name").to_pylist()[50 : 50 + len(names)] == names
-    assert (big.event_surface == big.surfaces.index("people")).sum() > 300
+    assert (big.event_surface == big.surfaces.index("people")).sum() > 200

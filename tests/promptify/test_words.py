@@ -198,5 +198,5 @@ def test_a_name_is_shown_to_people_and_never_told() -> None:
     assert words.profiles(columns, num_rows=1) == ["baker"]
     rows = np.arange(2)
     assert item_texts(words, log, rows) == ["nurse", "cook"]
-    assert item_titles(words, log, rows) == ["Zoë → Liked Müller · nurse", "cook"]
+    assert item_titles(words, log, rows) == ["Zoë → liked Müller · nurse", "cook"]
     assert item_titles(words, log, rows[::-1][:1]) == ["cook"]
