@@ -91,7 +91,7 @@ def test_who_left_the_index_is_not_found_by_name_or_meaning(in_text: Recommender
         in_text.foundation, build_index(in_text.foundation, model_hash="untrained"), in_text.book
     )
     assert gone in [hit.item_id for hit in left.search(name).hits]
-    left.index.remove([gone])
+    left.remove_items([gone])
     for query in (name, QUERY):
         assert gone not in [hit.item_id for hit in left.search(query, k=100).hits]
 
