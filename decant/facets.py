@@ -31,6 +31,8 @@ _LETTERS = str.maketrans(
 )
 # What leads up to a facet goes with it: "in Berlin", "from the media".
 _LEADS = frozenset({"in", "at", "from", "near", "around", "of", "the", "based", "within", "for"})
+# Blanks before punctuation, and a comma before more of it, are what a facet leaves behind.
+_LEFT_BEHIND = re.compile(r"[ ,;:]+(?=[,.;:?!])")
 _MAX_WORDS = 6
 # A text that items share this much on average sorts them, as a category does.
 _ITEMS_PER_VALUE = 2.0
@@ -164,7 +166,7 @@ class Facets:
             done = end
             at += length
         kept.append(query[done:])
-        rest = " ".join(part for part in map(_tidy, kept) if part)
+        rest = _joined(kept)
         return ReadQuery(rest=rest if folded_words(rest) else "", facets=tuple(facets))
 
     def mask(self, facet: Facet) -> NDArray[np.bool_]:
@@ -195,5 +197,7 @@ def _runs(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
             yield words[start:end]
 
 
-def _tidy(text: str) -> str:
-    return text.strip(" ,.;:·-–—\t\n")
+def _joined(parts: list[str]) -> str:
+    """What is left of a text, with the punctuation that it had and no more blanks than one."""
+    text = " ".join(" ".join(parts).split())
+    return _LEFT_BEHIND.sub("", text).strip(" ,.;:·-–—")

@@ -66,7 +66,9 @@ def test_the_longest_match_on_borders_of_words(facets: Facets) -> None:
 
 def test_a_part_stands_for_all_that_have_it_and_a_shared_text_is_a_facet(facets: Facets) -> None:
     both = ("Berlin, Germany", "Köln, Germany")
-    assert told(facets, "anybody, from Germany?") == ("anybody ?", [("place", both)])
+    assert told(facets, "anybody, from Germany?") == ("anybody?", [("place", both)])
+    expert = "an expert on wounds, with many years behind them"
+    assert told(facets, expert.replace(",", " in Berlin,"))[0] == expert
     assert told(facets, "clerk at alder bank")[1] == [("company", ("Alder Bank",))]
     assert facets.mask(facets.read("germany").facets[0]).sum() == 8
 
