@@ -27,8 +27,10 @@ from decant.run_data import load_book, load_model, load_tasks, reading, sample_t
 from decant.run_record import RunRecord
 from decant.saved_oracle import SavedOracle
 from decant.stages import PlannedStage, Stages
+from distill.anatomy import shape_of
 from distill.distillation import distil
-from distill.pruning import measure_importance, prune
+from distill.importance import measure_importance
+from distill.pruning import prune
 from foundation import Foundation
 from foundation.calibration import fit_calibration
 from foundation.checkpoint import weights_hash
@@ -229,12 +231,13 @@ def _rung(layout: RunLayout, recipe: Recipe, out: Path, scratch: Path) -> None:
     count = min(recipe.rung.calibration_rows, len(windows))
     chosen = np.sort(rng.choice(len(windows), size=count, replace=False))
     rows = book.assemble(windows[chosen], seed=recipe.seed, epoch=0)
-    student = prune(
-        teacher,
-        measure_importance(teacher, rows),
-        num_layers=recipe.rung.num_layers,
-        intermediate_size=recipe.rung.intermediate_size,
+    there = shape_of(teacher.decoder)
+    shape = replace(
+        there,
+        layers=recipe.rung.num_layers or there.layers,
+        neurons=recipe.rung.intermediate_size or there.neurons,
     )
+    student = prune(teacher, measure_importance(teacher, rows), shape, rows=rows)
     logger.info(
         "rung-1: %s of %s body parameters",
         f"{student.num_parameters():,}",
