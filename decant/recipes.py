@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from distill.distillation import TeacherConfig
+from distill.teaching import TeacherConfig
 from foundation import FitConfig, FoundationConfig
 from foundation.sizes import SHAPES
 from promptify.prompter import PrompterConfig

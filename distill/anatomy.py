@@ -11,7 +11,7 @@ import copy
 import math
 import re
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from promptify.validation import BadInput
 
@@ -151,13 +151,14 @@ def _length(axis: Axis, shape: Shape, decoder: Any) -> int | None:
     """Length of an axis in a decoder of some shape; None for one that stays."""
     config, per_head = decoder.config, head_width(decoder)
     queries = config.num_attention_heads // config.num_key_value_heads
-    return {
+    lengths: dict[Axis, int | None] = {
         "hidden": shape.hidden,
         "neurons": shape.neurons,
         "query": shape.groups * queries * per_head,
         "key": shape.groups * per_head,
         None: None,
-    }[axis]
+    }
+    return lengths[axis]
 
 
 def body_parameters(decoder: Any, shape: Shape) -> int:
@@ -238,7 +239,7 @@ def notch(decoder: Any, shape: Shape, dimension: Dimension) -> Shape | None:
         step = 128 if size > 8192 else 64
     size = (size - 1) // step * step
     while size > 0:
-        smaller = shape.with_size(cast(Dimension, dimension), size)
+        smaller = shape.with_size(dimension, size)
         if is_stock(decoder, smaller):
             return smaller
         size -= step

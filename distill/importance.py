@@ -138,7 +138,8 @@ def _readers(foundation: Foundation) -> dict[str, list[Tensor]]:
 
 def _column_norms(*weights: Tensor) -> Tensor:
     """Norm of each column over all of the weights, float32, on the CPU."""
-    return torch.cat([weight.detach().float() for weight in weights]).norm(dim=0).cpu()
+    stacked = torch.cat([weight.detach().float() for weight in weights])
+    return torch.linalg.vector_norm(stacked, dim=0).cpu()
 
 
 class _Watch:

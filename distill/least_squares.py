@@ -49,10 +49,10 @@ class LeastSquares:
         self.ridge = ridge
         self._device = linear.weight.device
         num_inputs = linear.in_features + (linear.bias is not None)
-        kind = {"dtype": torch.float64, "device": self._device}
-        self._gram_II = torch.zeros(num_inputs, num_inputs, **kind)  # type: ignore[arg-type]
-        self._cross_IO = torch.zeros(num_inputs, linear.out_features, **kind)  # type: ignore[arg-type]
-        self._energy = torch.zeros((), **kind)  # type: ignore[arg-type]
+        zero = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._gram_II = zero.new_zeros(num_inputs, num_inputs)
+        self._cross_IO = zero.new_zeros(num_inputs, linear.out_features)
+        self._energy = zero
         self.num_positions = 0
 
     @torch.no_grad()

@@ -228,7 +228,7 @@ def _adds_one(norm: Any) -> bool:
     # The norm of one hot coordinate is √D times its scale.
     said = float(type(norm).forward(norm, probe[None])[0, 0]) / width**0.5
     weight = float(norm.weight[0])
-    return abs(said - (1 + weight)) < abs(said - weight)
+    return bool(abs(said - (1 + weight)) < abs(said - weight))
 
 
 def _embedding_scale(decoder: Any) -> float:

@@ -138,6 +138,7 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
                 [len(batch.next_item_K), len(batch.label_M), len(text_position_N) + item_tokens]
             ),
             "num_tokens": torch.tensor(int(rows.lengths.sum())),
+            "step": torch.tensor(step),
         }
 
     def _text_positions(self, position_N: Tensor, step: int) -> Tensor:
@@ -176,4 +177,4 @@ def _uncounted(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def counted_as(loss: str) -> str:
     """Name of the loss by whose count a loss is divided: a teacher's is that of what it teaches."""
-    return loss.removeprefix("teacher_")
+    return loss.removeprefix("teacher_").partition("/")[0]

@@ -13,10 +13,11 @@ from benchmarks.gpu.session import OutOfTimeError, Session, within
 from benchmarks.gpu.training import tokens_per_s
 from benchmarks.scoring_rounds import median
 from distill.anatomy import shape_of
-from distill.distillation import Distillation, TeacherConfig, distil, distillation_weights
+from distill.distillation import Distillation, distil
 from distill.gate import GateConfig, Measurements, verdict
 from distill.importance import measure_importance
 from distill.pruning import prune
+from distill.teaching import TeacherConfig
 from foundation import Foundation
 from foundation.batches import take_rows
 from foundation.evaluation import ndcg, paired_bootstrap
@@ -137,14 +138,15 @@ def _distilled(
     session.forget_peak()
     config, teaches = replace(films.fit, learning_rate=films.fit.learning_rate / 2), TeacherConfig()
     tried = copy.deepcopy(rung)
+    objective = Distillation(tried, [(teacher, teaches)])
     rate = tokens_per_s(
-        Distillation(tried, teacher, temperature=teaches.temperature),
-        distillation_weights(config, teaches),
+        objective,
+        objective.loss_weights(config),
         TrainingPlan(book, split.train, config),
         session.device,
         steps=max(1, films.probe_steps // 2),
     )
-    del tried
+    del tried, objective
     epochs = epochs_in(step.seconds, rate, book, split, config)
     session.say(f"         {rate:,.0f} tokens/s: {epochs:.2f} epochs in {step.seconds:.0f} s")
     try:
