@@ -2,6 +2,7 @@
 
 decant demo
 decant run ml1m --data ml-1m.zip --out runs/films
+decant ladder runs/films --to 0.05 --max-loss 0.01
 decant predict runs/films --user 42 -k 10
 decant index runs/films
 """
@@ -43,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.command == "run":
         _run(command.source, command[command.source])
         return
-    {"demo": _demo, "predict": _predict, "index": _index}[chosen.command](command)
+    jobs = {"demo": _demo, "ladder": _ladder, "predict": _predict, "index": _index}
+    jobs[chosen.command](command)
 
 
 def build_parser() -> ArgumentParser:
@@ -61,6 +63,9 @@ def build_parser() -> ArgumentParser:
     run = ArgumentParser(description=_RUN)
     commands.add_subcommand("run", run, help="the whole job on your data or MovieLens")
     _add_sources(run)
+    commands.add_subcommand(
+        "ladder", _ladder_parser(), help="ever smaller models below a run's, each gated"
+    )
     commands.add_subcommand("predict", _predict_parser(), help="what people do next, from a run")
     commands.add_subcommand("index", _index_parser(), help="embed a run's catalogue again")
     return parser
@@ -149,11 +154,64 @@ def _add_run_options(parser: ArgumentParser, *, out: str | None, forms: bool = F
         help="train the model of an older run on this data instead of a new one",
     )
     parser.add_argument(
+        "--held-out",
+        type=int,
+        metavar="SLATES",
+        help="a person's last ones: one to test, the others to validate; 2 by default, 10 gives "
+        "a ladder nine times the targets to decide on",
+    )
+    parser.add_argument(
         "--on-bad-rows",
         choices=["fail", "skip", "quarantine"],
         default="fail",
         help="what to do with a row that does not fit; quarantine writes it beside the run",
     )
+
+
+def _ladder_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Go down from a run's foundation, a little at a time: prune, repair, distil, "
+        "and ask the gate whether too much was lost; a step that fails is halved. Killed at any "
+        "moment, the same command goes on where it stopped. An undecided rung can be let through "
+        "by a waiver in RUN/waivers.json: a list of objects with rung, against (above or top), "
+        "metric, loss, reason, bought."
+    )
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument(
+        "--to",
+        type=float,
+        default=0.1,
+        help="share of the foundation's body parameters to end at; embeddings are not counted",
+    )
+    parser.add_argument(
+        "--max-loss",
+        type=float,
+        default=0.01,
+        help="share of AUC and NDCG@10 that a rung may lose against the one above; three times "
+        "that against the foundation",
+    )
+    parser.add_argument(
+        "--max-step", type=float, default=1 / 3, help="share of the body that may go at once"
+    )
+    parser.add_argument(
+        "--minutes-per-rung", type=float, default=3.0, help="of distillation, on this machine"
+    )
+    parser.add_argument("--epochs-per-rung", type=float, help="of distillation, instead of minutes")
+    parser.add_argument(
+        "--taught-by",
+        choices=["above", "top", "both"],
+        default="above",
+        help="who teaches a rung",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="a run folder of its own for the ladder, which leaves the run as it is",
+    )
+    parser.add_argument(
+        "--timed-requests", type=int, default=300, help="that latency is measured on"
+    )
+    return parser
 
 
 def _predict_parser() -> ArgumentParser:
@@ -206,6 +264,7 @@ def _run(source: str, options: Namespace) -> None:
     )
     recipe = recipe.with_seed(options.seed).with_model(size=options.size, model=options.model)
     recipe = recipe.with_epochs(options.epochs).with_text_encoder(options.text_encoder)
+    recipe = recipe.with_held_out(options.held_out)
     files = {
         name: Path(options[name])
         for name in ("data", "users", "items", "events", "task")
@@ -272,6 +331,30 @@ def _predict(options: Namespace) -> None:
     _hush_bars()
     for line in predict(options):
         print(line)
+
+
+def _ladder(options: Namespace) -> None:
+    from dataclasses import replace
+
+    from decant.ladder import descend, ladder_config
+
+    _hush_bars()
+    config = ladder_config(
+        options.run,
+        to=options.to,
+        max_loss=options.max_loss,
+        max_loss_vs_top=3 * options.max_loss,
+        max_step=options.max_step,
+        minutes_per_rung=None if options.epochs_per_rung else options.minutes_per_rung,
+        taught_by=options.taught_by,
+    )
+    if options.epochs_per_rung:
+        config = replace(config, fit=replace(config.fit, epochs=options.epochs_per_rung))
+    done = descend(
+        options.run, config=config, out=options.out, timed_requests=options.timed_requests
+    )
+    print(done.table)
+    print(f"\n{done.folder / 'ladder.html'}")
 
 
 def _index(options: Namespace) -> None:

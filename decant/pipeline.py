@@ -23,7 +23,15 @@ from decant.processes import leads, training_device
 from decant.recipes import Recipe
 from decant.recommender import Recommender, build_index
 from decant.reporting import write_run_report
-from decant.run_data import load_book, load_model, load_tasks, reading, sample_targets, split_of
+from decant.run_data import (
+    load_book,
+    load_model,
+    load_split,
+    load_tasks,
+    reading,
+    sample_targets,
+    split_of,
+)
 from decant.run_record import RunRecord
 from decant.saved_oracle import SavedOracle
 from decant.stages import PlannedStage, Stages
@@ -105,7 +113,7 @@ def run(job: Job, *, dry_run: bool = False) -> Finished:
         stages.run(
             DATA,
             lambda out, _: _data(job, out),
-            inputs=dict(job.source),
+            inputs={**job.source, "held_out_slates": recipe.held_out_slates},
             code=("promptify",),
         )
         stages.run(
@@ -161,13 +169,15 @@ def _encoder_input(recipe: Recipe) -> dict[str, str]:
 def _data(job: Job, out: Path) -> None:
     data = job.load()
     # A log too short to hold anything out is refused before anything is kept of it.
-    split = split_of(data.interactions, data.tasks)
+    held_out = job.recipe.held_out_slates
+    split = split_of(data.interactions, data.tasks, held_out_slates=held_out)
     if data.oracle is not None:
         SavedOracle.of(data.oracle, split.test).save(out)
     data.interactions.save(out / "interactions")
     source = {
         "tasks": [task.to_dict() for task in data.tasks],
         "set_aside": dict(data.set_aside),
+        "held_out_slates": held_out,
     }
     write_whole(out / "source.json", json.dumps(source, indent=2, ensure_ascii=False) + "\n")
 
@@ -181,7 +191,7 @@ def _prompter(layout: RunLayout, recipe: Recipe, old_model: RunLayout | None, ou
         with reading(old_model.folder / PROMPTER / "prompter.json"):
             Prompter.load(old_model.folder / PROMPTER).save(out)
         return
-    split = split_of(interactions, tasks)
+    split = load_split(layout, interactions)
     tokenizer = None
     if recipe.model is not None:
         from foundation.checkpoint import load_tokenizer
@@ -218,7 +228,7 @@ def _foundation(
         split,
         config=recipe.fit,
         out=scratch,
-        validate=lambda: _watch(foundation, book, split.valid),
+        validate=lambda: watch(foundation, book, split.valid),
     )
     _finish_model(foundation, result, book, split, out, scratch)
 
@@ -252,12 +262,12 @@ def _rung(layout: RunLayout, recipe: Recipe, out: Path, scratch: Path) -> None:
         config=recipe.rung.fit,
         teacher_config=recipe.rung.teacher,
         out=scratch,
-        validate=lambda: _watch(student, book, split.valid),
+        validate=lambda: watch(student, book, split.valid),
     )
     _finish_model(student, result, book, split, out, scratch)
 
 
-def _watch(foundation: Foundation, book: PromptBook, valid: Targets) -> dict[str, float]:
+def watch(foundation: Foundation, book: PromptBook, valid: Targets) -> dict[str, float]:
     """NDCG@10 and AUC on some validation requests, for the training curves."""
     some = sample_targets(valid, NUM_WATCHED_REQUESTS)
     asked = Asked(book, some)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from decant.gate_tables import METRIC_NAMES, gate_table
 from decant.layout import EVALUATION, FOUNDATION, RUNG, RunLayout
 from decant.plots import HistoryPoint, ReliabilityLine, SizePoint
 from decant.predicting import brief
@@ -14,8 +15,6 @@ from decant.recipes import Recipe
 from decant.recommender import Prediction, Recommender
 from decant.report import (
     ExamplePrediction,
-    GateLine,
-    GateTable,
     RankedItem,
     Report,
     TableRow,
@@ -28,13 +27,6 @@ from promptify.prompter import item_texts
 
 logger = logging.getLogger(__name__)
 
-METRIC_NAMES = {
-    "ndcg@10": "NDCG@10",
-    "auc": "AUC",
-    "hr@10": "HR@10",
-    "ece": "calibration error",
-    "latency_ms": "ms / request",
-}
 # What a number of the plot by history is counted over.
 COUNTED = {"ndcg@10": "ranking targets", "auc": "scored events"}
 CURVES = {
@@ -89,7 +81,11 @@ def write_run_report(layout: RunLayout, recipe: Recipe, record: RunRecord) -> st
         ],
         by_size=_by_size(metrics["systems"]),
         reliability=_reliability(metrics["systems"]),
-        gates=[_gate_table(GateVerdict.load(evaluation / "verdict.json"))],
+        gates=[
+            gate_table(
+                GateVerdict.load(evaluation / "verdict.json"), student=RUNG, teacher=FOUNDATION
+            )
+        ],
         predictions=examples(recommender),
         notes=_notes(metrics["systems"]),
         run=record,
@@ -187,26 +183,6 @@ def _reliability(systems: list[dict[str, Any]]) -> list[ReliabilityLine]:
         if system["model"] in (FOUNDATION, RUNG)
         for curve in system["reliability"]
     ]
-
-
-def _gate_table(verdict: GateVerdict) -> GateTable:
-    return GateTable(
-        student=RUNG,
-        teacher=FOUNDATION,
-        verdict=verdict.status,
-        lines=[
-            GateLine(
-                metric=METRIC_NAMES.get(line.metric, line.metric),
-                loss=line.loss,
-                bound=line.bound,
-                tolerance=line.tolerance,
-                relative=line.kind == "relative",
-                status=line.status,
-            )
-            for line in verdict.metrics
-            if line.loss is not None
-        ],
-    )
 
 
 def examples(recommender: Recommender, *, k: int = 5) -> list[ExamplePrediction]:
