@@ -139,7 +139,8 @@ def _readers(foundation: Foundation) -> dict[str, list[Tensor]]:
 def _column_norms(*weights: Tensor) -> Tensor:
     """Norm of each column over all of the weights, float32, on the CPU."""
     stacked = torch.cat([weight.detach().float() for weight in weights])
-    return torch.linalg.vector_norm(stacked, dim=0).cpu()
+    norms: Tensor = torch.linalg.vector_norm(stacked, dim=0)
+    return norms.cpu()
 
 
 class _Watch:

@@ -134,6 +134,7 @@ def chunked_divergence(
     rows = max(1, max_logits // max(1, len(classes)))
     total = at.new_zeros((), dtype=torch.float32)
     taught: tuple[tuple[Tensor, ...], ...]
+    shared: tuple[Tensor, ...]
     if isinstance(teacher, Classes):
         # A head's weights want a gradient, though nothing was read with one.
         taught = tuple((part,) for part in teacher.at_NV.detach().split(rows))
