@@ -44,7 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.command == "run":
         _run(command.source, command[command.source])
         return
-    jobs = {"demo": _demo, "ladder": _ladder, "predict": _predict, "index": _index}
+    jobs = {
+        "demo": _demo,
+        "ladder": _ladder,
+        "export": _export,
+        "predict": _predict,
+        "index": _index,
+    }
     jobs[chosen.command](command)
 
 
@@ -65,6 +71,9 @@ def build_parser() -> ArgumentParser:
     _add_sources(run)
     commands.add_subcommand(
         "ladder", _ladder_parser(), help="ever smaller models below a run's, each gated"
+    )
+    commands.add_subcommand(
+        "export", _export_parser(), help="a model as a stock checkpoint that ids alone can ask"
     )
     commands.add_subcommand("predict", _predict_parser(), help="what people do next, from a run")
     commands.add_subcommand("index", _index_parser(), help="embed a run's catalogue again")
@@ -214,6 +223,24 @@ def _ladder_parser() -> ArgumentParser:
     return parser
 
 
+def _export_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Write a model of a run for those who have transformers and nothing of ours: "
+        "slots are rows of the vocabulary, and ids alone give the scores. export.json says how."
+    )
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("--model", type=str, help="foundation or a rung; what serves by default")
+    parser.add_argument(
+        "--kind",
+        choices=["causal", "classifier"],
+        default="causal",
+        help="a causal LM, or a sequence classifier whose classes are the actions",
+    )
+    parser.add_argument("--task", type=str, help="the surface; the first of the model by default")
+    return parser
+
+
 def _predict_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Titles with probabilities: for somebody of the log (--user), for somebody "
@@ -355,6 +382,23 @@ def _ladder(options: Namespace) -> None:
     )
     print(done.table)
     print(f"\n{done.folder / 'ladder.html'}")
+
+
+def _export(options: Namespace) -> None:
+    from decant.layout import RunLayout
+    from decant.run_data import load_model
+    from distill.exports import export_causal, export_classifier
+    from promptify.validation import BadInput
+
+    _hush_bars()
+    layout = RunLayout(options.run)
+    foundation = load_model(layout.model(options.model or layout.served()))
+    names = [task.name for task in foundation.prompter.tasks]
+    if options.task is not None and options.task not in names:
+        raise BadInput(f"--task {options.task} is unknown; the model has {', '.join(names)}.")
+    export = {"causal": export_causal, "classifier": export_classifier}[options.kind]
+    export(foundation, options.out, task=0 if options.task is None else names.index(options.task))
+    print(options.out)
 
 
 def _index(options: Namespace) -> None:

@@ -34,7 +34,7 @@ from decant.measure import Answers, Asked
 from decant.pipeline import fit_on_validation, index_again, watch
 from decant.processes import training_device
 from decant.recipes import recipe_of
-from decant.run_data import load_book, load_model, reading
+from decant.run_data import load_book, load_model, reading, rung_record
 from decant.run_record import RunRecord
 from decant.stages import Stages
 from distill.anatomy import shape_of
@@ -134,14 +134,6 @@ def descend(
     records = [rung_record(layout, name) for name in made]
     table = write_ladder_report(layout, records, config, ended=ended, run=record.finish())
     return Descended(folder=folder, table=table, ended=ended)
-
-
-def rung_record(layout: RunLayout, name: str) -> dict[str, Any]:
-    """What is known of a rung of the ladder."""
-    path = layout.folder / name / RUNG_RECORD
-    with reading(path):
-        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return found
 
 
 def _rungs(

@@ -94,8 +94,14 @@ class Finished:
     table: str
 
 
-def run(job: Job, *, dry_run: bool = False) -> Finished:
+def run(job: Job, *, dry_run: bool = False, until: str | None = None) -> Finished:
     """Run a job, or what is left of it.
+
+    Args:
+        job: what is run.
+        dry_run: say which stages would run; run none.
+        until: the foundation's stage, to stop there: a ladder of its own goes on from it. The
+            whole job when left out.
 
     Raises:
         ValueError: the folder holds another run, or the data cannot be used.
@@ -139,6 +145,8 @@ def run(job: Job, *, dry_run: bool = False) -> Finished:
             code=("promptify", "foundation"),
             together=True,
         )
+        if until == FOUNDATION:
+            return Finished(stages=stages.plan(), table="")
         stages.run(
             RUNG,
             lambda out, scratch: _rung(layout, recipe, out, scratch),

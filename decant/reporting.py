@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from decant.report import (
     format_table,
     write_report,
 )
+from decant.run_data import rung_record
 from decant.run_record import RunRecord
 from distill.gate import GateVerdict
 from promptify.prompter import item_texts
@@ -64,7 +66,9 @@ def write_run_report(layout: RunLayout, recipe: Recipe, record: RunRecord) -> st
     """
     evaluation = layout.folder / EVALUATION
     metrics = json.loads((evaluation / "metrics.json").read_text("utf-8"))
+    rungs = [rung_record(layout, name) for name in layout.models() if layout.is_of_ladder(name)]
     table = [_table_row(system) for system in metrics["systems"]]
+    table += [_rung_row(record) for record in rungs]
     recommender = Recommender.load(layout.folder)
     report = Report(
         title=f"Decant: {recipe.name}",
@@ -79,7 +83,7 @@ def write_run_report(layout: RunLayout, recipe: Recipe, record: RunRecord) -> st
             )
             for point in metrics["by_history"]
         ],
-        by_size=_by_size(metrics["systems"]),
+        by_size=_by_size([*metrics["systems"], *map(_as_system, rungs)]),
         reliability=_reliability(metrics["systems"]),
         gates=[
             gate_table(
@@ -108,6 +112,24 @@ def _table_row(system: dict[str, Any]) -> TableRow:
         ece_uncalibrated=values.get("ece_uncalibrated"),
         ms_per_request=system["ms_per_request"],
         note=NOTES.get(system["model"], ""),
+    )
+
+
+def _as_system(record: dict[str, Any]) -> dict[str, Any]:
+    """A rung of the ladder as the evaluation has its systems."""
+    return {
+        "model": record["name"],
+        "params": record["parameters"],
+        "metrics": record["test"],
+        "ms_per_request": record["latency_ms"]["rung"],
+    }
+
+
+def _rung_row(record: dict[str, Any]) -> TableRow:
+    accepted = "accepted" if record["accepted"] else record["status"]
+    return replace(
+        _table_row(_as_system(record)),
+        note=f"a rung of the ladder, {record['ratio']:.1%} of the foundation's body: {accepted}",
     )
 
 

@@ -4,12 +4,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from safetensors import SafetensorError
 
-from decant.layout import DATA, PROMPTER, RunLayout
+from decant.layout import DATA, PROMPTER, RUNG_RECORD, RunLayout
 from foundation import Foundation
 from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
@@ -35,6 +36,18 @@ def load_model(path: Path) -> Foundation:
     """
     with reading(path):
         return Foundation.from_pretrained(path)
+
+
+def rung_record(layout: RunLayout, name: str) -> dict[str, Any]:
+    """What is known of a rung that `decant ladder` made: shape, attempts, verdict, test metrics.
+
+    Raises:
+        BadInput: the file is damaged.
+    """
+    path = layout.folder / name / RUNG_RECORD
+    with reading(path):
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return found
 
 
 @contextmanager

@@ -57,6 +57,7 @@ class LadderConfig:
         to: share of the top's body parameters at which the ladder ends; embeddings are not counted.
         max_loss: share of AUC and NDCG@10 that a rung may lose against the one above.
         max_loss_vs_top: the same against the top.
+        max_miscalibration: by which the calibration error may rise against either.
         max_slowdown: share by which a rung's latency may come out higher: what timing the same
             model twice does not tell apart.
         max_step: share of the body parameters that a rung may give up at once.
@@ -74,6 +75,7 @@ class LadderConfig:
     to: float = 0.1
     max_loss: float = 0.01
     max_loss_vs_top: float = 0.03
+    max_miscalibration: float = 0.005
     max_slowdown: float = 0.02
     max_step: float = 1 / 3
     num_halvings: int = 3
@@ -91,7 +93,13 @@ class LadderConfig:
                 raise ValueError(
                     f"LadderConfig.{name}={getattr(self, name)} must lie between 0 and 1."
                 )
-        for name in ("max_loss", "max_loss_vs_top", "max_slowdown", "num_halvings"):
+        for name in (
+            "max_loss",
+            "max_loss_vs_top",
+            "max_miscalibration",
+            "max_slowdown",
+            "num_halvings",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"LadderConfig.{name}={getattr(self, name)} must not be negative.")
         if self.minutes_per_rung is not None and self.minutes_per_rung <= 0:
@@ -376,7 +384,11 @@ class Ladder:
                     name: verdict(
                         measured[name],
                         measured["rung"],
-                        GateConfig.with_max_loss(max_loss, max_slowdown=self.config.max_slowdown),
+                        GateConfig.with_max_loss(
+                            max_loss,
+                            max_miscalibration=self.config.max_miscalibration,
+                            max_slowdown=self.config.max_slowdown,
+                        ),
                     )
                     for name, max_loss in (
                         ("above", self.config.max_loss),
