@@ -114,7 +114,8 @@ def _auc_pair(
     assert _AUC == 0.75
 
     def said() -> NDArray[np.float64]:
-        return rng.normal(size=len(user)) + distance * label
+        scores: NDArray[np.float64] = rng.normal(size=len(user)) + distance * label
+        return scores
 
     reference = said()
     candidate = np.where(rng.random(len(user)) < _AGREEMENT, reference, said())
@@ -152,7 +153,7 @@ def measure(designs: Sequence[Design], *, draws: int, measured: Measured, seed: 
                 tolerances=(Tolerance(metric=design.metric, max_loss=TOLERANCE, kind="relative"),)
             )
             rng = np.random.default_rng([seed, number, int(loss > 0)])
-            found = Counter(
+            found: Counter[str] = Counter(
                 verdict(*drawn(design, loss, rng), config).status
                 for _ in tqdm(range(draws), desc=f"{design.metric}, {design.name}, {loss:.0%}")
             )
@@ -181,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write the rows as CSV; a second call goes on")
     parser.add_argument("--smoke", action="store_true", help="a few draws of the smallest case")
     options = parser.parse_args(arguments)
-    designs = SMOKE_DESIGNS if options.smoke else DESIGNS
+    designs: tuple[Design, ...] = SMOKE_DESIGNS if options.smoke else DESIGNS
     designs = tuple(design for design in designs if design.metric in options.metrics)
     draws = 20 if options.smoke else options.draws
     try:

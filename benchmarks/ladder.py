@@ -252,11 +252,11 @@ def measure(
         return
     # One number per target: its mean over the seeds, whose data is the same.
     mean = {arm: np.mean(values, axis=0) for arm, values in last.items()}
-    for arm, values in mean.items():
-        cells = {"task": bed.name, "split": "test", "model": arm, "n": len(user)}
+    for name, values in mean.items():
+        cells = {"task": bed.name, "split": "test", "model": name, "n": len(user)}
         out.add(seed="mean", interval=bootstrap_interval(values, user), metric="ndcg@10", **cells)
         for against, metric in (("foundation", "loss_vs_top"), ("gradual", "loss_vs_gradual")):
-            if arm != against and against in mean:
+            if name != against and against in mean:
                 lost = paired_bootstrap(mean[against], values, user)
                 _add(out, lost, seed="mean", metric=metric, **cells)
 

@@ -120,7 +120,7 @@ def measure(sizes: Sizes, measured: Measured, *, work: Path) -> None:
             began = time.perf_counter()
             for batch in batches:
                 total = torch.stack(list(objective(**batch).values())).sum()
-                total.backward()  # type: ignore[no-untyped-call]
+                total.backward()
                 optimizer.step()
                 optimizer.zero_grad()
             if turn:
