@@ -44,7 +44,7 @@ from decant.run_data import load_book, load_model, rung_record
 from distill.anatomy import Shape, stock_config
 from distill.distillation import distil
 from distill.importance import measure_importance
-from distill.ladder import Hands, Ladder, LadderConfig
+from distill.ladder import Hands, Ladder, LadderConfig, tiers
 from distill.pruning import prune
 from foundation import FitConfig, Foundation
 from foundation.evaluation import ndcg
@@ -172,7 +172,7 @@ class Descent:
         for model in (student, above):
             model.to("cpu")
         for task in range(len(self.book.prompter.tasks)):
-            fit_on_validation(student, self.book, self.split.valid, task=task)
+            fit_on_validation(student, self.book, tiers(self.split.valid)[0], task=task)
         student.save_pretrained(folder / "model")
         took = {"seconds": round(time.monotonic() - began, 1)}
         write_whole(folder / "took.json", json.dumps(took) + "\n")
@@ -318,7 +318,13 @@ def _ndcg(answers: Answers) -> NDArray[np.float64]:
 
 
 def bed_of(
-    name: str, *, data: Path | None, smoke: bool, minutes: float | None, to: float | None
+    name: str,
+    *,
+    data: Path | None,
+    smoke: bool,
+    minutes: float | None,
+    to: float | None,
+    held_out: int = 10,
 ) -> Bed:
     """A bed by name.
 
@@ -328,6 +334,7 @@ def bed_of(
         smoke: a top of seconds and a ladder of two rungs.
         minutes: of distillation a rung.
         to: share of the body at which the ladder ends.
+        held_out: slates of each person of MovieLens; the gate's second look is at all but one.
 
     Raises:
         ValueError: MovieLens is not where it should be.
@@ -339,7 +346,7 @@ def bed_of(
         from promptify.sources.movielens import ml_1m
 
         zipped = data or Path("../shared/data/ml-1m.zip")
-        recipe = replace(recipes.ml1m(), size="medium", held_out_slates=10)
+        recipe = replace(recipes.ml1m(), size="medium", held_out_slates=held_out)
         return Bed(name=name, recipe=recipe, load=lambda: ml_1m(zipped), source={}, changes=changes)
     recipe = replace(recipes.demo(), name=name, size="medium")
     if name == "job_market_text":
@@ -391,6 +398,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="of distillation a rung; 3 by default")
     parser.add_argument("--to", type=float, help="share of the body to end at; 0.1 by default")
     parser.add_argument("--data", type=Path, help="the zip of MovieLens-1M")
+    parser.add_argument(
+        "--held-out", type=int, default=10, help="of ml1m: slates of each person; 10 by default"
+    )
     parser.add_argument("--out", type=Path, help="write the rows as CSV; a second call goes on")
     parser.add_argument("--work", type=Path, default=Path("runs/ladder"), help="keeps models")
     parser.add_argument("--smoke", action="store_true", help="seconds of everything, one seed")
@@ -402,6 +412,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             smoke=options.smoke,
             minutes=options.minutes,
             to=options.to,
+            held_out=options.held_out,
         )
         seeds = options.seed[:1] if options.smoke else options.seed
         settings = {"recipe": bed.recipe.to_dict(), "ladder": dict(bed.changes)}

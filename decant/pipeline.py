@@ -38,6 +38,7 @@ from decant.stages import PlannedStage, Stages
 from distill.anatomy import shape_of
 from distill.distillation import distil
 from distill.importance import measure_importance
+from distill.ladder import tiers
 from distill.pruning import prune
 from foundation import Foundation
 from foundation.calibration import fit_calibration
@@ -301,7 +302,8 @@ def _finish_model(
         return
     foundation.to("cpu")
     for task in range(len(book.prompter.tasks)):
-        fit_on_validation(foundation, book, split.valid, task=task)
+        # A few numbers a task: each person's newest target is enough to fit them on.
+        fit_on_validation(foundation, book, tiers(split.valid)[0], task=task)
     foundation.save_pretrained(out / "model")
     write_whole(out / "history.json", json.dumps(asdict(result)) + "\n")
     if (scratch / "tensorboard").exists():
