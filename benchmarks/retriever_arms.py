@@ -20,8 +20,8 @@ from decant.pipeline import RANK_WEIGHTS
 from decant.retriever import MiningConfig, ask_ranker, fit_with_mining
 from decant.run_data import sample_targets
 from decant.run_record import json_hash
-from distill.distillation import TeacherConfig
 from distill.ranker import RankedCandidates, distil_ranker
+from distill.teaching import TeacherConfig
 from foundation import Foundation
 from foundation.batches import take_rows
 from foundation.calibration import fit_calibration

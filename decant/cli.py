@@ -2,6 +2,7 @@
 
 decant demo
 decant run ml1m --data ml-1m.zip --out runs/films
+decant ladder runs/films --to 0.05 --max-loss 0.01
 decant predict runs/films --user 42 -k 10
 decant search runs/demo "who knows cancer treatment in London"
 decant index runs/films
@@ -44,8 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.command == "run":
         _run(command.source, command[command.source])
         return
-    commands = {"demo": _demo, "predict": _predict, "search": _search, "index": _index}
-    commands[chosen.command](command)
+    jobs = {
+        "demo": _demo,
+        "ladder": _ladder,
+        "export": _export,
+        "predict": _predict,
+        "search": _search,
+        "index": _index,
+    }
+    jobs[chosen.command](command)
 
 
 def build_parser() -> ArgumentParser:
@@ -63,6 +71,12 @@ def build_parser() -> ArgumentParser:
     run = ArgumentParser(description=_RUN)
     commands.add_subcommand("run", run, help="the whole job on your data or MovieLens")
     _add_sources(run)
+    commands.add_subcommand(
+        "ladder", _ladder_parser(), help="ever smaller models below a run's, each gated"
+    )
+    commands.add_subcommand(
+        "export", _export_parser(), help="a model as a stock checkpoint that ids alone can ask"
+    )
     commands.add_subcommand("predict", _predict_parser(), help="what people do next, from a run")
     commands.add_subcommand("search", _search_parser(), help="find people by words, from a run")
     commands.add_subcommand("index", _index_parser(), help="embed a catalogue and index it")
@@ -151,6 +165,13 @@ def _add_run_options(parser: ArgumentParser, *, out: str | None, forms: bool = F
         metavar="RUN",
         help="train the model of an older run on this data instead of a new one",
     )
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        metavar="SLATES",
+        help="a person's last ones: one to test, the others to validate; 2 by default, 10 gives "
+        "a ladder nine times the targets to decide on",
+    )
     _add_on_bad_rows(parser, "the run")
 
 
@@ -161,6 +182,70 @@ def _add_on_bad_rows(parser: ArgumentParser, beside: str) -> None:
         default="fail",
         help=f"what to do with a row that does not fit; quarantine writes it beside {beside}",
     )
+
+
+def _ladder_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Go down from a run's foundation, a little at a time: prune, repair, distil, "
+        "and ask the gate whether too much was lost; a step that fails is halved. Killed at any "
+        "moment, the same command goes on where it stopped. An undecided rung can be let through "
+        "by a waiver in RUN/waivers.json: a list of objects with rung, against (above or top), "
+        "metric, loss, reason, bought."
+    )
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument(
+        "--to",
+        type=float,
+        default=0.1,
+        help="share of the foundation's body parameters to end at; embeddings are not counted",
+    )
+    parser.add_argument(
+        "--max-loss",
+        type=float,
+        default=0.01,
+        help="share of AUC and NDCG@10 that a rung may lose against the one above; three times "
+        "that against the foundation",
+    )
+    parser.add_argument(
+        "--max-step", type=float, default=1 / 3, help="share of the body that may go at once"
+    )
+    parser.add_argument(
+        "--minutes-per-rung", type=float, default=3.0, help="of distillation, on this machine"
+    )
+    parser.add_argument("--epochs-per-rung", type=float, help="of distillation, instead of minutes")
+    parser.add_argument(
+        "--taught-by",
+        choices=["above", "top", "both"],
+        default="above",
+        help="who teaches a rung",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="a run folder of its own for the ladder, which leaves the run as it is",
+    )
+    parser.add_argument(
+        "--timed-requests", type=int, default=300, help="that latency is measured on"
+    )
+    return parser
+
+
+def _export_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Write a model of a run for those who have transformers and nothing of ours: "
+        "slots are rows of the vocabulary, and ids alone give the scores. export.json says how."
+    )
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("--model", type=str, help="foundation or a rung; what serves by default")
+    parser.add_argument(
+        "--kind",
+        choices=["causal", "classifier"],
+        default="causal",
+        help="a causal LM, or a sequence classifier whose classes are the actions",
+    )
+    parser.add_argument("--task", type=str, help="the surface; the first of the model by default")
+    return parser
 
 
 def _predict_parser() -> ArgumentParser:
@@ -281,6 +366,7 @@ def _run(source: str, options: Namespace) -> None:
     )
     recipe = recipe.with_seed(options.seed).with_model(size=options.size, model=options.model)
     recipe = recipe.with_epochs(options.epochs).with_text_encoder(options.text_encoder)
+    recipe = recipe.with_held_out(options.held_out)
     files = {
         name: Path(options[name])
         for name in ("data", "users", "items", "events", "task")
@@ -347,6 +433,47 @@ def _predict(options: Namespace) -> None:
     _hush_bars()
     for line in predict(options):
         print(line)
+
+
+def _ladder(options: Namespace) -> None:
+    from dataclasses import replace
+
+    from decant.ladder import descend, ladder_config
+
+    _hush_bars()
+    config = ladder_config(
+        options.run,
+        to=options.to,
+        max_loss=options.max_loss,
+        max_loss_vs_top=3 * options.max_loss,
+        max_step=options.max_step,
+        minutes_per_rung=None if options.epochs_per_rung else options.minutes_per_rung,
+        taught_by=options.taught_by,
+    )
+    if options.epochs_per_rung:
+        config = replace(config, fit=replace(config.fit, epochs=options.epochs_per_rung))
+    done = descend(
+        options.run, config=config, out=options.out, timed_requests=options.timed_requests
+    )
+    print(done.table)
+    print(f"\n{done.folder / 'ladder.html'}")
+
+
+def _export(options: Namespace) -> None:
+    from decant.layout import RunLayout
+    from decant.run_data import load_model
+    from distill.exports import export_causal, export_classifier
+    from promptify.validation import BadInput
+
+    _hush_bars()
+    layout = RunLayout(options.run)
+    foundation = load_model(layout.model(options.model or layout.served()))
+    names = [task.name for task in foundation.prompter.tasks]
+    if options.task is not None and options.task not in names:
+        raise BadInput(f"--task {options.task} is unknown; the model has {', '.join(names)}.")
+    export = {"causal": export_causal, "classifier": export_classifier}[options.kind]
+    export(foundation, options.out, task=0 if options.task is None else names.index(options.task))
+    print(options.out)
 
 
 def _search(options: Namespace) -> None:

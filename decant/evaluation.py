@@ -10,13 +10,13 @@ import json
 import logging
 import time
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from decant.atomic import write_whole
+from decant.judging import gate_measurements, milliseconds
 from decant.layout import DATA, FOUNDATION, RUNG, RunLayout
 from decant.measure import (
     Answers,
@@ -29,11 +29,10 @@ from decant.measure import (
 from decant.recipes import Recipe
 from decant.recommender import Recommender
 from decant.results import ResultRow, write_csv
-from decant.run_data import load_tasks, reading, sample_targets, split_of
+from decant.run_data import load_split, reading, sample_targets
 from decant.run_record import RunRecord, peak_rss_bytes, utc_now
 from decant.saved_oracle import SavedOracle
 from distill.gate import GateConfig, GateVerdict, verdict
-from foundation.calibration import calibrate_others
 from foundation.predictions import predict_targets
 from promptify.splits import Split, Targets
 
@@ -79,9 +78,9 @@ def evaluate(layout: RunLayout, recipe: Recipe, record: RunRecord, out: Path) ->
         for name in (FOUNDATION, RUNG)
     }
     book = recommenders[RUNG].book
-    split = split_of(book.interactions, load_tasks(layout))
+    split = load_split(layout, book.interactions)
     asked = Asked(book, split.test)
-    timed = _milliseconds(recommenders, split.test, recipe.timed_requests)
+    timed = milliseconds(recommenders, split.test, recipe.timed_requests)
 
     systems = []
     for name, recommender in recommenders.items():
@@ -155,46 +154,14 @@ def _system(recommender: Recommender, asked: Asked, served: Evaluated, recipe: R
 def _judge(
     recommenders: dict[str, Recommender], split: Split, timed: dict[str, float]
 ) -> GateVerdict:
-    """The gate on the rung against the model above it, on validation targets.
-
-    Probabilities are judged as served, that is calibrated. Both calibrations were fitted on these
-    targets, so each event is given one fitted by the same method on other people's.
-    """
-    book = recommenders[RUNG].book
-    valid = Asked(book, split.valid)
-    measured = {}
-    for name, recommender in recommenders.items():
-        foundation = recommender.foundation
-        predictions = predict_targets(foundation, book, split.valid)
-        calibrate = partial(
-            calibrate_others,
-            label_N=predictions.action_label,
-            group_N=predictions.action_user,
-            method=foundation.calibration(valid.task).method,
+    """The gate on the rung against the model above it, on validation targets."""
+    measured = {
+        name: gate_measurements(
+            recommender.foundation, recommender.book, split.valid, latency_ms=timed[name]
         )
-        answers = valid.of(predictions, calibrate)
-        measured[name] = answers.for_gate(latency_ms=timed[name])
+        for name, recommender in recommenders.items()
+    }
     return verdict(measured[FOUNDATION], measured[RUNG], GateConfig.with_max_loss(0.01))
-
-
-def _milliseconds(
-    recommenders: dict[str, Recommender], targets: Targets, count: int
-) -> dict[str, float]:
-    """Median time of a whole request (retrieve and rank), the models asked in turn.
-
-    Requests are users of the test split, with the history before their target.
-    """
-    some = sample_targets(targets, count)
-    taken: dict[str, list[float]] = {name: [] for name in recommenders}
-    warm_up = 5
-    for number in range(-warm_up, len(some)):
-        one = some[np.array([max(number, 0)])]
-        for name, recommender in recommenders.items():
-            began = time.perf_counter()
-            recommender.predict_target(one, k=10)
-            if number >= 0:
-                taken[name].append((time.perf_counter() - began) * 1000)
-    return {name: float(np.median(times)) for name, times in taken.items()}
 
 
 def _by_history(recommenders: dict[str, Recommender], targets: Targets) -> list[dict[str, object]]:
@@ -245,10 +212,13 @@ def _result_rows(
     rows = []
     for system in systems:
         # A positive-only row stands beside the one for the last event, whatever its label.
-        protocols = [("leave-one-out", system.answers)]
+        protocol = "leave-one-out"
+        if recipe.held_out_slates != 2:
+            protocol = f"leave-last-{recipe.held_out_slates}"
+        protocols = [(protocol, system.answers)]
         if not system.answers.is_positive_target.all():
             positive = system.answers.positive_targets()
-            protocols.append(("leave-one-out, positive targets", positive))
+            protocols.append((f"{protocol}, positive targets", positive))
         for split, answers in protocols:
             for metric, (interval, n) in answers.metrics().items():
                 has_interval = interval.low < interval.high

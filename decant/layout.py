@@ -4,13 +4,16 @@ data/interactions/        the validated log
 data/source.json          tasks, and what was set aside
 prompter/                 words and tokenizer, fitted on the training events
 foundation/model/         the top model; rung-1/model/, … the smaller ones
-rung-1/verdict.json       the gate's verdict against the model above
+rung-2/rung.json          of a rung of the ladder: what was tried, what came out, what it rests on
+rung-2/verdict-above.json the gate's verdict against the rung above; verdict-top.json: the top
+waivers.json              signed exceptions to undecided verdicts, written by hand
 evaluation/               predictions, metrics and tables
 index/items/              the served model's index of the log's items
 catalogue/                items added, told anew or withdrawn since, with their index
-report.html, results.csv, run.json
+report.html, ladder.html, results.csv, run.json
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +28,7 @@ DATA, PROMPTER, FOUNDATION, RUNG, EVALUATION, INDEX, CATALOGUE = (
     "index",
     "catalogue",
 )
+RUNG_RECORD = "rung.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +78,21 @@ class RunLayout:
 
     def models(self) -> list[str]:
         """Names of the finished models, the largest first."""
-        names = [FOUNDATION, *sorted(p.name for p in self.folder.glob("rung-*"))]
+        rungs = [p.name for p in self.folder.glob("rung-*") if _number(p.name) is not None]
+        names = [FOUNDATION, *sorted(rungs, key=lambda name: _number(name) or 0)]
         return [name for name in names if (self.folder / name / "model").is_dir()]
 
+    def is_of_ladder(self, name: str) -> bool:
+        """Whether a model is a rung that `decant ladder` made."""
+        return (self.folder / name / RUNG_RECORD).is_file()
+
+    def is_accepted(self, name: str) -> bool:
+        """Whether a model may serve: a rung of the ladder only if the gate let it through."""
+        path = self.folder / name / RUNG_RECORD
+        return not path.is_file() or bool(json.loads(path.read_text("utf-8"))["accepted"])
+
     def served(self) -> str:
-        """The model that serves: the lowest rung.
+        """The model that serves: the lowest rung that the gate let through.
 
         Raises:
             BadInput: the folder is missing, is no run, or no model is finished.
@@ -92,4 +106,9 @@ class RunLayout:
                 f"{self.folder} holds no finished model yet. "
                 f"Give the same `decant run` command again."
             )
-        return self.models()[-1]
+        return [name for name in self.models() if self.is_accepted(name)][-1]
+
+
+def _number(name: str) -> int | None:
+    digits = name.removeprefix("rung-")
+    return int(digits) if digits.isdigit() else None

@@ -25,13 +25,24 @@ from decant.recipes import Recipe
 from decant.recommender import Recommender, build_index
 from decant.reporting import write_run_report
 from decant.retriever import fit_with_mining
-from decant.run_data import load_book, load_model, load_tasks, reading, sample_targets, split_of
+from decant.run_data import (
+    load_book,
+    load_model,
+    load_split,
+    load_tasks,
+    reading,
+    sample_targets,
+    split_of,
+)
 from decant.run_record import RunRecord
 from decant.saved_oracle import SavedOracle
 from decant.served import Served
 from decant.stages import PlannedStage, Stages
+from distill.anatomy import shape_of
 from distill.distillation import distil
-from distill.pruning import measure_importance, prune
+from distill.importance import measure_importance
+from distill.ladder import tiers
+from distill.pruning import prune
 from foundation import Foundation
 from foundation.calibration import fit_calibration
 from foundation.checkpoint import weights_hash
@@ -87,8 +98,14 @@ class Finished:
     table: str
 
 
-def run(job: Job, *, dry_run: bool = False) -> Finished:
+def run(job: Job, *, dry_run: bool = False, until: str | None = None) -> Finished:
     """Run a job, or what is left of it.
+
+    Args:
+        job: what is run.
+        dry_run: say which stages would run; run none.
+        until: the foundation's stage, to stop there: a ladder of its own goes on from it. The
+            whole job when left out.
 
     Raises:
         ValueError: the folder holds another run, or the data cannot be used.
@@ -106,7 +123,7 @@ def run(job: Job, *, dry_run: bool = False) -> Finished:
         stages.run(
             DATA,
             lambda out, _: _data(job, out),
-            inputs=dict(job.source),
+            inputs={**job.source, "held_out_slates": recipe.held_out_slates},
             code=("promptify",),
         )
         stages.run(
@@ -133,6 +150,8 @@ def run(job: Job, *, dry_run: bool = False) -> Finished:
             code=("promptify", "foundation"),
             together=True,
         )
+        if until == FOUNDATION:
+            return Finished(stages=stages.plan(), table="")
         stages.run(
             RUNG,
             lambda out, scratch: _rung(layout, recipe, out, scratch),
@@ -163,13 +182,15 @@ def _encoder_input(recipe: Recipe) -> dict[str, str]:
 def _data(job: Job, out: Path) -> None:
     data = job.load()
     # A log too short to hold anything out is refused before anything is kept of it.
-    split = split_of(data.interactions, data.tasks)
+    held_out = job.recipe.held_out_slates
+    split = split_of(data.interactions, data.tasks, held_out_slates=held_out)
     if data.oracle is not None:
         SavedOracle.of(data.oracle, split.test).save(out)
     data.interactions.save(out / "interactions")
     source = {
         "tasks": [task.to_dict() for task in data.tasks],
         "set_aside": dict(data.set_aside),
+        "held_out_slates": held_out,
     }
     write_whole(out / "source.json", json.dumps(source, indent=2, ensure_ascii=False) + "\n")
 
@@ -183,7 +204,7 @@ def _prompter(layout: RunLayout, recipe: Recipe, old_model: RunLayout | None, ou
         with reading(old_model.folder / PROMPTER / "prompter.json"):
             Prompter.load(old_model.folder / PROMPTER).save(out)
         return
-    split = split_of(interactions, tasks)
+    split = load_split(layout, interactions)
     tokenizer = None
     if recipe.model is not None:
         from foundation.checkpoint import load_tokenizer
@@ -218,7 +239,7 @@ def _foundation(
     options: dict[str, Any] = {
         "config": recipe.fit,
         "out": scratch,
-        "validate": lambda: _watch(foundation, book, split.valid),
+        "validate": lambda: watch(foundation, book, split.valid),
     }
     if recipe.mining is None:
         result = foundation.fit(book, split, **options)
@@ -235,12 +256,13 @@ def _rung(layout: RunLayout, recipe: Recipe, out: Path, scratch: Path) -> None:
     count = min(recipe.rung.calibration_rows, len(windows))
     chosen = np.sort(rng.choice(len(windows), size=count, replace=False))
     rows = book.assemble(windows[chosen], seed=recipe.seed, epoch=0)
-    student = prune(
-        teacher,
-        measure_importance(teacher, rows),
-        num_layers=recipe.rung.num_layers,
-        intermediate_size=recipe.rung.intermediate_size,
+    there = shape_of(teacher.decoder)
+    shape = replace(
+        there,
+        layers=recipe.rung.num_layers or there.layers,
+        neurons=recipe.rung.intermediate_size or there.neurons,
     )
+    student = prune(teacher, measure_importance(teacher, rows), shape, rows=rows)
     logger.info(
         "rung-1: %s of %s body parameters",
         f"{student.num_parameters():,}",
@@ -255,12 +277,12 @@ def _rung(layout: RunLayout, recipe: Recipe, out: Path, scratch: Path) -> None:
         config=recipe.rung.fit,
         teacher_config=recipe.rung.teacher,
         out=scratch,
-        validate=lambda: _watch(student, book, split.valid),
+        validate=lambda: watch(student, book, split.valid),
     )
     _finish_model(student, result, book, split, out, scratch)
 
 
-def _watch(foundation: Foundation, book: PromptBook, valid: Targets) -> dict[str, float]:
+def watch(foundation: Foundation, book: PromptBook, valid: Targets) -> dict[str, float]:
     """NDCG@10 and AUC on some validation requests, for the training curves."""
     some = sample_targets(valid, NUM_WATCHED_REQUESTS)
     asked = Asked(book, some)
@@ -286,7 +308,8 @@ def _finish_model(
         return
     foundation.to("cpu")
     for task in range(len(book.prompter.tasks)):
-        fit_on_validation(foundation, book, split.valid, task=task)
+        # A few numbers a task: each person's newest target is enough to fit them on.
+        fit_on_validation(foundation, book, tiers(split.valid)[0], task=task)
     foundation.save_pretrained(out / "model")
     write_whole(out / "history.json", json.dumps(asdict(result)) + "\n")
     for curves in sorted(scratch.rglob("tensorboard")):

@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -90,7 +90,8 @@ class SizePoint:
 
     Attributes:
         model: its name.
-        params: number of parameters, or None for a line across (popularity, the oracle).
+        params: number of parameters, or what else stands for its size (milliseconds, its place on
+            a ladder); None for a line across (popularity, the oracle).
         metric: `NDCG@10`, `AUC`, ...; a panel each.
         value: the metric.
         low: lower end of the 95 % interval, or None.
@@ -98,7 +99,7 @@ class SizePoint:
     """
 
     model: str
-    params: int | None
+    params: float | None
     metric: str
     value: float
     low: float | None = None
@@ -187,8 +188,19 @@ def quality_by_history(points: Sequence[HistoryPoint], *, models: Sequence[str] 
     return _panels(metrics, draw)
 
 
-def quality_by_size(points: Sequence[SizePoint], *, models: Sequence[str] = ()) -> Figure:
-    """A panel per metric: quality against parameters (log scale), baselines as lines across."""
+def quality_by_size(
+    points: Sequence[SizePoint],
+    *,
+    models: Sequence[str] = (),
+    size: Literal["parameters", "ms / request", "rung"] = "parameters",
+) -> Figure:
+    """A panel per metric: quality against size, baselines as lines across.
+
+    Args:
+        points: one per model and metric.
+        models: models in the order that gives them their colours.
+        size: what size is; all but places on a ladder on a log scale.
+    """
     metrics = list(dict.fromkeys(point.metric for point in points))
 
     def draw(axes: Axes, metric: str) -> None:
@@ -212,13 +224,16 @@ def quality_by_size(points: Sequence[SizePoint], *, models: Sequence[str] = ()) 
                 fontsize=9,
             )
         sizes = [point.params for point in points if point.params is not None]
-        if sizes:
+        if sizes and size == "rung":
+            axes.set_xlim(min(sizes) - 0.5, max(sizes) + 0.5)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        elif sizes:
             axes.set_xscale("log")
             axes.set_xlim(min(sizes) / 2, max(sizes) * 2)
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_count(x)))
             axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("parameters")
+        axes.set_xlabel(size)
         axes.margins(y=0.18)
         _label_ends(axes, lines)
 

@@ -3,13 +3,15 @@
 A recipe says everything a run's numbers depend on, so that its JSON in the run folder repeats it.
 """
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from decant.retriever import MiningConfig
-from distill.distillation import TeacherConfig
-from foundation import FitConfig, FoundationConfig
+from distill.teaching import TeacherConfig
+from foundation import FitConfig, FoundationConfig, LoraOptions
 from foundation.sizes import SHAPES
 from promptify.prompter import PrompterConfig
 from promptify.validation import BadInput
@@ -50,6 +52,8 @@ class Recipe:
         fit: its training.
         mining: hard negatives mined on the way, for a sampled softmax; None for none.
         rung: the step down.
+        held_out_slates: of each person: the last is test, those before it validate and are what
+            the gate rests on. Two is leave-one-out; ten gives a ladder nine times the targets.
         measured_users: at most so many test requests are re-ranked for the `system` row; all when
             None.
         timed_requests: requests that latency is measured on.
@@ -65,6 +69,7 @@ class Recipe:
     fit: FitConfig = field(default_factory=FitConfig)
     mining: MiningConfig | None = None
     rung: RungConfig = field(default_factory=RungConfig)
+    held_out_slates: int = 2
     measured_users: int | None = None
     timed_requests: int = 300
     seed: int = 0
@@ -72,6 +77,32 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain JSON values."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Recipe":
+        """The recipe that `to_dict` gave.
+
+        Raises:
+            TypeError: a field is unknown.
+            ValueError: a field has a value that it cannot have.
+        """
+        rung = dict(content["rung"])
+        return cls(
+            **{
+                **content,
+                "prompter": PrompterConfig(**content["prompter"]),
+                "foundation": FoundationConfig(**content["foundation"]),
+                "fit": _fit(content["fit"]),
+                "mining": MiningConfig(**content["mining"]) if content.get("mining") else None,
+                "rung": RungConfig(
+                    **{
+                        **rung,
+                        "fit": _fit(rung["fit"]),
+                        "teacher": TeacherConfig(**rung["teacher"]),
+                    }
+                ),
+            }
+        )
 
     def with_seed(self, seed: int) -> "Recipe":
         """The same recipe with another seed everywhere."""
@@ -95,6 +126,20 @@ class Recipe:
         if size is not None and size not in SHAPES:
             raise BadInput(f"--size {size} is unknown; choose one of {', '.join(SHAPES)}.")
         return replace(self, size=size, model=model)
+
+    def with_held_out(self, slates: int | None) -> "Recipe":
+        """The same recipe with another number of slates held out; as it is when None.
+
+        Raises:
+            BadInput: fewer than two.
+        """
+        if slates is None:
+            return self
+        if slates < 2:
+            raise BadInput(
+                f"--held-out {slates} must be 2 or more: one slate to test, the rest to validate."
+            )
+        return replace(self, held_out_slates=slates)
 
     def with_text_encoder(self, folder: str | None) -> "Recipe":
         """The same recipe with a text encoder; as it is when None.
@@ -126,6 +171,26 @@ class Recipe:
             fit=replace(self.fit, epochs=epochs),
             rung=replace(self.rung, fit=replace(self.rung.fit, epochs=epochs)),
         )
+
+
+def _fit(content: Mapping[str, Any]) -> FitConfig:
+    lora = content.get("lora")
+    return FitConfig(**{**content, "lora": None if lora is None else LoraOptions(**lora)})
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe of a run folder.
+
+    Raises:
+        BadInput: its `recipe.json` is missing or was changed.
+    """
+    path = folder / "recipe.json"
+    try:
+        return Recipe.from_dict(json.loads(path.read_text("utf-8"))["recipe"])
+    except FileNotFoundError:
+        raise BadInput(f"{folder} is not a run folder; give the --out of a `decant run`.") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadInput(f"{path} is damaged ({error}); copy it again.") from error
 
 
 def demo() -> Recipe:

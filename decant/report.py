@@ -127,6 +127,8 @@ class Report:
         curves: `model/metric` to its points, (optimiser step, value).
         by_history: quality by history length.
         by_size: quality against size.
+        by_latency: quality against the time of a request, with milliseconds for sizes.
+        by_rung: quality against the place on a ladder, 0 at the top.
         reliability: probabilities against what happened.
         gates: verdicts, from the top down.
         predictions: examples.
@@ -141,6 +143,8 @@ class Report:
     curves: Mapping[str, Sequence[tuple[float, float]]] | None = None
     by_history: Sequence[HistoryPoint] = ()
     by_size: Sequence[SizePoint] = ()
+    by_latency: Sequence[SizePoint] = ()
+    by_rung: Sequence[SizePoint] = ()
     reliability: Sequence[ReliabilityLine] = ()
     gates: Sequence[GateTable] = ()
     predictions: Sequence[ExamplePrediction] = ()
@@ -181,10 +185,15 @@ def format_table(rows: Sequence[TableRow]) -> str:
     )
 
 
-def write_report(out: Path, report: Report) -> Path:
+def write_report(out: Path, report: Report, *, name: str = "report") -> Path:
     """Write `report.html`, and its plots as PNG under `plots/`, into an existing folder.
 
     The page needs nothing else: styles and plots are inside it, and it loads nothing.
+
+    Args:
+        out: the folder.
+        report: what is shown.
+        name: of the page; the plots of another than `report` have it in front of theirs.
 
     Returns:
         The page's path.
@@ -197,14 +206,23 @@ def write_report(out: Path, report: Report) -> Path:
         figures["quality-by-history"] = plots.quality_by_history(report.by_history, models=models)
     if report.by_size:
         figures["quality-by-size"] = plots.quality_by_size(report.by_size, models=models)
+    if report.by_latency:
+        figures["quality-by-latency"] = plots.quality_by_size(
+            report.by_latency, models=models, size="ms / request"
+        )
+    if report.by_rung:
+        figures["quality-by-rung"] = plots.quality_by_size(
+            report.by_rung, models=models, size="rung"
+        )
     if report.reliability:
         figures["reliability"] = plots.reliability(report.reliability, models=models)
     (out / "plots").mkdir(exist_ok=True)
     svgs = {}
-    for name, figure in figures.items():
-        write_whole(out / "plots" / f"{name}.png", plots.to_png(figure))
-        svgs[name] = plots.to_svg(figure, name=name, description=name.replace("-", " "))
-    path = out / "report.html"
+    before = "" if name == "report" else f"{name}-"
+    for plot, figure in figures.items():
+        write_whole(out / "plots" / f"{before}{plot}.png", plots.to_png(figure))
+        svgs[plot] = plots.to_svg(figure, name=plot, description=plot.replace("-", " "))
+    path = out / f"{name}.html"
     write_whole(path, _page(report, svgs))
     return path
 
@@ -223,6 +241,12 @@ def _page(report: Report, svgs: Mapping[str, str]) -> str:
     ]
     for name, heading, hint in (
         ("quality-by-size", "Quality against size", "Bars are 95 % intervals."),
+        (
+            "quality-by-latency",
+            "Quality against the time of a request",
+            "Median milliseconds to retrieve and rank, models asked in turn.",
+        ),
+        ("quality-by-rung", "Quality by rung", "From the top, 0, down."),
         (
             "quality-by-history",
             "Quality by length of history",

@@ -3,11 +3,13 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from decant.answering import Prediction
+from decant.gate_tables import METRIC_NAMES, gate_table
 from decant.layout import EVALUATION, FOUNDATION, RUNG, RunLayout
 from decant.plots import HistoryPoint, ReliabilityLine, SizePoint
 from decant.predicting import brief
@@ -15,27 +17,19 @@ from decant.recipes import Recipe
 from decant.recommender import Recommender
 from decant.report import (
     ExamplePrediction,
-    GateLine,
-    GateTable,
     RankedItem,
     Report,
     TableRow,
     format_table,
     write_report,
 )
+from decant.run_data import rung_record
 from decant.run_record import RunRecord
 from distill.gate import GateVerdict
 from promptify.prompter import item_texts
 
 logger = logging.getLogger(__name__)
 
-METRIC_NAMES = {
-    "ndcg@10": "NDCG@10",
-    "auc": "AUC",
-    "hr@10": "HR@10",
-    "ece": "calibration error",
-    "latency_ms": "ms / request",
-}
 # What a number of the plot by history is counted over.
 COUNTED = {"ndcg@10": "ranking targets", "auc": "scored events"}
 CURVES = {
@@ -73,7 +67,9 @@ def write_run_report(layout: RunLayout, recipe: Recipe, record: RunRecord) -> st
     """
     evaluation = layout.folder / EVALUATION
     metrics = json.loads((evaluation / "metrics.json").read_text("utf-8"))
+    rungs = [rung_record(layout, name) for name in layout.models() if layout.is_of_ladder(name)]
     table = [_table_row(system) for system in metrics["systems"]]
+    table += [_rung_row(record) for record in rungs]
     recommender = Recommender.load(layout.folder, with_saved_items=False)
     report = Report(
         title=f"Decant: {recipe.name}",
@@ -88,9 +84,13 @@ def write_run_report(layout: RunLayout, recipe: Recipe, record: RunRecord) -> st
             )
             for point in metrics["by_history"]
         ],
-        by_size=_by_size(metrics["systems"]),
+        by_size=_by_size([*metrics["systems"], *map(_as_system, rungs)]),
         reliability=_reliability(metrics["systems"]),
-        gates=[_gate_table(GateVerdict.load(evaluation / "verdict.json"))],
+        gates=[
+            gate_table(
+                GateVerdict.load(evaluation / "verdict.json"), student=RUNG, teacher=FOUNDATION
+            )
+        ],
         predictions=examples(recommender),
         notes=_notes(metrics["systems"]),
         run=record,
@@ -113,6 +113,24 @@ def _table_row(system: dict[str, Any]) -> TableRow:
         ece_uncalibrated=values.get("ece_uncalibrated"),
         ms_per_request=system["ms_per_request"],
         note=NOTES.get(system["model"], ""),
+    )
+
+
+def _as_system(record: dict[str, Any]) -> dict[str, Any]:
+    """A rung of the ladder as the evaluation has its systems."""
+    return {
+        "model": record["name"],
+        "params": record["parameters"],
+        "metrics": record["test"],
+        "ms_per_request": record["latency_ms"]["rung"],
+    }
+
+
+def _rung_row(record: dict[str, Any]) -> TableRow:
+    accepted = "accepted" if record["accepted"] else record["status"]
+    return replace(
+        _table_row(_as_system(record)),
+        note=f"a rung of the ladder, {record['ratio']:.1%} of the foundation's body: {accepted}",
     )
 
 
@@ -188,26 +206,6 @@ def _reliability(systems: list[dict[str, Any]]) -> list[ReliabilityLine]:
         if system["model"] in (FOUNDATION, RUNG)
         for curve in system["reliability"]
     ]
-
-
-def _gate_table(verdict: GateVerdict) -> GateTable:
-    return GateTable(
-        student=RUNG,
-        teacher=FOUNDATION,
-        verdict=verdict.status,
-        lines=[
-            GateLine(
-                metric=METRIC_NAMES.get(line.metric, line.metric),
-                loss=line.loss,
-                bound=line.bound,
-                tolerance=line.tolerance,
-                relative=line.kind == "relative",
-                status=line.status,
-            )
-            for line in verdict.metrics
-            if line.loss is not None
-        ],
-    )
 
 
 def examples(recommender: Recommender, *, k: int = 5) -> list[ExamplePrediction]:

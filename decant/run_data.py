@@ -4,17 +4,18 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from safetensors import SafetensorError
 
-from decant.layout import DATA, PROMPTER, RunLayout
+from decant.layout import DATA, PROMPTER, RUNG_RECORD, RunLayout
 from foundation import Foundation
 from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
 from promptify.prompter import Prompter
-from promptify.splits import Split, Targets, leave_one_out
+from promptify.splits import Split, Targets, leave_last, leave_one_out
 from promptify.task import Task
 from promptify.validation import BadInput
 
@@ -37,6 +38,18 @@ def load_model(path: Path) -> Foundation:
         return Foundation.from_pretrained(path)
 
 
+def rung_record(layout: RunLayout, name: str) -> dict[str, Any]:
+    """What is known of a rung that `decant ladder` made: shape, attempts, verdict, test metrics.
+
+    Raises:
+        BadInput: the file is damaged.
+    """
+    path = layout.folder / name / RUNG_RECORD
+    with reading(path):
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return found
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Say of a file of a run that cannot be read where it is and how to mend it.
@@ -57,9 +70,28 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def split_of(interactions: Interactions, tasks: tuple[Task, ...]) -> Split:
-    """The split of every run: leave one out, on the first task's surface."""
-    return leave_one_out(interactions, surface=tasks[0].name if len(tasks) > 1 else None)
+def split_of(
+    interactions: Interactions, tasks: tuple[Task, ...], *, held_out_slates: int = 2
+) -> Split:
+    """The split of every run: a person's last slates, on the first task's surface.
+
+    Args:
+        interactions: the log.
+        tasks: of the data.
+        held_out_slates: of each person: the last is test, those before it validate.
+    """
+    surface = tasks[0].name if len(tasks) > 1 else None
+    if held_out_slates == 2:
+        return leave_one_out(interactions, surface=surface)
+    return leave_last(interactions, num=held_out_slates, surface=surface)
+
+
+def load_split(layout: RunLayout, interactions: Interactions) -> Split:
+    """The split of a run."""
+    path = layout.folder / DATA / "source.json"
+    with reading(path):
+        held_out = int(json.loads(path.read_text("utf-8")).get("held_out_slates", 2))
+    return split_of(interactions, load_tasks(layout), held_out_slates=held_out)
 
 
 def load_book(layout: RunLayout) -> tuple[PromptBook, Split]:
@@ -68,7 +100,7 @@ def load_book(layout: RunLayout) -> tuple[PromptBook, Split]:
         interactions = Interactions.load(layout.interactions)
     with reading(layout.folder / PROMPTER / "prompter.json"):
         prompter = Prompter.load(layout.folder / PROMPTER)
-    return prompter.book(interactions), split_of(interactions, load_tasks(layout))
+    return prompter.book(interactions), load_split(layout, interactions)
 
 
 def sample_targets(targets: Targets, count: int | None) -> Targets:

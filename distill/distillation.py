@@ -1,52 +1,38 @@
-"""Learn from a bigger model: the student's objective with a teacher beside it.
+"""Learn from a bigger model: the student's objective with teachers beside it.
 
-Legend: K next-item pairs, M action targets, I items, V vector width, L label words.
+    distil(student, teacher, book, split, config=fit, teacher_config=TeacherConfig(), out=folder)
+
+Legend: K next-item pairs, M action targets, N text positions, D hidden width of a teacher.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.losses import chunked_divergence, distance, label_divergence
+from distill.signals import LiveTeacher, Signal, Taught, candidates, vocabulary, watching
+from distill.stored import StoredSignal
+from distill.teaching import LOSS_NAMES, TeacherConfig
 from foundation import Foundation
-from foundation.losses import MAX_LOGITS, summed_in_chunks
 from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
 from foundation.training import FitConfig, FitResult, fit
 from promptify.assembly import PromptBook
 from promptify.splits import Split
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TeacherConfig:
-    """How much a teacher counts.
-
-    Args:
-        weight: of its losses, used as given, beside the data's own.
-        temperature: softens both distributions; the loss is scaled by its square, as usual.
-    """
-
-    weight: float = 1.0
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ValueError(f"TeacherConfig.weight={self.weight} must not be negative.")
-        if self.temperature <= 0:
-            raise ValueError(f"TeacherConfig.temperature={self.temperature} must be above 0.")
+Teacher = Foundation | Signal
 
 
 def distil(
     student: Foundation,
-    teacher: Foundation,
+    teacher: Teacher,
     book: PromptBook,
     split: Split,
     *,
     config: FitConfig,
     teacher_config: TeacherConfig,
+    also: Sequence[tuple[Teacher, TeacherConfig]] = (),
     out: Path,
     validate: Callable[[], dict[str, float]] | None = None,
 ) -> FitResult:
@@ -54,17 +40,39 @@ def distil(
 
     Args:
         student: trained in place.
-        teacher: only read.
+        teacher: a model, only read; or what one said before, from `stored.store_signal`.
         book: pieces of the interactions.
         split: which events train.
         config: schedule and the weights of the data's own losses.
-        teacher_config: how much the teacher counts.
+        teacher_config: what is taught, and how much it counts.
+        also: more teachers, each with what it teaches.
         out: folder for checkpoints and TensorBoard events.
         validate: called every `config.evaluate_steps`.
 
     Raises:
-        ValueError: the two do not share a catalogue and label words.
+        ValueError: a teacher and the student do not share a catalogue and label words, or a stored
+            signal is of other batches or lacks what is to be taught.
     """
+    teachers = [(teacher, teacher_config), *also]
+    for one, taught in teachers:
+        if isinstance(one, Foundation):
+            _check_shared(student, one)
+        elif isinstance(one, StoredSignal):
+            one.check(student, book, split, config=config, teacher_config=taught)
+    objective = Distillation(student, teachers)
+    return fit(
+        student,
+        book,
+        split,
+        config=config,
+        out=out,
+        objective=objective,
+        loss_weights=objective.loss_weights(config),
+        validate=validate,
+    )
+
+
+def _check_shared(student: Foundation, teacher: Foundation) -> None:
     if teacher.item_ids != student.item_ids:
         raise ValueError(
             "teacher and student know different catalogues; prune the student from it."
@@ -73,137 +81,105 @@ def distil(
         raise ValueError(
             "teacher and student have different label words; use one prompter for both."
         )
-    objective = Distillation(student, teacher, temperature=teacher_config.temperature)
-    return fit(
-        student,
-        book,
-        split,
-        config=config,
-        out=out,
-        objective=objective,
-        loss_weights=distillation_weights(config, teacher_config),
-        validate=validate,
-    )
-
-
-def distillation_weights(config: FitConfig, teacher_config: TeacherConfig) -> dict[str, float]:
-    """Weight of each loss by name: the data's own three and the teacher's two."""
-    return {
-        **config.loss_weights,
-        "teacher_next_item": teacher_config.weight * config.next_item_weight,
-        "teacher_action": teacher_config.weight * config.action_weight,
-    }
 
 
 class Distillation(nn.Module):
-    """A student's losses on a batch, its own and the teacher's; it alone has parameters here.
+    """A student's losses on a batch, its own and its teachers'.
+
+    It has the student's parameters, and those of projections from the student's width to a
+    teacher's where layers are matched; these are of no use afterwards.
 
     Args:
         student: learns.
-        teacher: is read without gradient.
-        temperature: of both distributions.
+        teachers: each with what it teaches; read without gradient.
     """
 
-    def __init__(self, student: Foundation, teacher: Foundation, *, temperature: float) -> None:
+    def __init__(
+        self, student: Foundation, teachers: Sequence[tuple[Teacher, TeacherConfig]]
+    ) -> None:
         super().__init__()
         self.student = student
-        # In a tuple, so that the teacher's weights are not part of what is trained and saved.
-        self._teacher = (teacher.eval(),)
-        self.temperature = temperature
+        # In tuples, so that a teacher's weights are not part of what is trained and saved.
+        self._teachers: tuple[tuple[Signal, TeacherConfig], ...] = tuple(
+            (LiveTeacher(one) if isinstance(one, Foundation) else one, config)
+            for one, config in teachers
+        )
+        self.subjects = {lesson.subject for _, config in teachers for lesson in config.lessons}
+        self.projections = nn.ModuleDict()
+        for number, (signal, config) in enumerate(self._teachers):
+            if config.lesson("hidden") or config.lesson("attention"):
+                self._add_projections(number, signal)
+
+    def _add_projections(self, number: int, signal: Signal) -> None:
+        if not isinstance(signal, LiveTeacher):
+            raise ValueError(
+                "a stored signal holds no hidden states and no attention outputs; give the model "
+                "itself as a teacher of those."
+            )
+        near = self.student.decoder.config.hidden_size
+        far = signal.foundation.decoder.config.hidden_size
+        if near == far:
+            return
+        generator = torch.Generator().manual_seed(number)
+        for place in range(len(self.student.decoder.model.layers)):
+            for what in ("hidden", "attention"):
+                projection = nn.Linear(near, far, bias=False)
+                nn.init.orthogonal_(projection.weight, generator=generator)
+                self.projections[f"{number}-{what}-{place}"] = projection.to(self.student.device)
+
+    def loss_weights(self, config: FitConfig) -> dict[str, float]:
+        """Weight of each loss by name: the data's own; the teachers' are weighted already."""
+        return {**config.loss_weights, **{LOSS_NAMES[one]: 1.0 for one in sorted(self.subjects)}}
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """Summed losses: the student's three, `teacher_next_item` and `teacher_action`."""
-        [teacher] = self._teacher
-        reading = read_step(self.student, **{name: inputs[name] for name in READ_INPUTS})
-        sums = loss_sums(self.student, reading, **{name: inputs[name] for name in LOSS_INPUTS})
-        with torch.no_grad():
-            # The teacher is not learning: its table holds every reading it needs.
-            asked = {name: inputs[name] for name in READ_INPUTS}
-            taught = read_step(teacher, **{**asked, "reread_items": inputs["reread_items"][:0]})
-            teacher_label_ML = teacher.action_log_probs(taught.arrow_MD, inputs["task_M"])
-        sums["teacher_next_item"] = chunked_kl(
-            reading.person_KV,
-            reading.item_CV,
-            taught.person_KV,
-            taught.item_CV,
-            temperature=self.temperature,
-            widths=self.student.settings.widths,
-        )
-        student_label_ML = self.student.action_log_probs(reading.arrow_MD, inputs["task_M"])
-        sums["teacher_action"] = label_kl(
-            student_label_ML, teacher_label_ML, temperature=self.temperature
-        )
+        """Summed losses: the student's three, and the teachers' by `teaching.LOSS_NAMES`."""
+        student = self.student
+        watches = {"hidden", "attention"} & self.subjects
+        layers = tuple(range(len(student.decoder.model.layers))) if watches else ()
+        with watching(student.decoder, layers) as seen:
+            reading = read_step(student, **{name: inputs[name] for name in READ_INPUTS})
+        sums = loss_sums(student, reading, **{name: inputs[name] for name in LOSS_INPUTS})
+        student_label_ML = student.action_log_probs(reading.arrow_MD, inputs["task_M"])
+        words = vocabulary(student, reading, len(inputs["text_position_N"]))
+        for number, (signal, config) in enumerate(self._teachers):
+            taught = signal.teach(inputs, config)
+            for lesson in config.lessons:
+                if lesson.subject == "labels":
+                    assert taught.label_ML is not None
+                    loss = label_divergence(
+                        student_label_ML,
+                        taught.label_ML,
+                        temperature=config.temperature,
+                        kind=lesson.kind,
+                    )
+                elif lesson.subject in ("candidates", "vocabulary"):
+                    said = candidates(reading) if lesson.subject == "candidates" else words
+                    told = getattr(taught, lesson.subject)
+                    assert told is not None
+                    is_retrieval = lesson.subject == "candidates"
+                    loss = chunked_divergence(
+                        said,
+                        told,
+                        temperature=config.temperature,
+                        kind=lesson.kind,
+                        widths=student.settings.widths if is_retrieval else (),
+                    )
+                else:
+                    near = seen.at(inputs["next_position_K"], lesson.subject)
+                    loss = self._matched(number, lesson.subject, near, taught)
+                name = LOSS_NAMES[lesson.subject]
+                sums[name] = sums.get(name, 0.0) + config.weight * lesson.weight * loss
         return sums
 
-
-def label_kl(student_ML: Tensor, teacher_ML: Tensor, *, temperature: float) -> Tensor:
-    """Sum of KL(teacher ‖ student) over label distributions, in nats, scaled by temperature².
-
-    Args:
-        student_ML: float32 log-probabilities; −inf where a label is not the task's, in both.
-        teacher_ML: the same, without gradient.
-        temperature: softens both.
-
-    Source: Hinton et al. 2015, section 2.
-    """
-    student = _soften(student_ML, temperature)
-    teacher = _soften(teacher_ML, temperature)
-    possible = torch.isfinite(teacher_ML)
-    gap = torch.where(possible, teacher - student, torch.zeros_like(teacher))
-    return (teacher.exp() * gap).sum() * temperature**2
-
-
-def _soften(log_probs: Tensor, temperature: float) -> Tensor:
-    return (log_probs / temperature).log_softmax(dim=-1)
-
-
-def chunked_kl(
-    student_KV: Tensor,
-    student_items_NV: Tensor,
-    teacher_KV: Tensor,
-    teacher_items_NV: Tensor,
-    *,
-    temperature: float,
-    widths: Sequence[int] = (),
-    max_logits: int = MAX_LOGITS,
-) -> Tensor:
-    """Sum of KL(teacher ‖ student) between retrieval softmaxes over the same items.
-
-    Args:
-        student_KV: the student's person vectors.
-        student_items_NV: its item vectors.
-        teacher_KV: the teacher's person vectors, without gradient.
-        teacher_items_NV: its item vectors, without gradient.
-        temperature: softens both.
-        widths: of the student's vectors, rising, the last of them V: the mean over them, each
-            taught the teacher's whole vectors. V alone when empty.
-        max_logits: how many of either's logits may live at once.
-
-    Returns:
-        float32 scalar, in nats, scaled by temperature².
-    """
-    widths = tuple(widths) or student_KV.shape[-1:]
-    total = summed_in_chunks(
-        _kl,
-        (student_KV, teacher_KV),
-        (student_items_NV, teacher_items_NV, temperature, widths),
-        rows=max_logits // max(1, len(student_items_NV)),
-    )
-    return total / len(widths)
-
-
-def _kl(
-    student_KV: Tensor,
-    teacher_KV: Tensor,
-    student_items_NV: Tensor,
-    teacher_items_NV: Tensor,
-    temperature: float,
-    widths: tuple[int, ...],
-) -> Tensor:
-    teacher = ((teacher_KV @ teacher_items_NV.T).float() / temperature).log_softmax(-1)
-    student = total = student_KV.new_zeros((), dtype=torch.float32)
-    for low, high in pairwise((0, *widths)):
-        student = student + (student_KV[:, low:high] @ student_items_NV[:, low:high].T).float()
-        said = (student / temperature).log_softmax(-1)
-        total = total + F.kl_div(said, teacher, reduction="sum", log_target=True)
-    return total * temperature**2
+    def _matched(self, number: int, what: str, near: tuple[Tensor, ...], taught: Taught) -> Tensor:
+        """Mean over the student's layers of their distance to the teacher's at the same depth."""
+        far: tuple[Tensor, ...] = getattr(taught, what)
+        losses = []
+        for place, state_KD in enumerate(near):
+            name = f"{number}-{what}-{place}"
+            if name in self.projections:
+                state_KD = self.projections[name](state_KD)
+            # The last is matched with the last, the others as far up as they stand.
+            depth = round((place + 1) * len(far) / len(near)) - 1
+            losses.append(distance(state_KD, far[depth]))
+        return torch.stack(losses).mean()

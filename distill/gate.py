@@ -84,17 +84,28 @@ class GateConfig:
             raise ValueError(f"num_samples is {self.num_samples}; use at least 1")
 
     @classmethod
-    def with_max_loss(cls, max_loss: float = 0.01) -> Self:
+    def with_max_loss(
+        cls,
+        max_loss: float = 0.01,
+        *,
+        max_miscalibration: float = 0.005,
+        max_slowdown: float = 0.0,
+    ) -> Self:
         """AUC and NDCG@10 may lose this share; calibration .005; latency nothing.
 
         A rung is held against the one above with 1 %, and against the top of the ladder with 3 %.
+
+        Args:
+            max_loss: share of AUC and of NDCG@10.
+            max_miscalibration: by which the calibration error may rise.
+            max_slowdown: share of the latency, where timing itself cannot tell less apart.
         """
         return cls(
             tolerances=(
                 Tolerance(metric="auc", max_loss=max_loss, kind="relative"),
                 Tolerance(metric="ndcg@10", max_loss=max_loss, kind="relative"),
-                Tolerance(metric="ece", max_loss=0.005, kind="absolute"),
-                Tolerance(metric="latency_ms", max_loss=0.0, kind="relative"),
+                Tolerance(metric="ece", max_loss=max_miscalibration, kind="absolute"),
+                Tolerance(metric="latency_ms", max_loss=max_slowdown, kind="relative"),
             )
         )
 

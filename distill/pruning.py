@@ -1,168 +1,121 @@
-"""Make a decoder smaller: fewer layers, fewer MLP neurons, in a shape that stock loaders know.
+"""Make a foundation smaller in a shape that stock loaders know: keep the parts that count most.
 
-What is kept is decided by activations on calibration rows: a layer counts by how much it turns the
-hidden state, a neuron by how much it adds to it.
+    importance = measure_importance(foundation, rows)
+    small = prune(foundation, importance, Shape(layers=6, neurons=768, groups=4, hidden=320))
 
-Legend: F MLP neurons, D hidden width, R rows, T positions.
+Layers, MLP neurons, groups of heads and hidden width can go, any of them or all at once. The item
+table, the heads and the projections of slots follow the hidden width; the width of person and item
+vectors never changes.
+
+Legend: D hidden width, F MLP neurons, K key-value heads, E head width, V vector width, W
+text encoder's width.
 """
 
-import copy
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from distill.anatomy import (
+    DIMENSIONS,
+    Axis,
+    Shape,
+    axes_of,
+    check_known,
+    layer_of,
+    shape_of,
+    stock_config,
+)
+from distill.importance import Importance, norms_of
+from distill.kept import Kept, layer_rows
+from distill.repair import repair
 from foundation import Foundation
-from foundation.batches import Batch, by_length, take_rows
 from promptify.rows import Rows
+from promptify.validation import BadInput
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Importance:
-    """What calibration says of each part.
-
-    Attributes:
-        layers: mean of 1 − cos(input, output) of each layer; 0 is a layer that does nothing.
-        neurons: per layer, float32 [F]: mean |activation| × norm of the neuron's output column.
-    """
-
-    layers: tuple[float, ...]
-    neurons: tuple[Tensor, ...]
+# The foundation's own weights, by the axes that follow the hidden width.
+_HEAD_AXES: dict[str, tuple[Axis, ...]] = {
+    "person_head.weight": (None, "hidden"),
+    "item_head.weight": (None, "hidden"),
+    "items.project_reading.weight": ("hidden", "hidden"),
+    "items.project_bag.weight": ("hidden", "hidden"),
+    "items.project_encoding.weight": ("hidden", None),
+    "items.residual_ID": (None, "hidden"),
+    "items.reading_ID": (None, "hidden"),
+}
 
 
 @torch.no_grad()
-def measure_importance(
-    foundation: Foundation, rows: Rows, *, max_positions: int = 16384
-) -> Importance:
-    """Read calibration rows and watch every layer.
-
-    Args:
-        foundation: the model to be pruned.
-        rows: calibration prompts.
-        max_positions: padded positions read at once.
-
-    Raises:
-        ValueError: there are no rows, or the decoder's MLPs are not of the gated dense kind.
-
-    Source: block influence, ShortGPT (arXiv 2403.03853); neuron score, Wanda (arXiv 2306.11695)
-    summed over a neuron's outputs.
-    """
-    foundation.eval()
-    if len(rows) == 0:
-        raise ValueError("rows holds no calibration prompt; give it a few hundred.")
-    layers = foundation.decoder.model.layers
-    if not all(hasattr(layer.mlp, "down_proj") for layer in layers):
-        raise ValueError(
-            f"decoder {foundation.decoder.config.model_type!r} has layers without one dense MLP, "
-            "which pruning does not know; take a dense model of the Llama or Qwen kind."
-        )
-    turned = torch.zeros(len(layers))
-    active = [torch.zeros(layer.mlp.down_proj.in_features) for layer in layers]
-    positions = 0
-    watch = _Watch()
-    with _watching(layers, watch):
-        for chosen in by_length(rows.lengths, max_positions=max_positions):
-            batch = Batch.of(
-                take_rows(rows, chosen),
-                pad_id=foundation.prompter.newline_id,
-                vocab_size=foundation.prompter.vocab_size,
-            )
-            longest = batch.ids_RT.shape[1]
-            watch.real_RT = torch.arange(longest)[None, :] < batch.length_R[:, None]
-            foundation.hidden(batch.ids_RT.to(foundation.device))
-            positions += int(watch.real_RT.sum())
-            for depth in range(len(layers)):
-                turned[depth] += watch.turned[depth]
-                active[depth] += watch.active_F[depth]
-    neurons = tuple(
-        active[depth] / positions * layer.mlp.down_proj.weight.float().norm(dim=0).cpu()
-        for depth, layer in enumerate(layers)
-    )
-    return Importance(layers=tuple((turned / positions).tolist()), neurons=neurons)
-
-
-class _Watch:
-    """What the hooks leave behind of one pass: sums over real positions."""
-
-    real_RT: Tensor
-
-    def __init__(self) -> None:
-        self.turned: dict[int, Tensor] = {}
-        self.active_F: dict[int, Tensor] = {}
-
-
-@contextmanager
-def _watching(layers: Iterable[Any], watch: _Watch) -> Iterator[None]:
-    def of_layer(depth: int) -> Any:
-        def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            before_RTD = args[0] if args else kwargs["hidden_states"]
-            after_RTD = output[0] if isinstance(output, tuple) else output
-            cosine_RT = F.cosine_similarity(before_RTD.float(), after_RTD.float(), dim=-1).cpu()
-            watch.turned[depth] = (1 - cosine_RT)[watch.real_RT].sum()
-
-        return hook
-
-    def of_neurons(depth: int) -> Any:
-        def hook(_module: nn.Module, args: Any) -> None:
-            watch.active_F[depth] = args[0].float().abs().cpu()[watch.real_RT].sum(dim=0)
-
-        return hook
-
-    handles = []
-    for depth, layer in enumerate(layers):
-        handles.append(layer.register_forward_hook(of_layer(depth), with_kwargs=True))
-        handles.append(layer.mlp.down_proj.register_forward_pre_hook(of_neurons(depth)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def prune(
-    foundation: Foundation,
-    importance: Importance,
-    *,
-    num_layers: int | None = None,
-    intermediate_size: int | None = None,
+    foundation: Foundation, importance: Importance, shape: Shape, *, rows: Rows | None = None
 ) -> Foundation:
     """A smaller foundation that starts from the parts of this one that count most.
 
     Args:
         foundation: left as it is.
         importance: from `measure_importance` of the same foundation.
-        num_layers: layers to keep; all when left out.
-        intermediate_size: MLP neurons to keep in every layer; all when left out. Multiples of 8
-            suit the hardware.
+        shape: of the new decoder. Multiples of 8 suit the hardware; `anatomy.notch` rounds so.
+        rows: calibration prompts that what stays is repaired on, see `distill.repair`; None leaves
+            it as it was cut.
 
     Returns:
         A new foundation with its own heads and item table; its decoder has a stock configuration.
 
     Raises:
-        ValueError: a size is not between 1 and what there is.
+        BadInput: a size is not between 1 and what there is, or the family's stock configuration
+            refuses the shape.
     """
-    config = copy.deepcopy(foundation.decoder.config)
-    depth, width = config.num_hidden_layers, config.intermediate_size
-    num_layers = depth if num_layers is None else num_layers
-    intermediate_size = width if intermediate_size is None else intermediate_size
-    for name, asked, there in (
-        ("num_layers", num_layers, depth),
-        ("intermediate_size", intermediate_size, width),
-    ):
-        if not 1 <= asked <= there:
-            raise ValueError(f"{name}={asked} must be between 1 and {there}.")
-    kept_layers = sorted(np.argsort(importance.layers)[::-1][:num_layers].tolist())
-    config.num_hidden_layers, config.intermediate_size = num_layers, intermediate_size
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[layer] for layer in kept_layers]
+    there = shape_of(foundation.decoder)
+    for dimension in DIMENSIONS:
+        if not 1 <= shape.size(dimension) <= there.size(dimension):
+            raise BadInput(
+                f"shape.{dimension}={shape.size(dimension)} must be between 1 and "
+                f"{there.size(dimension)}."
+            )
+    kept = Kept.most_important(importance, shape)
+    small = keep(foundation, kept, importance.energy)
+    if rows is not None:
+        repair(small, foundation, kept, rows)
+    return small
+
+
+@torch.no_grad()
+def keep(foundation: Foundation, kept: Kept, energy: Mapping[str, Tensor]) -> Foundation:
+    """A foundation of the kept parts alone; see `prune`.
+
+    Args:
+        foundation: left as it is.
+        kept: its parts that stay.
+        energy: mean squares at the norms, from `Importance`; they say how norms over fewer
+            coordinates must be scaled to say the same of those.
+
+    Raises:
+        BadInput: the family's stock configuration refuses the shape.
+    """
+    check_known(foundation.decoder)
+    shape = Shape(
+        layers=len(kept.layers),
+        neurons=len(kept.neurons[0]),
+        groups=len(kept.groups[0]),
+        hidden=len(kept.hidden),
+    )
+    try:
+        config = stock_config(foundation.decoder, shape, kept_layers=list(kept.layers))
+    except ValueError as error:
+        raise BadInput(f"shape ({shape}) is none that stock loaders take: {error}") from error
     decoder = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    decoder.load_state_dict(_pruned_state(foundation, importance, kept_layers, intermediate_size))
+    # Embeddings may be scaled by a function of the width, which is another now.
+    scale = _embedding_scale(foundation.decoder) / _embedding_scale(decoder)
+    state = _decoder_state(foundation, kept)
+    state["model.embed_tokens.weight"] = state["model.embed_tokens.weight"] * scale
+    final = 1.0
+    if config.tie_word_embeddings:
+        # The head has been scaled along with them, which the last norm gives back.
+        state["lm_head.weight"], final = state["model.embed_tokens.weight"], 1 / scale
+    _scale_norms(state, foundation.decoder, kept, energy, final=final)
+    decoder.load_state_dict(state)
     decoder.tie_weights()
     small = Foundation(
         decoder,
@@ -171,29 +124,113 @@ def prune(
         item_ids=foundation.item_ids,
         item_pieces=foundation.item_pieces,
     )
-    heads = {k: v for k, v in foundation.state_dict().items() if not k.startswith("decoder.")}
+    heads = {
+        name: _cut(tensor, _HEAD_AXES.get(name, (None,) * tensor.ndim), kept.hidden)
+        for name, tensor in foundation.state_dict().items()
+        if not name.startswith("decoder.")
+    }
+    for name, scale_of in _head_scales(foundation, kept, final=final).items():
+        heads[name] = heads[name] * scale_of
     small.load_state_dict(heads, strict=False)
     small = small.to(foundation.device).eval()
     small.refresh_readings()  # The table holds what the larger model read.
     return small
 
 
-def _pruned_state(
-    foundation: Foundation, importance: Importance, kept_layers: list[int], intermediate_size: int
-) -> dict[str, Tensor]:
+def _decoder_state(foundation: Foundation, kept: Kept) -> dict[str, Tensor]:
+    decoder = foundation.decoder
+    place_of = {layer: place for place, layer in enumerate(kept.layers)}
     state = {}
-    for name, tensor in foundation.decoder.state_dict().items():
-        if not name.startswith("model.layers."):
-            state[name] = tensor
-            continue
-        depth_text, rest = name.removeprefix("model.layers.").split(".", 1)
-        depth = int(depth_text)
-        if depth not in kept_layers:
-            continue
-        kept_F = importance.neurons[depth].topk(intermediate_size).indices.sort().values
-        if rest.startswith(("mlp.gate_proj", "mlp.up_proj")):
-            tensor = tensor[kept_F]
-        elif rest == "mlp.down_proj.weight":
-            tensor = tensor[:, kept_F]
-        state[f"model.layers.{kept_layers.index(depth)}.{rest}"] = tensor
+    for name, tensor in decoder.state_dict().items():
+        within = layer_of(name)
+        if within is None:
+            state[name] = _cut(tensor, axes_of(name), kept.hidden)
+        elif within[0] in place_of:
+            place = place_of[within[0]]
+            rows = layer_rows(decoder, kept, place)
+            state[f"model.layers.{place}.{within[1]}"] = _cut(
+                tensor, axes_of(name), kept.hidden, rows
+            )
     return state
+
+
+def _cut(
+    tensor: Tensor,
+    axes: tuple[Axis, ...],
+    hidden: Tensor,
+    rows: Mapping[Axis, Tensor] | None = None,
+) -> Tensor:
+    """A copy of a weight with what stays along each of its axes."""
+    cut = tensor.detach().cpu()
+    for number, axis in enumerate(axes):
+        if axis is not None:
+            cut = cut.index_select(number, hidden if axis == "hidden" else (rows or {})[axis])
+    return cut.clone()
+
+
+def _scale_norms(
+    state: dict[str, Tensor],
+    decoder: Any,
+    kept: Kept,
+    energy: Mapping[str, Tensor],
+    *,
+    final: float,
+) -> None:
+    """Let norms over fewer coordinates say of these what the norms over all of them said.
+
+    Without this, what stays would be blown up wherever what goes was strong, or the reverse.
+    """
+    place_of = {layer: place for place, layer in enumerate(kept.layers)}
+    for name, norm in norms_of(decoder).items():
+        within, mine = layer_of(name), name
+        if within is not None:
+            if within[0] not in place_of:
+                continue
+            mine = f"model.layers.{place_of[within[0]]}.{within[1]}"
+        scale = _norm_scale(energy[name], kept.hidden)
+        if name == "model.norm":
+            scale *= final
+        weight = state[f"{mine}.weight"]
+        # Gemma's norms scale by one plus the weight.
+        shift = 1.0 if _adds_one(norm) else 0.0
+        state[f"{mine}.weight"] = (weight + shift) * scale - shift
+
+
+def _head_scales(foundation: Foundation, kept: Kept, *, final: float) -> dict[str, float]:
+    """What heads must be multiplied by to read the norms in front of them as before."""
+
+    def of_norm(values_ID: Tensor) -> float:
+        energy_D = values_ID.float().square().mean(dim=0).cpu()
+        return _norm_scale(energy_D, kept.hidden)
+
+    every = torch.arange(foundation.num_items, device=foundation.device)
+    scales = {
+        "person_head.weight": 1 / final,
+        "items.project_reading.weight": 1 / final,
+        "items.project_bag.weight": of_norm(foundation.bags(foundation.item_pieces)),
+        "item_head.weight": 1 / final,
+    }
+    if not foundation.uses_slots:
+        # It reads the sum of an item's parts and not what the decoder makes of them.
+        scales["item_head.weight"] = of_norm(foundation.slots(every))
+    return scales
+
+
+def _norm_scale(energy_D: Tensor, kept: Tensor) -> float:
+    """How a norm over some coordinates must be scaled to say of these what one over all said."""
+    return float((energy_D[kept].mean() / energy_D.mean().clamp(min=1e-30)).sqrt())
+
+
+def _adds_one(norm: Any) -> bool:
+    width = norm.weight.shape[0]
+    probe = torch.zeros(width, device=norm.weight.device, dtype=norm.weight.dtype)
+    probe[0] = 1.0
+    # The norm of one hot coordinate is √D times its scale.
+    said = float(type(norm).forward(norm, probe[None])[0, 0]) / width**0.5
+    weight = float(norm.weight[0])
+    return bool(abs(said - (1 + weight)) < abs(said - weight))
+
+
+def _embedding_scale(decoder: Any) -> float:
+    """What a decoder multiplies its token embeddings by; 1 in most families."""
+    return float(getattr(decoder.get_input_embeddings(), "embed_scale", 1.0))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from distill.distillation import TeacherConfig
+from distill.teaching import TeacherConfig
 from foundation import Foundation
 from foundation.batches import take_rows
 from foundation.losses import MAX_LOGITS, summed_in_chunks

@@ -156,6 +156,7 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
                 [len(batch.next_item_K), len(batch.label_M), len(text_position_N) + item_tokens]
             ),
             "num_tokens": torch.tensor(int(rows.lengths.sum())),
+            "step": torch.tensor(step),
         }
 
     def _windows(self, step: int) -> tuple["Windows", int]:
@@ -217,4 +218,4 @@ def _uncounted(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def counted_as(loss: str) -> str:
     """Name of the loss by whose count a loss is divided: a teacher's is that of what it teaches."""
-    return loss.removeprefix("teacher_")
+    return loss.removeprefix("teacher_").partition("/")[0]

@@ -12,12 +12,13 @@ from torch import nn
 from transformers import Qwen3Config
 
 # (layers, hidden width, MLP width, attention heads, key-value heads). Head width is hidden / heads.
-# `tiny` is for tests; `mini` and `small` train in minutes on two CPU cores; `large` is about 100 M
-# parameters.
+# `tiny` is for tests; `mini` and `small` train in minutes on two CPU cores; `medium` has 8 M
+# parameters in its body, `large` about 100 M.
 SHAPES: dict[str, tuple[int, int, int, int, int]] = {
     "tiny": (2, 32, 96, 2, 1),
     "mini": (3, 64, 192, 2, 2),
     "small": (3, 128, 384, 4, 4),
+    "medium": (8, 288, 864, 6, 6),
     "base": (8, 384, 1152, 6, 6),
     "large": (12, 768, 2304, 12, 4),
 }

@@ -12,9 +12,12 @@ from benchmarks.gpu.films import Films, epochs_in, evaluate
 from benchmarks.gpu.session import OutOfTimeError, Session, within
 from benchmarks.gpu.training import tokens_per_s
 from benchmarks.scoring_rounds import median
-from distill.distillation import Distillation, TeacherConfig, distil, distillation_weights
+from distill.anatomy import shape_of
+from distill.distillation import Distillation, distil
 from distill.gate import GateConfig, Measurements, verdict
-from distill.pruning import measure_importance, prune
+from distill.importance import measure_importance
+from distill.pruning import prune
+from distill.teaching import TeacherConfig
 from foundation import Foundation
 from foundation.batches import take_rows
 from foundation.evaluation import ndcg, paired_bootstrap
@@ -109,14 +112,14 @@ def _pruned(book: PromptBook, split: Split, above: Foundation, step: Step) -> Fo
     count = min(step.calibration_rows, len(windows))
     chosen = np.random.default_rng(0).choice(len(windows), size=count, replace=False)
     rows = book.assemble(windows[np.sort(chosen)], seed=0, epoch=0)
-    config = above.decoder.config
-    return prune(
-        above,
-        measure_importance(above, rows),
-        num_layers=max(1, round(step.layers * config.num_hidden_layers)),
+    there = shape_of(above.decoder)
+    shape = replace(
+        there,
+        layers=max(1, round(step.layers * there.layers)),
         # Multiples of 64 suit the hardware; a tiny model has fewer.
-        intermediate_size=max(8, int(step.neurons * config.intermediate_size) // 64 * 64),
+        neurons=max(8, int(step.neurons * there.neurons) // 64 * 64),
     )
+    return prune(above, measure_importance(above, rows), shape)
 
 
 def _distilled(
@@ -135,14 +138,15 @@ def _distilled(
     session.forget_peak()
     config, teaches = replace(films.fit, learning_rate=films.fit.learning_rate / 2), TeacherConfig()
     tried = copy.deepcopy(rung)
+    objective = Distillation(tried, [(teacher, teaches)])
     rate = tokens_per_s(
-        Distillation(tried, teacher, temperature=teaches.temperature),
-        distillation_weights(config, teaches),
+        objective,
+        objective.loss_weights(config),
         TrainingPlan(book, split.train, config),
         session.device,
         steps=max(1, films.probe_steps // 2),
     )
-    del tried
+    del tried, objective
     epochs = epochs_in(step.seconds, rate, book, split, config)
     session.say(f"         {rate:,.0f} tokens/s: {epochs:.2f} epochs in {step.seconds:.0f} s")
     try:

@@ -27,13 +27,15 @@ def said(capsys, *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("command", "taught"),
     [
-        ([], ["demo", "run", "predict", "index"]),
+        ([], ["demo", "run", "ladder", "export", "predict", "index"]),
         (["demo"], ["--out", "--seed", "--dry-run", "five minutes"]),
         (["run"], ["ml1m", "ml100k", "table", "goes on"]),
         (["run", "ml1m"], ["--data", "--form", "--continue", "zip"]),
         (["run", "ml100k"], ["--data", "--form", "--continue", "zip"]),
         (["run", "table"], ["--task", "--on-bad-rows", "--epochs", "positive", "quarantine"]),
         (["predict"], ["--user", "--profile", "--history", "--json", "--users", "-k", "--where"]),
+        (["ladder"], ["--to", "--max-loss", "--max-step", "--minutes-per-rung", "--out", "waiver"]),
+        (["export"], ["--model", "--kind", "classifier", "nothing of ours"]),
         (
             ["index"],
             ["Embed the catalogue", "--items", "--out", "--kind", "accelerate launch", "goes on"],
@@ -175,3 +177,16 @@ def test_anyones_tables_train_and_predict(capsys, tables, tmp_path, form):
     found = said(capsys, "predict", out, "--user", "u1", "-k", 3, "--json").splitlines()
     assert len(found) == 3
     assert set(json.loads(found[0])["probabilities"]) == {"liked", "disliked"}
+
+
+def test_the_served_model_is_exported(capsys, tiny_run, tmp_path):
+    out = tmp_path / "ranker"
+    said(capsys, "export", tiny_run, "--out", out, "--kind", "classifier", "--task", "people")
+    about = json.loads((out / "export.json").read_text())
+    assert about["task"] == "people"
+    assert json.loads((out / "config.json").read_text())["architectures"] == [
+        "Qwen3ForSequenceClassification"
+    ]
+    with pytest.raises(SystemExit):
+        main(["export", str(tiny_run), "--out", str(tmp_path / "x"), "--task", "gossip"])
+    assert "--task gossip is unknown; the model has jobs" in capsys.readouterr().err

@@ -194,7 +194,7 @@ def test_another_recipe_is_refused_in_the_same_folder_and_named_by_its_path(tiny
 def test_cut_short_in_both_trainings_it_ends_with_the_same_numbers(
     tiny_run, job_of, tmp_path, monkeypatch
 ):
-    watch = pipeline._watch
+    watch = pipeline.watch
     calls: list[int] = []
 
     def killed_on_the_second(*arguments):
@@ -203,7 +203,7 @@ def test_cut_short_in_both_trainings_it_ends_with_the_same_numbers(
             raise KeyboardInterrupt
         return watch(*arguments)
 
-    monkeypatch.setattr(pipeline, "_watch", killed_on_the_second)
+    monkeypatch.setattr(pipeline, "watch", killed_on_the_second)
     for stage in (FOUNDATION, RUNG):
         calls.clear()
         with pytest.raises(KeyboardInterrupt):
@@ -213,13 +213,13 @@ def test_cut_short_in_both_trainings_it_ends_with_the_same_numbers(
         assert not (tmp_path / stage).exists()
         # The rest of this stage, and the first validation of the next.
         calls.clear()
-        monkeypatch.setattr(pipeline, "_watch", watch)
+        monkeypatch.setattr(pipeline, "watch", watch)
         if stage == FOUNDATION:
             monkeypatch.setattr(pipeline, "_rung", _stop)
             with pytest.raises(KeyboardInterrupt):
                 run(job_of(tmp_path))
             monkeypatch.undo()
-            monkeypatch.setattr(pipeline, "_watch", killed_on_the_second)
+            monkeypatch.setattr(pipeline, "watch", killed_on_the_second)
     done = run(job_of(tmp_path))
     assert {s.name: s.reason for s in done.stages}[RUNG] == "interrupted, resumes"
     assert numbers(tmp_path) == numbers(tiny_run)

@@ -1,4 +1,4 @@
-import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,74 +7,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distill.distillation import Distillation, TeacherConfig, chunked_kl, distil, label_kl
+from distill.anatomy import shape_of
+from distill.distillation import Distillation, distil
+from distill.importance import measure_importance
+from distill.losses import distance
+from distill.pruning import prune
+from distill.teaching import Lesson, TeacherConfig
 from foundation import FitConfig
 from foundation.plan import TrainingPlan
+from foundation.slots import StepSlots
 from promptify.assembly import PromptBook
 from promptify.splits import Split
 
-NO = float("-inf")
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def reference(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL(teacher ‖ student) of rows of logits, term by term."""
-    total = torch.zeros(())
-    for s, t in zip(student, teacher, strict=True):
-        p = torch.exp(t / temperature) / torch.exp(t / temperature).sum()
-        q = torch.exp(s / temperature) / torch.exp(s / temperature).sum()
-        for class_p, class_q in zip(p, q, strict=True):
-            if class_p > 0:
-                total = total + class_p * (class_p / class_q).log()
-    return total * temperature**2
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_label_kl_is_the_plain_sum(temperature: float) -> None:
-    student, teacher = drawn(5, 4), drawn(5, 4, seed=1)
-    student[:2, 3] = teacher[:2, 3] = NO  # not an action of their task
-    got = label_kl(
-        student.log_softmax(-1).requires_grad_(), teacher.log_softmax(-1), temperature=temperature
-    )
-    torch.testing.assert_close(got.detach(), reference(student, teacher, temperature))
-
-
-def test_label_kl_worked_by_hand() -> None:
-    # The teacher says 3/4, 1/4, the student a half each: 3/4 ln 3/2 + 1/4 ln 1/2.
-    student = torch.tensor([[0.5, 0.5, 0.0]]).log()
-    teacher = torch.tensor([[0.75, 0.25, 0.0]]).log()
-    wanted = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    assert label_kl(student, teacher, temperature=1.0).item() == pytest.approx(wanted)
-
-
-def test_label_kl_has_a_gradient_where_labels_are_left_out() -> None:
-    logits = drawn(3, 4).requires_grad_()
-    allowed = torch.tensor([True, True, True, False])
-    teacher = drawn(3, 4, seed=1).masked_fill(~allowed, NO).log_softmax(-1)
-    log_probs = logits.masked_fill(~allowed, NO).log_softmax(-1)
-    label_kl(log_probs, teacher, temperature=2.0).backward()
-    assert logits.grad is not None
-    # The gradient of T² KL in the logits is T (q − p).
-    q, p = (log_probs.detach() / 2).softmax(-1), (teacher / 2).softmax(-1)
-    torch.testing.assert_close(logits.grad, 2 * (q - p))
-
-
-@pytest.mark.parametrize("max_logits", [1, 14, 10_000])
-def test_chunked_kl_is_the_plain_sum_in_value_and_gradient(max_logits: int) -> None:
-    student, items = drawn(9, 4).requires_grad_(), drawn(7, 4, seed=1).requires_grad_()
-    teacher, teacher_items = drawn(9, 6, seed=2), drawn(7, 6, seed=3)  # its own width
-    plain = reference(student @ items.T, teacher @ teacher_items.T, 2.0)
-    got = chunked_kl(student, items, teacher, teacher_items, temperature=2.0, max_logits=max_logits)
-    torch.testing.assert_close(got, plain)
-    for ours, wanted in zip(
-        torch.autograd.grad(got, [student, items]),
-        torch.autograd.grad(plain, [student, items]),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, wanted)
+TEACHES = TeacherConfig(temperature=2.0)
 
 
 def batch_of(book: PromptBook, split: Split, **config: Any) -> dict[str, Tensor]:
@@ -89,25 +34,25 @@ def batch_of(book: PromptBook, split: Split, **config: Any) -> dict[str, Tensor]
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(
     make: Any, book: PromptBook, split: Split, sampling: dict[str, int]
 ) -> None:
-    sums = Distillation(make(), make(), temperature=2.0)(**batch_of(book, split, **sampling))
+    sums = Distillation(make(), [(make(), TEACHES)])(**batch_of(book, split, **sampling))
     assert sums["teacher_next_item"].item() == pytest.approx(0, abs=1e-3)
     assert sums["teacher_action"].item() == pytest.approx(0, abs=1e-3)
     assert min(sums[name].item() for name in ("next_item", "action", "text")) > 0.1
-    other = Distillation(make(), make(seed=1), temperature=2.0)(**batch_of(book, split, **sampling))
+    other = Distillation(make(), [(make(seed=1), TEACHES)])(**batch_of(book, split, **sampling))
     assert other["teacher_next_item"].item() > 0.1
     assert other["teacher_action"].item() > 0.1
 
 
 def test_the_data_s_own_losses_are_the_student_s(make: Any, book: PromptBook, split: Split) -> None:
     student, batch = make(), batch_of(book, split)
-    sums = Distillation(student, make(seed=1, size="mini"), temperature=1.0)(**batch)
+    sums = Distillation(student, [(make(seed=1, size="mini"), TeacherConfig())])(**batch)
     for name, value in student(**batch).items():
         torch.testing.assert_close(sums[name], value)
 
 
 def test_only_the_student_learns(make: Any, book: PromptBook, split: Split) -> None:
     student, teacher = make(), make(seed=1, size="mini", vector_dim=8)
-    objective = Distillation(student, teacher, temperature=1.0)
+    objective = Distillation(student, [(teacher, TeacherConfig())])
     sums = objective(**batch_of(book, split))
     (sums["teacher_next_item"] + sums["teacher_action"]).backward()
     assert all(p.grad is None for p in teacher.parameters())
@@ -126,7 +71,7 @@ def test_distilled_the_student_comes_nearer(
 
     def gap() -> float:
         with torch.no_grad():
-            sums = Distillation(student, teacher, temperature=1.0)(**batch)
+            sums = Distillation(student, [(teacher, TeacherConfig())])(**batch)
         return float(sums["teacher_next_item"] + sums["teacher_action"])
 
     at_first = gap()
@@ -169,38 +114,129 @@ def test_a_teacher_that_cannot_be_is_refused(name: str, value: float) -> None:
         TeacherConfig(**{name: value})
 
 
-def test_every_width_of_the_student_is_taught_the_teacher_s_whole_vectors() -> None:
-    student, items = drawn(9, 4).requires_grad_(), drawn(7, 4, seed=1).requires_grad_()
-    teacher, teacher_items = drawn(9, 6, seed=2), drawn(7, 6, seed=3)
-    taught = teacher @ teacher_items.T
-    widths = [reference(student[:, :w] @ items[:, :w].T, taught, 2.0) for w in (1, 3, 4)]
-    plain = torch.stack(widths).mean()
-    got = chunked_kl(
-        student, items, teacher, teacher_items, temperature=2.0, widths=(1, 3, 4), max_logits=14
-    )
-    torch.testing.assert_close(got, plain)
-    for ours, wanted in zip(
-        torch.autograd.grad(got, [student, items]),
-        torch.autograd.grad(plain, [student, items]),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, wanted)
-
-
 def test_a_rung_keeps_its_widths(make: Any, book: PromptBook, split: Split) -> None:
-    from dataclasses import replace
-
-    from distill.pruning import measure_importance, prune
-
     teacher = make(size="mini")
     teacher.settings = replace(teacher.settings, vector_widths=(4, 8))
     windows = book.windows(split.train, seed=0, epoch=0)
     rows = book.assemble(windows[:4], seed=0, epoch=0)
-    student = prune(teacher, measure_importance(teacher, rows), num_layers=1)
+    shape = shape_of(teacher.decoder).with_size("layers", 1)
+    student = prune(teacher, measure_importance(teacher, rows), shape, rows=rows)
     assert student.settings.widths == (4, 8, 16)
-    batch = batch_of(book, split)
-    wide = Distillation(student, teacher, temperature=1.0)(**batch)
+    batch, taught = batch_of(book, split), [(teacher, TeacherConfig())]
+    wide = Distillation(student, taught)(**batch)
     student.settings = replace(student.settings, vector_widths=())
-    whole = Distillation(student, teacher, temperature=1.0)(**batch)
+    whole = Distillation(student, taught)(**batch)
     # The narrow widths are taught too.
     assert wide["teacher_next_item"].item() != pytest.approx(whole["teacher_next_item"].item())
+
+
+EVERYTHING = TeacherConfig(
+    weight=0.5,
+    lessons=(
+        Lesson(subject="labels", kind="jensen_shannon"),
+        Lesson(subject="candidates", kind="reverse_kl", weight=2.0),
+        Lesson(subject="vocabulary"),
+        Lesson(subject="hidden"),
+        Lesson(subject="attention", weight=3.0),
+    ),
+)
+
+
+def test_everything_can_be_taught_and_its_weights_are_used_as_given(
+    make: Any, book: PromptBook, split: Split
+) -> None:
+    student, teacher = make(), make(seed=1, size="mini")
+    batch = batch_of(book, split)
+    objective = Distillation(student, [(teacher, EVERYTHING)])
+    sums = objective(**batch)
+    taught = {name for name in sums if name.startswith("teacher_")}
+    assert taught == {
+        "teacher_action",
+        "teacher_next_item",
+        "teacher_text",
+        "teacher_next_item/hidden",
+        "teacher_next_item/attention",
+    }
+    assert objective.loss_weights(FitConfig()) == FitConfig().loss_weights | dict.fromkeys(
+        taught, 1.0
+    )
+    for lesson in EVERYTHING.lessons:
+        alone = replace(EVERYTHING, weight=1.0, lessons=(replace(lesson, weight=1.0),))
+        found = Distillation(student, [(teacher, alone)])(**batch)
+        [name] = taught & set(found)
+        expected = found[name] * 0.5 * lesson.weight
+        torch.testing.assert_close(sums[name], expected, rtol=1e-4, atol=1e-4)
+    torch.stack([sums[name] for name in taught]).sum().backward()
+    # Of other widths, the states are projected; the projections learn too.
+    assert objective.projections
+    learns = {n: float(p.weight.grad.abs().sum()) for n, p in objective.projections.items()}
+    assert min(learns.values()) > 0, learns
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_of_itself_a_student_learns_nothing_of_any_subject(
+    make: Any, book: PromptBook, split: Split
+) -> None:
+    objective = Distillation(make(), [(make(), EVERYTHING)])
+    assert not objective.projections
+    sums = objective(**batch_of(book, split))
+    for name, value in sums.items():
+        if name.startswith("teacher_"):
+            assert value.item() == pytest.approx(0, abs=2e-3), name
+
+
+def test_two_teachers_are_summed(make: Any, book: PromptBook, split: Split) -> None:
+    student, one, other = make(), make(seed=1), make(seed=2, size="mini")
+    batch, half = batch_of(book, split), TeacherConfig(weight=0.5)
+    sums = Distillation(student, [(one, half), (other, TeacherConfig())])(**batch)
+    alone = [
+        Distillation(student, [(t, c)])(**batch) for t, c in ((one, half), (other, TeacherConfig()))
+    ]
+    for name in ("teacher_action", "teacher_next_item"):
+        torch.testing.assert_close(sums[name], alone[0][name] + alone[1][name])
+
+
+def test_states_of_the_rows_alone_are_matched(make: Any, book: PromptBook, split: Split) -> None:
+    """Items are read in passes of their own, which are not what the teacher is asked about."""
+    student, teacher = make(), make(seed=1)
+    batch = batch_of(book, split)
+    config = TeacherConfig(lessons=(Lesson(subject="hidden"),))
+    got = Distillation(student, [(teacher, config)])(**batch)["teacher_next_item/hidden"]
+    states = []
+    for model in (student, teacher):
+        every = torch.arange(model.num_items)
+        slots = StepSlots(items_N=every, slots_ND=model.slots(every))
+        embeds = model.embed_ids(batch["ids_RT"], slots=slots)
+        out = model.decoder.model(inputs_embeds=embeds, output_hidden_states=True)
+        # The last of those is normed, and not what the layer says.
+        after_first = out.hidden_states[1]
+        seen: list[torch.Tensor] = []
+        handle = model.decoder.model.norm.register_forward_pre_hook(
+            lambda _m, args, seen=seen: seen.append(args[0])
+        )
+        model.decoder.model(inputs_embeds=embeds)
+        handle.remove()
+        at_K = batch["next_position_K"]
+        states.append([one.flatten(0, 1)[at_K] for one in (after_first, seen[0])])
+    wanted = torch.stack([distance(s, t) for s, t in zip(*states, strict=True)]).mean()
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"subject": "gossip"}, "must be one of labels"),
+        ({"subject": "labels", "kind": "l2"}, "must be one of forward_kl"),
+        ({"subject": "labels", "weight": -1.0}, "must not be negative"),
+        ({"subject": "labels", "top": 5}, "is for candidates and vocabulary"),
+        ({"subject": "candidates", "top": 0}, "must be at least 1"),
+    ],
+)
+def test_a_lesson_that_cannot_be_is_refused(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Lesson(**values)
+
+
+def test_each_subject_is_taught_once() -> None:
+    with pytest.raises(ValueError, match="each subject once"):
+        TeacherConfig(lessons=(Lesson(subject="labels"), Lesson(subject="labels", weight=2.0)))

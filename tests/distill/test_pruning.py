@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,17 +7,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from distill.pruning import Importance, measure_importance, prune
+from distill.anatomy import Shape, body_parameters, notch, shape_of
+from distill.importance import measure_importance
+from distill.pruning import prune
+from foundation import Foundation
 from foundation.batches import take_rows
 from promptify.assembly import PromptBook
 from promptify.rows import Rows
 from promptify.splits import Split
+from promptify.validation import BadInput
 
 
-@pytest.fixture(scope="module")
-def rows(book: PromptBook, split: Split) -> Rows:
-    windows = book.windows(split.train, seed=0, epoch=0)
-    return book.assemble(windows[np.arange(12)], seed=0, epoch=0)
+def smaller(foundation: Any, **sizes: int) -> Shape:
+    """The foundation's shape, but for some sizes."""
+    return replace(shape_of(foundation.decoder), **sizes)
 
 
 def test_a_layer_that_does_nothing_counts_nothing(make: Any, rows: Rows) -> None:
@@ -29,7 +33,7 @@ def test_a_layer_that_does_nothing_counts_nothing(make: Any, rows: Rows) -> None
     assert importance.layers[1] == pytest.approx(0, abs=1e-6)
     assert min(importance.layers[0], importance.layers[2]) > 1e-3
     # It can go, and nothing changes.
-    small = prune(foundation, importance, num_layers=2)
+    small = prune(foundation, importance, smaller(foundation, layers=2))
     assert small.decoder.config.num_hidden_layers == 2
     foundation.refresh_readings()
     np.testing.assert_allclose(small.embed_users(rows), foundation.embed_users(rows), atol=1e-5)
@@ -47,7 +51,7 @@ def test_neurons_that_add_nothing_go_first(make: Any, rows: Rows) -> None:
     importance = measure_importance(foundation, rows)
     for depth, neurons in idle.items():
         assert importance.neurons[depth].argsort()[:3].sort().values.tolist() == neurons
-    small = prune(foundation, importance, intermediate_size=93)
+    small = prune(foundation, importance, smaller(foundation, neurons=93))
     foundation.refresh_readings()
     np.testing.assert_allclose(small.embed_users(rows), foundation.embed_users(rows), atol=1e-5)
     kept = [n for n in range(96) if n not in idle[0]]
@@ -87,7 +91,7 @@ def test_importance_is_what_a_plain_pass_says(make: Any, rows: Rows) -> None:
 def test_pruned_to_its_own_size_nothing_changes(make: Any, rows: Rows, book: PromptBook) -> None:
     foundation = make()
     before = {name: weight.clone() for name, weight in foundation.state_dict().items()}
-    same = prune(foundation, measure_importance(foundation, rows))
+    same = prune(foundation, measure_importance(foundation, rows), smaller(foundation))
     prefix, items = take_rows(rows, np.array([0])), np.arange(4)
     np.testing.assert_allclose(same.embed_users(rows), foundation.embed_users(rows), atol=1e-6)
     np.testing.assert_allclose(same.embed_items(), foundation.embed_items(), atol=1e-6)
@@ -103,9 +107,8 @@ def test_pruned_to_its_own_size_nothing_changes(make: Any, rows: Rows, book: Pro
 
 def test_stock_transformers_loads_what_is_left(make: Any, rows: Rows, tmp_path: Path) -> None:
     foundation = make(size="mini")
-    small = prune(
-        foundation, measure_importance(foundation, rows), num_layers=2, intermediate_size=64
-    )
+    shape = smaller(foundation, layers=2, neurons=64)
+    small = prune(foundation, measure_importance(foundation, rows), shape)
     small.save_pretrained(tmp_path / "small")
     stock, report = AutoModelForCausalLM.from_pretrained(
         tmp_path / "small", output_loading_info=True
@@ -119,8 +122,8 @@ def test_stock_transformers_loads_what_is_left(make: Any, rows: Rows, tmp_path: 
 
 def test_layers_keep_their_order(make: Any, rows: Rows) -> None:
     foundation = make(size="mini")
-    neurons = measure_importance(foundation, rows).neurons
-    small = prune(foundation, Importance(layers=(0.2, 0.1, 0.9), neurons=neurons), num_layers=2)
+    importance = replace(measure_importance(foundation, rows), layers=(0.2, 0.1, 0.9))
+    small = prune(foundation, importance, smaller(foundation, layers=2))
     for at, kept in enumerate((0, 2)):
         assert torch.equal(
             small.decoder.model.layers[at].self_attn.q_proj.weight,
@@ -130,22 +133,124 @@ def test_layers_keep_their_order(make: Any, rows: Rows) -> None:
 
 def test_the_pruned_table_holds_the_pruned_readings(make: Any, rows: Rows) -> None:
     foundation = make()
-    small = prune(foundation, measure_importance(foundation, rows), intermediate_size=8)
+    small = prune(foundation, measure_importance(foundation, rows), smaller(foundation, neurons=8))
     held = small.items.reading_ID.clone()
     assert not torch.allclose(held, foundation.items.reading_ID, atol=1e-3)
     small.refresh_readings()
     torch.testing.assert_close(held, small.items.reading_ID)
 
 
+def silence(foundation: Any, kind: str) -> None:
+    """Make some parts of a kind count for nothing, in every layer."""
+    decoder, items = foundation.decoder, foundation.items
+    layers = decoder.model.layers
+    with torch.no_grad():
+        if kind == "neurons":
+            for layer in layers:
+                layer.mlp.down_proj.weight[:, [3, 40]] = 0
+        if kind == "groups":
+            for layer in layers:
+                layer.self_attn.o_proj.weight[:, 16:] = 0
+        if kind == "hidden":
+            idle = [2, 5, 11, 12, 20, 21, 30, 31]
+            decoder.model.embed_tokens.weight[:, idle] = 0
+            items.residual_ID[:, idle] = 0
+            writers = [w for layer in layers for w in (layer.self_attn.o_proj, layer.mlp.down_proj)]
+            for writer in (*writers, items.project_reading, items.project_bag):
+                writer.weight[idle] = 0
+                if writer.bias is not None:
+                    writer.bias[idle] = 0
+    foundation.refresh_readings()
+
+
+FAMILIES = ("qwen3", "llama", "mistral", "gemma2", "gemma3_text")
+SMALLER = {"neurons": {"neurons": 46}, "groups": {"groups": 1}, "hidden": {"hidden": 24}}
+
+
+@pytest.mark.parametrize("kind", SMALLER)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_counts_for_nothing_goes_and_nothing_changes(
+    of_family: Any, rows: Rows, family: str, kind: str
+) -> None:
+    foundation = of_family(family)
+    silence(foundation, kind)
+    importance = measure_importance(foundation, rows)
+    small = prune(foundation, importance, smaller(foundation, **SMALLER[kind]))
+    wanted, got = foundation.embed_users(rows), small.embed_users(rows)
+    np.testing.assert_allclose(got, wanted, atol=2e-4 * np.abs(wanted).max())
+    wanted, got = foundation.embed_items(), small.embed_items()
+    np.testing.assert_allclose(got, wanted, atol=2e-4 * np.abs(wanted).max())
+    prefix, items = take_rows(rows, np.array([0])), np.arange(4)
+    np.testing.assert_allclose(
+        small.score(prefix, items), foundation.score(prefix, items), atol=2e-3
+    )
+
+
+@pytest.mark.parametrize("form", ["slot", "text"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_shape_is_a_stock_checkpoint_of_the_parameters_foretold(
+    of_family: Any,
+    text_book: PromptBook,
+    split: Split,
+    tmp_path: Path,
+    family: str,
+    form: str,
+    rows: Rows,
+) -> None:
+    foundation = of_family(family, form)
+    if form == "text":
+        rows = text_book.assemble(
+            text_book.windows(split.train, seed=0, epoch=0)[np.arange(4)], seed=0, epoch=0
+        )
+    shape = Shape(layers=2, neurons=24, groups=1, hidden=16)
+    small = prune(foundation, measure_importance(foundation, rows), shape)
+    small.save_pretrained(tmp_path / "small")
+    again = Foundation.from_pretrained(tmp_path / "small")
+    assert shape_of(again.decoder) == shape
+    assert again.num_parameters() == body_parameters(foundation.decoder, shape)
+    there = shape_of(foundation.decoder)
+    assert foundation.num_parameters() == body_parameters(foundation.decoder, there)
+    assert again.settings.vector_dim == foundation.settings.vector_dim
+    vectors = again.embed_users(rows)
+    assert vectors.shape == (len(rows), 16)
+    np.testing.assert_allclose(vectors, small.embed_users(rows), atol=1e-6)
+
+
+def test_notches_are_rounded_and_what_the_family_takes(make: Any, of_family: Any) -> None:
+    qwen, llama = make(size="mini").decoder, of_family("llama").decoder
+    there = shape_of(qwen)
+    assert notch(qwen, there, "neurons") == replace(there, neurons=184)
+    assert notch(qwen, there, "hidden") == replace(there, hidden=56)
+    assert notch(qwen, there, "groups") == replace(there, groups=1)
+    assert notch(qwen, replace(there, layers=1), "layers") is None
+    assert notch(qwen, replace(there, neurons=8192), "neurons") == replace(there, neurons=8128)
+    assert notch(qwen, replace(there, neurons=93), "neurons") == replace(there, neurons=88)
+    # Llama's configuration wants a width that its heads divide.
+    eight = replace(shape_of(llama), hidden=40)
+    assert notch(llama, eight, "hidden") == replace(eight, hidden=32)
+
+
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("num_layers", 0), ("num_layers", 3), ("intermediate_size", 0), ("intermediate_size", 97)],
+    ("name", "value"), [("layers", 0), ("layers", 3), ("neurons", 97), ("groups", 2), ("hidden", 0)]
 )
 def test_a_size_that_is_not_there_is_refused(make: Any, rows: Rows, name: str, value: int) -> None:
     foundation = make()
     importance = measure_importance(foundation, rows)
-    with pytest.raises(ValueError, match=rf"{name}={value} must be between 1 and"):
-        prune(foundation, importance, **{name: value})
+    with pytest.raises(BadInput, match=rf"shape\.{name}={value} must be between 1 and"):
+        prune(foundation, importance, smaller(foundation, **{name: value}))
+
+
+def test_a_shape_that_stock_loaders_refuse_is_refused(of_family: Any, rows: Rows) -> None:
+    foundation = of_family("llama")
+    with pytest.raises(BadInput, match="none that stock loaders take"):
+        prune(foundation, measure_importance(foundation, rows), smaller(foundation, hidden=30))
+
+
+def test_a_decoder_with_parts_of_its_own_is_refused(make: Any, rows: Rows) -> None:
+    foundation = make()
+    foundation.decoder.model.layers[0].mlp.router = torch.nn.Linear(2, 2)
+    with pytest.raises(BadInput, match=r"mlp\.router\.weight .* none that pruning knows"):
+        measure_importance(foundation, rows)
 
 
 def test_no_calibration_is_refused(make: Any, rows: Rows) -> None:

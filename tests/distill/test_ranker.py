@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.distillation import TeacherConfig
 from distill.ranker import (
     RankedCandidates,
     RankerDistillation,
@@ -18,6 +17,7 @@ from distill.ranker import (
     distil_ranker,
     rank_candidates,
 )
+from distill.teaching import TeacherConfig
 from foundation import FitConfig, Foundation
 from foundation.batches import take_rows
 from foundation.plan import TrainingPlan

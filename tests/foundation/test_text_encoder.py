@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from distill.pruning import measure_importance, prune
+from distill.anatomy import shape_of
+from distill.importance import measure_importance
+from distill.pruning import prune
 from foundation import Foundation, FoundationConfig
 from foundation.config import TextEncoderRecord
 from foundation.text_encoder import TextEncoder, encoder_hash
@@ -199,9 +202,9 @@ def test_another_catalogue_and_a_rung_keep_the_encoder(
     assert torch.equal(
         again.items.project_encoding.weight, foundation.items.project_encoding.weight
     )
-    rung = prune(
-        foundation, measure_importance(foundation, book.prefixes(split.valid[:4])), num_layers=1
-    )
+    importance = measure_importance(foundation, book.prefixes(split.valid[:4]))
+    shape = replace(shape_of(foundation.decoder), layers=1, hidden=24)
+    rung = prune(foundation, importance, shape)
     assert rung.settings.text_encoder == foundation.settings.text_encoder
     assert torch.equal(rung.items.encoding_IW, foundation.items.encoding_IW)
 

@@ -1,0 +1,208 @@
+"""How often the gate errs: models with a planted loss that it lets through, and equals it refuses.
+
+    python -m benchmarks.gate [--metrics ndcg@10 auc] [--draws N] [--smoke] [--out FILE.csv]
+
+A reference and a candidate are drawn for some number of people and targets. On a share of the
+targets the two say the same, as models of one ladder do, on the others they were drawn apart. The
+loss is planted exactly: of the candidate's hits a share is missed, or of its probabilities a share
+is noise. `gate_false_accept` is how often a loss of 2 % passes a gate of 1 %; `gate_false_reject`
+how often no loss at all fails; the rest is undecided, which asks for more targets. Intervals are
+Wilson's, 95 %.
+"""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+from tqdm.auto import tqdm
+
+from benchmarks.measured import Measured
+from distill.gate import GateConfig, Measurements, Tolerance, verdict
+from foundation.evaluation import Interval
+
+PLANTED_LOSS = 0.02
+TOLERANCE = 0.01
+# Of ML-1M's targets a third is among the first ten, anywhere among them; models of neighbouring
+# rungs agree on about three quarters.
+_HIT_RATE, _AGREEMENT = 0.32, 0.75
+_AUC = 0.75
+
+Metric = Literal["ndcg@10", "auc"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Design:
+    """What the gate rests on.
+
+    Args:
+        metric: that may have been lost.
+        num_users: people.
+        targets_per_user: of each.
+    """
+
+    metric: Metric
+    num_users: int
+    targets_per_user: int
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"{self.num_users} people x {self.targets_per_user}"
+
+
+# A bootstrap of the AUC of 54,000 events takes ten seconds: that case is left out.
+DESIGNS = (
+    Design(metric="ndcg@10", num_users=1000, targets_per_user=1),
+    Design(metric="ndcg@10", num_users=1000, targets_per_user=9),
+    Design(metric="ndcg@10", num_users=6000, targets_per_user=1),
+    Design(metric="ndcg@10", num_users=6000, targets_per_user=9),
+    Design(metric="auc", num_users=1000, targets_per_user=1),
+    Design(metric="auc", num_users=1000, targets_per_user=9),
+)
+SMOKE_DESIGNS = (Design(metric="ndcg@10", num_users=200, targets_per_user=1),)
+
+
+def drawn(
+    design: Design, loss: float, rng: np.random.Generator
+) -> tuple[Measurements, Measurements]:
+    """A reference and a candidate that in the long run loses so much against it.
+
+    Args:
+        design: people and targets.
+        loss: share of the reference's metric.
+        rng: draws.
+    """
+    user = np.repeat(np.arange(design.num_users), design.targets_per_user)
+    draw = _ndcg_pair if design.metric == "ndcg@10" else _auc_pair
+    return draw(user, loss, rng)
+
+
+def _ndcg_pair(
+    user: NDArray[np.int64], loss: float, rng: np.random.Generator
+) -> tuple[Measurements, Measurements]:
+    # Some people are easier than others: targets of one person are alike.
+    ease = rng.normal(scale=0.8, size=user[-1] + 1)[user]
+    chance = np.clip(_HIT_RATE * np.exp(ease) / np.exp(0.32), 0, 0.95)
+
+    def ranked() -> NDArray[np.float64]:
+        place = rng.integers(1, 11, size=len(user))
+        return np.where(rng.random(len(user)) < chance, 1 / np.log2(1 + place), 0.0)
+
+    reference = ranked()
+    candidate = np.where(rng.random(len(user)) < _AGREEMENT, reference, ranked())
+    candidate = np.where(rng.random(len(user)) < loss, 0.0, candidate)
+    before, after = (
+        Measurements(target_user=user, target_ndcg=one) for one in (reference, candidate)
+    )
+    return before, after
+
+
+def _auc_pair(
+    user: NDArray[np.int64], loss: float, rng: np.random.Generator
+) -> tuple[Measurements, Measurements]:
+    label = rng.random(len(user)) < 0.4
+    # Two normal scores a distance apart have this AUC.
+    distance = np.sqrt(2) * 0.6744897501960817
+    assert _AUC == 0.75
+
+    def said() -> NDArray[np.float64]:
+        scores: NDArray[np.float64] = rng.normal(size=len(user)) + distance * label
+        return scores
+
+    reference = said()
+    candidate = np.where(rng.random(len(user)) < _AGREEMENT, reference, said())
+    # Of a share s of the events the score is another's, whatever their labels: the AUC falls by
+    # s (AUC - 1/2), since what the good ones lose in the mix of scores the bad ones win.
+    share = loss * _AUC / (_AUC - 0.5)
+    others = rng.permutation(candidate)
+    candidate = np.where(rng.random(len(user)) < share, others, candidate)
+    before, after = (
+        Measurements(event_user=user, event_label=label, event_probability=1 / (1 + np.exp(-one)))
+        for one in (reference, candidate)
+    )
+    return before, after
+
+
+def measure(designs: Sequence[Design], *, draws: int, measured: Measured, seed: int = 0) -> None:
+    """Draw models for every design and count the gate's verdicts.
+
+    Args:
+        designs: what the gate rests on.
+        draws: pairs of models for each, with a loss and without.
+        measured: takes the rows.
+        seed: of the draws.
+    """
+    for number, design in enumerate(designs):
+        for loss, wrong, name in (
+            (PLANTED_LOSS, "pass", "gate_false_accept"),
+            (0.0, "fail", "gate_false_reject"),
+        ):
+            cells = {"task": design.metric, "split": design.name, "model": f"loss {loss:.0%}"}
+            if measured.has(metric=name, seed=seed, **cells):
+                continue
+            began = time.monotonic()
+            config = GateConfig(
+                tolerances=(Tolerance(metric=design.metric, max_loss=TOLERANCE, kind="relative"),)
+            )
+            rng = np.random.default_rng([seed, number, int(loss > 0)])
+            found: Counter[str] = Counter(
+                verdict(*drawn(design, loss, rng), config).status
+                for _ in tqdm(range(draws), desc=f"{design.metric}, {design.name}, {loss:.0%}")
+            )
+            seconds = round(time.monotonic() - began, 1)
+            for metric, status in ((name, wrong), ("gate_undecided", "undecided")):
+                share = binomtest(found[status], draws)
+                ends = share.proportion_ci(method="wilson")
+                measured.add(
+                    seed=seed,
+                    interval=Interval(
+                        value=found[status] / draws, low=float(ends.low), high=float(ends.high)
+                    ),
+                    metric=metric,
+                    n=draws,
+                    seconds=seconds,
+                    **cells,
+                )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="How often the gate errs, by simulation.")
+    parser.add_argument(
+        "--metrics", nargs="+", choices=["ndcg@10", "auc"], default=["ndcg@10", "auc"]
+    )
+    parser.add_argument("--draws", type=int, default=400, help="pairs of models for each case")
+    parser.add_argument("--out", type=Path, help="write the rows as CSV; a second call goes on")
+    parser.add_argument("--smoke", action="store_true", help="a few draws of the smallest case")
+    options = parser.parse_args(arguments)
+    designs: tuple[Design, ...] = SMOKE_DESIGNS if options.smoke else DESIGNS
+    designs = tuple(design for design in designs if design.metric in options.metrics)
+    draws = 20 if options.smoke else options.draws
+    try:
+        measured = Measured(
+            "ladder",
+            {
+                "draws": draws,
+                "loss": PLANTED_LOSS,
+                "tolerance": TOLERANCE,
+                "agreement": _AGREEMENT,
+            },
+            out=options.out,
+        )
+    except ValueError as error:
+        print(f"benchmarks.gate: error: {error}", file=sys.stderr)
+        return 1
+    measure(designs, draws=draws, measured=measured)
+    print(measured.table())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""What the gate looks at: a model's answers to held-out requests, and its time for one."""
+
+import time
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+
+from decant.measure import Asked
+from decant.recommender import Recommender, build_index
+from decant.run_data import sample_targets
+from distill.gate import Measurements
+from foundation import Foundation
+from foundation.calibration import calibrate_others
+from foundation.predictions import predict_targets
+from promptify.assembly import PromptBook
+from promptify.splits import Targets
+
+_WARM_UP_REQUESTS = 5
+
+
+def gate_measurements(
+    foundation: Foundation, book: PromptBook, targets: Targets, *, latency_ms: float | None = None
+) -> Measurements:
+    """What a model does on the targets that its calibration was fitted on, as served.
+
+    Probabilities are judged as served, that is calibrated. The calibration was fitted on these
+    targets, so each event is given one fitted by the same method on other people's.
+
+    Args:
+        foundation: calibrated.
+        book: pieces of the interactions.
+        targets: held-out slates.
+        latency_ms: of a request, where it was measured.
+    """
+    asked = Asked(book, targets)
+    predictions = predict_targets(foundation, book, targets)
+    calibrate = partial(
+        calibrate_others,
+        label_N=predictions.action_label,
+        group_N=predictions.action_user,
+        method=foundation.calibration(asked.task).method,
+    )
+    return asked.of(predictions, calibrate).for_gate(latency_ms=latency_ms)
+
+
+def milliseconds(
+    recommenders: Mapping[str, Recommender], targets: Targets, count: int
+) -> dict[str, float]:
+    """Median time of a whole request (retrieve and rank), the models asked in turn.
+
+    Requests are those of people with the history before their target.
+
+    Args:
+        recommenders: by name.
+        targets: whose requests.
+        count: of them, at most.
+    """
+    some = sample_targets(targets, count)
+    taken: dict[str, list[float]] = {name: [] for name in recommenders}
+    for number in range(-_WARM_UP_REQUESTS, len(some)):
+        one = some[np.array([max(number, 0)])]
+        for name, recommender in recommenders.items():
+            began = time.perf_counter()
+            recommender.predict_target(one, k=10)
+            if number >= 0:
+                taken[name].append((time.perf_counter() - began) * 1000)
+    return {name: float(np.median(times)) for name, times in taken.items()}
+
+
+class Judge:
+    """Measures models for the gate; what it asked one before, it does not ask again.
+
+    Args:
+        book: pieces of the interactions.
+        timed_requests: that latency is measured on.
+    """
+
+    def __init__(self, book: PromptBook, *, timed_requests: int) -> None:
+        self.book = book
+        self.timed_requests = timed_requests
+        self._known: dict[tuple[int, int], Measurements] = {}
+        self._models: list[Foundation] = []  # keeps ids of models from being used again
+
+    def __call__(
+        self, models: Mapping[str, Foundation], targets: Targets
+    ) -> dict[str, Measurements]:
+        """See `distill.ladder.Hands.measure`."""
+        different = {id(model): model for model in models.values()}
+        recommenders = {
+            str(key): Recommender(model, build_index(model, model_hash="unsaved"), self.book)
+            for key, model in different.items()
+        }
+        taken = milliseconds(recommenders, targets, self.timed_requests)
+        return {
+            name: self._measured(model, targets, latency_ms=taken[str(id(model))])
+            for name, model in models.items()
+        }
+
+    def _measured(self, model: Foundation, targets: Targets, *, latency_ms: float) -> Measurements:
+        key = (id(model), len(targets))
+        if key not in self._known:
+            self._known[key] = gate_measurements(model, self.book, targets)
+            self._models.append(model)
+        known = self._known[key]
+        return Measurements(
+            target_user=known.target_user,
+            target_ndcg=known.target_ndcg,
+            event_user=known.event_user,
+            event_label=known.event_label,
+            event_probability=known.event_probability,
+            latency_ms=latency_ms,
+        )

@@ -1,0 +1,364 @@
+"""A ladder in a run folder: each rung a stage of it, gated; the report says where it breaks.
+
+    decant ladder RUN --to 0.05 --max-loss 0.01
+
+Rungs are numbered after those that the run made itself; the first goes down from the foundation.
+Each is a whole model: `decant predict RUN --model rung-3`. The lowest that the gate let through is
+what serves afterwards.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from decant.atomic import write_whole
+from decant.judging import Judge
+from decant.ladder_report import write_ladder_report
+from decant.layout import (
+    DATA,
+    FOUNDATION,
+    INDEX,
+    PROMPTER,
+    RUNG,
+    RUNG_RECORD,
+    RunLayout,
+)
+from decant.measure import Answers, Asked
+from decant.pipeline import fit_on_validation, index_again, watch
+from decant.processes import training_device
+from decant.recipes import recipe_of
+from decant.run_data import load_book, load_model, reading, rung_record
+from decant.run_record import RunRecord
+from decant.stages import Stages
+from distill.anatomy import shape_of
+from distill.gate import GateVerdict, Waiver
+from distill.ladder import (
+    Hands,
+    Ladder,
+    LadderConfig,
+    Rung,
+    body_ratio,
+    rungs_left,
+    tiers,
+)
+from foundation import Foundation
+from foundation.checkpoint import weights_hash
+from foundation.evaluation import ndcg, paired_bootstrap
+from foundation.predictions import predict_targets
+from promptify.assembly import PromptBook
+from promptify.splits import Split, Targets
+from promptify.validation import BadInput
+
+logger = logging.getLogger(__name__)
+
+WAIVERS = "waivers.json"
+RECORD = "ladder.json"
+_MOST_RUNGS = 60
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Descended:
+    """What a ladder leaves to be said.
+
+    Attributes:
+        folder: the run folder that holds it.
+        table: its rungs as text.
+        ended: why it ends where it does.
+    """
+
+    folder: Path
+    table: str
+    ended: str
+
+
+class _NoStepPassesError(Exception):
+    """Every step of a rung failed; what was tried stays in its scratch folder."""
+
+    def __init__(self, rung: Rung) -> None:
+        super().__init__("no step passes")
+        self.rung = rung
+
+
+def ladder_config(folder: Path, **changes: Any) -> LadderConfig:
+    """The configuration of a ladder in a run folder: the schedule of the run's own rung.
+
+    Args:
+        folder: a run folder.
+        changes: fields of `LadderConfig`.
+
+    Raises:
+        BadInput: a field has a value that it cannot have.
+    """
+    recipe = recipe_of(folder)
+    try:
+        return LadderConfig(
+            **{
+                "fit": recipe.rung.fit,
+                "teacher": recipe.rung.teacher,
+                "seed": recipe.seed,
+                **changes,
+            }
+        )
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+
+
+def descend(
+    folder: Path, *, config: LadderConfig, out: Path | None = None, timed_requests: int = 300
+) -> Descended:
+    """Build a ladder below a run's foundation, or what is left of one.
+
+    Args:
+        folder: a finished run.
+        config: how far, in what steps.
+        out: a run folder of its own for the ladder, which starts with a copy of the run's data and
+            foundation; the run's own when left out.
+        timed_requests: that latency is measured on.
+
+    Raises:
+        ValueError: the folder holds no finished foundation, or another process writes to it.
+    """
+    RunLayout(folder).model(FOUNDATION)
+    if out is not None:
+        _copy_run(folder, out)
+        folder = out
+    layout = RunLayout(folder)
+    record = RunRecord.start({"ladder": asdict(config)}, seed=config.seed)
+    with reading(folder / "recipe.json"):
+        recipe = json.loads((folder / "recipe.json").read_text("utf-8"))
+    with Stages(folder, recipe=recipe) as stages:
+        made, ended = _rungs(stages, layout, config, timed_requests)
+    _drop_older(layout, made)
+    _sign_waivers(layout, made)
+    if layout.served() in made or not (folder / INDEX).exists():
+        index_again(layout)
+    records = [rung_record(layout, name) for name in made]
+    table = write_ladder_report(layout, records, config, ended=ended, run=record.finish())
+    return Descended(folder=folder, table=table, ended=ended)
+
+
+def _rungs(
+    stages: Stages, layout: RunLayout, config: LadderConfig, timed_requests: int
+) -> tuple[list[str], str]:
+    """Step down until the end is reached or no step passes: names of the rungs, and why it ends."""
+    book, split = load_book(layout)
+    top = load_model(layout.model(FOUNDATION))
+    ladder = Ladder(
+        top,
+        book,
+        split,
+        config=config,
+        hands=Hands(
+            measure=Judge(book, timed_requests=timed_requests),
+            settle=lambda model: _settle(model, book, split.valid),
+            watch=lambda model: watch(model, book, split.valid),
+        ),
+        device=training_device(),
+    )
+    has_own = (layout.folder / RUNG).is_dir() and not layout.is_of_ladder(RUNG)
+    first = 2 if has_own else 1
+    made: list[str] = []
+    above, above_name, step = top, FOUNDATION, config.max_step
+    began = time.monotonic()
+    for number in range(first, first + _MOST_RUNGS):
+        ratio = body_ratio(top, shape_of(above.decoder))
+        if ratio <= config.to:
+            return made, f"{made[-1] if made else FOUNDATION} is at the end that was asked for"
+        left = rungs_left(config, ratio, step)
+        said = f"about {left} {'rung' if left == 1 else 'rungs'} left"
+        if made and (minutes := (time.monotonic() - began) / 60) > 0.1:
+            said += f", {minutes / len(made) * left:.0f} minutes"
+        name = f"rung-{number}"
+        logger.info("%s: from %.1f %% of the body; %s", name, 100 * ratio, said)
+
+        def function(
+            out: Path,
+            scratch: Path,
+            above: Foundation = above,
+            above_name: str = above_name,
+            step: float = step,
+            name: str = name,
+        ) -> None:
+            rung = ladder.step_down(above, scratch=scratch, step=step)
+            if rung.folder is None:
+                raise _NoStepPassesError(rung)
+            _keep(rung, ladder, above, out, name=name, above_name=above_name)
+
+        try:
+            stages.run(
+                name,
+                function,
+                inputs={
+                    "ladder": asdict(config),
+                    "above": weights_hash(layout.model(above_name)),
+                    "top": weights_hash(layout.model(FOUNDATION)),
+                    "step": step,
+                },
+                code=("promptify", "foundation", "distill"),
+            )
+        except _NoStepPassesError as stopped:
+            tried = ", ".join(f"{100 * a.step:.1f} %" for a in stopped.rung.attempts)
+            smallest = stopped.rung.attempts[-1]
+            why = "no part is that small" if smallest.shape is None else "the gate fails each"
+            return made, f"below {above_name} no step passes (tried {tried}: {why})"
+        step = rung_record(layout, name)["step"]
+        above, above_name = load_model(layout.model(name)), name
+        made.append(name)
+    return made, f"{_MOST_RUNGS} rungs are the most that are made"
+
+
+def _settle(model: Foundation, book: PromptBook, valid: Targets) -> None:
+    # A few numbers a task: each person's newest target is enough to fit them on.
+    valid = tiers(valid)[0]
+    for task in range(len(book.prompter.tasks)):
+        fit_on_validation(model, book, valid, task=task)
+
+
+def _keep(
+    rung: Rung, ladder: Ladder, above: Foundation, out: Path, *, name: str, above_name: str
+) -> None:
+    """Write a rung's stage: its model, its verdicts and its record."""
+    assert rung.folder is not None
+    assert rung.above is not None
+    assert rung.top is not None
+    shutil.copytree(rung.folder, out / "model")
+    for against, verdict in (("above", rung.above), ("top", rung.top)):
+        verdict.save(out / f"verdict-{against}.json")
+    write_whole(out / "history.json", json.dumps(rung.history) + "\n")
+    model = load_model(out / "model")
+    taken = rung.attempts[-1]
+    latency = next(one for one in rung.above.metrics if one.metric == "latency_ms")
+    from_top = next(one for one in rung.top.metrics if one.metric == "latency_ms")
+    record = {
+        "name": name,
+        "above": above_name,
+        "shape": asdict(shape_of(model.decoder)),
+        "parameters": model.num_parameters(),
+        "embedding_parameters": _embedding_parameters(model),
+        "ratio": model.num_parameters() / ladder.top.num_parameters(),
+        "step": taken.step,
+        "attempts": [asdict(attempt) for attempt in rung.attempts],
+        "num_targets": taken.num_targets,
+        "status": taken.status,
+        "accepted": rung.above.accepted and rung.top.accepted,
+        "latency_ms": {
+            "rung": latency.candidate,
+            "above": latency.reference,
+            "top": from_top.reference,
+        },
+        "test": _on_test(model, ladder.top, ladder.book, ladder.split),
+    }
+    write_whole(out / RUNG_RECORD, json.dumps(record, indent=2) + "\n")
+
+
+def _embedding_parameters(model: Foundation) -> int:
+    tables = {
+        id(weight): weight.numel()
+        for module in (model.decoder.get_input_embeddings(), model.decoder.get_output_embeddings())
+        for weight in module.parameters()
+    }
+    return sum(tables.values())
+
+
+def _on_test(model: Foundation, top: Foundation, book: PromptBook, split: Split) -> dict[str, Any]:
+    """Metrics on the test targets, which decide nothing, and the NDCG@10 lost against the top."""
+    asked = Asked(book, split.test)
+
+    def answers(one: Foundation) -> Answers:
+        return asked.of(predict_targets(one, book, split.test), one.calibration(asked.task))
+
+    of_rung, of_top = answers(model), answers(top)
+    found: dict[str, Any] = {
+        metric: {"value": interval.value, "low": interval.low, "high": interval.high, "n": n}
+        for metric, (interval, n) in of_rung.metrics().items()
+    }
+    if of_rung.rank is not None and of_top.rank is not None and len(of_rung.rank):
+        lost = paired_bootstrap(ndcg(of_top.rank, 10), ndcg(of_rung.rank, 10), of_rung.user)
+        if np.isfinite([lost.value, lost.low, lost.high]).all():
+            found["loss_vs_top"] = {
+                "value": lost.value,
+                "low": lost.low,
+                "high": lost.high,
+                "n": len(of_rung.rank),
+            }
+    return found
+
+
+def _copy_run(folder: Path, out: Path) -> None:
+    """Start a run folder for a ladder, or check that it is one of this run's."""
+    marks = [f / FOUNDATION / "stage.json" for f in (folder, out)]
+    if out.exists() and any(out.iterdir()):
+        if not marks[1].exists() or marks[0].read_bytes() != marks[1].read_bytes():
+            raise BadInput(
+                f"--out {out} holds something else than a ladder of {folder}; choose another "
+                "folder, or delete this one first."
+            )
+        return
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    shutil.copyfile(folder / "recipe.json", partial / "recipe.json")
+    for stage in (DATA, PROMPTER, FOUNDATION):
+        shutil.copytree(folder / stage, partial / stage)
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)
+
+
+def _drop_older(layout: RunLayout, made: list[str]) -> None:
+    """Remove rungs of an older ladder in the same folder: they hang in the air."""
+    for name in layout.models():
+        if layout.is_of_ladder(name) and name not in made:
+            logger.info("%s was of another ladder and is removed", name)
+            shutil.rmtree(layout.folder / name)
+
+
+def _sign_waivers(layout: RunLayout, made: list[str]) -> None:
+    """Put the waivers of the run folder on the verdicts they are about."""
+    path = layout.folder / WAIVERS
+    if not path.exists():
+        return
+    for place, given in enumerate(_read_waivers(path)):
+        where = f"{path}, waiver {place + 1}"
+        name, against = given.pop("rung", None), given.pop("against", None)
+        if name not in made or against not in ("above", "top"):
+            raise BadInput(
+                f"{where}: rung is {name!r} and against {against!r}; name one of "
+                f"{', '.join(made) or 'no rung'}, and 'above' or 'top'."
+            )
+        verdict_path = layout.folder / name / f"verdict-{against}.json"
+        verdict = GateVerdict.load(verdict_path)
+        try:
+            waiver = Waiver(**given)
+            if waiver in verdict.waivers:
+                continue
+            verdict.waive(waiver).save(verdict_path)
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"{where}: {error}") from error
+    for name in made:
+        record = rung_record(layout, name)
+        both = [
+            GateVerdict.load(layout.folder / name / f"verdict-{against}.json")
+            for against in ("above", "top")
+        ]
+        record["accepted"] = all(verdict.accepted for verdict in both)
+        write_whole(layout.folder / name / RUNG_RECORD, json.dumps(record, indent=2) + "\n")
+
+
+def _read_waivers(path: Path) -> list[dict[str, Any]]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, list) or not all(isinstance(one, Mapping) for one in content):
+        raise BadInput(
+            f"{path} must be a list of objects with rung, against, metric, loss, reason, bought."
+        )
+    return [dict(one) for one in content]

@@ -1,0 +1,184 @@
+"""A model for those who have nothing of ours: stock checkpoints in which ids alone give its scores.
+
+    export_causal(rung, Path("served"))       # AutoModelForCausalLM
+    export_classifier(rung, Path("ranker"))   # AutoModelForSequenceClassification
+
+Slots become rows of the embedding, after the vocabulary: row `vocabulary size + i` is the slot of
+item `i`, as in our own rows. Ids of `PromptBook.prefixes`, with the id of a candidate's slot (or
+the tokens of its text) behind them, are all that a stock loader needs. Scores are those of
+`Foundation.score`, uncalibrated; how to calibrate them stands in `export.json`.
+
+What is exported for other than these scores is not the same: retrieval needs the person and item
+heads, which stock loaders do not know.
+"""
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from foundation import Foundation, one_position
+from promptify.validation import BadInput
+
+
+@torch.no_grad()
+def export_causal(foundation: Foundation, folder: Path, *, task: int = 0) -> None:
+    """Write a causal LM whose label logits at the last position give the scores.
+
+    The log-probabilities of `label_ids` in `export.json`, renormalised over them, are the scores. A
+    cap on the final logits (Gemma 2) is taken out of the configuration: our scores are not capped,
+    and with it they could not be had.
+
+    Args:
+        foundation: what is exported.
+        folder: new or empty.
+        task: whose labels `export.json` names.
+
+    Raises:
+        BadInput: the folder is not empty, or the task is unknown.
+    """
+    _actions(foundation, task)
+    config = _config(foundation)
+    if getattr(config, "final_logit_softcapping", None) is not None:
+        config.final_logit_softcapping = None
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    table = embedding_rows(foundation)
+    state = {name: tensor.cpu() for name, tensor in foundation.decoder.state_dict().items()}
+    state["model.embed_tokens.weight"] = table
+    if config.tie_word_embeddings:
+        state["lm_head.weight"] = table
+    else:
+        # Nothing predicts a slot.
+        head = torch.zeros_like(table)
+        vocab_size = foundation.prompter.vocab_size
+        head[:vocab_size] = state["lm_head.weight"][:vocab_size]
+        state["lm_head.weight"] = head
+    model.load_state_dict(state)
+    model.tie_weights()
+    with _whole(folder) as partial:
+        model.save_pretrained(partial)
+        _beside(foundation, partial, task)
+
+
+@torch.no_grad()
+def export_classifier(foundation: Foundation, folder: Path, *, task: int = 0) -> None:
+    """Write a sequence classifier whose logits give the scores of a task's actions.
+
+    Args:
+        foundation: what is exported.
+        folder: new or empty.
+        task: whose actions are the classes.
+
+    Raises:
+        BadInput: the folder is not empty, the task is unknown, or transformers has no sequence
+            classifier of this family.
+    """
+    config = _config(foundation)
+    actions = _actions(foundation, task)
+    config.num_labels = len(actions)
+    config.id2label = dict(enumerate(actions))
+    config.label2id = {action: number for number, action in enumerate(actions)}
+    # A prompt never ends with it, so that the last position that is not padding is the question.
+    config.pad_token_id = foundation.prompter.newline_id
+    try:
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    except (ValueError, KeyError) as error:
+        raise BadInput(
+            f"transformers has no sequence classifier of type {config.model_type!r}; export a "
+            "causal LM."
+        ) from error
+    body = {name: tensor.cpu() for name, tensor in foundation.decoder.model.state_dict().items()}
+    body["embed_tokens.weight"] = embedding_rows(foundation)
+    model.model.load_state_dict(body)
+    labels = torch.as_tensor(foundation.prompter.task_label_index(task), dtype=torch.long)
+    model.score.weight.copy_(foundation.label_rows_LD[labels.to(foundation.device)].cpu())
+    with _whole(folder) as partial:
+        model.save_pretrained(partial)
+        _beside(foundation, partial, task)
+
+
+def embedding_rows(foundation: Foundation) -> Tensor:
+    """Token embeddings, and below them the slots, as a stock embedding holds them.
+
+    Args:
+        foundation: slots are added if it has them.
+
+    Returns:
+        float32 [vocabulary size (+ items), D], on the CPU.
+    """
+    embedding = foundation.decoder.get_input_embeddings()
+    rows: Tensor = embedding.weight.detach()[: foundation.prompter.vocab_size].float().cpu()
+    if not foundation.uses_slots:
+        return rows.clone()
+    every = torch.arange(foundation.num_items, device=foundation.device)
+    # Some families scale what they look up.
+    scale = float(getattr(embedding, "embed_scale", 1.0))
+    slots_ID = foundation.eval().slots(every).detach().float().cpu() / scale
+    return torch.cat([rows, slots_ID])
+
+
+def _config(foundation: Foundation) -> Any:
+    config = copy.deepcopy(foundation.decoder.config)
+    slots = foundation.num_items if foundation.uses_slots else 0
+    config.vocab_size = foundation.prompter.vocab_size + slots
+    config.use_cache = True
+    if config._attn_implementation == one_position.NAME:
+        config._attn_implementation = "sdpa"  # a name of ours is unknown elsewhere
+    pad = getattr(config, "pad_token_id", None)
+    if pad is not None and pad >= config.vocab_size:
+        config.pad_token_id = None
+    return config
+
+
+def _actions(foundation: Foundation, task: int) -> tuple[str, ...]:
+    tasks = foundation.prompter.tasks
+    if not 0 <= task < len(tasks):
+        raise BadInput(f"task={task} is unknown; there are {len(tasks)} tasks.")
+    return tuple(tasks[task].actions)
+
+
+def _beside(foundation: Foundation, folder: Path, task: int) -> None:
+    """The tokenizer, which id is which item, and how scores are read and calibrated."""
+    prompter = foundation.prompter
+    labels = torch.as_tensor(prompter.task_label_index(task), dtype=torch.long)
+    about = {
+        "task": prompter.tasks[task].name,
+        "actions": list(_actions(foundation, task)),
+        "label_ids": foundation.label_ids_L[labels.to(foundation.device)].tolist(),
+        "calibration": asdict(foundation.calibration(task)),
+        "first_slot_id": prompter.vocab_size if foundation.uses_slots else None,
+    }
+    (folder / "export.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+    prompter.tokenizer.save_pretrained(folder)
+    if foundation.uses_slots:
+        ids = range(prompter.vocab_size, prompter.vocab_size + foundation.num_items)
+        table = pa.table({"item_id": list(foundation.item_ids), "token_id": list(ids)})
+        pq.write_table(table, folder / "slots.parquet")
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder that is there whole or not at all."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"{folder} is not empty; export to another folder, or delete it first.")
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.exists():
+            folder.rmdir()
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,445 @@
+"""One rung after another: prune a little, repair, distil, calibrate, measure, and ask the gate.
+
+    ladder = Ladder(top, book, split, config=LadderConfig(to=0.05), hands=...)
+    rung = ladder.step_down(top, scratch=folder)
+
+A step that the gate fails is halved and taken again. Killed at any moment, the same call goes on
+where it stopped and ends with the same rung: every part of an attempt is written down when it is
+whole, and the next begins from what was written.
+
+attempt-1/plan.json        the shape, and how long it is to be taught
+attempt-1/start/           the pruned and repaired model
+attempt-1/fit/             checkpoints of the distillation
+attempt-1/model/           the model, distilled and calibrated
+attempt-1/verdicts/        the gate's verdicts against the rung above and the top
+"""
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from distill.anatomy import Shape, body_parameters, shape_of
+from distill.distillation import Distillation, Teacher, distil
+from distill.gate import GateConfig, GateVerdict, Measurements, Status, verdict
+from distill.importance import measure_importance
+from distill.kept import Kept
+from distill.pruning import keep
+from distill.repair import repair
+from distill.steps import next_shape
+from distill.teaching import TeacherConfig
+from foundation import FitConfig, FitResult, Foundation
+from foundation.plan import TrainingPlan
+from promptify.assembly import PromptBook
+from promptify.rows import Rows
+from promptify.splits import Split, Targets
+
+logger = logging.getLogger(__name__)
+
+# Of the time a rung has, what goes to the optimiser and to checkpoints; what micro-batches took
+# when they were timed does not hold them.
+_SHARE_OF_PASSES = 0.85
+_TIMED_BATCHES = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LadderConfig:
+    """How far down, in what steps, and what may be lost on the way.
+
+    Args:
+        to: share of the top's body parameters at which the ladder ends; embeddings are not counted.
+        max_loss: share of AUC and NDCG@10 that a rung may lose against the one above.
+        max_loss_vs_top: the same against the top.
+        max_miscalibration: by which the calibration error may rise against either.
+        max_slowdown: share by which a rung's latency may come out higher: what timing the same
+            model twice does not tell apart.
+        max_step: share of the body parameters that a rung may give up at once.
+        num_halvings: how often a step that fails is halved before the ladder ends.
+        minutes_per_rung: time for the distillation of a rung, on this machine; None to train for
+            `fit.epochs`.
+        fit: schedule of the distillations.
+        teacher: what is taught, and how much it counts; None for plain training.
+        taught_by: the rung above, the top, or both, each for half.
+        calibration_rows: prompts that importance is measured and repairs are made on.
+        repair: whether what stays is repaired by least squares.
+        seed: of the calibration prompts.
+    """
+
+    to: float = 0.1
+    max_loss: float = 0.01
+    max_loss_vs_top: float = 0.03
+    max_miscalibration: float = 0.005
+    max_slowdown: float = 0.02
+    max_step: float = 1 / 3
+    num_halvings: int = 3
+    minutes_per_rung: float | None = 3.0
+    fit: FitConfig = field(default_factory=FitConfig)
+    teacher: TeacherConfig | None = field(default_factory=TeacherConfig)
+    taught_by: Literal["above", "top", "both"] = "above"
+    calibration_rows: int = 1000
+    repair: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("to", "max_step"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(
+                    f"LadderConfig.{name}={getattr(self, name)} must lie between 0 and 1."
+                )
+        for name in (
+            "max_loss",
+            "max_loss_vs_top",
+            "max_miscalibration",
+            "max_slowdown",
+            "num_halvings",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"LadderConfig.{name}={getattr(self, name)} must not be negative.")
+        if self.minutes_per_rung is not None and self.minutes_per_rung <= 0:
+            raise ValueError(
+                f"LadderConfig.minutes_per_rung={self.minutes_per_rung} must be above 0, or None."
+            )
+        if self.taught_by not in ("above", "top", "both"):
+            raise ValueError(
+                f"LadderConfig.taught_by={self.taught_by!r} must be above, top or both."
+            )
+        if self.calibration_rows < 1:
+            raise ValueError(
+                f"LadderConfig.calibration_rows={self.calibration_rows} must be at least 1."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hands:
+    """What a ladder cannot do by itself.
+
+    Args:
+        measure: models by name, and targets, to what each does on them; latency is taken in turn.
+        settle: calibrates a distilled model and fits what is fitted on validation, in place.
+        watch: a model's metrics while it is trained, of which ``ndcg@10`` chooses the weights.
+    """
+
+    measure: Callable[[Mapping[str, Foundation], Targets], Mapping[str, Measurements]]
+    settle: Callable[[Foundation], None]
+    watch: Callable[[Foundation], dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """One step that was tried.
+
+    Attributes:
+        step: share of the body parameters that it might give up.
+        shape: what it came to; None where no notch was small enough.
+        epochs: of the distillation.
+        status: the gate's, against the rung above and the top together.
+        num_targets: held-out slates that the gate rested on.
+    """
+
+    step: float
+    shape: Shape | None
+    epochs: float = 0.0
+    status: Status = "fail"
+    num_targets: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rung:
+    """A step that was taken, or why none was.
+
+    Attributes:
+        folder: of the model; None where every step failed.
+        attempts: all that was tried, the last one taken.
+        above: the gate's verdict against the rung above.
+        top: the gate's verdict against the top.
+        history: what the distillation logged, as `FitResult` has it.
+    """
+
+    folder: Path | None
+    attempts: tuple[Attempt, ...]
+    above: GateVerdict | None = None
+    top: GateVerdict | None = None
+    history: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Ladder:
+    """Goes down from a top model; see the module.
+
+    Args:
+        top: the model at the top; only read.
+        book: pieces of the interactions.
+        split: which events train, and on which targets the gate decides.
+        config: how far, in what steps.
+        hands: what measures and calibrates.
+        device: where rungs are trained.
+    """
+
+    def __init__(
+        self,
+        top: Foundation,
+        book: PromptBook,
+        split: Split,
+        *,
+        config: LadderConfig,
+        hands: Hands,
+        device: str = "cpu",
+    ) -> None:
+        self.top, self.book, self.split = top, book, split
+        self.config, self.hands, self.device = config, hands, device
+
+    @property
+    def end_parameters(self) -> int:
+        """Body parameters at which the ladder ends."""
+        return int(self.config.to * self.top.num_parameters())
+
+    def step_down(self, above: Foundation, *, scratch: Path, step: float | None = None) -> Rung:
+        """Take the next step, or go on with it where it was cut short.
+
+        Args:
+            above: the rung above; only read.
+            scratch: keeps what is done so far.
+            step: share of the body parameters that may go; the largest of the config when left out.
+        """
+        step = self.config.max_step if step is None else step
+        attempts: list[Attempt] = []
+        for halving in range(self.config.num_halvings + 1):
+            folder = scratch / f"attempt-{halving + 1}"
+            folder.mkdir(parents=True, exist_ok=True)
+            found, rung = self._attempt(above, step / 2**halving, folder)
+            attempts.append(found)
+            if rung is not None:
+                return replace(rung, attempts=tuple(attempts))
+            if found.shape is None:
+                logger.info("no notch is as small as %.1f %%", 100 * found.step)
+                break
+            logger.info(
+                "a step of %.1f %% fails; %s",
+                100 * found.step,
+                "half of it is tried" if halving < self.config.num_halvings else "the ladder ends",
+            )
+        return Rung(folder=None, attempts=tuple(attempts))
+
+    def _attempt(self, above: Foundation, step: float, folder: Path) -> tuple[Attempt, Rung | None]:
+        shape = self._start(above, step, folder)
+        if shape is None:
+            return Attempt(step=step, shape=None), None
+        epochs = self._epochs(above, folder)
+        self._teach(above, folder, epochs)
+        judged = self._judge(above, folder)
+        attempt = Attempt(
+            step=step,
+            shape=shape,
+            epochs=epochs,
+            status=judged["status"],
+            num_targets=judged["num_targets"],
+        )
+        if attempt.status == "fail":
+            return attempt, None
+        return attempt, Rung(
+            folder=folder / "model",
+            attempts=(),
+            above=GateVerdict.load(folder / "verdicts" / "above.json"),
+            top=GateVerdict.load(folder / "verdicts" / "top.json"),
+            history=json.loads((folder / "history.json").read_text("utf-8")),
+        )
+
+    def _start(self, above: Foundation, step: float, folder: Path) -> Shape | None:
+        """Prune and repair."""
+        plan = folder / "plan.json"
+        if not plan.exists():
+            rows = self.calibration_rows()
+            importance = measure_importance(above, rows)
+            shape = next_shape(above.decoder, importance, step=step, at_least=self.end_parameters)
+            repairs: list[Any] = []
+            if shape is not None:
+                kept = Kept.most_important(importance, shape)
+                student = keep(above, kept, importance.energy)
+                if self.config.repair:
+                    repairs = [asdict(one) for one in repair(student, above, kept, rows)]
+                student.save_pretrained(folder / "start")
+            _write_json(
+                plan, {"shape": None if shape is None else asdict(shape), "repairs": repairs}
+            )
+        shape = _read_json(plan)["shape"]
+        return None if shape is None else Shape(**shape)
+
+    def calibration_rows(self) -> Rows:
+        """The prompts that decide what stays: some training windows, the same on every rung."""
+        config = self.config
+        windows = self.book.windows(self.split.train, seed=config.seed, epoch=0)
+        count = min(config.calibration_rows, len(windows))
+        chosen = np.random.default_rng(config.seed).choice(len(windows), size=count, replace=False)
+        return self.book.assemble(windows[np.sort(chosen)], seed=config.seed, epoch=0)
+
+    def _epochs(self, above: Foundation, folder: Path) -> float:
+        """How long to teach; once timed, the number is kept."""
+        path = folder / "epochs.json"
+        if not path.exists():
+            epochs = self.config.fit.epochs
+            if self.config.minutes_per_rung is not None:
+                student = Foundation.from_pretrained(folder / "start").to(self.device)
+                epochs = self._affordable(student, above)
+            _write_json(path, {"epochs": epochs})
+        return float(_read_json(path)["epochs"])
+
+    def _affordable(self, student: Foundation, above: Foundation) -> float:
+        """Epochs that fit in the minutes of a rung, by a few micro-batches."""
+        assert self.config.minutes_per_rung is not None
+        objective: Any = student
+        if self.config.teacher is not None:
+            objective = Distillation(student, self._teachers(above))
+        plan = TrainingPlan(self.book, self.split.train, replace(self.config.fit, epochs=1.0))
+        objective.train()
+        seconds = 0.0
+        chosen = np.linspace(0, len(plan) - 1, _TIMED_BATCHES + 1).astype(int)
+        for number, step in enumerate(chosen):
+            batch = {
+                name: value.to(self.device)
+                for name, value in plan[int(step)].items()
+                if name != "num_tokens"
+            }
+            began = time.perf_counter()
+            sum(objective(**batch).values()).backward()
+            # The first one pays for loading kernels.
+            seconds += time.perf_counter() - began if number else 0.0
+        student.zero_grad(set_to_none=True)
+        student.eval()
+        of_epoch = seconds / _TIMED_BATCHES * len(plan)
+        epochs = 60 * self.config.minutes_per_rung * _SHARE_OF_PASSES / of_epoch
+        return max(1 / len(plan), float(f"{epochs:.3g}"))
+
+    def _teachers(self, above: Foundation) -> list[tuple[Teacher, TeacherConfig]]:
+        config = self.config.teacher
+        assert config is not None
+        if self.config.taught_by == "both" and above is not self.top:
+            half = replace(config, weight=config.weight / 2)
+            return [(above.to(self.device), half), (self.top.to(self.device), half)]
+        teacher = self.top if self.config.taught_by == "top" else above
+        return [(teacher.to(self.device), config)]
+
+    def _teach(self, above: Foundation, folder: Path, epochs: float) -> None:
+        """Distil, calibrate and save."""
+        done = folder / "model"
+        if done.exists():
+            return
+        student = Foundation.from_pretrained(folder / "start").to(self.device)
+        fit = replace(self.config.fit, epochs=epochs)
+        steps = len(TrainingPlan(self.book, self.split.train, fit)) // fit.accumulate
+        if fit.evaluate_steps:
+            fit = replace(fit, evaluate_steps=max(1, min(fit.evaluate_steps, steps // 4)))
+        options: dict[str, Any] = {
+            "config": fit,
+            "out": folder / "fit",
+            "validate": (lambda: self.hands.watch(student)) if fit.evaluate_steps else None,
+        }
+        logger.info(
+            "%s body parameters (%s); %.3g epochs, %d steps",
+            f"{student.num_parameters():,}",
+            shape_of(student.decoder),
+            epochs,
+            steps,
+        )
+        result: FitResult
+        if self.config.teacher is None:
+            result = student.fit(self.book, self.split, **options)
+        else:
+            (teacher, teaches), *also = self._teachers(above)
+            result = distil(
+                student,
+                teacher,
+                self.book,
+                self.split,
+                teacher_config=teaches,
+                also=also,
+                **options,
+            )
+        student.to("cpu")
+        self.hands.settle(student)
+        _write_json(folder / "history.json", asdict(result))
+        student.save_pretrained(done)
+        shutil.rmtree(folder / "fit", ignore_errors=True)
+
+    def _judge(self, above: Foundation, folder: Path) -> dict[str, Any]:
+        """Ask the gate, first on each person's newest target, then, undecided, on all there are."""
+        judged = folder / "judged.json"
+        if not judged.exists():
+            student = Foundation.from_pretrained(folder / "model")
+            for model in (above, self.top):
+                model.to("cpu")
+            models = {"top": self.top, "above": above, "rung": student}
+            verdicts: dict[str, GateVerdict] = {}
+            status: Status = "undecided"
+            num_targets = 0
+            for targets in tiers(self.split.valid):
+                num_targets = len(targets)
+                measured = self.hands.measure(models, targets)
+                verdicts = {
+                    name: verdict(
+                        measured[name],
+                        measured["rung"],
+                        GateConfig.with_max_loss(
+                            max_loss,
+                            max_miscalibration=self.config.max_miscalibration,
+                            max_slowdown=self.config.max_slowdown,
+                        ),
+                    )
+                    for name, max_loss in (
+                        ("above", self.config.max_loss),
+                        ("top", self.config.max_loss_vs_top),
+                    )
+                }
+                status = together([one.status for one in verdicts.values()])
+                if status != "undecided":
+                    break
+            (folder / "verdicts").mkdir(exist_ok=True)
+            for name, one in verdicts.items():
+                one.save(folder / "verdicts" / f"{name}.json")
+            _write_json(judged, {"status": status, "num_targets": num_targets})
+        return _read_json(judged)
+
+
+def tiers(valid: Targets) -> list[Targets]:
+    """What the gate rests on, growing: each person's newest target, then all, where there are more.
+
+    Args:
+        valid: held-out slates, each person's in time order.
+    """
+    is_newest = np.append(valid.user[1:] != valid.user[:-1], True)
+    return [valid] if is_newest.all() else [valid[is_newest], valid]
+
+
+def together(statuses: list[Status]) -> Status:
+    """A rung fails with any verdict and passes with all."""
+    if "fail" in statuses:
+        return "fail"
+    return "pass" if all(status == "pass" for status in statuses) else "undecided"
+
+
+def rungs_left(config: LadderConfig, ratio: float, step: float) -> int:
+    """How many rungs of a step it takes from a share of the top's parameters to the end."""
+    if ratio <= config.to:
+        return 0
+    return int(np.ceil(np.log(config.to / ratio) / np.log(1 - step)))
+
+
+def body_ratio(top: Foundation, shape: Shape) -> float:
+    """Body parameters of a shape as a share of the top's."""
+    return body_parameters(top.decoder, shape) / top.num_parameters()
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    whole = path.with_name(f".{path.name}.{os.getpid()}")
+    whole.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    os.replace(whole, path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return content

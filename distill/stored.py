@@ -1,0 +1,237 @@
+"""What a teacher said of every batch of a training plan, kept in one Arrow file.
+
+    store_signal(teacher, book, split, config=fit, teacher_config=teaches, path=Path("said.arrow"))
+    distil(student, StoredSignal(Path("said.arrow")), book, split, config=fit, ...)
+
+A teacher that is stored is asked once, however many students it has, and is not needed again. What
+it says is kept by the plan's step, so that training from the file sees the same rows. Labels are
+kept whole, candidates and vocabulary by their most probable classes; all in half precision. The
+file is memory-mapped: a step reads its own part.
+
+Legend: M action targets, L label words, K next-item pairs, N text positions, k top classes.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from distill.losses import TopClasses
+from distill.signals import LiveTeacher, Taught
+from distill.teaching import TeacherConfig
+from foundation import Foundation
+from foundation.plan import TrainingPlan
+from foundation.training import FitConfig
+from promptify.assembly import PromptBook
+from promptify.splits import Split
+from promptify.validation import BadInput
+
+# What of a training's configuration decides which rows a step holds, and what is read in them.
+_PLAN_FIELDS = (
+    "epochs",
+    "short_window_share",
+    "positions_per_batch",
+    "accumulate",
+    "text_positions",
+    "reread_items",
+    "full_softmax_items",
+    "num_negatives",
+    "packing",
+    "seed",
+)
+_COLUMNS: dict[str, Any] = {
+    "labels": pa.float16(),
+    "candidates": pa.int32(),
+    "candidates_log_prob": pa.float16(),
+    "vocabulary": pa.int32(),
+    "vocabulary_log_prob": pa.float16(),
+}
+
+
+def store_signal(
+    teacher: Foundation,
+    book: PromptBook,
+    split: Split,
+    *,
+    config: FitConfig,
+    teacher_config: TeacherConfig,
+    path: Path,
+) -> None:
+    """Ask a teacher about every batch that a training will see, and write it down.
+
+    Args:
+        teacher: only read.
+        book: pieces of the interactions.
+        split: which events train.
+        config: of the training to come.
+        teacher_config: what will be taught; candidates and vocabulary need a `top`.
+        path: of the file, written whole or not at all.
+
+    Raises:
+        BadInput: what is to be taught cannot be stored.
+    """
+    for lesson in teacher_config.lessons:
+        if lesson.subject in ("hidden", "attention"):
+            raise BadInput(
+                f"lesson on {lesson.subject!r} cannot be stored: it would take thousands of bytes "
+                "a position. Give the model itself as its teacher."
+            )
+        if lesson.subject != "labels" and lesson.top is None:
+            raise BadInput(
+                f"lesson on {lesson.subject!r} needs a top= to be stored: 64 of the most probable "
+                "classes, say."
+            )
+    live = LiveTeacher(teacher)
+    plan = TrainingPlan(book, split.train, config, packed=bool(config.packing))
+    about = {
+        "plan": plan_key(book, split, config),
+        "temperature": teacher_config.temperature,
+        "subjects": {lesson.subject: lesson.top for lesson in teacher_config.lessons},
+    }
+    schema = pa.schema(
+        [pa.field(name, pa.large_list(kind)) for name, kind in _COLUMNS.items()],
+        metadata={"decant": json.dumps(about)},
+    )
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+            for step in tqdm(range(plan.num_batches), desc="ask the teacher"):
+                inputs = {name: value.to(teacher.device) for name, value in plan[step].items()}
+                writer.write_batch(_record(live.teach(inputs, teacher_config), schema))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _record(taught: Taught, schema: pa.Schema) -> pa.RecordBatch:
+    flat: dict[str, np.ndarray] = {}
+    if taught.label_ML is not None:
+        flat["labels"] = taught.label_ML.cpu().numpy().astype(np.float16)
+    for name in ("candidates", "vocabulary"):
+        top = getattr(taught, name)
+        if isinstance(top, TopClasses):
+            flat[name] = top.class_Nk.cpu().numpy().astype(np.int32)
+            flat[f"{name}_log_prob"] = top.log_prob_Nk.cpu().numpy().astype(np.float16)
+    columns = []
+    for name, kind in _COLUMNS.items():
+        values = pa.array(flat[name].ravel(), kind) if name in flat else pa.array([], kind)
+        columns.append(pa.LargeListArray.from_arrays([0, len(values)], values))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def plan_key(book: PromptBook, split: Split, config: FitConfig) -> str:
+    """A hash of everything that decides which rows each step of a training holds.
+
+    Args:
+        book: pieces of the interactions.
+        split: which events train.
+        config: of the training.
+    """
+    settings = asdict(config)
+    digest = hashlib.sha256()
+    digest.update(json.dumps({name: settings[name] for name in _PLAN_FIELDS}).encode())
+    digest.update(np.packbits(split.train).tobytes())
+    for pieces in (book.item_pieces.ids, book.interactions.event_item):
+        digest.update(np.ascontiguousarray(pieces).tobytes())
+    return digest.hexdigest()
+
+
+class StoredSignal:
+    """A teacher by what it said; see `signals.Signal`.
+
+    Args:
+        path: written by `store_signal`.
+
+    Raises:
+        BadInput: the file is none of these, or was cut short.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            about = json.loads(self._reader.schema.metadata[b"decant"])
+            self.plan, self.temperature = about["plan"], about["temperature"]
+            self.subjects: dict[str, int | None] = about["subjects"]
+        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise BadInput(
+                f"{path} holds no teacher's signal ({str(error).splitlines()[0]}); store it again."
+            ) from error
+
+    @property
+    def num_steps(self) -> int:
+        """Steps it knows."""
+        return int(self._reader.num_record_batches)
+
+    def check(
+        self,
+        student: Foundation,
+        book: PromptBook,
+        split: Split,
+        *,
+        config: FitConfig,
+        teacher_config: TeacherConfig,
+    ) -> None:
+        """Refuse a training that is not the one this was stored for.
+
+        Raises:
+            BadInput: its batches are others, or what is to be taught was not stored.
+        """
+        if student.item_ids != tuple(book.interactions.item_ids) or self.plan != plan_key(
+            book, split, config
+        ):
+            raise BadInput(
+                "the stored signal is about other batches than this training's: data, split, seed "
+                "and schedule must be those it was stored with. Store it again."
+            )
+        for lesson in teacher_config.lessons:
+            if lesson.subject not in self.subjects:
+                raise BadInput(
+                    f"the stored signal says nothing about {lesson.subject!r}, only about "
+                    f"{', '.join(self.subjects)}; store that too."
+                )
+            if self.subjects[lesson.subject] != lesson.top:
+                raise BadInput(
+                    f"the stored signal has top={self.subjects[lesson.subject]} for "
+                    f"{lesson.subject!r}, but {lesson.top} is asked for; they must agree."
+                )
+        needs_same = {"candidates", "vocabulary"} & {one.subject for one in teacher_config.lessons}
+        if needs_same and teacher_config.temperature != self.temperature:
+            raise BadInput(
+                f"the stored signal is of temperature {self.temperature:g}, but "
+                f"{teacher_config.temperature:g} is asked for; store it again."
+            )
+
+    def teach(self, inputs: Mapping[str, Tensor], config: TeacherConfig) -> Taught:
+        """See `signals.Signal.teach`."""
+        step = int(inputs["step"])
+        device = inputs["ids_RT"].device
+        record = self._reader.get_batch(step)
+
+        def column(name: str, rows: int) -> Tensor:
+            values = record.column(name).flatten().to_numpy(zero_copy_only=False)
+            table = values.reshape(rows, -1) if len(values) else values.reshape(0, 0)
+            return torch.from_numpy(table.copy()).to(device)
+
+        def top(name: str, rows: int) -> TopClasses | None:
+            if config.lesson(name) is None:  # type: ignore[arg-type]
+                return None
+            return TopClasses(
+                class_Nk=column(name, rows).long(), log_prob_Nk=column(f"{name}_log_prob", rows)
+            )
+
+        return Taught(
+            label_ML=column("labels", len(inputs["arrow_M"])).float()
+            if config.lesson("labels")
+            else None,
+            candidates=top("candidates", len(inputs["next_position_K"])),
+            vocabulary=top("vocabulary", len(inputs["text_position_N"])),
+        )

@@ -1,0 +1,50 @@
+import json
+
+import pytest
+
+from benchmarks import ladder
+from decant import pipeline
+from decant.results import read_csv
+
+
+@pytest.mark.slow
+def test_every_arm_is_measured_and_a_second_call_trains_nothing(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(pipeline, "NUM_FITTING_REQUESTS", 10)
+    out, work = tmp_path / "ladder.csv", tmp_path / "work"
+    arguments = ["job_market", "--smoke", "--out", str(out), "--work", str(work)]
+    assert ladder.main(arguments) == 0
+    rows = read_csv(out)
+    models = {row.model for row in rows}
+    assert {"foundation", "gradual rung-1"} < models
+    last = max(int(m.split("-")[-1]) for m in models if m.startswith("gradual rung"))
+    assert last >= 2
+    for arm in ("no_repair", "finetune"):
+        assert f"{arm} rung-{last}" in models
+    for arm in ("one_shot", "from_scratch"):
+        assert f"{arm} rung-1" in models
+        assert f"{arm} rung-2" not in models
+    sizes = {row.model: row.params for row in rows if row.metric == "params_ratio"}
+    # All arms end at the same size.
+    assert sizes["one_shot rung-1"] == sizes["from_scratch rung-1"] == sizes[f"gradual rung-{last}"]
+    assert sizes[f"no_repair rung-{last}"] == sizes[f"gradual rung-{last}"]
+    ratios = [r.value for r in rows if r.metric == "params_ratio" and r.model.startswith("gradual")]
+    assert ratios == sorted(ratios, reverse=True)
+    assert ratios[-1] <= 0.6
+    assert {r.model for r in rows if r.seed == "mean" and r.metric == "ndcg@10"} >= {"one_shot"}
+    # As many tokens at once as in all rungs of the gradual ladder.
+    record = json.loads((work / "job_market/seed-0/gradual/ladder.json").read_text())
+    tokens = [one["attempts"][-1]["epochs"] for one in record["rungs"]]
+    assert len(tokens) == last
+    before = out.read_bytes()
+    monkeypatch.setattr(ladder.Descent, "_make", None)
+    assert ladder.main(arguments) == 0
+    assert out.read_bytes() == before
+    assert "loss_vs_top" in capsys.readouterr().out
+
+
+def test_movielens_that_is_not_there_is_said(tmp_path, capsys) -> None:
+    arguments = ["ml1m", "--data", str(tmp_path / "no.zip"), "--work", str(tmp_path / "work")]
+    assert ladder.main([*arguments, "--seed", "0"]) == 1
+    assert "benchmarks.ladder: error:" in capsys.readouterr().err

@@ -1,0 +1,343 @@
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from decant import ladder as ladders
+from decant import pipeline
+from decant.cli import main
+from decant.ladder import descend, ladder_config
+from decant.layout import FOUNDATION, RunLayout
+from decant.recommender import Recommender
+from decant.run_data import load_model, rung_record
+from distill import ladder as steps
+from distill.gate import GateVerdict
+from distill.ladder import LadderConfig
+from foundation import Foundation
+
+# Losses that a tiny model on a handful of people shows mean nothing: every rung may pass.
+LENIENT = {
+    "to": 0.6,
+    "max_loss": 0.9,
+    "max_loss_vs_top": 0.9,
+    "max_miscalibration": 1.0,
+    "max_slowdown": 9.0,
+    "calibration_rows": 40,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_requests():
+    """So few that a rung takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "NUM_WATCHED_REQUESTS", 20)
+        patch.setattr(pipeline, "NUM_FITTING_REQUESTS", 10)
+        yield
+
+
+def lenient(run: Path, **changes) -> LadderConfig:
+    config = ladder_config(run, **{**LENIENT, "minutes_per_rung": None, **changes})
+    return replace(config, fit=replace(config.fit, epochs=0.3))
+
+
+@pytest.fixture(scope="module")
+def top_run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's folder without its index, to be copied."""
+    folder = tmp_path_factory.mktemp("ladder") / "run"
+    shutil.copytree(tiny_run, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def laddered(top_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ladder of a few rungs."""
+    out = tmp_path_factory.mktemp("laddered") / "run"
+    done = descend(top_run, config=lenient(top_run), out=out, timed_requests=3)
+    assert "It ends:" in done.table
+    return out
+
+
+def rungs(folder: Path) -> list[str]:
+    return RunLayout(folder).models()[1:]
+
+
+def test_it_goes_down_by_steps_that_are_small_enough(laddered: Path) -> None:
+    layout = RunLayout(laddered)
+    names = rungs(laddered)
+    assert names[:2] == ["rung-1", "rung-2"]
+    ratios = [1.0]
+    for name in names:
+        record = rung_record(layout, name)
+        model = load_model(layout.model(name))
+        assert record["parameters"] == model.num_parameters()
+        assert record["ratio"] >= (1 - 1 / 3) * ratios[-1] - 1e-9
+        ratios.append(record["ratio"])
+        assert model.settings.calibration
+        assert model.settings.vector_dim == 16
+        for against in ("above", "top"):
+            verdict = GateVerdict.load(laddered / name / f"verdict-{against}.json")
+            tolerances = {one.metric: one.tolerance for one in verdict.metrics}
+            assert tolerances["ndcg@10"] == 0.9
+    assert ratios == sorted(ratios, reverse=True)
+    assert ratios[-1] <= 0.6
+    assert not list(laddered.glob(".scratch/*"))
+
+
+def test_every_rung_predicts_and_loads_without_anything_of_ours(
+    laddered: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import sys, torch\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "said = model(torch.arange(1, 9)[None]).logits\n"
+        "assert torch.isfinite(said).all()\n"
+        "ours = {'promptify', 'foundation', 'retrieval', 'distill', 'decant'}\n"
+        "assert not ours & set(sys.modules), ours & set(sys.modules)\n"
+        "print(said[0, -1, :4].tolist())\n"
+    )
+    name = rungs(laddered)[-1]
+    folder = RunLayout(laddered).model(name)
+    found = subprocess.run(
+        [sys.executable, "-I", "-c", code, str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    import torch
+
+    wanted = Foundation.from_pretrained(folder).decoder(torch.arange(1, 9)[None]).logits
+    np.testing.assert_allclose(
+        json.loads(found.stdout), wanted[0, -1, :4].tolist(), rtol=1e-4, atol=1e-5
+    )
+    for one in rungs(laddered):
+        predictions = Recommender.load(laddered, model=one).predict_user("member-00001", k=3)
+        assert len(predictions) == 3
+
+
+def test_the_lowest_accepted_rung_serves_from_an_index_of_its_own(laddered: Path) -> None:
+    layout = RunLayout(laddered)
+    accepted = [n for n in rungs(laddered) if rung_record(layout, n)["accepted"]]
+    served = accepted[-1] if accepted else FOUNDATION
+    assert layout.served() == served
+    if accepted:
+        assert (laddered / "index" / "items").exists()
+    assert len(Recommender.load(laddered).predict_user("member-00001", k=3)) == 3
+
+
+def test_the_page_shows_every_rung_with_its_verdicts(laddered: Path) -> None:
+    html = (laddered / "ladder.html").read_text()
+    for name in rungs(laddered):
+        assert f"The gate: {name} against" in html
+    for plot in ("size", "latency", "rung"):
+        assert (laddered / "plots" / f"ladder-quality-by-{plot}.png").stat().st_size > 5000
+    assert html.count("<svg") == 3
+    content = json.loads((laddered / "ladder.json").read_text())
+    assert [one["name"] for one in content["rungs"]] == rungs(laddered)
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.glob("rung-*/model/*.safetensors"))
+    }
+
+
+def test_given_again_it_runs_nothing(laddered: Path, top_run: Path, monkeypatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("it ran again")
+
+    before = weights(laddered)
+    monkeypatch.setattr(steps.Ladder, "step_down", refuse)
+    descend(top_run, config=lenient(top_run), out=laddered, timed_requests=3)
+    assert weights(laddered) == before
+
+
+# A ladder is half a minute: two of the places are tried each time, all of them with -m slow.
+KILLED_AT = (
+    pytest.param("repair", marks=pytest.mark.slow),
+    "distil",
+    pytest.param("settle", marks=pytest.mark.slow),
+    "measure",
+)
+
+
+@pytest.mark.parametrize("where", KILLED_AT)
+def test_killed_anywhere_it_ends_with_the_same_ladder(
+    laddered: Path, top_run: Path, tmp_path: Path, monkeypatch, where: str
+) -> None:
+    out = tmp_path / "run"
+    calls: list[int] = []
+
+    def killed_once(function, at):
+        def call(*arguments, **options):
+            calls.append(1)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            return function(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        if where == "repair":
+            patch.setattr(steps, "repair", killed_once(steps.repair, 2))
+        elif where == "distil":
+            # In the middle of the second rung's training.
+            patch.setattr(ladders, "watch", killed_once(ladders.watch, 3))
+        elif where == "settle":
+            patch.setattr(ladders, "fit_on_validation", killed_once(ladders.fit_on_validation, 3))
+        else:
+            patch.setattr(steps, "verdict", killed_once(steps.verdict, 3))
+        with pytest.raises(KeyboardInterrupt):
+            descend(top_run, config=lenient(top_run), out=out, timed_requests=3)
+    assert weights(out) != weights(laddered)
+    descend(top_run, config=lenient(top_run), out=out, timed_requests=3)
+    assert weights(out) == weights(laddered)
+
+
+def test_a_step_that_fails_is_halved_until_none_is_left(top_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = lenient(top_run, max_loss=0.0, max_loss_vs_top=0.0, num_halvings=1, max_step=0.3)
+    # Untaught and unrepaired, a smaller model is a worse one.
+    config = replace(config, repair=False, fit=replace(config.fit, learning_rate=1e-9))
+    done = descend(top_run, config=config, out=out, timed_requests=3)
+    names = rungs(out)
+    assert f"below {names[-1] if names else FOUNDATION} no step passes (tried" in done.ended
+    assert "15.0 %" in done.ended or "no part is that small" in done.ended
+    assert RunLayout(out).served() == (names[-1] if names else FOUNDATION)
+    assert (out / "ladder.html").exists()
+
+
+def test_a_waiver_lets_an_undecided_rung_through(
+    laddered: Path, top_run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(laddered, out)
+    layout, name = RunLayout(out), rungs(out)[-1]
+    path = out / name / "verdict-above.json"
+    content = json.loads(path.read_text())
+    for one in content["metrics"]:
+        undecided = one["metric"] == "auc"
+        one["status"] = "undecided" if undecided else "pass"
+        one["loss"], one["bound"] = (0.2, 0.5) if undecided else (0.0, 0.0)
+    content["status"] = "undecided"
+    path.write_text(json.dumps(content))
+    record = rung_record(layout, name) | {"accepted": False, "status": "undecided"}
+    (out / name / "rung.json").write_text(json.dumps(record))
+    top = json.loads((out / name / "verdict-top.json").read_text())
+    for one in top["metrics"]:
+        one["status"] = "pass"
+    (out / name / "verdict-top.json").write_text(json.dumps(top))
+    assert layout.served() != name
+
+    def signed(**changes) -> None:
+        waiver = {
+            "rung": name,
+            "against": "above",
+            "metric": "auc",
+            "loss": 0.5,
+            "reason": "few people",
+            "bought": "half the size",
+        }
+        (out / "waivers.json").write_text(json.dumps([waiver | changes]))
+
+    for changes, says in (
+        ({"rung": "rung-99"}, r"rung is 'rung-99' .* name one of rung-1"),
+        ({"loss": 0.1}, "may have lost 0.5"),
+        ({"metric": "ndcg@10"}, "not undecided"),
+        ({"reason": " "}, "reason is empty"),
+    ):
+        signed(**changes)
+        with pytest.raises(ValueError, match=says):
+            descend(top_run, config=lenient(top_run), out=out, timed_requests=3)
+    signed()
+    for _ in range(2):  # signed once, it stays signed
+        done = descend(top_run, config=lenient(top_run), out=out, timed_requests=3)
+        assert layout.served() == name
+    assert f"{name}: waived" in done.table
+    html = (out / "ladder.html").read_text()
+    assert "few people" in html
+    assert "half the size" in html
+
+
+def unhurried(judge):
+    """The judge, to whom all models are as fast."""
+
+    class Unhurried(judge):
+        def __call__(self, models, targets):
+            found = super().__call__(models, targets)
+            return {name: replace(one, latency_ms=1.0) for name, one in found.items()}
+
+    return Unhurried
+
+
+def test_in_the_run_s_own_folder_it_goes_on_after_the_run_s_own_rung(
+    top_run: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(top_run, folder)
+    own = (folder / "rung-1" / "model" / "model.safetensors").read_bytes()
+    monkeypatch.setattr(ladders, "Judge", unhurried(ladders.Judge))
+    options = {"--to": 0.8, "--max-loss": 0.9, "--epochs-per-rung": 0.3, "--timed-requests": 3}
+    main(["ladder", str(folder), *[str(part) for pair in options.items() for part in pair]])
+    said = capsys.readouterr().out
+    assert "rung-2" in said
+    assert said.rstrip().endswith("ladder.html")
+    assert rungs(folder)[:2] == ["rung-1", "rung-2"]
+    assert (folder / "rung-1" / "model" / "model.safetensors").read_bytes() == own
+    assert rung_record(RunLayout(folder), "rung-2")["above"] == FOUNDATION
+
+
+def test_minutes_become_epochs_once(top_run: Path, tmp_path: Path, monkeypatch) -> None:
+    """What was timed is kept: a rung that is cut short is taught as long as it would have been."""
+    out = tmp_path / "run"
+    config = lenient(top_run, minutes_per_rung=0.02, to=0.8)
+    kept: list[float] = []
+    timed = steps.Ladder._affordable
+
+    def counted(self, *arguments):
+        kept.append(timed(self, *arguments))
+        return kept[-1]
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(steps.Ladder, "_affordable", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(ladders, "fit_on_validation", killed)
+        with pytest.raises(KeyboardInterrupt):
+            descend(top_run, config=config, out=out, timed_requests=3)
+    descend(top_run, config=config, out=out, timed_requests=3)
+    record = rung_record(RunLayout(out), "rung-1")
+    assert record["attempts"][0]["epochs"] == kept[0]
+    assert 0 < kept[0] < 100
+    num_attempts = sum(len(rung_record(RunLayout(out), n)["attempts"]) for n in rungs(out))
+    assert len(kept) == num_attempts
+
+
+def test_numbers_that_cannot_be_are_refused_in_a_line(
+    top_run: Path, tmp_path: Path, capsys
+) -> None:
+    for arguments, says in (
+        (["--to", "1.5"], "LadderConfig.to=1.5 must lie between 0 and 1"),
+        (["--max-loss", "-1"], "LadderConfig.max_loss=-1.0 must not be negative"),
+        (["--minutes-per-rung", "0"], "LadderConfig.minutes_per_rung=0.0 must be above 0"),
+    ):
+        with pytest.raises(SystemExit) as leaving:
+            main(["ladder", str(top_run), *arguments])
+        assert leaving.value.code == 2
+        assert says in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["ladder", str(tmp_path)])
+    assert "is not a run folder" in capsys.readouterr().err
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").touch()
+    with pytest.raises(ValueError, match="holds something else than a ladder"):
+        descend(top_run, config=lenient(top_run), out=other)

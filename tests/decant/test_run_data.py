@@ -1,0 +1,51 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from decant.layout import RunLayout
+from decant.recipes import Recipe, demo, recipe_of
+from decant.run_data import load_book
+from promptify.validation import BadInput
+
+
+def test_a_run_keeps_how_many_slates_it_holds_out(tiny_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    _, split = load_book(RunLayout(folder))
+    assert split.name == "leave_one_out"
+    path = folder / "data" / "source.json"
+    source = json.loads(path.read_text())
+    assert source["held_out_slates"] == 2
+    path.write_text(json.dumps(source | {"held_out_slates": 4}))
+    _, longer = load_book(RunLayout(folder))
+    assert longer.name == "leave_last_4"
+    assert len(longer.valid) > len(split.valid)
+    assert np.unique(longer.valid.user, return_counts=True)[1].max() == 3
+    assert longer.train.sum() < split.train.sum()
+
+
+def test_a_recipe_comes_back_from_its_run(tiny_run, recipe, tmp_path):
+    assert recipe_of(tiny_run) == recipe
+    for one in (demo(), demo().with_held_out(10)):
+        assert Recipe.from_dict(json.loads(json.dumps(one.to_dict()))) == one
+    with pytest.raises(BadInput, match="--held-out 1 must be 2 or more"):
+        demo().with_held_out(1)
+    with pytest.raises(BadInput, match="is not a run folder"):
+        recipe_of(tmp_path)
+    (tmp_path / "recipe.json").write_text('{"recipe": {"name": "x", "rung": {}}}')
+    with pytest.raises(BadInput, match="is damaged"):
+        recipe_of(tmp_path)
+
+
+def test_rungs_are_in_order_of_their_numbers(tmp_path):
+    for name in ("foundation", "rung-1", "rung-2", "rung-10", "rung-x"):
+        (tmp_path / name / "model").mkdir(parents=True)
+    (tmp_path / "recipe.json").touch()
+    layout = RunLayout(tmp_path)
+    assert layout.models() == ["foundation", "rung-1", "rung-2", "rung-10"]
+    assert layout.served() == "rung-10"
+    for name, accepted in (("rung-2", True), ("rung-10", False)):
+        (tmp_path / name / "rung.json").write_text(json.dumps({"accepted": accepted}))
+    assert layout.served() == "rung-2"

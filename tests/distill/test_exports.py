@@ -1,0 +1,138 @@
+"""What is exported is asked by stock loaders, and in a process that knows nothing of ours."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from distill.anatomy import Shape
+from distill.exports import export_causal, export_classifier
+from distill.importance import measure_importance
+from distill.pruning import prune
+from foundation import Foundation
+from foundation.batches import take_rows
+from promptify.assembly import PromptBook
+from promptify.rows import Rows
+from promptify.splits import Split
+from promptify.validation import BadInput
+
+FAMILIES = ("qwen3", "llama", "mistral", "gemma2", "gemma3_text")
+ASKED = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+folders, prompts = sys.argv[1:3], json.load(sys.stdin)
+about = json.load(open(folders[0] + "/export.json"))
+causal = AutoModelForCausalLM.from_pretrained(folders[0]).eval()
+ranker = AutoModelForSequenceClassification.from_pretrained(folders[1]).eval()
+said = {"causal": [], "ranker": []}
+with torch.no_grad():
+    for ids in prompts:
+        ids = torch.tensor([ids])
+        logits = causal(ids).logits[0, -1, about["label_ids"]]
+        said["causal"].append(logits.log_softmax(-1).tolist())
+        said["ranker"].append(ranker(ids).logits[0].log_softmax(-1).tolist())
+ours = {"promptify", "foundation", "retrieval", "distill", "decant"} & set(sys.modules)
+assert not ours, ours
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def text_rows(text_book: PromptBook, split: Split) -> Rows:
+    windows = text_book.windows(split.train, seed=0, epoch=0)
+    return text_book.assemble(windows[np.arange(4)], seed=0, epoch=0)
+
+
+def ids_asked(foundation: Foundation, prefix: Rows, items: np.ndarray) -> list[list[int]]:
+    questions = foundation.questions(items)
+    return [[*prefix.ids.tolist(), *questions[n].tolist()] for n in range(len(items))]
+
+
+@pytest.mark.parametrize("form", ["slot", "text"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ids_alone_give_our_scores(
+    of_family: Any, rows: Rows, text_rows: Rows, tmp_path: Path, family: str, form: str
+) -> None:
+    foundation = of_family(family, form)
+    calibration = rows if form == "slot" else text_rows
+    shape = Shape(layers=2, neurons=24, groups=1, hidden=16)
+    small = prune(foundation, measure_importance(foundation, calibration), shape)
+    prefix, items = take_rows(calibration, np.array([0])), np.array([0, 7, 3])
+    wanted = small.score(prefix, items)
+    export_causal(small, tmp_path / "causal")
+    export_classifier(small, tmp_path / "ranker")
+    causal = AutoModelForCausalLM.from_pretrained(tmp_path / "causal")
+    ranker = AutoModelForSequenceClassification.from_pretrained(tmp_path / "ranker")
+    labels = json.loads((tmp_path / "causal" / "export.json").read_text())["label_ids"]
+    for ids, expected in zip(ids_asked(small, prefix, items), wanted, strict=True):
+        with torch.no_grad():
+            logits = causal(torch.tensor([ids])).logits[0, -1, labels]
+            scores = ranker(torch.tensor([ids])).logits[0]
+        np.testing.assert_allclose(logits.log_softmax(-1), expected, atol=1e-4)
+        np.testing.assert_allclose(scores.log_softmax(-1), expected, atol=1e-4)
+
+
+def test_a_process_that_knows_nothing_of_ours_has_the_same_scores(
+    make: Any, rows: Rows, tmp_path: Path
+) -> None:
+    small = make()
+    prefix, items = take_rows(rows, np.array([0])), np.array([0, 7, 3])
+    wanted = small.score(prefix, items)
+    folders = tmp_path / "causal", tmp_path / "ranker"
+    export_causal(small, folders[0])
+    export_classifier(small, folders[1])
+    found = subprocess.run(
+        [sys.executable, "-I", "-c", ASKED, *map(str, folders)],
+        input=json.dumps(ids_asked(small, prefix, items)),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    said = json.loads(found.stdout)
+    np.testing.assert_allclose(said["causal"], wanted, atol=1e-4)
+    np.testing.assert_allclose(said["ranker"], wanted, atol=1e-4)
+
+
+def test_it_says_which_id_is_which_item_and_what_the_classes_are(
+    make: Any, rows: Rows, tmp_path: Path
+) -> None:
+    foundation = make()
+    export_classifier(foundation, tmp_path / "ranker")
+    slots = pq.read_table(tmp_path / "ranker" / "slots.parquet").to_pydict()
+    assert tuple(slots["item_id"]) == foundation.item_ids
+    assert slots["token_id"][0] == foundation.prompter.vocab_size
+    about = json.loads((tmp_path / "ranker" / "export.json").read_text())
+    assert about["actions"] == list(foundation.prompter.tasks[0].actions)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "ranker")
+    assert list(model.config.id2label.values()) == about["actions"]
+    # Prompts of different lengths beside each other, padded: each is read at its own end.
+    prefix = take_rows(rows, np.array([0]))
+    long = ids_asked(foundation, prefix, np.array([5]))[0]
+    short = ids_asked(foundation, take_rows(rows, np.array([1])), np.array([5]))[0]
+    width = max(len(long), len(short))
+    pad = foundation.prompter.newline_id
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in (long, short)])
+    with torch.no_grad():
+        said = model(ids, attention_mask=(ids != -1).long()).logits.log_softmax(-1)
+    for number, row in enumerate((0, 1)):
+        wanted = foundation.score(take_rows(rows, np.array([row])), np.array([5]))[0]
+        np.testing.assert_allclose(said[number], wanted, atol=1e-4)
+
+
+def test_nothing_is_overwritten_and_no_half_is_left(make: Any, tmp_path: Path) -> None:
+    foundation = make()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    with pytest.raises(BadInput, match="is not empty"):
+        export_causal(foundation, tmp_path / "mine")
+    with pytest.raises(BadInput, match="task=9 is unknown"):
+        export_causal(foundation, tmp_path / "new", task=9)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

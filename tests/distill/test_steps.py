@@ -1,0 +1,126 @@
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distill.anatomy import body_parameters, shape_of
+from distill.importance import Importance
+from distill.ladder import LadderConfig, rungs_left, tiers, together
+from distill.steps import next_shape, relative_importance
+from promptify.splits import Targets
+
+
+def even(decoder: Any, **changes: Any) -> Importance:
+    """Every part counts as much as its fellows."""
+    there = shape_of(decoder)
+    importance = Importance(
+        layers=(1.0,) * there.layers,
+        neurons=(torch.ones(there.neurons),) * there.layers,
+        groups=(torch.ones(there.groups),) * there.layers,
+        hidden=torch.ones(there.hidden),
+        energy={},
+    )
+    return replace(importance, **changes)
+
+
+def test_parts_that_count_as_much_as_the_others_stand_at_one(make: Any) -> None:
+    decoder = make(size="mini").decoder
+    importance = even(decoder)
+    for dimension, before, after in (("layers", 3, 2), ("neurons", 192, 184), ("hidden", 64, 8)):
+        assert relative_importance(importance, dimension, before, after) == pytest.approx(1)
+    # Of 1, 2, 3 the least is a sixth of the importance and a third of the parts.
+    rising = even(decoder, layers=(2.0, 1.0, 3.0))
+    assert relative_importance(rising, "layers", 3, 2) == pytest.approx(0.5)
+    # Once it has gone, the next is two of five, half of the parts.
+    assert relative_importance(rising, "layers", 2, 1) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("step", [0.1, 1 / 3])
+def test_a_step_takes_what_it_may_and_not_more(make: Any, step: float) -> None:
+    decoder = make(size="small").decoder
+    there = body_parameters(decoder, shape_of(decoder))
+    shape = next_shape(decoder, even(decoder), step=step, at_least=0)
+    assert shape is not None
+    left = body_parameters(decoder, shape) / there
+    assert 1 - step <= left < 1 - step / 2
+
+
+def test_what_counts_least_goes_first(make: Any) -> None:
+    decoder = make(size="small").decoder
+    there = shape_of(decoder)
+    idle = torch.ones(there.neurons)
+    idle[100:300] = 0.01
+    importance = even(decoder, neurons=(idle,) * there.layers)
+    shape = next_shape(decoder, importance, step=0.2, at_least=0)
+    assert shape is not None
+    assert shape == replace(there, neurons=shape.neurons)
+    assert 184 <= shape.neurons < 300
+    # Half of a dimension is the most, however little it counts.
+    shape = next_shape(decoder, importance, step=0.6, at_least=0)
+    assert shape is not None
+    assert shape.neurons == 192
+    one_layer = even(decoder, layers=(1.0, 0.001, 1.0))
+    shape = next_shape(decoder, one_layer, step=0.34, at_least=0)
+    assert shape is not None
+    assert shape.layers == 2
+
+
+def test_it_stops_at_the_end_of_the_ladder(make: Any) -> None:
+    decoder = make(size="small").decoder
+    there = body_parameters(decoder, shape_of(decoder))
+    shape = next_shape(decoder, even(decoder), step=0.3, at_least=int(0.9 * there))
+    assert shape is not None
+    assert 0.85 < body_parameters(decoder, shape) / there <= 0.9
+
+
+def test_no_notch_is_small_enough(make: Any) -> None:
+    decoder = make().decoder
+    assert next_shape(decoder, even(decoder), step=0.001, at_least=0) is None
+
+
+def test_a_rung_fails_with_any_verdict_and_passes_with_all() -> None:
+    assert together(["pass", "fail"]) == "fail"
+    assert together(["undecided", "fail"]) == "fail"
+    assert together(["pass", "undecided"]) == "undecided"
+    assert together(["pass", "pass"]) == "pass"
+
+
+def targets(users: list[int]) -> Targets:
+    rows = np.arange(len(users), dtype=np.int64)
+    return Targets(
+        user=np.array(users, np.int32),
+        first_event=rows,
+        last_event=rows + 1,
+        history_start=np.zeros_like(rows),
+        history_end=rows,
+    )
+
+
+def test_the_gate_looks_at_the_newest_targets_first_and_at_all_where_there_are_more() -> None:
+    newest, every = tiers(targets([0, 0, 0, 4, 7, 7]))
+    assert newest.first_event.tolist() == [2, 3, 5]
+    assert len(every) == 6
+    [only] = tiers(targets([0, 4, 7]))
+    assert len(only) == 3
+
+
+def test_rungs_to_the_end() -> None:
+    assert rungs_left(LadderConfig(to=0.1), 1.0, 1 / 3) == 6
+    assert rungs_left(LadderConfig(to=0.5), 0.5, 1 / 3) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"to": 0.0}, r"LadderConfig\.to=0\.0 must lie between"),
+        ({"max_step": 1.0}, r"LadderConfig\.max_step=1\.0 must lie between"),
+        ({"num_halvings": -1}, r"LadderConfig\.num_halvings=-1 must not be negative"),
+        ({"taught_by": "nobody"}, "must be above, top or both"),
+        ({"calibration_rows": 0}, "must be at least 1"),
+    ],
+)
+def test_a_ladder_that_cannot_be_is_refused(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        LadderConfig(**values)
