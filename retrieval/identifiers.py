@@ -2,11 +2,13 @@
 
 The way back is a table of 64-bit hashes in order: a binary search finds where an id may be, the id
 that stands there says whether it is. Both lie in one Arrow file that is memory-mapped, so that a
-hundred million ids cost no memory that is not used.
+hundred million ids cost no memory that is not used. The ids of a smaller table are kept as texts
+once they are asked for: to make six thousand texts for a batch takes longer than to find them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -22,8 +24,11 @@ Hashes = npt.NDArray[np.uint64]
 HASHES_PER_PART = 4_000_000
 """Hashes are put in order in parts of about so many, so that a sort needs memory for one part."""
 
+MOST_KEPT_TEXTS = 1 << 20
+"""Tables of up to so many ids keep them as texts, some seventy bytes each."""
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(frozen=True, eq=False)
 class IdTable:
     """Ids by position, and positions by id.
 
@@ -118,8 +123,17 @@ class IdTable:
 
     def at(self, positions: Rows) -> ItemIds:
         """Ids at positions [m], object [m]; None for −1."""
+        if len(self) <= MOST_KEPT_TEXTS:
+            return self._texts[positions]
         places = pa.array(positions, mask=positions < 0)
         return cast(ItemIds, self.ids.take(places).to_numpy(zero_copy_only=False))
+
+    @cached_property
+    def _texts(self) -> ItemIds:
+        """The ids, object [n + 1]; None at the end, where −1 points."""
+        texts = np.full(len(self) + 1, None, object)
+        texts[:-1] = self.ids.to_numpy(zero_copy_only=False)
+        return texts
 
     def write(self, path: Path) -> None:
         """Write one Arrow file of one batch, so that each column is one array when mapped."""

@@ -55,3 +55,13 @@ def test_a_table_is_mapped_as_it_was_written(rows, tmp_path):
     assert again.rows_at(np.array([2, -1, 0])).tolist() == [held[2], -1, held[0]]
     assert again.positions_of_rows(np.array([held[1], 77, -3])).tolist() == [1, -1, -1]
     assert again.at(np.array([1, -1])).tolist() == ["a", None]
+
+
+@pytest.mark.parametrize("most", [0, 3], ids=["made when asked", "kept"])
+def test_ids_of_a_large_table_are_those_of_a_small_one(most, monkeypatch):
+    monkeypatch.setattr(identifiers, "MOST_KEPT_TEXTS", most)
+    table = IdTable.of(pa.array(["b", "a", "é"], pa.large_string()))
+    for _ in range(2):
+        asked = table.at(np.array([2, -1, 0, 2]))
+        assert asked.tolist() == ["é", None, "b", "é"]
+        asked[:] = None  # what is handed out is the caller's own
