@@ -19,6 +19,7 @@ REQUIREMENTS = [
     for line in (
         *PROJECT["project"]["dependencies"],
         *PROJECT["project"]["optional-dependencies"]["peft"],
+        *PROJECT["project"]["optional-dependencies"]["milvus"],
         *PROJECT["project"]["optional-dependencies"]["dev"],
     )
     if not line.startswith("decant[")  # an extra of our own, listed by itself
