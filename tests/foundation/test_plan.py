@@ -113,7 +113,7 @@ def test_the_last_round_is_filled_up_with_what_does_not_count(plan_of: Any) -> N
     assert plan.num_batches < len(plan) < plan.num_batches + processes
     for step in range(plan.num_batches, len(plan)):
         batch = plan[step]
-        assert batch["counts"].tolist() == [0, 0, 0]
+        assert not batch["counts"].any()
         assert batch["num_tokens"] == 0
         # Read like any other: sharded layers must be gathered as often by every process.
         assert all(torch.equal(batch[n], plan[0][n]) for n in ("ids_RT", "reread_items"))
