@@ -56,7 +56,7 @@ def distil(
     teachers = [(teacher, teacher_config), *also]
     for one, taught in teachers:
         if isinstance(one, Foundation):
-            _check_shared(student, one)
+            check_shared(student, one)
         elif isinstance(one, StoredSignal):
             one.check(student, book, split, config=config, teacher_config=taught)
     objective = Distillation(student, teachers)
@@ -72,15 +72,22 @@ def distil(
     )
 
 
-def _check_shared(student: Foundation, teacher: Foundation) -> None:
+def check_shared(student: Foundation, teacher: Foundation) -> None:
+    """Refuse a teacher that speaks of other items or in other words than its student.
+
+    Raises:
+        ValueError: it does.
+    """
     if teacher.item_ids != student.item_ids:
         raise ValueError(
             "teacher and student know different catalogues; prune the student from it."
         )
-    if teacher.prompter.label_words != student.prompter.label_words:
-        raise ValueError(
-            "teacher and student have different label words; use one prompter for both."
-        )
+    for words in ("label_words", "grade_words"):
+        if getattr(teacher.prompter, words) != getattr(student.prompter, words):
+            raise ValueError(
+                f"teacher and student have different {words.replace('_', ' ')}; use one prompter "
+                "for both."
+            )
 
 
 class Distillation(nn.Module):
@@ -105,6 +112,11 @@ class Distillation(nn.Module):
             for one, config in teachers
         )
         self.subjects = {lesson.subject for _, config in teachers for lesson in config.lessons}
+        if "slates" in self.subjects:
+            raise ValueError(
+                "a lesson on slates is given by several teachers together; train the student with "
+                "distill.student.fit_student."
+            )
         self.projections = nn.ModuleDict()
         for number, (signal, config) in enumerate(self._teachers):
             if config.lesson("hidden") or config.lesson("attention"):

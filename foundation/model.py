@@ -502,8 +502,15 @@ class Foundation(nn.Module):
         return log_probs_NL.masked_fill(unwanted_NL, float("-inf")).logsumexp(-1)
 
     def log_policy(self, hidden_ND: Tensor, task_N: Tensor) -> Tensor:
-        """Log of the expected grade as a share of the best, float32 [N]; see `log_policy_of`."""
-        return log_policy_of(self.grade_log_probs(hidden_ND, task_N), self.grade_value_AG[task_N])
+        """Log of the expected grade as a share of the best, float32 [N]; see `log_policy_of`.
+
+        0 where the task has no grades: policy says nothing there.
+        """
+        is_graded_N = self.allowed_AG.any(1)[task_N]
+        graded_ND, task_G = hidden_ND[is_graded_N], task_N[is_graded_N]
+        said_G = log_policy_of(self.grade_log_probs(graded_ND, task_G), self.grade_value_AG[task_G])
+        nothing_N = torch.zeros(len(task_N), device=hidden_ND.device)
+        return nothing_N.masked_scatter(is_graded_N, said_G)
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Summed losses of one training batch; see `foundation.objective` for the arguments."""
