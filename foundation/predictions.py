@@ -102,6 +102,19 @@ def log_positive(
     return total
 
 
+def log_policy(log_probs_CG: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Log of the expected grade as a share of the best, float32 [C]: what policy is ranked by.
+
+    Args:
+        log_probs_CG: of the grades, worst first, in nats.
+    """
+    value_G = np.linspace(0, 1, log_probs_CG.shape[1], dtype=np.float32)
+    total: NDArray[np.float32] = np.logaddexp.reduce(
+        log_probs_CG[:, 1:] + np.log(value_G[1:]), axis=1
+    )
+    return total
+
+
 def tie_order(item_ids: tuple[str, ...]) -> NDArray[np.int64]:
     """The place of each item when ids are sorted, int64 [I]: breaks ties in nobody's favour."""
     order = np.empty(len(item_ids), dtype=np.int64)
