@@ -231,8 +231,8 @@ class Market:
         grade_Ud = self.grades(user_Ud.ravel(), item_Ud.ravel()).reshape(item_Ud.shape)
         # In drawn order, the first of each grade.
         nth = np.zeros_like(grade_Ud)
-        for grade in range(len(GRADES)):
-            is_it = grade_Ud == grade
+        for one in range(len(GRADES)):
+            is_it = grade_Ud == one
             nth[is_it] = (np.cumsum(is_it, axis=1) - 1)[is_it]
         kept = nth < sizes.kept_per_grade
         user, item, grade = user_Ud[kept], item_Ud[kept], grade_Ud[kept]
@@ -247,7 +247,8 @@ class Market:
         users, items = users[is_free], items[is_free]
         self.pairs = GradedPairs.of(users, items, self.grades(users, items), num_grades=len(GRADES))
         order = np.argsort(user[held], kind="stable")
-        self.pair_user, self.pair_item = user[held][order], item[held][order]
+        self.pair_user: NDArray[np.int64] = user[held][order]
+        self.pair_item: NDArray[np.int64] = item[held][order]
         self.pair_grade = grade[held][order]
         self.asking = Asking(
             pairs=self.pairs,
@@ -292,7 +293,7 @@ class Market:
             max_positions=prompter.config.max_prompt_tokens,
         )
         config.num_hidden_layers = layers
-        config.layer_types = config.layer_types[:layers]
+        config.layer_types = (config.layer_types or [])[:layers]
         decoder = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         start_as_averages(decoder)
         made = Foundation(
@@ -354,6 +355,7 @@ class Market:
             "policy": np.zeros((q, num_jobs), np.float32),
         }
         items_JV = model.embed_items(self.job_rows)
+        asked: list[NDArray[Any]]
         for row in tqdm(range(len(targets)), desc="ask"):
             pair, event = slice(first[row], last[row]), slice(begins[row], begins[row + 1])
             asked = [self.pair_item[pair], self.log.event_item[events[event]]]

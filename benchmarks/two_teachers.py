@@ -424,8 +424,7 @@ def figure(curves: Mapping[str, Curve], measured: Measured) -> Figure:
     axes = drawn.add_subplot()
     for number, (name, points) in enumerate(curves.items()):
         _, policy, click = zip(*points, strict=True)
-        look = {"color": SERIES[number], "marker": MARKERS[number]}
-        axes.plot(policy, click, label=name, linewidth=1.6, markersize=5, **look)
+        axes.plot(policy, click, label=name, color=SERIES[number], marker=MARKERS[number])
     for name in ("policy teacher", "click teacher", *(a for a in ARMS if a.endswith(" 0"))):
         values = {row.metric: row.value for row in measured.rows if row.model == name}
         if not values:

@@ -26,10 +26,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distill.distillation import Teacher, check_shared
+from distill.distillation import Teacher, as_signals, check_teachers
 from distill.losses import divergence
-from distill.signals import LiveTeacher, Signal, role_score
-from distill.stored import StoredSignal
+from distill.signals import role_score
 from distill.teaching import Lesson, TeacherConfig
 from foundation import Foundation
 from foundation.asking import Asking, by_slate
@@ -112,11 +111,7 @@ def fit_student(
     """
     _check(teachers, asking, student_config)
     asked = teachers if student_config.gamma else ()
-    for one, taught in asked:
-        if isinstance(one, Foundation):
-            check_shared(student, one)
-        elif isinstance(one, StoredSignal):
-            one.check(student, book, split, config=config, teacher_config=taught, asking=asking)
+    check_teachers(student, asked, book, split, config=config, asking=asking)
     return fit(
         student,
         book,
@@ -166,11 +161,7 @@ class StudentObjective(nn.Module):
     ) -> None:
         super().__init__()
         self.student = student
-        # In tuples, so that a teacher's weights are not part of what is trained and saved.
-        self._teachers: tuple[tuple[Signal, TeacherConfig], ...] = tuple(
-            (LiveTeacher(one) if isinstance(one, Foundation) else one, config)
-            for one, config in teachers
-        )
+        self._teachers = as_signals(teachers)
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Summed losses by name."""
