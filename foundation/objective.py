@@ -12,8 +12,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from foundation.computing import TAKES_PACKED_ROWS
 from foundation.hard_negatives import left_out
 from foundation.losses import action_loss, chunked_cross_entropy, sampled_cross_entropy
+from foundation.packed_attention import row_bounds
 from foundation.slots import FreshReadings, StepSlots
 
 if TYPE_CHECKING:
@@ -107,8 +109,13 @@ def read_step(
     else:
         classes_C = items_N = torch.arange(foundation.num_items, device=ids_RT.device)
     slots = StepSlots(items_N=items_N, slots_ND=foundation.slots(items_N, fresh))
+    bounds = {}
+    if len(ids_RT) == 1 and foundation.decoder.config._attn_implementation in TAKES_PACKED_ROWS:
+        bounds = row_bounds(position_RT)
     # With a cache, transformers would take packed rows for one long row.
-    hidden_RTD = foundation.hidden(ids_RT, slots=slots, position_ids=position_RT, use_cache=False)
+    hidden_RTD = foundation.hidden(
+        ids_RT, slots=slots, position_ids=position_RT, use_cache=False, **bounds
+    )
     hidden_PD = rearrange(hidden_RTD, "r t d -> (r t) d")
     return StepReading(
         person_KV=foundation.person_head(hidden_PD[next_position_K]),

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments
 
 from foundation.adapters import LoraOptions, adapted
-from foundation.computing import FLASH, computing, training_attention
+from foundation.computing import TAKES_PACKED_ROWS, computing, training_attention
 from foundation.curves import Curves, QuietProgress
 from foundation.diverging import DivergedError
 from foundation.plan import TrainingPlan
@@ -67,9 +67,10 @@ class FitConfig:
             none. Training ends with the weights of the validation with the best NDCG@10.
         patience: validations without a better NDCG@10 after which training stops; 0 for never.
         checkpoint_seconds: time between two checkpoints: the most that a kill can cost.
-        packing: lay rows end to end, with nothing padded; None where that pays: with flash-attn on
-            a GPU, whose kernel takes rows of any length. Elsewhere packed rows cost a mask over all
-            pairs of positions, and rows of near-equal length are padded instead, by a few percent.
+        packing: lay rows end to end, with nothing padded; None where that pays: on a GPU in
+            bfloat16, whose kernels take rows of any length. Elsewhere packed rows cost a mask over
+            all pairs of positions, and rows of near-equal length are padded instead, by a few
+            percent.
         bf16: compute in bfloat16 where autocast allows.
         gradient_checkpointing: keep no activations within a layer but compute them again: about a
             third more time, for a fraction of the memory.
@@ -222,7 +223,7 @@ def fit(
             split,
             config,
             out=out,
-            packed=attention == FLASH if config.packing is None else config.packing,
+            packed=attention in TAKES_PACKED_ROWS if config.packing is None else config.packing,
             loss_weights=loss_weights or config.loss_weights,
             validate=validate,
             hard_negatives=hard_negatives,
