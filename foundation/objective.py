@@ -138,8 +138,10 @@ def _reread(
     readings, text_hidden, text_targets, order = [], [], [], []
     chosen_N = items_N.cpu().numpy()
     by_length = np.argsort(foundation.item_pieces.lengths[chosen_N], kind="stable")
-    # A quarter at a time, by length: a long title then pads only its own quarter.
-    for part in np.array_split(by_length, min(4, len(chosen_N))):
+    # A processor waits for every padded position, so a long title pads only its own quarter; a GPU
+    # waits for every call, however few positions it has.
+    num_parts = 4 if items_N.device.type == "cpu" else 1
+    for part in np.array_split(by_length, min(num_parts, len(chosen_N))):
         ids_BS, hidden_BSD, last_B = foundation.read_pieces(foundation.item_pieces, chosen_N[part])
         readings.append(hidden_BSD[torch.arange(len(part), device=ids_BS.device), last_B])
         inside_BS = torch.arange(ids_BS.shape[1], device=ids_BS.device) < last_B[:, None]

@@ -48,7 +48,11 @@ def run_gpu_tests(session: Session, *, seconds: float) -> None:
         report = Path(folder) / "report.xml"
         # Others may need what is not installed on a bare machine.
         tests = Path(__file__).parents[2] / "tests"
-        marked = [str(p) for p in tests.rglob("test_*.py") if "mark.gpu" in p.read_text("utf-8")]
+        marked = [
+            str(path)
+            for path in sorted(tests.rglob("test_*.py"))
+            if "@pytest.mark.gpu" in path.read_text("utf-8")
+        ]
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
         done = subprocess.run(
             [*command, f"--junitxml={report}", *marked],
