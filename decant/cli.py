@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "demo": _demo,
         "ladder": _ladder,
         "export": _export,
+        "trim": _trim,
         "predict": _predict,
         "search": _search,
         "index": _index,
@@ -77,6 +78,7 @@ def build_parser() -> ArgumentParser:
     commands.add_subcommand(
         "export", _export_parser(), help="a model as a stock checkpoint that ids alone can ask"
     )
+    commands.add_subcommand("trim", _trim_parser(), help="leave out the tokens that are never said")
     commands.add_subcommand("predict", _predict_parser(), help="what people do next, from a run")
     commands.add_subcommand("search", _search_parser(), help="find people by words, from a run")
     commands.add_subcommand("index", _index_parser(), help="embed a catalogue and index it")
@@ -245,6 +247,21 @@ def _export_parser() -> ArgumentParser:
         help="a causal LM, or a sequence classifier whose classes are the actions",
     )
     parser.add_argument("--task", type=str, help="the surface; the first of the model by default")
+    return parser
+
+
+def _trim_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Leave out of a model's vocabulary what its people, items and prompts never "
+        "say, as most of a hub model's: a run of its own with the same scores. Items that were "
+        "added to the run since are not taken along."
+    )
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--out", type=Path, required=True, help="the new run folder")
+    parser.add_argument("--model", type=str, help="foundation or a rung; what serves by default")
+    parser.add_argument(
+        "--texts", type=Path, help="a file of lines whose words stay too, such as queries"
+    )
     return parser
 
 
@@ -480,6 +497,15 @@ def _export(options: Namespace) -> None:
     export = {"causal": export_causal, "classifier": export_classifier}[options.kind]
     export(foundation, options.out, task=0 if options.task is None else names.index(options.task))
     print(options.out)
+
+
+def _trim(options: Namespace) -> None:
+    from decant.trimming import trim
+
+    _hush_bars()
+    texts = tuple(options.texts.read_text("utf-8").splitlines()) if options.texts else ()
+    print(trim(options.run, options.out, model=options.model, texts=texts).table())
+    print(f"\n{options.out}")
 
 
 def _search(options: Namespace) -> None:

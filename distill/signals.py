@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distill.losses import Classes, TopClasses, top_classes
 from distill.teaching import Role, TeacherConfig
 from foundation import Foundation
+from foundation.computing import attending, training_attention
 from foundation.objective import READ_INPUTS, StepReading, read_step
 
 
@@ -71,7 +72,12 @@ class LiveTeacher:
         teacher = self.foundation
         wants_layers = config.lesson("hidden") or config.lesson("attention")
         layers = tuple(range(len(teacher.decoder.model.layers))) if wants_layers else ()
-        with watching(teacher.decoder, layers) as seen:
+        device = teacher.device.type
+        # As its student attends: rows may be packed.
+        attention = training_attention(
+            teacher.decoder, device, bf16=torch.is_autocast_enabled(device)
+        )
+        with attending(teacher.decoder, attention), watching(teacher.decoder, layers) as seen:
             # A teacher is not learning: its table holds every reading it needs.
             asked = {name: inputs[name] for name in READ_INPUTS}
             asked["reread_items"] = inputs["reread_items"][:0]

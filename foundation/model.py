@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from foundation import one_position
 from foundation.attention import check_decoder
-from foundation.batches import Batch, by_length, pad_pieces, take_rows
+from foundation.batches import Batch, by_length, pad_pieces, positions_at_once, take_rows
 from foundation.calibration import Calibration
 from foundation.config import FoundationConfig
 from foundation.losses import action_log_probs, log_policy_of
@@ -567,7 +567,7 @@ class Foundation(nn.Module):
         rows: Rows,
         *,
         width: int | None = None,
-        max_positions: int = 16384,
+        max_positions: int | None = None,
         progress: bool = False,
     ) -> NDArray[np.float32]:
         """Person vectors at the last position of each row.
@@ -576,7 +576,7 @@ class Foundation(nn.Module):
             rows: prefixes, as made by `PromptBook.prefixes` or `PromptBook.inline`.
             width: the first numbers of each vector alone, one of `settings.widths`; all when left
                 out.
-            max_positions: padded positions read at once.
+            max_positions: padded positions read at once; what suits the device when left out.
             progress: show a bar.
 
         Returns:
@@ -588,7 +588,9 @@ class Foundation(nn.Module):
         width = self.checked_width(width)
         vectors_RV = np.zeros((len(rows), width), dtype=np.float32)
         with tqdm(total=len(rows), desc="embed users", disable=not progress) as bar:
-            for chosen_B, hidden_BTD, batch in self._read_rows(rows, max_positions):
+            for chosen_B, hidden_BTD, batch in self._read_rows(
+                rows, max_positions or positions_at_once(self.device)
+            ):
                 last_BD = hidden_BTD[torch.arange(len(chosen_B)), batch.length_R - 1]
                 person_BV = self.person_head(last_BD)[:, :width]
                 vectors_RV[chosen_B] = person_BV.float().cpu().numpy()

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from foundation.asking import attention_mask, by_slate
+from foundation.computing import TAKES_PACKED_ROWS
 from foundation.hard_negatives import left_out
 from foundation.losses import (
     action_loss,
@@ -21,6 +22,7 @@ from foundation.losses import (
     rare_action_loss,
     sampled_cross_entropy,
 )
+from foundation.packed_attention import row_bounds
 from foundation.slots import FreshReadings, StepSlots
 
 if TYPE_CHECKING:
@@ -142,6 +144,8 @@ def read_step(
         seen["attention_mask"] = attention_mask(
             foundation.decoder.config, question_RT, place_RT, position_RT, foundation.decoder.dtype
         )
+    elif len(ids_RT) == 1 and foundation.decoder.config._attn_implementation in TAKES_PACKED_ROWS:
+        seen |= row_bounds(position_RT)
     hidden_RTD = foundation.hidden(ids_RT, slots=slots, **seen)
     hidden_PD = rearrange(hidden_RTD, "r t d -> (r t) d")
     return StepReading(
@@ -167,8 +171,10 @@ def _reread(
     readings, text_hidden, text_targets, order = [], [], [], []
     chosen_N = items_N.cpu().numpy()
     by_length = np.argsort(foundation.item_pieces.lengths[chosen_N], kind="stable")
-    # A quarter at a time, by length: a long title then pads only its own quarter.
-    for part in np.array_split(by_length, min(4, len(chosen_N))):
+    # A processor waits for every padded position, so a long title pads only its own quarter; a GPU
+    # waits for every call, however few positions it has.
+    num_parts = 4 if items_N.device.type == "cpu" else 1
+    for part in np.array_split(by_length, min(num_parts, len(chosen_N))):
         ids_BS, hidden_BSD, last_B = foundation.read_pieces(foundation.item_pieces, chosen_N[part])
         readings.append(hidden_BSD[torch.arange(len(part), device=ids_BS.device), last_B])
         inside_BS = torch.arange(ids_BS.shape[1], device=ids_BS.device) < last_B[:, None]

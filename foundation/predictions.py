@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from foundation.batches import by_length
+from foundation.batches import by_length, positions_at_once
 from foundation.evaluation import rank_of_targets, seen_items
 from foundation.scoring import Scores
 from promptify.pieces import Pieces, gather
@@ -226,7 +226,7 @@ def read_pairs(
     items: NDArray[np.int32],
     *,
     task: int,
-    max_positions: int = 16384,
+    max_positions: int | None = None,
     progress: bool = False,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Read an item after a prefix, for many pairs at once: the person before it, the action at it.
@@ -240,7 +240,7 @@ def read_pairs(
         request: int64 [e], the prefix of each pair.
         items: int [e], its item, a row of the catalogue.
         task: index of the task.
-        max_positions: padded positions read at once.
+        max_positions: padded positions read at once; what suits the device when left out.
         progress: show a bar.
 
     Returns:
@@ -312,7 +312,8 @@ def _pair_states(
     inline_slots_JD = foundation.inline_slots(rows)
     lengths_e = rows.lengths[request] + pieces.lengths
     with tqdm(total=len(request), desc="read requests", disable=not progress) as bar:
-        for chosen_B in by_length(lengths_e, max_positions=max_positions):
+        at_once = max_positions or positions_at_once(foundation.device)
+        for chosen_B in by_length(lengths_e, max_positions=at_once):
             ids_BT = _joined(rows, pieces, request[chosen_B], chosen_B, foundation)
             hidden_BTD = foundation.hidden(ids_BT, inline_slots_JD=inline_slots_JD)
             row_B = torch.arange(len(chosen_B), device=ids_BT.device)

@@ -22,7 +22,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerState, Traini
 
 from foundation.adapters import LoraOptions, adapted
 from foundation.asking import Asking
-from foundation.computing import FLASH, computing, training_attention
+from foundation.computing import TAKES_PACKED_ROWS, computing, training_attention
 from foundation.curves import Curves, QuietProgress
 from foundation.diverging import DivergedError
 from foundation.plan import TrainingPlan
@@ -68,9 +68,10 @@ class FitConfig:
             none. Training ends with the weights of the validation with the best NDCG@10.
         patience: validations without a better NDCG@10 after which training stops; 0 for never.
         checkpoint_seconds: time between two checkpoints: the most that a kill can cost.
-        packing: lay rows end to end, with nothing padded; None where that pays: with flash-attn on
-            a GPU, whose kernel takes rows of any length. Elsewhere packed rows cost a mask over all
-            pairs of positions, and rows of near-equal length are padded instead, by a few percent.
+        packing: lay rows end to end, with nothing padded; None where that pays: on a GPU in
+            bfloat16, whose kernels take rows of any length. Elsewhere packed rows cost a mask over
+            all pairs of positions, and rows of near-equal length are padded instead, by a few
+            percent.
         bf16: compute in bfloat16 where autocast allows.
         gradient_checkpointing: keep no activations within a layer but compute them again: about a
             third more time, for a fraction of the memory.
@@ -214,8 +215,8 @@ def fit(
     decoder = foundation.decoder
     serving_attention = decoder.config._attn_implementation
     attention = training_attention(decoder, foundation.device.type, bf16=config.bf16)
-    if asking is not None and attention == FLASH:
-        # Its kernel knows no mask, which questions beside each other need.
+    if asking is not None and attention in TAKES_PACKED_ROWS:
+        # Their kernels know no mask, which questions beside each other need.
         attention = serving_attention
     asked_weights = {} if asking is None else asking.loss_weights
     with (
@@ -229,7 +230,7 @@ def fit(
             split,
             config,
             out=out,
-            packed=attention == FLASH if config.packing is None else config.packing,
+            packed=attention in TAKES_PACKED_ROWS if config.packing is None else config.packing,
             loss_weights=loss_weights or {**config.loss_weights, **asked_weights},
             validate=validate,
             hard_negatives=hard_negatives,
