@@ -52,6 +52,7 @@ LOSS_INPUTS = (
     "negatives",
     "negative_log_expected",
     "hard_negatives",
+    "question_RT",
     "graded_task_X",
     "share_XG",
     "shown_task_Y",
@@ -197,6 +198,7 @@ def loss_sums(
     negatives: Tensor,
     negative_log_expected: Tensor,
     hard_negatives: Tensor,
+    question_RT: Tensor,
     graded_task_X: Tensor,
     share_XG: Tensor,
     shown_task_Y: Tensor,
@@ -205,8 +207,9 @@ def loss_sums(
 ) -> dict[str, Tensor]:
     """The losses of a batch that has been read, each summed over its own predictions.
 
-    `next_item`, `action` and `text`; and of what is asked beside the rows `policy`, the grades, and
-    `rare`, which of the co-shown items was acted on well. Each is a float32 scalar in nats.
+    `next_item`, `action` and `text`; and where questions are asked beside the rows `policy`, the
+    grades, and `rare`, which of the co-shown items was acted on well. Each is a float32 scalar in
+    nats.
 
     Args:
         foundation: the model that read it.
@@ -218,15 +221,16 @@ def loss_sums(
         negatives: int64 [S], sampled items; empty for the softmax over the whole catalogue.
         negative_log_expected: float32 [S], log of how often each was expected in the sample.
         hard_negatives: int64 [H], rising, mined items that stand beside the sample.
-        graded_task_X: int64 [X], as are the next four, of `foundation.asking.ask`.
+        question_RT: int64 [R, T], as are the next five, of `foundation.asking.ask`; [0, 0] where
+            nothing is asked.
+        graded_task_X: int64 [X].
         share_XG: float32 [X, G].
         shown_task_Y: int64 [Y].
         shown_slate_Y: int64 [Y].
         shown_is_positive_Y: bool [Y].
     """
-    clicks_Y = foundation.log_positive(reading.shown_YD, shown_task_Y)
     vocabulary_VD = foundation.decoder.get_output_embeddings().weight
-    return {
+    sums = {
         "next_item": _next_item_loss(
             foundation,
             reading,
@@ -240,13 +244,14 @@ def loss_sums(
             reading.arrow_MD, foundation.label_rows_LD, foundation.allowed_AL[task_M], label_M
         ),
         "text": chunked_cross_entropy(reading.text_ND, vocabulary_VD, reading.text_target_N),
-        "policy": grade_loss(
-            foundation.grade_log_probs(reading.graded_XD, graded_task_X), share_XG
-        ),
-        "rare": rare_action_loss(
-            by_slate(clicks_Y, shown_slate_Y), by_slate(shown_is_positive_Y, shown_slate_Y) == 1
-        ),
     }
+    if question_RT.numel():
+        grades_XG = foundation.grade_log_probs(reading.graded_XD, graded_task_X)
+        clicks_Y = foundation.log_positive(reading.shown_YD, shown_task_Y)
+        is_positive_SC = by_slate(shown_is_positive_Y, shown_slate_Y) == 1
+        sums["policy"] = grade_loss(grades_XG, share_XG)
+        sums["rare"] = rare_action_loss(by_slate(clicks_Y, shown_slate_Y), is_positive_SC)
+    return sums
 
 
 def _next_item_loss(
