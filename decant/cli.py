@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "ladder": _ladder,
         "export": _export,
         "trim": _trim,
+        "quantise": _quantise,
         "predict": _predict,
         "search": _search,
         "index": _index,
@@ -77,6 +78,9 @@ def build_parser() -> ArgumentParser:
     )
     commands.add_subcommand(
         "export", _export_parser(), help="a model as a stock checkpoint that ids alone can ask"
+    )
+    commands.add_subcommand(
+        "quantise", _quantise_parser(), help="the served model in int8, as a gated rung"
     )
     commands.add_subcommand("trim", _trim_parser(), help="leave out the tokens that are never said")
     commands.add_subcommand("predict", _predict_parser(), help="what people do next, from a run")
@@ -247,6 +251,26 @@ def _export_parser() -> ArgumentParser:
         help="a causal LM, or a sequence classifier whose classes are the actions",
     )
     parser.add_argument("--task", type=str, help="the surface; the first of the model by default")
+    return parser
+
+
+def _quantise_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Put the model that serves in int8, calibrate it again, and ask the gate what "
+        "was lost and what time was won; where it passes, it is the run's next rung and serves. "
+        "For processors."
+    )
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument(
+        "--max-loss",
+        type=float,
+        default=0.01,
+        help="share of AUC and NDCG@10 that may be lost against the rung above; three times that "
+        "against the foundation",
+    )
+    parser.add_argument(
+        "--timed-requests", type=int, default=300, help="that latency is measured on"
+    )
     return parser
 
 
@@ -497,6 +521,14 @@ def _export(options: Namespace) -> None:
     export = {"causal": export_causal, "classifier": export_classifier}[options.kind]
     export(foundation, options.out, task=0 if options.task is None else names.index(options.task))
     print(options.out)
+
+
+def _quantise(options: Namespace) -> None:
+    from decant.quantising import quantise
+
+    _hush_bars()
+    done = quantise(options.run, max_loss=options.max_loss, timed_requests=options.timed_requests)
+    print(done.table())
 
 
 def _trim(options: Namespace) -> None:

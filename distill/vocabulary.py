@@ -28,6 +28,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from foundation import Foundation
+from foundation.int8 import put_layers, stock_state
 from promptify.assembly import PromptBook
 from promptify.pieces import Pieces
 from promptify.prompter import Prompter
@@ -81,6 +82,8 @@ def trim_vocabulary(
         if not name.startswith("decoder.")
     }
     trimmed.load_state_dict(heads, strict=False)
+    if foundation.settings.weights == "int8":
+        put_layers(trimmed.decoder)
     return trimmed.to(foundation.device).eval()
 
 
@@ -186,7 +189,7 @@ def _with_rows(decoder: Any, kept: NDArray[np.int64], new_of_old: NDArray[np.int
         name: tensor.detach().cpu()[rows]
         if name in ("model.embed_tokens.weight", "lm_head.weight")
         else tensor.detach().cpu()
-        for name, tensor in decoder.state_dict().items()
+        for name, tensor in stock_state(decoder).items()
     }
     trimmed.load_state_dict(state)
     trimmed.tie_weights()
