@@ -49,6 +49,7 @@ class Evaluation:
         self._terms = terms
         self._phrases = phrases
         self._kept: dict[int, Scoped] = {}
+        self._tallied: dict[int, Value] = {}
 
     def numbers(self, expression: Expression, pairs: Pairs, of_pairs: dict[int, Scoped]) -> Float64:
         """A number for each pair, float64 [n]; NaN where it is unknown.
@@ -117,6 +118,8 @@ class Evaluation:
             if function.takes_table:
                 table = self._table(cast(ast.Name, node.args[0]).id, inside)
         found = [self._value(part, inside, pairs, of_pairs) for part in parts]
+        if isinstance(node, ast.Call) and function.tallies:
+            found = [self._in_short(part, *one) for part, one in zip(parts, found, strict=True)]
         scope = _joined([scope for _, scope in found])
         values = [_lifted(value, own, scope, pairs) for value, own in found]
         with _at(inside), np.errstate(divide="ignore", invalid="ignore"):
@@ -142,6 +145,13 @@ class Evaluation:
                     arguments = values if table is None else [table, *values]
                     return FUNCTIONS[cast(ast.Name, node.func).id].call(*arguments), scope
         raise AssertionError(ast.dump(node))  # the parser let nothing else through
+
+    def _in_short(self, node: ast.expr, value: Value, scope: Scope) -> Scoped:
+        if not isinstance(value, Lists) or scope == "pair":
+            return value, scope
+        if id(node) not in self._tallied:
+            self._tallied[id(node)] = value.tallied()
+        return self._tallied[id(node)], scope
 
     def _query(self, pairs: Pairs) -> Texts:
         words = self._tables.queries.words

@@ -6,6 +6,7 @@ from distill.policy.document import MAX_GRADE
 from distill.policy.grading import Grader, combined
 from distill.policy.rules import Rule
 from distill.policy.tables import Pairs
+from promptify.validation import BadInput, shown
 
 
 def explain(grader: Grader, user_id: str, item_id: str, *, query: str | None = None) -> list[str]:
@@ -21,6 +22,11 @@ def explain(grader: Grader, user_id: str, item_id: str, *, query: str | None = N
         BadInput: the log does not have them.
     """
     log = grader.tables.interactions
+    if query is not None and query not in log.contexts:
+        raise BadInput(
+            f"query={shown(query)} is not in the log, which has {len(log.contexts):,} queries and "
+            f"notes, such as {', '.join(map(shown, log.contexts[:3])) or 'none'}."
+        )
     contexts = None if query is None else np.array([log.contexts.index(query)])
     pairs = Pairs(
         users=np.array([log.user_row(user_id)]),

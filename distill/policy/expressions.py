@@ -66,6 +66,11 @@ class Expression:
         names = (node.id for node in ast.walk(self.tree) if isinstance(node, ast.Name))
         return tuple(dict.fromkeys(name for name in names if name not in known))
 
+    @property
+    def compared(self) -> tuple[tuple[str, str, str], ...]:
+        """Fields that it compares with texts, each as owner, name and text."""
+        return tuple(dict.fromkeys(_compared_texts(self.tree)))
+
 
 def parse_expression(text: str, place: Place) -> Expression:
     """Read an expression.
@@ -197,6 +202,18 @@ def _called(node: ast.Call, place: Place) -> Sequence[ast.expr]:
                 f"{function.usage}."
             )
     return node.args
+
+
+def _compared_texts(tree: ast.expr) -> Iterator[tuple[str, str, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            sides: list[ast.expr] = [node.left]
+            for side in node.comparators:
+                sides += side.elts if isinstance(side, ast.Tuple | ast.List) else [side]
+            texts = [text for side in sides if isinstance(text := constant(side), str)]
+            for side in sides:
+                for owner, name in _fields(side) if isinstance(side, ast.Attribute) else ():
+                    yield from ((owner, name, text) for text in texts)
 
 
 def _fields(tree: ast.expr) -> Iterator[tuple[str, str]]:

@@ -58,6 +58,7 @@ class Function:
         most: arguments; None for any number.
         takes_table: its first argument is the name of a table.
         takes_phrases: all but the first are texts in quotes.
+        tallies: lists come to it tallied, which is much shorter for what many items share.
     """
 
     usage: str
@@ -66,6 +67,7 @@ class Function:
     most: int | None
     takes_table: bool = False
     takes_phrases: bool = False
+    tallies: bool = False
 
 
 def as_number(value: Value) -> Float64:
@@ -264,8 +266,10 @@ FUNCTIONS: dict[str, Function] = {
     "default": _function("default(x, other), the other where x is unknown", _default, 2),
     "count": _function("count(list)", lambda value: _list(value).lengths.astype(np.float64), 1),
     "mean": _function("mean(list of numbers)", lambda value: _mean(value), 1),
-    "share": _function("share(list, x), the share of the list that is x", share, 2),
-    "overlap": _function("overlap(has, wanted), the share of wanted that has holds", overlap, 2),
+    "share": _function("share(list, x), the share of the list that is x", share, 2, tallies=True),
+    "overlap": _function(
+        "overlap(has, wanted), the share of wanted that has holds", overlap, 2, tallies=True
+    ),
     "contains": _function(
         'contains(text, "phrase", …), true or false', _contains, 2, None, takes_phrases=True
     ),

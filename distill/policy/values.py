@@ -60,10 +60,12 @@ class Lists:
     Attributes:
         offsets: int64 [n+1]; row `r` holds `flat` from `offsets[r]` to `offsets[r + 1]`.
         flat: the values end to end.
+        weights: how often each of them stands there, float64; None for once each.
     """
 
     offsets: Int64
     flat: "Texts | Float64"
+    weights: Float64 | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -80,8 +82,24 @@ class Lists:
 
     def share(self, is_in: Bool) -> Float64:
         """Share of each row's values that are marked, float64 [n]; NaN for an empty row."""
-        found = np.bincount(self.rows, weights=is_in, minlength=len(self))
-        return _divided(found, self.lengths)
+        rows = self.rows
+        weights = np.ones(len(rows)) if self.weights is None else self.weights
+        found = np.bincount(rows, weights=weights * is_in, minlength=len(self))
+        return _divided(found, np.bincount(rows, weights=weights, minlength=len(self)))
+
+    def tallied(self) -> "Lists":
+        """Each different value of a row once, with how often it stands there."""
+        flat, rows = self.flat, self.rows
+        values = flat.codes if isinstance(flat, Texts) else flat
+        order = np.lexsort((values, rows))
+        rows, values = rows[order], values[order]
+        begins = np.ones(len(rows), np.bool_)
+        begins[1:] = (rows[1:] != rows[:-1]) | (values[1:] != values[:-1])
+        first = np.flatnonzero(begins)
+        weights = np.diff(np.append(first, len(rows))).astype(np.float64)
+        offsets = np.searchsorted(rows[first], np.arange(len(self) + 1)).astype(np.int64)
+        kept = values[first]
+        return Lists(offsets, Texts(kept, flat.words) if isinstance(flat, Texts) else kept, weights)
 
     def mean(self) -> Float64:
         """Mean of each row's known numbers, float64 [n]; NaN where there are none."""
@@ -121,7 +139,8 @@ def taken(value: Value, rows: Int64) -> Value:
     places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
     flat = value.flat
     chosen = Texts(flat.codes[places], flat.words) if isinstance(flat, Texts) else flat[places]
-    return Lists(offsets, chosen)
+    weights = None if value.weights is None else value.weights[places]
+    return Lists(offsets, chosen, weights)
 
 
 def texts_of(column: pa.Array | pa.ChunkedArray) -> Texts:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from distill.policy import Pairs
 from distill.policy.expressions import Place, parse_expression
-from distill.policy.functions import ramp
+from distill.policy.functions import ramp, share
+from distill.policy.values import Lists, Texts, taken
 from promptify.validation import BadInput
 
 HERE = Place("policy.md", 12)
@@ -156,3 +157,18 @@ def test_fields_of_an_expression_are_known_without_data():
     found = parse_expression("ramp(user.years, 1, item.years) + count(history.pay)", HERE)
     assert found.fields == (("user", "years"), ("item", "years"), ("history", "pay"))
     assert parse_expression("contains(query, 'x') and fast", HERE).names == ("fast",)
+
+
+@given(st.lists(st.lists(st.integers(-1, 3), max_size=6), min_size=1, max_size=5))
+def test_a_tallied_list_has_the_same_shares(rows):
+    words = ("a", "b", "c", "d")
+    offsets = np.cumsum([0, *map(len, rows)]).astype(np.int64)
+    codes = np.array([code for row in rows for code in row], np.int32)
+    whole = Lists(offsets, Texts(codes, words))
+    short = whole.tallied()
+    assert short.lengths.tolist() == [len(set(row)) for row in rows]
+    for word in words:
+        asked = Texts(np.zeros(1, np.int32), (word,))
+        np.testing.assert_array_equal(share(short, asked), share(whole, asked))
+    twice = taken(short, np.array([len(rows) - 1, 0]))
+    np.testing.assert_array_equal(share(twice, asked), share(whole, asked)[[-1, 0]])

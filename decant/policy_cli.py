@@ -1,0 +1,213 @@
+"""`decant policy`: what a good recommendation is, checked, compared, explained, labelled.
+
+decant policy check policy.md
+decant policy diff policy.md policy-2.md
+decant policy explain policy.md --user member-00001 --item job-00007
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+if TYPE_CHECKING:
+    from distill.policy import Policy, PolicyTables
+
+_POLICY = "policy.md, or the name of one that comes with the package: job_market, movielens"
+
+
+def policy_parser() -> ArgumentParser:
+    """The parser of `decant policy`; its subcommands are added by `add_policy_commands`."""
+    return ArgumentParser(
+        description="What a good recommendation is, as a document: numbered rules in policy.md, "
+        "each an expression over fields, or a question for a judge. Grades go from 0 to 4, and "
+        "each says which rules made it."
+    )
+
+
+def add_policy_commands(parser: ArgumentParser) -> None:
+    """Add the subcommands of `decant policy`; jsonargparse wants them added last."""
+    commands = parser.add_subcommands(dest="job")
+    commands.add_subcommand(
+        "check", _check_parser(), help="contradictions, rules without effect, jumps"
+    )
+    commands.add_subcommand(
+        "diff", _diff_parser(), help="which judgements another version moves, and by how much"
+    )
+    commands.add_subcommand("explain", _explain_parser(), help="why a pair has its grade")
+
+
+def run_policy(command: Namespace) -> Iterator[str]:
+    """Do what was asked, and say what came out line by line.
+
+    Args:
+        command: what `decant policy` was given.
+
+    Raises:
+        BadInput: something of it does not fit.
+    """
+    jobs: dict[str, Callable[[Any], Iterator[str]]] = {
+        "check": _check,
+        "diff": _diff,
+        "explain": _explain,
+    }
+    return jobs[command.job](command[command.job])
+
+
+def _check_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Read a policy and try it on pairs of a log: rules that contradict each other "
+        "or do nothing, thresholds where a small change of one field moves the grade by two or "
+        "more, values that nothing has. Ends with code 1 where something is found."
+    )
+    parser.add_argument("policy", type=str, help=_POLICY)
+    _add_data(parser)
+    return parser
+
+
+def _diff_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Judge the same pairs by two versions: how many grades move, from where to "
+        "where, and what each changed rule moves by itself."
+    )
+    parser.add_argument("before", type=str, help=_POLICY)
+    parser.add_argument("after", type=str, help="the other version")
+    _add_data(parser)
+    return parser
+
+
+def _explain_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="The grade of a pair, and what each rule says of it.")
+    parser.add_argument("policy", type=str, help=_POLICY)
+    parser.add_argument("--user", type=str, required=True, help="a user id of the log")
+    parser.add_argument("--item", type=str, required=True, help="an item id of the log")
+    parser.add_argument("--query", type=str, help="a query or note of the log")
+    _add_data(parser, pairs=False)
+    return parser
+
+
+def _add_data(parser: ArgumentParser, *, pairs: bool = True) -> None:
+    parser.add_argument("--run", type=Path, help="a run folder, whose log is used")
+    parser.add_argument(
+        "--source",
+        choices=["job_market", "ml1m", "ml100k"],
+        default="job_market",
+        help="the log where there is no run: the generated job market, or MovieLens with --data",
+    )
+    parser.add_argument("--data", type=Path, help="the zip of MovieLens")
+    parser.add_argument("--task", type=str, help="the surface; the first of the data by default")
+    parser.add_argument("--seed", type=int, default=0, help="of the generated log and of draws")
+    if pairs:
+        parser.add_argument(
+            "--pairs", type=int, default=20_000, help="drawn: shown, alike in words, at random"
+        )
+
+
+def read_policy(named: str) -> "Policy":
+    """The policy of a file, or one that comes with the package."""
+    from distill.policy import Policy
+
+    return (
+        Policy.load(Path(named)) if Path(named).exists() or "." in named else Policy.shipped(named)
+    )
+
+
+def read_tables(options: Namespace) -> "PolicyTables":
+    """What a policy may look at, from a run or a source; history is of training events alone."""
+    from decant.layout import RunLayout
+    from decant.run_data import load_split, load_tasks, reading, split_of
+    from distill.policy import PolicyTables
+    from promptify.interactions import Interactions
+    from promptify.validation import BadInput
+
+    if options.run is not None:
+        layout = RunLayout(options.run)
+        with reading(layout.interactions):
+            log = Interactions.load(layout.interactions)
+        tasks, split = load_tasks(layout), load_split(layout, log)
+    else:
+        data = _source(options)
+        log, tasks = data.interactions, data.tasks
+        split = split_of(log, tasks)
+    names = [task.name for task in tasks]
+    if options.task is not None and options.task not in names:
+        raise BadInput(f"--task {options.task} is unknown; the data has {', '.join(names)}.")
+    task = tasks[0 if options.task is None else names.index(options.task)]
+    return PolicyTables(log, task, events=split.train)
+
+
+def _source(options: Namespace) -> Any:
+    from promptify.validation import BadInput
+
+    if options.source == "job_market":
+        from promptify.sources.generated import generated_job_market
+
+        return generated_job_market(seed=options.seed)
+    if options.data is None:
+        raise BadInput(f"--source {options.source} needs --data, the zip of MovieLens.")
+    from promptify.sources import movielens
+
+    return {"ml1m": movielens.ml_1m, "ml100k": movielens.ml_100k}[options.source](options.data)
+
+
+def _drawn(options: Namespace, tables: "PolicyTables", *, with_queries: bool) -> Any:
+    from distill.policy.drawing import draw_pairs
+
+    possible = tables.num_users * len(tables.candidates)
+    count = min(options.pairs, possible)
+    return draw_pairs(tables, count, seed=options.seed, with_queries=with_queries).pairs
+
+
+def _check(options: Namespace) -> Iterator[str]:
+    from distill.policy.checking import check
+
+    policy = read_policy(options.policy)
+    tables = read_tables(options)
+    pairs = _drawn(options, tables, with_queries=policy.reads_query)
+    found = check(policy, tables, pairs)
+    for finding in found:
+        yield f"{policy.file} {finding}"
+    yield (
+        f"{policy.name} {policy.version} ({policy.digest}): {len(policy.rules)} rules, "
+        f"{len(pairs):,} pairs, {len(found) or 'no'} finding{'' if len(found) == 1 else 's'}"
+    )
+    if found:
+        raise SystemExit(1)
+
+
+def _diff(options: Namespace) -> Iterator[str]:
+    from distill.policy.differences import compare
+
+    before, after = read_policy(options.before), read_policy(options.after)
+    tables = read_tables(options)
+    pairs = _drawn(options, tables, with_queries=before.reads_query or after.reads_query)
+    found = compare(before, after, tables, pairs)
+    share = found.num_moved / found.num_pairs
+    yield (
+        f"{before.name} {before.version} → {after.version}: {found.num_moved:,} of "
+        f"{found.num_pairs:,} grades move ({share:.1%}), by {found.mean_move:+.2f} on average; "
+        f"weighted kappa {found.kappa:.3f}"
+    )
+    yield ""
+    yield "from \\ to" + "".join(f"{grade:>9}" for grade in range(len(found.moves)))
+    for grade, row in enumerate(found.moves):
+        yield f"{grade:>9}" + "".join(f"{count:>9,}" for count in row)
+    if found.rules:
+        yield "\neach difference by itself:"
+    for rule in found.rules:
+        yield (
+            f"  {rule.what}, {rule.how}: {rule.num_moved:,} move, by {rule.mean_move:+.2f} on "
+            "average"
+        )
+    log = tables.interactions
+    for user, item in zip(found.examples.users, found.examples.items, strict=True):
+        yield f"  for example --user {log.user_ids[user]} --item {log.item_ids[item]}"
+
+
+def _explain(options: Namespace) -> Iterator[str]:
+    from distill.policy import Grader
+    from distill.policy.explaining import explain
+
+    grader = Grader(read_policy(options.policy), read_tables(options))
+    yield from explain(grader, options.user, options.item, query=options.query)

@@ -1,0 +1,93 @@
+"""`decant policy`, as it is typed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from decant.cli import main
+from distill.policy import Policy
+from promptify.sources.job_market import job_market
+
+
+@pytest.fixture(scope="module")
+def log_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As much of a run folder as a policy looks at: the log and its tasks."""
+    folder = tmp_path_factory.mktemp("log") / "run"
+    data = job_market(num_members=150, num_jobs=100, num_impressions=2500)
+    data.interactions.save(folder / "data" / "interactions")
+    source = {"tasks": [task.to_dict() for task in data.tasks], "held_out_slates": 2}
+    (folder / "data" / "source.json").write_text(json.dumps(source))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sharper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The job policy with a threshold in the place of a ramp, and a higher one for pay."""
+    text = Policy.shipped("job_market").text
+    text = text.replace("at_most: 1 + 3 * min(ramp(spare_years, -4, -1), ramp(spare_years, 10, 6))",
+                        "at_most: 0 if spare_years < 0 else 4")  # fmt: skip
+    text = text.replace("version: 1.0", "version: 2.0").replace("0.85, 0.97", "1.0, 1.2")
+    path = tmp_path_factory.mktemp("policy") / "policy.md"
+    path.write_text(text)
+    return path
+
+
+def said(capsys, *arguments: object) -> str:
+    main(["policy", *map(str, arguments)])
+    return capsys.readouterr().out
+
+
+def refused(capsys, *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as leaving:
+        main(["policy", *map(str, arguments)])
+    told = capsys.readouterr()
+    return leaving.value.code, told.out, told.err
+
+
+def test_help_teaches(capsys):
+    code, text, _ = refused(capsys, "--help")
+    assert code == 0
+    assert [word for word in ("check", "diff", "explain") if word not in text] == []
+
+
+def test_check_tells_what_is_wrong_and_ends_with_1(capsys, log_run, sharper):
+    code, text, _ = refused(capsys, "check", sharper, "--run", log_run, "--pairs", 5000)
+    assert code == 1
+    assert "policy.md line 150: jump: user.years" in text
+    assert text.rstrip().splitlines()[-1].startswith("job_market 2.0 (")
+
+
+def test_diff_counts_the_moves_and_names_the_rules(capsys, log_run, sharper):
+    text = said(capsys, "diff", "job_market", sharper, "--run", log_run, "--pairs", 3000)
+    assert text.startswith("job_market 1.0 → 2.0: ")
+    assert "of 3,000 grades move" in text
+    assert "rule 7. Years far off (line 150), changed: " in text
+    assert "rule 8. Pay (line 156), changed: " in text
+    user, item = text.splitlines()[-1].split()[3:6:2]
+    text = said(capsys, "explain", sharper, "--run", log_run, "--user", user, "--item", item)
+    assert text.startswith(f"{user} and {item}: grade ")
+    assert text.count("\n") == 14
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "nowhere.md"], "nowhere.md: no such file"),
+        (["check", "no_such"], "no policy 'no_such' comes with the package"),
+        (["check", "movielens"], "movielens.md line 35: "),
+        (["explain", "job_market", "--user", "x", "--item", "job-00001"], "unknown user 'x'"),
+        (["explain", "job_market", "--user", "member-00001", "--item", "job-00001", "--query", "x"],
+         "query='x' is not in the log"),
+        (["check", "job_market", "--task", "films"], "--task films is unknown"),
+        (["check", "job_market", "--source", "ml1m"], "--source ml1m needs --data"),
+        (["check", "job_market", "--run", "nowhere"], "nowhere"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_one_line_and_code_2(capsys, log_run, arguments, message):
+    if "--source" not in arguments and "--run" not in arguments:
+        arguments = [*arguments, "--run", log_run]
+    code, _, errors = refused(capsys, *arguments)
+    assert code == 2
+    assert message in errors
+    assert "Traceback" not in errors
