@@ -3,18 +3,21 @@
 decant policy check policy.md
 decant policy diff policy.md policy-2.md
 decant policy explain policy.md --user member-00001 --item job-00007
+decant policy sample policy.md --out golden --n 1000
+decant policy agree golden anna.csv ben.csv
+decant policy label policy.md --out labels --n 1000000 --golden golden
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-if TYPE_CHECKING:
-    from distill.policy import Policy, PolicyTables
+from decant import policy_labels
+from decant.policy_data import POLICY_HELP, add_data, read_policy, read_tables
 
-_POLICY = "policy.md, or the name of one that comes with the package: job_market, movielens"
+if TYPE_CHECKING:
+    from distill.policy import PolicyTables
 
 
 def policy_parser() -> ArgumentParser:
@@ -36,6 +39,15 @@ def add_policy_commands(parser: ArgumentParser) -> None:
         "diff", _diff_parser(), help="which judgements another version moves, and by how much"
     )
     commands.add_subcommand("explain", _explain_parser(), help="why a pair has its grade")
+    commands.add_subcommand(
+        "sample", policy_labels.sample_parser(), help="a golden set for people to judge"
+    )
+    commands.add_subcommand(
+        "agree", policy_labels.agree_parser(), help="do people agree, and what they settled on"
+    )
+    commands.add_subcommand(
+        "label", policy_labels.label_parser(), help="labels by the million, by a judge"
+    )
 
 
 def run_policy(command: Namespace) -> Iterator[str]:
@@ -51,6 +63,9 @@ def run_policy(command: Namespace) -> Iterator[str]:
         "check": _check,
         "diff": _diff,
         "explain": _explain,
+        "sample": policy_labels.sample,
+        "agree": policy_labels.agree,
+        "label": policy_labels.label,
     }
     return jobs[command.job](command[command.job])
 
@@ -61,8 +76,9 @@ def _check_parser() -> ArgumentParser:
         "or do nothing, thresholds where a small change of one field moves the grade by two or "
         "more, values that nothing has. Ends with code 1 where something is found."
     )
-    parser.add_argument("policy", type=str, help=_POLICY)
-    _add_data(parser)
+    parser.add_argument("policy", type=str, help=POLICY_HELP)
+    add_data(parser)
+    _add_pairs(parser)
     return parser
 
 
@@ -71,84 +87,27 @@ def _diff_parser() -> ArgumentParser:
         description="Judge the same pairs by two versions: how many grades move, from where to "
         "where, and what each changed rule moves by itself."
     )
-    parser.add_argument("before", type=str, help=_POLICY)
+    parser.add_argument("before", type=str, help=POLICY_HELP)
     parser.add_argument("after", type=str, help="the other version")
-    _add_data(parser)
+    add_data(parser)
+    _add_pairs(parser)
     return parser
 
 
 def _explain_parser() -> ArgumentParser:
     parser = ArgumentParser(description="The grade of a pair, and what each rule says of it.")
-    parser.add_argument("policy", type=str, help=_POLICY)
+    parser.add_argument("policy", type=str, help=POLICY_HELP)
     parser.add_argument("--user", type=str, required=True, help="a user id of the log")
     parser.add_argument("--item", type=str, required=True, help="an item id of the log")
     parser.add_argument("--query", type=str, help="a query or note of the log")
-    _add_data(parser, pairs=False)
+    add_data(parser)
     return parser
 
 
-def _add_data(parser: ArgumentParser, *, pairs: bool = True) -> None:
-    parser.add_argument("--run", type=Path, help="a run folder, whose log is used")
+def _add_pairs(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--source",
-        choices=["job_market", "ml1m", "ml100k"],
-        default="job_market",
-        help="the log where there is no run: the generated job market, or MovieLens with --data",
+        "--pairs", type=int, default=20_000, help="drawn: shown, alike in words, at random"
     )
-    parser.add_argument("--data", type=Path, help="the zip of MovieLens")
-    parser.add_argument("--task", type=str, help="the surface; the first of the data by default")
-    parser.add_argument("--seed", type=int, default=0, help="of the generated log and of draws")
-    if pairs:
-        parser.add_argument(
-            "--pairs", type=int, default=20_000, help="drawn: shown, alike in words, at random"
-        )
-
-
-def read_policy(named: str) -> "Policy":
-    """The policy of a file, or one that comes with the package."""
-    from distill.policy import Policy
-
-    return (
-        Policy.load(Path(named)) if Path(named).exists() or "." in named else Policy.shipped(named)
-    )
-
-
-def read_tables(options: Namespace) -> "PolicyTables":
-    """What a policy may look at, from a run or a source; history is of training events alone."""
-    from decant.layout import RunLayout
-    from decant.run_data import load_split, load_tasks, reading, split_of
-    from distill.policy import PolicyTables
-    from promptify.interactions import Interactions
-    from promptify.validation import BadInput
-
-    if options.run is not None:
-        layout = RunLayout(options.run)
-        with reading(layout.interactions):
-            log = Interactions.load(layout.interactions)
-        tasks, split = load_tasks(layout), load_split(layout, log)
-    else:
-        data = _source(options)
-        log, tasks = data.interactions, data.tasks
-        split = split_of(log, tasks)
-    names = [task.name for task in tasks]
-    if options.task is not None and options.task not in names:
-        raise BadInput(f"--task {options.task} is unknown; the data has {', '.join(names)}.")
-    task = tasks[0 if options.task is None else names.index(options.task)]
-    return PolicyTables(log, task, events=split.train)
-
-
-def _source(options: Namespace) -> Any:
-    from promptify.validation import BadInput
-
-    if options.source == "job_market":
-        from promptify.sources.generated import generated_job_market
-
-        return generated_job_market(seed=options.seed)
-    if options.data is None:
-        raise BadInput(f"--source {options.source} needs --data, the zip of MovieLens.")
-    from promptify.sources import movielens
-
-    return {"ml1m": movielens.ml_1m, "ml100k": movielens.ml_100k}[options.source](options.data)
 
 
 def _drawn(options: Namespace, tables: "PolicyTables", *, with_queries: bool) -> Any:

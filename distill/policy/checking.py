@@ -6,7 +6,7 @@ and items, so a finding is as good as the pairs that it was found on.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -120,10 +120,12 @@ def _contradictions(policy: Policy, outcomes: Outcomes) -> Iterator[Finding]:
             elif {one.effect, other.effect} == {"at_most", "at_least"}:
                 at_most, at_least = values if one.effect == "at_most" else values[::-1]
                 crossed = int((at_least > at_most).sum())
-                said = crossed and (
+                said = (
                     f"rules {one.number} and {other.number} limit the same {crossed:,} pairs from "
                     "above and from below, and no grade is within both; at_most wins. Give one of "
                     "them an `unless`."
+                    if crossed
+                    else ""
                 )
             else:
                 continue
@@ -159,7 +161,8 @@ def _jumps(policy: Policy, tables: PolicyTables, pairs: Pairs) -> Iterator[Findi
         value = tables.field(cast(Owner, owner), name)
         if isinstance(value, Texts | Lists) or not np.isfinite(value).any():
             continue
-        step = _small(value.astype(np.float64))
+        value = value.astype(np.float64)
+        step = _small(value)
         for change in (-step, step):
             nudged = tables.with_field(cast(Owner, owner), name, value + change)
             after = Grader(policy, nudged).outcomes(pairs)
@@ -215,12 +218,10 @@ def _deciding(
     return tuple(rule for undone, rule in explained if undone >= 0.5 * explained[0][0])
 
 
-def _differs(before: Outcomes, after: Outcomes, place: int) -> np.ndarray:
-    found: np.ndarray = before.speaks[place] != after.speaks[place]
-    return (
-        found
-        | (before.value[place] != after.value[place])
-        | (before.weight[place] != after.weight[place])
+def _differs(before: Outcomes, after: Outcomes, place: int) -> Any:
+    said = ((one.speaks, one.value, one.weight) for one in (before, after))
+    return np.logical_or.reduce(
+        [one[place] != other[place] for one, other in zip(*said, strict=True)]
     )
 
 

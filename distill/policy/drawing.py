@@ -7,6 +7,7 @@ Legend: U users, C candidates, n pairs.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -110,7 +111,7 @@ def _shown(tables: PolicyTables, with_queries: bool) -> tuple[Int64, Int64]:
     log = tables.interactions
     events = tables.shown_events
     events = events[np.isin(log.event_item[events], tables.candidates)]
-    pairs = Pairs(users=log.event_user[events], items=log.event_item[events])
+    pairs = Pairs.of(log.event_user[events], log.event_item[events])
     keys, first = np.unique(pair_keys(pairs, tables), return_index=True)
     contexts = log.event_context[events[first]] if with_queries else np.zeros(0)
     return keys, contexts.astype(np.int64)
@@ -159,9 +160,9 @@ def _vectors(tables: PolicyTables) -> tuple[sp.csr_array, sp.csr_array]:
     return normalize(own + normalize(did @ item_vectors)), item_vectors
 
 
-def _texts(table: object, fields: tuple[Field, ...], rows: Int64) -> list[str]:
+def _texts(table: Any, fields: tuple[Field, ...], rows: Int64) -> list[str]:
     told = [field for field in fields if field.kind in _WORDS_OF]
-    columns = columns_of(table, told, rows)  # type: ignore[arg-type]
+    columns = columns_of(table, told, rows)
     if not columns:
         return [""] * len(rows)
     return [" ".join(map(in_words, row)) for row in zip(*columns.values(), strict=True)]

@@ -288,10 +288,10 @@ def vet(
     rows = np.flatnonzero(settled >= 0)
     part = golden.table.take(pa.array(rows))
     queries = {text: at for at, text in enumerate(log.contexts)}
-    pairs = Pairs(
-        users=[log.user_row(one) for one in part["user_id"].to_pylist()],
-        items=[log.item_row(one) for one in part["item_id"].to_pylist()],
-        contexts=[queries.get(one, -1) for one in part["query"].to_pylist()],
+    pairs = Pairs.of(
+        [log.user_row(one) for one in part["user_id"].to_pylist()],
+        [log.item_row(one) for one in part["item_id"].to_pylist()],
+        [queries.get(one, -1) for one in part["query"].to_pylist()],
     )
     if len(rows) < _LEAST_PAIRS:
         raise BadInput(

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from distill.policy.values import Int64, Texts, Value, column_value, listed
 from promptify.interactions import Interactions
@@ -35,10 +35,6 @@ class Pairs:
     contexts: Int64 | None = None
 
     def __post_init__(self) -> None:
-        for name in ("users", "items", "contexts"):
-            rows = getattr(self, name)
-            if rows is not None:
-                object.__setattr__(self, name, np.asarray(rows, np.int64))
         lengths = {len(self.users), len(self.items)}
         if self.contexts is not None:
             lengths.add(len(self.contexts))
@@ -47,6 +43,15 @@ class Pairs:
                 f"Pairs hold {len(self.users)} users and {len(self.items)} items; give as many of "
                 "the one as of the other."
             )
+
+    @classmethod
+    def of(cls, users: ArrayLike, items: ArrayLike, contexts: ArrayLike | None = None) -> "Pairs":
+        """Pairs of any whole numbers."""
+        return cls(
+            users=np.asarray(users, np.int64),
+            items=np.asarray(items, np.int64),
+            contexts=None if contexts is None else np.asarray(contexts, np.int64),
+        )
 
     def __len__(self) -> int:
         return len(self.users)

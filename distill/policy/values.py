@@ -90,7 +90,7 @@ class Lists:
     def tallied(self) -> "Lists":
         """Each different value of a row once, with how often it stands there."""
         flat, rows = self.flat, self.rows
-        values = flat.codes if isinstance(flat, Texts) else flat
+        values: NDArray[Any] = flat.codes if isinstance(flat, Texts) else flat
         order = np.lexsort((values, rows))
         rows, values = rows[order], values[order]
         begins = np.ones(len(rows), np.bool_)

@@ -7,6 +7,8 @@ import pytest
 
 from decant.cli import main
 from distill.policy import Policy
+from distill.policy.golden import GoldenSet
+from distill.policy.labels import read_labels
 from promptify.sources.job_market import job_market
 
 
@@ -48,7 +50,11 @@ def refused(capsys, *arguments: object) -> tuple[int, str, str]:
 def test_help_teaches(capsys):
     code, text, _ = refused(capsys, "--help")
     assert code == 0
-    assert [word for word in ("check", "diff", "explain") if word not in text] == []
+    assert [
+        word
+        for word in ("check", "diff", "explain", "sample", "agree", "label")
+        if word not in text
+    ] == []
 
 
 def test_check_tells_what_is_wrong_and_ends_with_1(capsys, log_run, sharper):
@@ -88,6 +94,59 @@ def test_what_does_not_fit_is_one_line_and_code_2(capsys, log_run, arguments, me
     if "--source" not in arguments and "--run" not in arguments:
         arguments = [*arguments, "--run", log_run]
     code, _, errors = refused(capsys, *arguments)
+    assert code == 2
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_from_a_golden_set_to_labels(capsys, log_run, tmp_path):
+    golden, labels, data = tmp_path / "golden", tmp_path / "labels", ("--run", log_run)
+    text = said(capsys, "sample", "job_market", *data, "--out", golden, "--n", 300)
+    assert text.startswith("300 pairs by grade and seniority, ")
+    assert str(golden / "sheet.html") in text
+
+    table = GoldenSet.load(golden).table
+    rows = list(zip(table["pair"].to_pylist(), table["grade"].to_pylist(), strict=True))
+    for name, change in (("anna", 0), ("ben", 1)):
+        lines = [f"{pair},{min(grade + change, 4)}" for pair, grade in rows]
+        lines[0] = f"{rows[0][0]},{4 - 4 * (name == 'ben')}"
+        (tmp_path / f"{name}.csv").write_text("pair,grade\n" + "\n".join(lines) + "\n")
+    sheets = [tmp_path / "anna.csv", tmp_path / "ben.csv"]
+    text = said(capsys, "agree", golden, *sheets)
+    assert "all pairs" in text
+    assert "rule 12. Industry, with its exceptions" in text
+    assert "1 open" in text
+    (tmp_path / "carl.csv").write_text(f"pair,grade\n{rows[0][0]},4\n")
+    text = said(capsys, "agree", golden, *sheets, "--adjudicated", tmp_path / "carl.csv")
+    assert "1 adjudicated" in text
+    assert "open" not in text
+
+    command = ("label", "job_market", *data, "--out", labels, "--n", 4000, "--golden", golden)
+    text = said(capsys, *command)
+    assert "4,000 pairs judged in" in text
+    assert "4,000 labels, 0 set aside" in text
+    table = read_labels(labels, golden=GoldenSet.load(golden))
+    assert len(table) == 4000
+    again = said(capsys, *command)
+    assert "judged in" not in again
+    code, _, errors = refused(capsys, *command[:-2], "--seed", 3)
+    assert code == 2
+    assert "holds labels of another call (other in golden, seed)" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["label", "job_market", "--judge", "reader"], "reader needs --endpoint and --model"),
+        (["label", "job_market", "--judge", "rules", "--endpoint", "http://x", "--model", "m"],
+         "--judge rules needs --golden"),
+        (["label", "job_market", "--golden", "nowhere"], "nowhere holds no whole golden set"),
+        (["label", "job_market", "--n", 10**7], "pairs cannot be drawn"),
+        (["sample", "job_market", "--n", 0], "count=0 must be at least 1"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_labelled_is_one_line(capsys, log_run, tmp_path, arguments, message):
+    code, _, errors = refused(capsys, *arguments, "--run", log_run, "--out", tmp_path / "out")
     assert code == 2
     assert message in errors
     assert "Traceback" not in errors

@@ -70,7 +70,7 @@ SCHEMA = Schema(
         )
     },
 )
-ALL = Pairs(users=np.repeat(np.arange(3), 3), items=np.tile(np.arange(3), 3))
+ALL = Pairs.of(users=np.repeat(np.arange(3), 3), items=np.tile(np.arange(3), 3))
 
 
 def _document(rules: str, *, head: str = "", version: str = "1") -> str:

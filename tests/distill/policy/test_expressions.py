@@ -65,7 +65,7 @@ def test_what_an_expression_is(number_of, text, wanted):
 
 
 def test_a_query_is_read_where_there_is_one(number_of):
-    asked = Pairs(users=[0, 1, 2], items=[0, 0, 0], contexts=[0, 1, -1])
+    asked = Pairs.of([0, 1, 2], [0, 0, 0], [0, 1, -1])
     assert number_of("contains(query, 'ONLY remote')", pairs=asked) == [0.0, 1.0, 0.0]
 
 

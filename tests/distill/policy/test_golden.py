@@ -83,7 +83,7 @@ def test_a_set_says_what_the_policy_says_of_each_pair(golden, job_grader, market
     log = market_tables.interactions
     row = golden.table.slice(7, 1).to_pylist()[0]
     context = -1 if row["query"] is None else log.contexts.index(row["query"])
-    pairs = Pairs(
+    pairs = Pairs.of(
         users=[log.user_row(row["user_id"])],
         items=[log.item_row(row["item_id"])],
         contexts=[context],

@@ -86,7 +86,7 @@ def test_a_rule_in_words_waits_for_a_judge_and_the_pair_says_so(small_tables, do
     text = "## 1. A\n```rule\njudge: Kind?\nwhen: item.pay > 25\n```\n"
     text += "## 2. B\n```rule\nvalue: 0.5\n```\n"
     policy = Policy.parse(document(text))
-    pairs = Pairs(users=[0, 0, 0], items=[0, 1, 2])
+    pairs = Pairs.of(users=[0, 0, 0], items=[0, 1, 2])
     alone = Grader(policy, small_tables).grades(pairs)
     assert alone.needs_judge.tolist() == [True, True, False]
     assert alone.grade.tolist() == [2, 2, 2]
@@ -124,12 +124,12 @@ def test_an_explanation_tells_what_every_rule_says(small_tables, document):
 
 def test_pairs_must_match():
     with pytest.raises(ValueError, match="2 users and 1 items"):
-        Pairs(users=[0, 1], items=[0])
+        Pairs.of(users=[0, 1], items=[0])
 
 
 def test_grades_do_not_depend_on_which_pairs_are_judged_together(job_grader, market_tables):
     draw = np.random.default_rng(0)
-    pairs = Pairs(
+    pairs = Pairs.of(
         users=draw.integers(0, market_tables.num_users, 70_000),
         items=draw.choice(market_tables.candidates, 70_000),
     )
@@ -153,7 +153,7 @@ def test_the_job_policy_reads_profiles_as_the_generator_means_them(job_policy):
     tables = PolicyTables(data.interactions, data.tasks[0])
     log = data.interactions
     events = tables.shown_events
-    pairs = Pairs(users=log.event_user[events], items=log.event_item[events])
+    pairs = Pairs.of(users=log.event_user[events], items=log.event_item[events])
     grade = Grader(job_policy, tables).grades(pairs).grade
     jobs = np.array([int(item.rpartition("-")[2]) for item in log.item_ids])[pairs.items]
     wanted = truth.policy_grades(pairs.users, jobs)

@@ -209,12 +209,12 @@ def test_requests_keep_their_distance(server, tmp_path):
 
 
 def test_a_cache_survives_a_kill(server, tmp_path):
-    killed = threading.Event()
+    killed, released = threading.Event(), threading.Event()
 
     def slow(body):
         if len(server.requests) == 12:
             killed.set()
-            time.sleep(5)
+            released.wait(30)
         return server.said("ok")
 
     server.answer = slow
@@ -228,6 +228,7 @@ def test_a_cache_survives_a_kill(server, tmp_path):
     assert killed.wait(60)
     process.kill()
     process.join()
+    released.set()
     config = EndpointConfig(url=server.url, model="m", requests_per_minute=1e6)
     server.answer = lambda body: server.said("new")
     said = Endpoint(config, path).ask(questions(50))
@@ -315,7 +316,7 @@ def test_a_reading_judge_reads_the_policy_and_takes_texts_for_data(
     replies = iter(['{"grade": 3, "rules": [1]}', "4, I think", '{"grade": 0}'])
     server.answer = lambda body: server.said(next(replies))
     judge = ReadingJudge(endpoint_of(server, tmp_path, concurrency=1), policy, evil_tables)
-    judged = judge.judge(Pairs(users=[0, 1, 2], items=[0, 1, 2], contexts=[0, -1, -1]))
+    judged = judge.judge(Pairs.of([0, 1, 2], [0, 1, 2], [0, -1, -1]))
     assert judged.grade.tolist() == [3, -1, 0]
     assert judged.rules.to_pylist() == [[1], [], []]
     assert judged.why_not == {1: "4, I think"}
@@ -339,7 +340,7 @@ def test_rules_in_words_are_answered_one_by_one(server, tmp_path, small_tables, 
     server.answer = lambda body: server.said(next(replies))
     answer = rule_answers(endpoint_of(server, tmp_path, concurrency=1), small_tables)
     judge = ExecutableJudge(Grader(policy, small_tables, answer=answer), answered_by="tiny")
-    judged = judge.judge(Pairs(users=[0, 0, 0], items=[0, 1, 2]))
+    judged = judge.judge(Pairs.of(users=[0, 0, 0], items=[0, 1, 2]))
     assert judged.grade.tolist() == [2, -1, 0]
     assert judged.why_not == {1: "a rule in words that no judge answered"}
     assert judge.name == "executable, rules in words by tiny"
@@ -347,7 +348,7 @@ def test_rules_in_words_are_answered_one_by_one(server, tmp_path, small_tables, 
     assert len(server.requests) == 2
     alone = ExecutableJudge(Grader(policy, small_tables))
     assert alone.name == "executable"
-    assert alone.judge(Pairs(users=[0, 0], items=[0, 2])).grade.tolist() == [-1, 0]
+    assert alone.judge(Pairs.of(users=[0, 0], items=[0, 2])).grade.tolist() == [-1, 0]
 
 
 class Stubborn:
