@@ -53,6 +53,8 @@ from promptify.validation import BadInput, shown
 
 MAX_GRADE = 4
 
+# Terms are evaluated within each other, on Python's own stack.
+_MAX_DEPTH = 8
 _DEFAULT_CUTS = (0.2, 0.4, 0.6, 0.8)
 _FRONT_MATTER = {"policy", "version", "cuts"}
 
@@ -212,25 +214,31 @@ def _cuts(about: Mapping[str, Any], file: str) -> tuple[float, float, float, flo
 
 
 def _check_names(policy: Policy) -> None:
-    """Refuse names that nothing defines, and terms that lead back to themselves."""
+    """Refuse names that nothing defines, and terms that lead back to themselves or too deep."""
+    depths: dict[str, int] = {}
 
-    def visit(name: str, above: tuple[str, ...]) -> None:
+    def depth(name: str, above: tuple[str, ...]) -> int:
         if name in above:
             raise policy.terms[above[-1]].place.refusal(
                 f"the term {' → '.join([*above[above.index(name) :], name])} leads back to itself."
             )
-        for inner in policy.terms[name].names:
-            if inner in policy.terms:
-                visit(inner, (*above, name))
+        if name not in depths and len(above) < _MAX_DEPTH:
+            inner = [one for one in policy.terms[name].names if one in policy.terms]
+            depths[name] = 1 + max((depth(one, (*above, name)) for one in inner), default=0)
+        if depths.get(name, _MAX_DEPTH + 1) > _MAX_DEPTH:
+            raise policy.terms[name].place.refusal(
+                f"more than {_MAX_DEPTH} terms rest on each other; say less."
+            )
+        return depths[name]
 
     expressions = [one for rule in policy.rules for one in rule.expressions]
-    for one in [*expressions, *policy.terms.values()]:
-        for name in one.names:
+    for expression in [*expressions, *policy.terms.values()]:
+        for name in expression.names:
             if name not in policy.terms and name not in policy.tables:
                 known = ", ".join([*policy.terms, *policy.tables]) or "none yet"
-                raise one.place.refusal(
+                raise expression.place.refusal(
                     f"nothing is called {shown(name)}; terms and tables are: {known}. A text "
                     "stands in quotes."
                 )
     for name in policy.terms:
-        visit(name, ())
+        depth(name, ())

@@ -20,7 +20,7 @@ from promptify.validation import BadInput, shown
 OWNERS = ("user", "item", "history")
 # Python's own stack is the limit of a recursive walk; nobody writes so long a rule.
 _MAX_CHARACTERS = 2000
-_MAX_DEPTH = 40
+_MAX_DEPTH = 20
 _CONSTANTS = {"true": True, "false": False}
 _OPERATORS = (
     ast.Add, ast.Sub, ast.Mult, ast.Div, ast.And, ast.Or, ast.Not, ast.USub,
@@ -96,6 +96,9 @@ def parse_expression(text: str, place: Place) -> Expression:
         )
     try:
         tree = ast.parse(text, mode="eval").body
+        _check(tree, place, 0)
+    except BadInput:
+        raise
     except SyntaxError as error:
         at = max((error.offset or 1) - 1, 0)
         raise place.refusal(
@@ -103,7 +106,6 @@ def parse_expression(text: str, place: Place) -> Expression:
         ) from None
     except (ValueError, MemoryError, RecursionError):
         raise place.refusal(f"{shown(text)} cannot be read; say it in simpler parts.") from None
-    _check(tree, place, 0)
     return Expression(text, tree, place)
 
 

@@ -127,6 +127,23 @@ def test_a_fault_is_named_by_line_value_and_mend(old, new, line, said):
     assert said in str(refused.value)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_terms_may_rest_on_each_other_but_not_for_ever(order):
+    def policy(count):
+        terms = [
+            "t0 = item.pay",
+            *(f"t{n} = t{n - 1} + t{max(n - 2, 0)}" for n in range(1, count)),
+        ]
+        text = "\n".join(terms[::order])
+        rule = f"## 1. A\n```rule\nvalue: ramp(t{count - 1}, 0, 9)\n```\n"
+        return Policy.parse(f"---\npolicy: a\nversion: 1\n---\n```terms\n{text}\n```\n{rule}")
+
+    assert len(policy(8).terms) == 8
+    for count in (9, 400):
+        with pytest.raises(BadInput, match="more than 8 terms rest on each other"):
+            policy(count)
+
+
 def test_a_document_without_rules_is_no_policy():
     with pytest.raises(BadInput, match="holds no rules"):
         Policy.parse("---\npolicy: a\nversion: 1\n---\n")

@@ -112,6 +112,8 @@ def test_a_ramp_stays_between_0_and_1_and_never_turns(x, low, high):
         ("user.place in ()", "chooses among nothing"),
         ("1 + " * 600 + "1", "too long"),
         ("-" * 60 + "1", "stand in each other"),
+        ("a." * 900 + "b", "cannot be read; say it in simpler parts"),
+        ("user.years" + "[0]" * 500, "cannot be read"),
         ("(" * 300 + "1" + ")" * 300, "cannot be read"),
     ],
 )  # fmt: skip
