@@ -144,6 +144,7 @@ class Endpoint:
         self._turn = threading.Lock()
         self._next_at = 0.0
         self._opener = urllib.request.build_opener(_NoRedirects)
+        self._cache.parent.mkdir(parents=True, exist_ok=True)
         with self._open() as answers:
             answers.execute(_TABLE)
 

@@ -1,6 +1,9 @@
 """`decant policy`, as it is typed."""
 
 import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -132,6 +135,48 @@ def test_from_a_golden_set_to_labels(capsys, log_run, tmp_path):
     code, _, errors = refused(capsys, *command[:-2], "--seed", 3)
     assert code == 2
     assert "holds labels of another call (other in golden, seed)" in errors
+
+
+class SaysTwo(BaseHTTPRequestHandler):
+    """An endpoint that answers every question alike."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        said = json.dumps({"choices": [{"message": {"content": '{"grade": 2}'}}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), SaysTwo) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+
+
+def test_a_model_that_disagrees_with_people_labels_nothing(capsys, log_run, tmp_path, endpoint):
+    golden, labels = tmp_path / "golden", tmp_path / "labels"
+    said(capsys, "sample", "job_market", "--run", log_run, "--out", golden, "--n", 60)
+    table = GoldenSet.load(golden).table
+    lines = [f"{pair},{grade}" for pair, grade in zip(*table.select([0, 6]), strict=True)]
+    (tmp_path / "anna.csv").write_text("pair,grade\n" + "\n".join(lines) + "\n")
+    assert "60 alone" in said(capsys, "agree", golden, tmp_path / "anna.csv")
+    command = ["label", "job_market", "--run", log_run, "--out", labels, "--n", 50]
+    command += ["--golden", golden, "--judge", "reader", "--endpoint", endpoint, "--model", "two"]
+    code, _, errors = refused(capsys, *command, "--requests-per-minute", 100000)
+    assert code == 2
+    assert "judge 'model two' agrees with people by a weighted kappa of 0.000" in errors
+    assert not labels.exists()
+    assert (tmp_path / "labels-answers.db").exists()  # what was answered is kept
+    code, _, errors = refused(capsys, *command, "--max-cost", 1)
+    assert "max_cost=1.0 means nothing without prices" in errors
 
 
 @pytest.mark.parametrize(
