@@ -74,7 +74,7 @@ def _check_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Read a policy and try it on pairs of a log: rules that contradict each other "
         "or do nothing, thresholds where a small change of one field moves the grade by two or "
-        "more, values that nothing has. Ends with code 1 where something is found."
+        "more, values that nothing has. Ends with code 1 where there is a fault."
     )
     parser.add_argument("policy", type=str, help=POLICY_HELP)
     add_data(parser)
@@ -127,11 +127,12 @@ def _check(options: Namespace) -> Iterator[str]:
     found = check(policy, tables, pairs)
     for finding in found:
         yield f"{policy.file} {finding}"
+    faults = sum(finding.kind != "judge" for finding in found)
     yield (
         f"{policy.name} {policy.version} ({policy.digest}): {len(policy.rules)} rules, "
-        f"{len(pairs):,} pairs, {len(found) or 'no'} finding{'' if len(found) == 1 else 's'}"
+        f"{len(pairs):,} pairs, {faults or 'no'} fault{'' if faults == 1 else 's'}"
     )
-    if found:
+    if faults:
         raise SystemExit(1)
 
 

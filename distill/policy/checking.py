@@ -35,7 +35,7 @@ class Finding:
     """Something that a policy's author should look at.
 
     Attributes:
-        kind: of what.
+        kind: of what; ``judge`` is no fault, but says what was not looked at.
         lines: of the document, the first being where to look first.
         message: what, on how many pairs, and how to mend it.
     """
@@ -164,7 +164,9 @@ def _jumps(policy: Policy, tables: PolicyTables, pairs: Pairs) -> Iterator[Findi
         value = value.astype(np.float64)
         step = _small(value)
         for change in (-step, step):
-            nudged = tables.with_field(cast(Owner, owner), name, value + change)
+            # Not out of what there is: a rule need not make sense of years below zero.
+            moved_to = np.clip(value + change, np.nanmin(value), np.nanmax(value))
+            nudged = tables.with_field(cast(Owner, owner), name, moved_to)
             after = Grader(policy, nudged).outcomes(pairs)
             moved = combined(policy, after).grade - grade
             jumps = np.flatnonzero(np.abs(moved) >= _JUMP_GRADES)
@@ -173,15 +175,15 @@ def _jumps(policy: Policy, tables: PolicyTables, pairs: Pairs) -> Iterator[Findi
             worst = jumps[np.argmax(np.abs(moved[jumps]))]
             rules = _deciding(policy, outcomes, after, jumps)
             user, item = int(pairs.users[worst]), int(pairs.items[worst])
-            before = value[user if owner == "user" else item]
+            row = user if owner == "user" else item
             yield Finding(
                 kind="jump",
                 lines=tuple(rule.line for rule in rules),
                 message=f"{owner}.{name} {'up' if change > 0 else 'down'} by {step:g} moves the "
                 f"grade of {len(jumps):,} of {len(pairs):,} pairs by {_JUMP_GRADES} or more, "
                 f"through rule {' and '.join(str(rule.number) for rule in rules)}: for user "
-                f"{log.user_ids[user]} and item {log.item_ids[item]}, from {before:g} to "
-                f"{before + change:g}, it goes from {grade[worst]} to "
+                f"{log.user_ids[user]} and item {log.item_ids[item]}, from {value[row]:g} to "
+                f"{moved_to[row]:g}, it goes from {grade[worst]} to "
                 f"{grade[worst] + moved[worst]}. Put a ramp(…) in the place of the threshold.",
             )
             break

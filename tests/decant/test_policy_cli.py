@@ -67,6 +67,15 @@ def test_check_tells_what_is_wrong_and_ends_with_1(capsys, log_run, sharper):
     assert text.rstrip().splitlines()[-1].startswith("job_market 2.0 (")
 
 
+def test_a_rule_for_a_judge_is_told_and_no_fault(capsys, log_run, tmp_path):
+    rules = "## 1. Pay\n```rule\nvalue: ramp(item.pay / user.expected_pay, 0.8, 1)\n```\n"
+    rules += "## 2. Tone\n```rule\njudge: Is it kind?\n```\n"
+    (tmp_path / "p.md").write_text(f"---\npolicy: p\nversion: 1\n---\n{rules}")
+    text = said(capsys, "check", tmp_path / "p.md", "--run", log_run, "--pairs", 500)
+    assert "p.md line 9: judge: rule 2 asks a judge on 500 of 500 pairs" in text
+    assert text.rstrip().endswith("2 rules, 500 pairs, no faults")
+
+
 def test_diff_counts_the_moves_and_names_the_rules(capsys, log_run, sharper):
     text = said(capsys, "diff", "job_market", sharper, "--run", log_run, "--pairs", 3000)
     assert text.startswith("job_market 1.0 → 2.0: ")

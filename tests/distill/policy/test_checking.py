@@ -38,6 +38,14 @@ def test_a_ramp_is_no_jump_and_a_threshold_is(found_in):
     assert "Put a ramp(…)" in sharp[0].message
 
 
+def test_a_nudge_stays_within_what_there_is(found_in):
+    # Somebody without a year would have minus one, and a weight below zero is refused. That the
+    # only rule falls silent at zero is a jump.
+    (found,) = found_in(PAY.replace("value", "weight: user.years\nvalue"))
+    assert found.kind == "jump"
+    assert "from 1 to 0" in found.message
+
+
 def test_a_jump_names_the_rule_that_makes_it(found_in):
     rules = PAY + "## 2. Years\n```rule\nat_most: 0 if user.years < item.years else 4\n```\n"
     assert {one.lines for one in found_in(rules) if one.kind == "jump"} == {(10,)}
