@@ -48,7 +48,10 @@ def kappa_of_users(
         seen = (weights @ confusion).reshape(-1, _GRADES, _GRADES)
         total = seen.sum(axis=(1, 2))
         by_chance = seen.sum(axis=2)[:, :, None] * seen.sum(axis=1)[:, None, :]
-        return 1 - (seen * cost).sum(axis=(1, 2)) * total / (by_chance * cost).sum(axis=(1, 2))
+        kappa: NDArray[np.floating] = 1 - (seen * cost).sum(axis=(1, 2)) * total / (
+            by_chance * cost
+        ).sum(axis=(1, 2))
+        return kappa
 
     return statistic
 

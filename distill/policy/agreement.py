@@ -11,7 +11,6 @@ who is promised too much is worse off. All others wait for an adjudicator.
 import csv
 import io
 import itertools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import cohen_kappa_score
 
 from distill.policy.golden import LABELS, GoldenSet
+from distill.policy.shards import write_text
 from distill.policy.sheets import Sheet
 from promptify.validation import BadInput
 
@@ -213,9 +213,4 @@ def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[object]]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
     writer.writerows(rows)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text.getvalue(), "utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, text.getvalue())

@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import random
-import sqlite3
 import threading
 import time
 import urllib.error
@@ -31,6 +30,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from distill.policy.answers import Answer, Answers
 from promptify.validation import BadInput, shown
 
 logger = logging.getLogger(__name__)
@@ -43,10 +43,6 @@ _MOST_ANSWER_BYTES = 4_000_000
 _MOST_WAIT_SECONDS = 120.0
 # Of English, a token is four letters and more; of what is reserved, less is safe.
 _LETTERS_PER_TOKEN = 2.5
-_TABLE = (
-    "CREATE TABLE IF NOT EXISTS answers (question TEXT PRIMARY KEY, answer TEXT NOT NULL, "
-    "prompt_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL, cost REAL NOT NULL)"
-)
 
 
 class EndpointStopped(BadInput):
@@ -111,13 +107,6 @@ class EndpointConfig:
                 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Answer:
-    text: str
-    prompt_tokens: int
-    answer_tokens: int
-
-
 class Endpoint:
     """An endpoint and the answers it gave.
 
@@ -140,19 +129,15 @@ class Endpoint:
         self.config = config
         self._stop = threading.Event()
         self._sleep = sleep or self._stop.wait
-        self._cache = Path(cache)
+        self._answers = Answers(cache)
         self._turn = threading.Lock()
         self._next_at = 0.0
         self._opener = urllib.request.build_opener(_NoRedirects)
-        self._cache.parent.mkdir(parents=True, exist_ok=True)
-        with self._open() as answers:
-            answers.execute(_TABLE)
 
     @property
     def spent(self) -> float:
         """Cost of all answers that the cache holds."""
-        with self._open() as answers:
-            return float(answers.execute("SELECT TOTAL(cost) FROM answers").fetchone()[0])
+        return self._answers.cost
 
     def ask(self, questions: Sequence[Question]) -> list[str]:
         """Answer each question, from the cache where it is known.
@@ -168,29 +153,22 @@ class Endpoint:
                 was answered until then is kept.
         """
         names = [self._name(question) for question in questions]
-        with self._open() as answers:
-            known = _known(answers, names)
-            open_ones = {
-                name: question
-                for name, question in zip(names, questions, strict=True)
-                if name not in known
-            }
-            if open_ones:
-                self._stop.clear()
-                try:
-                    known |= self._ask_all(open_ones, answers)
-                finally:
-                    self._stop.set()
+        known = self._answers.known(names)
+        named = zip(names, questions, strict=True)
+        if open_ones := {name: question for name, question in named if name not in known}:
+            self._stop.clear()
+            try:
+                known |= self._ask_all(open_ones)
+            finally:
+                self._stop.set()
         return [known[name] for name in names]
 
-    def _ask_all(
-        self, questions: dict[str, Question], answers: sqlite3.Connection
-    ) -> dict[str, str]:
+    def _ask_all(self, questions: dict[str, Question]) -> dict[str, str]:
         """Ask a few at a time; whatever ends it, what came in before is in the cache."""
         found: dict[str, str] = {}
         spent = self.spent
         waiting = iter(questions.items())
-        flying: dict[Future[_Answer], tuple[str, float]] = {}
+        flying: dict[Future[Answer], tuple[str, float]] = {}
         stopped: BaseException | None = None
         bar = tqdm(total=len(questions), desc="ask the judge", leave=False)
         with bar, self._pool() as pool:
@@ -205,7 +183,8 @@ class Endpoint:
                         stopped = EndpointStopped(
                             f"the next answer could pass the ceiling of {self.config.max_cost:g} "
                             f"({spent:.4g} is spent). {len(found):,} new answers are kept in "
-                            f"{self._cache}; raise the ceiling and give the same command again."
+                            f"{self._answers.path}; raise the ceiling and give the same command "
+                            "again."
                         )
                         break
                     flying[pool.submit(self._tried, question)] = name, reserved
@@ -220,7 +199,9 @@ class Endpoint:
                         self._stop.set()
                         stopped = stopped or error
                         continue
-                    spent += self._keep(answers, name, answer)
+                    cost = self._cost(answer.prompt_tokens, answer.answer_tokens)
+                    self._answers.keep(name, answer, cost=cost)
+                    spent += cost
                     found[name] = answer.text
                     bar.update()
         if stopped is not None:
@@ -237,13 +218,6 @@ class Endpoint:
                 self._stop.set()
                 raise
 
-    def _keep(self, answers: sqlite3.Connection, name: str, answer: _Answer) -> float:
-        cost = self._cost(answer.prompt_tokens, answer.answer_tokens)
-        row = (name, answer.text, answer.prompt_tokens, answer.answer_tokens, cost)
-        with answers:
-            answers.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", row)
-        return cost
-
     def _cost(self, prompt_tokens: float, answer_tokens: float) -> float:
         return (
             prompt_tokens * self.config.prompt_price + answer_tokens * self.config.answer_price
@@ -257,7 +231,7 @@ class Endpoint:
         asked = [self.config.model, self.config.max_answer_tokens, *question]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
-    def _tried(self, question: Question) -> _Answer:
+    def _tried(self, question: Question) -> Answer:
         """An answer, after as many tries as it takes and is allowed."""
         problem, pause = "", 0.0
         for attempt in range(self.config.max_tries):
@@ -281,8 +255,8 @@ class Endpoint:
             logger.debug("%s: %s", self.config.url, problem)
         raise EndpointStopped(
             f"{self.config.url} gives no answer after {self.config.max_tries} tries ({problem}). "
-            f"What was answered is kept in {self._cache}; see whether it runs, and give the same "
-            "command again."
+            f"What was answered is kept in {self._answers.path}; see whether it runs, and give "
+            "the same command again."
         )
 
     def _refusal(self, code: int, said: str) -> str:
@@ -304,7 +278,7 @@ class Endpoint:
         if at > now:
             self._sleep(at - now)
 
-    def _asked_once(self, question: Question) -> _Answer:
+    def _asked_once(self, question: Question) -> Answer:
         instructions, data = question
         body = {
             "model": self.config.model,
@@ -330,22 +304,6 @@ class Endpoint:
             raise ValueError(f"an answer of more than {_MOST_ANSWER_BYTES:,} bytes")
         return _read_answer(json.loads(raw), question)
 
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        try:
-            answers = sqlite3.connect(self._cache, timeout=60)
-        except sqlite3.Error as error:
-            raise BadInput(f"{self._cache} cannot be opened ({error}).") from error
-        try:
-            answers.execute("PRAGMA journal_mode=WAL")
-            yield answers
-        except sqlite3.DatabaseError as error:
-            raise BadInput(
-                f"{self._cache} is no file of answers, or is damaged ({error}); name another."
-            ) from error
-        finally:
-            answers.close()
-
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     """A key is for the address it was given for."""
@@ -354,16 +312,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _known(answers: sqlite3.Connection, names: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for name in dict.fromkeys(names):
-        row = answers.execute("SELECT answer FROM answers WHERE question = ?", (name,)).fetchone()
-        if row is not None:
-            found[name] = str(row[0])
-    return found
-
-
-def _read_answer(said: Any, question: Question) -> _Answer:
+def _read_answer(said: Any, question: Question) -> Answer:
     """What stands in a reply of the protocol.
 
     Raises:
@@ -381,7 +330,7 @@ def _read_answer(said: Any, question: Question) -> _Answer:
         told if isinstance(told, int) and told >= 0 else guess
         for told, guess in zip(used, guessed, strict=True)
     ]
-    return _Answer(text=text, prompt_tokens=counts[0], answer_tokens=counts[1])
+    return Answer(text=text, prompt_tokens=counts[0], answer_tokens=counts[1])
 
 
 def _tokens(text: str) -> int:

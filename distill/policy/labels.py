@@ -12,8 +12,6 @@ said. `near_miss` marks what is close by its words and far by the policy: the ha
 
 import hashlib
 import json
-import logging
-import os
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -29,10 +27,9 @@ from distill.policy.document import MAX_GRADE
 from distill.policy.drawing import SOURCES, Drawn, draw_pairs
 from distill.policy.golden import GoldenSet
 from distill.policy.judges import Judge, Judged, Vetted
+from distill.policy.shards import read_about, sha256, whole_shard, write_shard, write_text
 from distill.policy.tables import Pairs, PolicyTables
 from promptify.validation import BadInput
-
-logger = logging.getLogger(__name__)
 
 MANIFEST, PLAN = "labels.json", "plan.arrow"
 LABEL_SCHEMA = pa.schema(
@@ -51,7 +48,6 @@ NEAR_MISS_GRADE = 1
 """What is alike in words and has at most this grade is a near miss."""
 
 _FORMAT_VERSION = 1
-_METADATA = b"decant"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,7 +148,7 @@ def read_labels(folder: Path, *, golden: GoldenSet | None) -> pa.Table:
     parts = []
     for shard in shards:
         path = folder / shard["file"]
-        if not path.is_file() or _sha256(path) != shard["sha256"]:
+        if not path.is_file() or sha256(path) != shard["sha256"]:
             raise BadInput(f"{path} is cut, damaged or missing; {again}.")
         parts.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
     # Dictionaries differ by shard; their words are the same.
@@ -198,7 +194,7 @@ def _check_folder(folder: Path, about: dict[str, Any]) -> None:
     there = {path.name for path in folder.iterdir()} - {".lock"}
     plan = folder / PLAN
     if plan.exists():
-        found = _read_metadata(plan)
+        found = read_about(plan)
         if found == about:
             return
         changed = [name for name in about if (found or {}).get(name) != about[name]]
@@ -237,7 +233,7 @@ def _plan(
                 "source": pa.array(drawn.source, pa.int8()),
             }
         )
-        _write_arrow(path, table, about)
+        write_shard(path, table, about)
     found = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     users, items, source = (np.asarray(found[name]) for name in ("user", "item", "source"))
     return Drawn(pairs=Pairs(users=users, items=items), source=source)
@@ -262,17 +258,17 @@ def _judged(
             end = min(begin + config.pairs_per_shard, len(plan.pairs))
             path = folder / f"labels-{number:05d}.arrow"
             key = {**about, "shard": number}
-            labels = _whole(path, key, end - begin, vouched.get(path.name))
+            labels = whole_shard(path, key, end - begin, vouched.get(path.name))
             if labels is None:
                 began = time.perf_counter()
                 pairs = plan.pairs[begin:end]
                 judged = judge.judge(pairs)
                 labels = _table(pairs, judged, plan.source[begin:end], tables, about)
                 _write_aside(folder / f"aside-{number:05d}.jsonl", pairs, judged, tables)
-                _write_arrow(path, labels, {**key, "num_pairs": end - begin})
+                write_shard(path, labels, {**key, "num_pairs": end - begin})
                 num_judged += end - begin
                 seconds += time.perf_counter() - began
-            shards.append({"file": path.name, "rows": len(labels), "sha256": _sha256(path)})
+            shards.append({"file": path.name, "rows": len(labels), "sha256": sha256(path)})
             _count(totals, labels, end - begin)
             bar.update(end - begin)
     whole = {
@@ -285,7 +281,7 @@ def _judged(
         "vetted": None if vetted is None else asdict(vetted),
         "shards": shards,
     }
-    _write_text(folder / MANIFEST, json.dumps(whole, indent=2) + "\n")
+    write_text(folder / MANIFEST, json.dumps(whole, indent=2) + "\n")
     return Labelled(folder=folder, about=whole, num_judged=num_judged, seconds=seconds)
 
 
@@ -339,43 +335,6 @@ def _vouched(folder: Path) -> dict[str, str]:
         return {}
 
 
-def _whole(path: Path, key: dict[str, Any], num_pairs: int, vouched: str | None) -> pa.Table | None:
-    """The shard at a path if it is there and whole, else None."""
-    if not path.exists():
-        return None
-    try:
-        if vouched is not None and _sha256(path) != vouched:
-            raise pa.ArrowInvalid("another file")
-        found = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        found.validate(full=True)
-        if _read_metadata(path) == {**key, "num_pairs": num_pairs}:
-            return found
-    except (OSError, pa.ArrowException):
-        pass
-    logger.warning("%s is cut or damaged; its %s pairs are judged again", path, f"{num_pairs:,}")
-    return None
-
-
-def _read_metadata(path: Path) -> dict[str, Any] | None:
-    try:
-        schema = pa.ipc.open_file(pa.memory_map(str(path))).schema
-        found: dict[str, Any] = json.loads((schema.metadata or {})[_METADATA])
-    except (OSError, ValueError, KeyError, pa.ArrowException):
-        return None
-    return found
-
-
-def _write_arrow(path: Path, table: pa.Table, about: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    table = table.replace_schema_metadata({_METADATA: json.dumps(about)})
-    try:
-        with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _write_aside(path: Path, pairs: Pairs, judged: Judged, tables: PolicyTables) -> None:
     log = tables.interactions
     lines = [
@@ -389,18 +348,4 @@ def _write_aside(path: Path, pairs: Pairs, judged: Judged, tables: PolicyTables)
         for at, said in sorted(judged.why_not.items())
     ]
     if lines:
-        _write_text(path, "\n".join(lines) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, "utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        write_text(path, "\n".join(lines) + "\n")
