@@ -6,6 +6,7 @@ decant ladder runs/films --to 0.05 --max-loss 0.01
 decant predict runs/films --user 42 -k 10
 decant search runs/demo "who knows cancer treatment in London"
 decant index runs/films
+decant policy check policy.md
 """
 
 import logging
@@ -18,6 +19,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from decant.errors import one_line_errors
+from decant.policy_cli import add_policy_commands, policy_parser, run_policy
 from decant.processes import leads
 
 
@@ -44,6 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = chosen[chosen.command]
     if chosen.command == "run":
         _run(command.source, command[command.source])
+        return
+    if chosen.command == "policy":
+        for line in run_policy(command):
+            print(line)
         return
     jobs = {
         "demo": _demo,
@@ -86,6 +92,9 @@ def build_parser() -> ArgumentParser:
     commands.add_subcommand("predict", _predict_parser(), help="what people do next, from a run")
     commands.add_subcommand("search", _search_parser(), help="find people by words, from a run")
     commands.add_subcommand("index", _index_parser(), help="embed a catalogue and index it")
+    policy = policy_parser()
+    commands.add_subcommand("policy", policy, help="what a good recommendation is, as a document")
+    add_policy_commands(policy)
     return parser
 
 
