@@ -322,6 +322,12 @@ def _predict_parser() -> ArgumentParser:
         'remote\'. There are = != < <= > >= in (a, b), | & ! ( ), and "quotes" for values that '
         "hold one of these; = on a list asks whether it holds the value",
     )
+    parser.add_argument(
+        "--blend",
+        type=float,
+        help="how much policy counts, from 0, clicks alone, to 1, policy alone; of a task with "
+        "grades",
+    )
     parser.add_argument("--model", type=str, help="foundation or a rung; the smallest by default")
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     return parser

@@ -105,7 +105,9 @@ def said_tokens(
         prompter.gap_pieces,
         prompter.age_pieces,
     )
-    marks = [*prompter.label_ids.tolist(), prompter.arrow_id, prompter.newline_id]
+    # Grades stand in no prompt, but are read where labels are.
+    read = [*prompter.label_ids.tolist(), *prompter.grade_ids.tolist()]
+    marks = [*read, prompter.arrow_id, prompter.newline_id]
     # As they stand in a prompt: after a space.
     more = [
         token for ids in token_ids(prompter.tokenizer, [f" {t}" for t in texts]) for token in ids

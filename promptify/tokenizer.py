@@ -142,7 +142,9 @@ def check_label_words(
     """
     for word in label_words:
         if not word.isalpha():
-            raise BadInput(f"the action {word!r} must be one word of letters, such as 'liked'.")
+            raise BadInput(
+                f"the action or grade {word!r} must be one word of letters, such as 'liked'."
+            )
     label_ids = [single_token(tokenizer, f" {word}") for word in label_words]
     arrow_id, newline_id = single_token(tokenizer, ARROW), single_token(tokenizer, "\n")
     if len({*label_ids, arrow_id, newline_id}) != len(label_ids) + 2:

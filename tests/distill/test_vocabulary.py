@@ -1,5 +1,6 @@
 """A trimmed vocabulary: the same prompts, the same scores, fewer rows."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -159,3 +160,19 @@ def test_another_kind_of_tokenizer_is_refused() -> None:
 def test_a_book_of_another_prompter_is_refused(hub_model: Foundation, book: PromptBook) -> None:
     with pytest.raises(BadInput, match=r"foundation\.prompter\.book"):
         trim_vocabulary(hub_model, book)
+
+
+@torch.no_grad()
+def test_grades_stay_though_no_prompt_says_them(book: PromptBook, split: Split, make: Any) -> None:
+    tasks = (replace(TASKS[0], grades=("unfit", "passable", "ideal")), TASKS[1])
+    log, config = book.interactions, book.prompter.config
+    graded = Prompter.fit(log, split.train, tasks, config=config).book(log)
+    model = make(of=graded)
+    small = trim_vocabulary(model, graded)
+    assert small.prompter.vocab_size < graded.prompter.vocab_size
+    was, now = (
+        one.score_both(take_rows(said.prefixes(split.test, task=0), np.array([0])), np.arange(9))
+        for one, said in ((model, graded), (small, small.prompter.book(log)))
+    )
+    assert now.grade_CG.shape == (9, 3)
+    np.testing.assert_allclose(now.grade_CG, was.grade_CG, atol=1e-5)

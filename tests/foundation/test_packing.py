@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from foundation import FitConfig, Foundation, packed_attention
+from foundation.asking import nothing_asked
 from foundation.batches import Batch, by_length, in_order, take_rows
 from foundation.computing import FLASH, attending, training_attention
 from foundation.plan import TrainingPlan
@@ -63,6 +64,7 @@ def batch_of(book: PromptBook, rows: Rows, *, packed: bool) -> dict[str, Tensor]
         "negatives": torch.zeros(0, dtype=torch.long),
         "negative_log_expected": torch.zeros(0),
         "hard_negatives": torch.zeros(0, dtype=torch.long),
+        **nothing_asked(0),
     }
 
 
