@@ -15,6 +15,9 @@ from retrieval.checks import Floats, ItemIds, Rows
 from retrieval.delta import Delta
 from retrieval.filters import MOST_CANDIDATES, Filter, filled, nothing, search_part
 
+MASK_SHARE = 256
+"""Of more positions than one in so many a mask is made sooner than they are put in order."""
+
 IdFilter = Sequence[str] | Sequence[Sequence[str]] | Bools
 
 
@@ -48,7 +51,8 @@ class Snapshot:
             if len(self.base) == 0 or len(queries) == 0:
                 return _padded(*nothing(len(queries)), k)
             scores, places = filled(self.base, queries, k)
-            return _padded(scores, self.base.table.rows_at(places), k)
+            rows = self.base.table.rows_at(places)
+            return (scores, rows) if rows.shape[1] == k else _padded(scores, rows, k)
         in_base, in_delta = self._filters(allow, deny, len(queries))
         base, delta = self.base, self.delta
         scores, places = search_part(base, queries, k, self.removed, self.num_removed, in_base)
@@ -60,11 +64,7 @@ class Snapshot:
 
     def positions_of(self, ids: Sequence[str], name: str = "ids") -> tuple[Rows, Rows]:
         """Positions of ids in base and delta, int64 [m] each; −1 where an id is not there."""
-        in_base = self.base.table.positions_of(ids, name)
-        if len(self.delta) == 0:
-            return in_base, np.full(len(ids), -1, np.int64)
-        in_delta = np.fromiter(map(self.delta.position_of, ids), np.int64, len(ids))
-        return in_base, in_delta
+        return self.base.table.positions_of(ids, name), self.delta.positions_of(ids)
 
     def live_positions_of(self, ids: Sequence[str]) -> tuple[Rows, Rows]:
         """As `positions_of`; −1 where the item was removed, too."""
@@ -86,7 +86,9 @@ class Snapshot:
         return in_base, in_delta
 
     def ids_at(self, rows: Rows) -> ItemIds:
-        """Ids of rows [m], object [m]; None where there is no item."""
+        """Ids of rows [m] in [−1, R), object [m]; None where there is no item."""
+        if self.removed is None and self.num_rows == len(self.base):  # Nothing came or went.
+            return self.base.table.at(rows)
         in_base, in_delta = self.positions_of_rows(rows)
         ids = self.base.table.at(in_base)
         if len(self.delta):
@@ -117,11 +119,10 @@ class Snapshot:
             return self._positions_of_mask(name, ids, num_requests)
         if isinstance(ids, str):
             raise ValueError(f"{name} is the text {ids!r}; give a list of ids")
+        sizes = (len(self.base), len(self.delta))
         if len(ids) == 0 or isinstance(ids[0], str):
-            return tuple(
-                np.unique(places[places >= 0])
-                for places in self.positions_of(cast(Sequence[str], ids), name)
-            )
+            found = self.positions_of(cast(Sequence[str], ids), name)
+            return tuple(map(_distinct, found, sizes))
         if len(ids) != num_requests:
             raise ValueError(f"{name} has {len(ids)} lists for {num_requests} requests")
         # All lists are looked up at once, since a look-up has a cost of its own.
@@ -132,8 +133,8 @@ class Snapshot:
         flat = list(chain.from_iterable(lists))
         ends = np.cumsum([len(one) for one in lists])[:-1]
         return tuple(
-            [np.unique(one[one >= 0]) for one in np.split(places, ends)]
-            for places in self.positions_of(flat, name)
+            [_listed(_distinct(one, size)) for one in np.split(places, ends)]
+            for places, size in zip(self.positions_of(flat, name), sizes, strict=True)
         )
 
     def _positions_of_mask(
@@ -180,6 +181,20 @@ class SearchResult:
     def ids(self) -> ItemIds:
         """Object [B, k]: the item ids; None where `item_rows` is −1."""
         return self._snapshot.ids_at(self.item_rows.ravel()).reshape(self.item_rows.shape)
+
+
+def _distinct(places: Rows, num_positions: int) -> Bools | Rows:
+    """The positions that are not −1, each once: ascending where they are few, else as a mask."""
+    found = places[places >= 0]
+    if len(found) <= max(MOST_CANDIDATES // 4, num_positions // MASK_SHARE):
+        return np.unique(found)
+    mask = np.zeros(num_positions, bool)
+    mask[found] = True
+    return mask
+
+
+def _listed(positions: Bools | Rows) -> Rows:
+    return np.flatnonzero(positions) if positions.dtype == bool else cast(Rows, positions)
 
 
 def _spread(
