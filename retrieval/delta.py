@@ -8,8 +8,8 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from retrieval.base import Bools, Found
-from retrieval.checks import Floats, ItemIds, Rows, object_array
+from retrieval.base import Found
+from retrieval.checks import Bools, Floats, ItemIds, Rows, object_array
 
 REBUILD_DEAD = 256
 """Removed items are dropped from the buffers when they are more than this and half of all."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval.base import Base, Bools, Found
-from retrieval.checks import Floats, Rows
+from retrieval.base import Base, Found
+from retrieval.checks import Bools, Floats, Rows
 from retrieval.delta import Delta
 
 SPARE = 32

@@ -10,15 +10,13 @@ from typing import cast
 
 import numpy as np
 
-from retrieval.base import Base, Bools, Found, merged
-from retrieval.checks import Floats, ItemIds, Rows
+from retrieval.base import Base, Found, merged
+from retrieval.checks import Bools, Floats, IdFilter, ItemIds, Rows, checked_filter
 from retrieval.delta import Delta
 from retrieval.filters import MOST_CANDIDATES, Filter, filled, nothing, search_part
 
 MASK_SHARE = 256
 """Of more positions than one in so many a mask is made sooner than they are put in order."""
-
-IdFilter = Sequence[str] | Sequence[Sequence[str]] | Bools
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,42 +113,21 @@ class Snapshot:
         """One filter in positions of base and delta: a mask, an array for all, or one for each."""
         if ids is None:
             return None, None
-        if isinstance(ids, np.ndarray) and ids.dtype == bool:
-            return self._positions_of_mask(name, ids, num_requests)
-        if isinstance(ids, str):
-            raise ValueError(f"{name} is the text {ids!r}; give a list of ids")
-        sizes = (len(self.base), len(self.delta))
-        if len(ids) == 0 or isinstance(ids[0], str):
-            found = self.positions_of(cast(Sequence[str], ids), name)
-            return tuple(map(_distinct, found, sizes))
-        if len(ids) != num_requests:
-            raise ValueError(f"{name} has {len(ids)} lists for {num_requests} requests")
+        chosen = checked_filter(name, ids, num_requests, self.num_rows)
+        if isinstance(chosen, np.ndarray):
+            masks = [self._masks(one) for one in chosen]
+            if len(masks) == 1:
+                return masks[0]
+            return tuple([np.flatnonzero(one[part]) for one in masks] for part in (0, 1))
+        if len(chosen) == 1:
+            found = self.positions_of(chosen[0], name)
+            return tuple(map(_distinct, found, (len(self.base), len(self.delta))))
         # All lists are looked up at once, since a look-up has a cost of its own.
-        lists = cast(Sequence[Sequence[str]], ids)
-        for one in lists:
-            if isinstance(one, str):
-                raise ValueError(f"{name} holds the text {one!r} beside lists; give lists of ids")
-        flat = list(chain.from_iterable(lists))
-        ends = np.cumsum([len(one) for one in lists])[:-1]
+        ends = np.cumsum([len(one) for one in chosen])[:-1]
         return tuple(
-            [_listed(_distinct(one, size)) for one in np.split(places, ends)]
-            for places, size in zip(self.positions_of(flat, name), sizes, strict=True)
+            [np.unique(one[one >= 0]) for one in np.split(places, ends)]
+            for places in self.positions_of(list(chain.from_iterable(chosen)), name)
         )
-
-    def _positions_of_mask(
-        self, name: str, mask: Bools, num_requests: int
-    ) -> tuple[Bools | Rows | list[Rows] | None, ...]:
-        if mask.ndim not in (1, 2) or mask.shape[-1] > self.num_rows:
-            raise ValueError(
-                f"{name} is a mask of the shape {mask.shape}; give one bool per row of the index "
-                f"({self.num_rows}), or one line of them per request"
-            )
-        if mask.ndim == 2:
-            if len(mask) != num_requests:
-                raise ValueError(f"{name} has {len(mask)} masks for {num_requests} requests")
-            each = [self._masks(one) for one in mask]
-            return tuple([np.flatnonzero(one[part]) for one in each] for part in (0, 1))
-        return self._masks(mask)
 
     def _masks(self, mask: Bools) -> tuple[Bools, Bools]:
         """A mask over rows as one over positions of base and delta."""
@@ -191,10 +168,6 @@ def _distinct(places: Rows, num_positions: int) -> Bools | Rows:
     mask = np.zeros(num_positions, bool)
     mask[found] = True
     return mask
-
-
-def _listed(positions: Bools | Rows) -> Rows:
-    return np.flatnonzero(positions) if positions.dtype == bool else cast(Rows, positions)
 
 
 def _spread(
