@@ -175,15 +175,15 @@ class Parts:
         add(kind.name, "rss_bytes", found.rss_bytes, 1)
         add(kind.name, "load_seconds", found.load_seconds, 1)
         add(kind.name, "recall@100", _mean(found.recall), len(found.recall))
-        if len(found.plain_recall):
-            plain = PLAIN.format(kind.name)
-            add(plain, "recall@100", _mean(found.plain_recall), len(found.plain_recall))
         ones, batches = found.one_seconds, found.batch_seconds
         for way in ones:
             name, one, batch = way.format(kind.name), ones[way], batches[way]
             add(name, "p50_ms", _median(1000 * one), len(one))
             add(name, "p99_ms", float(np.percentile(1000 * one, 99)), len(one))
             add(name, "queries_per_s", _median(BATCH / batch), len(batch))
+        if len(found.plain_recall):
+            plain = PLAIN.format(kind.name)
+            add(plain, "recall@100", _mean(found.plain_recall), len(found.plain_recall))
         # The last one says that the index was measured.
         for way, than, of_one, of_batch in OVERHEADS:
             more = 1e6 * (ones[way] - ones[than])
