@@ -389,6 +389,13 @@ def _index_parser() -> ArgumentParser:
         help="how the index keeps a vector's numbers",
     )
     parser.add_argument(
+        "--width",
+        type=int,
+        metavar="N",
+        help="index the first N numbers of each vector, where the model was trained at that width; "
+        "what is found is ranked by whole vectors",
+    )
+    parser.add_argument(
         "--target-recall",
         type=float,
         default=0.95,
