@@ -105,18 +105,28 @@ def look(model: str, models: Sequence[str]) -> tuple[str, str]:
     return SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
 
 
-def panels(metrics: Sequence[str], draw: Callable[[Axes, str], None]) -> Figure:
+def panels(
+    metrics: Sequence[str],
+    draw: Callable[[Axes, str], None],
+    *,
+    columns: int | None = None,
+    panel_inches: float | None = None,
+) -> Figure:
     """A figure with a panel per metric.
 
     Args:
         metrics: headings of the panels.
         draw: fills the axes of one.
+        columns: panels beside each other; by their number when None.
+        panel_inches: height of one; by its width when None.
     """
-    columns = 3 if len(metrics) % 3 == 0 or len(metrics) > 4 else 2
+    if columns is None:
+        columns = 3 if len(metrics) % 3 == 0 or len(metrics) > 4 else 2
     rows = -(-len(metrics) // columns)
+    height = panel_inches or 0.3 + 0.57 / columns * _WIDTH_INCHES
     with matplotlib.rc_context(_STYLE):
         figure = Figure(
-            figsize=(_WIDTH_INCHES, (0.3 + 0.57 / columns * _WIDTH_INCHES) * rows),
+            figsize=(_WIDTH_INCHES, height * rows),
             layout="constrained",
         )
         for index, metric in enumerate(metrics):
