@@ -240,7 +240,12 @@ class Contest:
         user = self.user[here]
         split = f"{self.studied.split.name.replace('_', '-')}, {who}"
         for length in dict.fromkeys((*lengths, None)):
-            values = {model: ndcg(found[length][here], 10) for model, found in ranks.items()}
+            values = {
+                model: ndcg(found[length][here], 10)
+                for model, found in ranks.items()
+                # Before any event SASRec has nothing to say, and nothing to be held against.
+                if (model, length) != ("sasrec", 0)
+            }
             add = partial(
                 self.measured.add,
                 task=self.studied.recipe.name,
@@ -254,8 +259,7 @@ class Contest:
                 add(model=model, metric="ndcg@10", interval=bootstrap_interval(of_model, user))
                 add(model=model, metric="hr@10", interval=bootstrap_interval(hits, user))
                 for peer in ("sasrec", "popularity"):
-                    # Before any event SASRec has nothing to say, and nothing to be held against.
-                    if model.startswith("foundation") and (peer, length) != ("sasrec", 0):
+                    if model.startswith("foundation") and peer in values:
                         gain = relative_gain(values[peer], of_model, user)
                         if gain is not None:
                             add(model=model, metric=f"gain_vs_{peer}", interval=gain)

@@ -66,7 +66,7 @@ def of_run(folder: Path) -> Studied:
 
 def smoke(scratch: Path) -> Studied:
     """A tiny market, and a model trained for a moment."""
-    data = job_market(num_members=150, num_jobs=80, num_impressions=2500)
+    data = job_market(num_members=300, num_jobs=80, num_impressions=4000)
     demo = recipes.demo()
     fit = replace(demo.fit, epochs=0.2, evaluate_steps=0, reread_items=4)
     recipe = replace(demo, size="tiny", fit=fit)
