@@ -14,8 +14,9 @@ The peak is where quality is best, with the interval of its place over people (d
 lengths). Its height is chosen on the targets that it is read off, so it flatters itself a little.
 
 `p50_ms` and `p95_ms` are of reading one prompt, lengths in turn on the same people (for `relevant`
-with the reading that it chooses by); `prefix_bytes` is what its keys and values hold. Cut short,
-the same call goes on with the lengths that are missing.
+with the reading that it chooses by), longer ones than the trained with scaled positions;
+`prefix_bytes` is what its keys and values hold. Cut short, the same call goes on with what is
+missing.
 """
 
 import argparse
@@ -183,7 +184,7 @@ class Curves:
             rows = self.histories.prefixes(
                 length.policy, events=length.events, tokens=length.tokens
             )
-            with self._positions(length):
+            with self._positions(length.tokens if length.scaled else None):
                 found = predict_targets(self.model, self.book, self.targets, rows=rows)
             answers = self.asked.of(found, self.model.calibration(0))
             assert answers.action_probability is not None
@@ -197,13 +198,12 @@ class Curves:
             return Said(**{name: arrays[name] for name in arrays.files})
 
     @contextmanager
-    def _positions(self, length: Length) -> Iterator[None]:
-        """Positions scaled to a length, and back again."""
-        if not length.scaled:
+    def _positions(self, tokens: int | None) -> Iterator[None]:
+        """Positions scaled to prompts of some length, and back again; as they are where None."""
+        if tokens is None:
             yield
             return
-        assert length.tokens is not None
-        self.model.set_prompt_budget(length.tokens)
+        self.model.set_prompt_budget(tokens)
         try:
             yield
         finally:
@@ -274,6 +274,9 @@ class Curves:
 
     def _cost_rows(self, lengths: Sequence[Length], said: dict[Length, Said]) -> None:
         """Milliseconds of a reading and bytes of what it leaves, lengths in turn."""
+        # What is read beyond the trained length costs the same wherever its positions are.
+        trained = self.trained_tokens
+        lengths = [one for one in lengths if one.scaled or (one.tokens or 0) <= trained]
         last = lengths[-1]
         if self.measured.has(
             metric="prefix_bytes",
@@ -292,7 +295,9 @@ class Curves:
         for request in tqdm(range(-1, len(timed.targets)), desc="timed"):
             for one, rows in prompts.items():
                 prefix = take_rows(rows, np.array([max(0, request)]))
-                with self._positions(one):
+                # The model refuses to serve what is longer than its positions.
+                room = len(prefix.ids) + self.book.prompter.reserved_tokens
+                with self._positions(room if room > self.trained_tokens else None):
                     began = time.perf_counter()
                     if one.policy == "relevant":
                         timed.read_for_relevance(max(0, request))

@@ -21,7 +21,7 @@ from foundation.predictions import served_items
 from promptify.assembly import PromptBook
 from promptify.pieces import offsets_of
 from promptify.rows import Rows
-from promptify.selection import newest, newest_per_action
+from promptify.selection import first_of_slate, newest, newest_per_action
 from promptify.splits import Targets
 from promptify.windows import between
 
@@ -52,6 +52,7 @@ class Histories:
         self.rows = rows
         self.event_tokens, self.slate_tokens = book.history_tokens(rows)
         self.alone_tokens = book.prefixes(targets.cut(0), task=task).lengths
+        self.book = book
         # A book of prompts that have room for everything: what is told is chosen here.
         longest = int(self.num_tokens.max(initial=0))
         room = longest + book.prompter.reserved_tokens
@@ -69,8 +70,10 @@ class Histories:
 
     @property
     def num_tokens(self) -> Int64:
-        """Tokens of each prompt that tells the whole history, at most, int64 [n]."""
-        paid = np.append(0, np.cumsum(self.event_tokens + self.slate_tokens))
+        """Tokens of each prompt that tells the whole history, int64 [n]."""
+        first = first_of_slate(self.book.interactions.event_slate[self.rows], self.offsets)
+        paid = self.event_tokens + np.where(first, self.slate_tokens, 0)
+        paid = np.append(0, np.cumsum(paid))
         told: Int64 = self.alone_tokens + paid[self.offsets[1:]] - paid[self.offsets[:-1]]
         return told
 
@@ -112,6 +115,7 @@ class Histories:
         if policy == "recent_per_action":
             action = log.event_action[self.rows].astype(np.int64)
             return newest_per_action(**costs, **around, action=action, budget_tokens=budget)
+        # What a slate costs is counted for each of its events: how many stay is not known yet.
         return best(event_costs + slate_costs, self.relevance(), self.offsets, budget)
 
     def relevance(self) -> NDArray[np.float32]:
@@ -142,6 +146,7 @@ class Histories:
             score_I[log.event_item[mine]] = -np.inf
             count = min(NUM_RETRIEVED, len(score_I))
             found_K = np.argpartition(-score_I, count - 1)[:count]
+            found_K = found_K[np.isfinite(score_I[found_K])]
             relevance.append(self._unit_IV[log.event_item[mine]] @ self._unit_IV[found_K].mean(0))
         return np.concatenate(relevance) if relevance else np.zeros(0, np.float32)
 
