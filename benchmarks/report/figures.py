@@ -5,6 +5,7 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
+from benchmarks.published import COLD_START_GAINS
 from benchmarks.report.drawing import Curve, Estimate, curves, dots, estimate
 from decant.results import ResultRow
 
@@ -17,6 +18,12 @@ CAPTIONS = {
     "search": "NDCG@10 by kind of query.",
     "kinds": "What a kind of index finds of the true nearest hundred, against requests a second.",
     "retriever": "Retrieval alone, and ranking what it found.",
+    "events": "The same people after their last events alone, by what of a history is told; dashed "
+    "beyond the prompt that was trained on.",
+    "tokens": "The same people in prompts of so many tokens; dashed beyond the trained length, "
+    "with positions scaled by YaRN.",
+    "cold-start": "Quality after the last events of a history, and gain over SASRec beside what "
+    "LinkedIn published of another ranker and metric. Bars are 95 % intervals over people.",
     "attacks": "Places that an item rises when its text tries to persuade; below zero it falls.",
 }
 
@@ -128,6 +135,122 @@ def _attacks(rows: Rows) -> Makers:
     return {"attacks": partial(dots, {"median change of rank": told}, across=0.0)}
 
 
+def _context_length(rows: Rows) -> Makers:
+    cohort = [row for row in told_once(rows) if ", all users, " not in row.split]
+    made: Makers = {}
+    events = [row for row in cohort if row.history_events is not None]
+    if events:
+        ticks = sorted({row.history_events for row in events if row.history_events is not None})
+        told = {
+            "NDCG@10": _policies(events, "ndcg@10", ticks),
+            "AUC": _policies(events, "auc", ticks),
+            "ms to read a prompt": _policies(events, "p50_ms", ticks),
+            "tokens read": _policies(events, "read_tokens", ticks),
+        }
+        made["events"] = _filled(told, "events of the history", ticks)
+    tokens = [
+        row for row in cohort if row.history_events is None and not row.metric.startswith("peak")
+    ]
+    if tokens:
+        ticks = sorted({row.context_tokens for row in tokens if row.context_tokens is not None})
+        told = {
+            "NDCG@10": _policies(tokens, "ndcg@10", ticks),
+            "AUC": _policies(tokens, "auc", ticks),
+            "ms to read a prompt": _policies(tokens, "p50_ms", ticks),
+            "bytes of keys and values": _policies(tokens, "prefix_bytes", ticks),
+        }
+        made["tokens"] = _filled(told, "tokens of the prompt", ticks)
+    return made
+
+
+def _filled(
+    told: dict[str, list[Curve]], x_label: str, ticks: Sequence[int]
+) -> Callable[[], Figure]:
+    names = [str(tick) for tick in ticks]
+    return partial(curves, {k: v for k, v in told.items() if v}, x_label=x_label, ticks=names)
+
+
+def _policies(rows: Rows, metric: str, ticks: Sequence[int]) -> list[Curve]:
+    """A curve per policy of the trained lengths, and a dashed one on from its end."""
+    found: list[Curve] = []
+    for model in dict.fromkeys(row.model for row in rows):
+        mine = {
+            ("extrapolated" in row.split, _place(row, ticks)): row
+            for row in rows
+            if (row.model, row.metric) == (model, metric)
+            # Of prompts beyond the trained length the scaled ones; events are read as they are.
+            and (row.history_events is not None or "plain" not in row.split)
+        }
+        name = model.rpartition(", ")[2].replace("_", " ")
+        trained = sorted(place for beyond, place in mine if not beyond)
+        beyond = sorted(place for beyond, place in mine if beyond)
+        if trained:
+            points = [estimate(mine[False, place]) for place in trained]
+            found.append(Curve(name=name, places=trained, points=points))
+        if beyond:
+            joint = [(False, trained[-1])] if trained else []
+            keys = [*joint, *((True, place) for place in beyond)]
+            found.append(
+                Curve(
+                    name=name,
+                    places=[place for _, place in keys],
+                    points=[estimate(mine[key]) for key in keys],
+                    dashed=True,
+                )
+            )
+    return found
+
+
+def _place(row: ResultRow, ticks: Sequence[int]) -> int:
+    length = row.context_tokens if row.history_events is None else row.history_events
+    assert length is not None
+    return ticks.index(length)
+
+
+def _cold_start(rows: Rows) -> Makers:
+    told_rows = told_once(rows)
+    lengths = sorted({row.history_events for row in told_rows if row.history_events is not None})
+    ticks = [*(str(length) for length in lengths), "all"]
+    told: dict[str, list[Curve]] = {}
+    for who in ("events or more", "new users"):
+        here = [row for row in told_rows if row.split.endswith(who)]
+        if not here:
+            continue
+        heading = here[0].split.partition(", ")[2]
+        told[f"NDCG@10, {heading}"] = [
+            _by_length(name, [row for row in here if row.model == name and row.metric == "ndcg@10"],
+                       lengths)
+            for name in dict.fromkeys(row.model for row in here)
+        ]  # fmt: skip
+        gains = [row for row in here if row.metric == "gain_vs_sasrec"]
+        if gains:
+            told[f"gain over SASRec, {heading}"] = [
+                _by_length(name, [row for row in gains if row.model == name], lengths)
+                for name in dict.fromkeys(row.model for row in gains)
+            ]
+            known = [length for length in COLD_START_GAINS if length in lengths]
+            if known and who == "events or more":
+                told[f"gain over SASRec, {heading}"].append(
+                    Curve(
+                        name="published, 360Brew",
+                        places=[lengths.index(length) for length in known],
+                        points=[(COLD_START_GAINS[length], None, None) for length in known],
+                        dashed=True,
+                    )
+                )
+    if not told:
+        return {}
+    return {"cold-start": partial(curves, told, x_label="events of the history", ticks=ticks)}
+
+
+def _by_length(name: str, rows: Rows, lengths: Sequence[int]) -> Curve:
+    places = [
+        len(lengths) if row.history_events is None else lengths.index(row.history_events)
+        for row in rows
+    ]
+    return Curve(name=name, places=places, points=[estimate(row) for row in rows])
+
+
 _MAKERS: dict[str, Callable[[Rows], Makers]] = {
     "quality": _quality,
     "scoring": _speedups,
@@ -137,4 +260,6 @@ _MAKERS: dict[str, Callable[[Rows], Makers]] = {
     "retrieval": _kinds,
     "retriever": _retriever,
     "persuasion": _attacks,
+    "context_length": _context_length,
+    "cold_start": _cold_start,
 }

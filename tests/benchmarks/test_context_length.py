@@ -116,7 +116,7 @@ def test_peaks_and_costs_stand_beside_quality(measured: Measured) -> None:
     held = {
         row.context_tokens: row.value
         for row in rows_of(measured, metric="prefix_bytes", history_events=None)
-        if row.model == "foundation, recent" and "scaled" not in row.split
+        if row.model == "foundation, recent"
     }
     assert held[192] > held[150] > 0
     assert len(rows_of(measured, metric="p50_ms")) == len(rows_of(measured, metric="p95_ms")) > 20
