@@ -136,7 +136,7 @@ class Contest:
         self._rows(ranks, "new users", is_new_U[self.user], self.lengths)
         is_cold = items.cold_items[self.wanted.item]
         self._rows(ranks, "cold items", is_cold, [None])
-        alone = {model: {None: found["alone"]} for model, found in ranks.items()}
+        alone: dict[str, Ranks] = {model: {None: of["alone"]} for model, of in ranks.items()}
         self._rows(alone, "cold items alone", is_cold, [None])
         self._rows(ranks, "warm items", ~is_cold, [None])
 
@@ -161,17 +161,17 @@ class Contest:
                 if length is None and cold_I is not None:
                     arrays["alone"] = asked.ranks_by(_among(cold_I, of_requests))
             save_arrays(path, arrays)
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {lengths.get(key, key): arrays[key] for key in arrays.files}
-        return found
+        with np.load(path, allow_pickle=False) as kept:
+            return {lengths.get(key, key): kept[key] for key in kept.files}
 
     def _train_ours(self, data: SourceData, split: Split, name: str) -> Scores:
         """A model like the run's, on other data or another split."""
         prepared, arm = prepared_like(self.studied.recipe, data, split)
         book = prepared.book(arm)
         encoder = self.studied.recipe.text_encoder
+        folder = None if encoder is None else Path(encoder)
         scratch = self.work / f"{self.measured.config_hash}-{name}.training"
-        model = trained(prepared, arm, book, encoder=encoder and Path(encoder), scratch=scratch)
+        model = trained(prepared, arm, book, encoder=folder, scratch=scratch)
         return of_foundation(model, book)
 
     def _train_sasrec(self, split: Split) -> Scores:

@@ -194,8 +194,8 @@ class Curves:
                 "read_tokens": rows.lengths,
             }
             save_arrays(path, arrays)
-        with np.load(path, allow_pickle=False) as arrays:
-            return Said(**{name: arrays[name] for name in arrays.files})
+        with np.load(path, allow_pickle=False) as kept:
+            return Said(**{name: kept[name] for name in kept.files})
 
     @contextmanager
     def _positions(self, tokens: int | None) -> Iterator[None]:
@@ -235,7 +235,7 @@ class Curves:
             history_events=length.events,
             seed=0,
             interval=interval,
-            **cells,  # type: ignore[arg-type]
+            **cells,
         )
 
     def _quality_rows(self, length: Length, asked: Asked, said: Said, who: str) -> None:
