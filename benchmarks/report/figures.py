@@ -24,6 +24,8 @@ CAPTIONS = {
     "with positions scaled by YaRN.",
     "cold-start": "Quality after the last events of a history, and gain over SASRec beside what "
     "LinkedIn published of another ranker and metric. Bars are 95 % intervals over people.",
+    "latency": "Milliseconds of a whole request by how many ask at once, and the rate of them all. "
+    "Bars are 95 % intervals over requests; of the rate, the slowest and the fastest round.",
     "attacks": "Places that an item rises when its text tries to persuade; below zero it falls.",
 }
 
@@ -251,6 +253,29 @@ def _by_length(name: str, rows: Rows, lengths: Sequence[int]) -> Curve:
     return Curve(name=name, places=places, points=[estimate(row) for row in rows])
 
 
+def _latency(rows: Rows) -> Makers:
+    levels = sorted({int(row.split.partition(" ")[0]) for row in rows})
+    told = {
+        heading: [
+            Curve(
+                name=model.partition(", ")[2],
+                places=[levels.index(int(row.split.partition(" ")[0])) for row in mine],
+                points=[estimate(row) for row in mine],
+            )
+            for model in dict.fromkeys(row.model for row in rows)
+            if (mine := [row for row in rows if (row.model, row.metric) == (model, metric)])
+        ]
+        for metric, heading in (
+            ("p50_ms", "p50, ms"),
+            ("p95_ms", "p95, ms"),
+            ("p99_ms", "p99, ms"),
+            ("requests_per_s", "requests a second"),
+        )
+    }
+    ticks = [str(level) for level in levels]
+    return {"latency": partial(curves, told, x_label="callers at once", ticks=ticks)}
+
+
 _MAKERS: dict[str, Callable[[Rows], Makers]] = {
     "quality": _quality,
     "scoring": _speedups,
@@ -262,4 +287,5 @@ _MAKERS: dict[str, Callable[[Rows], Makers]] = {
     "persuasion": _attacks,
     "context_length": _context_length,
     "cold_start": _cold_start,
+    "latency": _latency,
 }
