@@ -18,9 +18,7 @@ whole, ours and SASRec are trained anew on the rest; the people's targets are as
 items are filtered by the whole history. Cut short, the same call goes on with what is missing.
 """
 
-import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -30,14 +28,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.arms import save_arrays, trained
+from benchmarks.arms import save_arrays
 from benchmarks.measured import Measured
 from benchmarks.peers import sasrec
 from benchmarks.published import COLD_START_GAINS
 from benchmarks.quality import relative_gain
-from benchmarks.studied import Studied, of_run, prepared_like, smoke, without_profiles
+from benchmarks.studied import (
+    Studied,
+    opened,
+    run_parser,
+    train_like,
+    train_sasrec,
+    without_profiles,
+)
 from decant.measure import Asked
-from decant.run_data import sample_targets
 from decant.run_record import hardware
 from foundation import Foundation
 from foundation.evaluation import LastItemNeighbours, bootstrap_interval, hit_rate, ndcg, popularity
@@ -58,7 +62,6 @@ LEAST_COHORT = 200
 """People who must have a history of the longest length that is asked."""
 COLD_ITEMS, NEW_USERS = 0.1, 0.2
 """Shares that are taken out of training whole."""
-_WATCHED = 500
 
 
 class Contest:
@@ -166,35 +169,14 @@ class Contest:
 
     def _train_ours(self, data: SourceData, split: Split, name: str) -> Scores:
         """A model like the run's, on other data or another split."""
-        prepared, arm = prepared_like(self.studied.recipe, data, split)
-        book = prepared.book(arm)
-        encoder = self.studied.recipe.text_encoder
-        folder = None if encoder is None else Path(encoder)
         scratch = self.work / f"{self.measured.config_hash}-{name}.training"
-        model = trained(prepared, arm, book, encoder=folder, scratch=scratch)
+        model, book = train_like(self.studied, data, split, scratch=scratch)
         return of_foundation(model, book)
 
     def _train_sasrec(self, split: Split) -> Scores:
         """SASRec on the split's training events, stopped by validation or by the clock."""
+        fitted = train_sasrec(self.studied, split, seconds=self.sasrec_seconds)
         book = self.studied.book
-        watched = Asked(book, sample_targets(split.valid, _WATCHED))
-
-        def watch(model: sasrec.SASRec) -> float:
-            scores = sasrec.score_requests(model, book, watched.targets)
-            return float(ndcg(watched.ranks_by(_slices(scores)), 10).mean())
-
-        fitted = sasrec.fit(
-            book,
-            split,
-            config=sasrec.SASRecConfig(),
-            seconds=self.sasrec_seconds,
-            watch=watch,
-            seed=self.studied.recipe.seed,
-        )
-        how = "validation stopped it" if fitted.stopped_early else "the clock stopped it"
-        print(
-            f"sasrec: {fitted.epochs:.1f} epochs in {fitted.seconds:.0f} s; {how}", file=sys.stderr
-        )
         return lambda targets: _slices(sasrec.score_requests(fitted.model, book, targets))
 
     def _baselines(
@@ -317,13 +299,7 @@ def table(measured: Measured) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; 1 when something could not be measured."""
     assert __doc__ is not None
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, nargs="?", help="folder of a finished `decant run`")
-    parser.add_argument("--smoke", action="store_true", help="a tiny market and model of our own")
-    parser.add_argument("--out", type=Path, help="CSV; a second call goes on where it stopped")
-    parser.add_argument("--work", type=Path, help="keeps what was said; default: beside --out")
+    parser = run_parser(__doc__)
     parser.add_argument(
         "--sasrec-seconds", type=float, help="of each of its trainings; default: as the run's model"
     )
@@ -332,16 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        with tempfile.TemporaryDirectory() as temporary:
-            work = options.work or (
-                options.out.with_suffix(".work") if options.out else Path(temporary)
-            )
-            if options.smoke:
-                studied = smoke(Path(temporary))
-            elif options.run is None:
-                raise ValueError("RUN is needed: the folder of a `decant run` (or give --smoke).")
-            else:
-                studied = of_run(options.run)
+        with opened(options) as (studied, work):
             seconds = options.sasrec_seconds or studied.fit_seconds
             settings = {
                 "recipe": studied.recipe.to_dict(),

@@ -19,7 +19,6 @@ with the reading that it chooses by), longer ones than the trained with scaled p
 missing.
 """
 
-import argparse
 import sys
 import tempfile
 import time
@@ -37,6 +36,7 @@ from tqdm.auto import tqdm
 from benchmarks.arms import save_arrays
 from benchmarks.histories import NUM_RETRIEVED, POLICIES, Histories, Policy
 from benchmarks.measured import Measured
+from benchmarks.studied import named_run, run_parser
 from benchmarks.subjects import SMOKE, Subject, finished, trained
 from decant.layout import RunLayout
 from decant.measure import Asked
@@ -362,27 +362,20 @@ def table(measured: Measured) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; 1 when something could not be measured."""
     assert __doc__ is not None
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, nargs="?", help="folder of a finished `decant run`")
-    parser.add_argument("--smoke", action="store_true", help="a tiny market and model of our own")
+    parser = run_parser(__doc__)
     parser.add_argument("--model", default="foundation", help="of the run; default foundation")
-    parser.add_argument("--out", type=Path, help="CSV; a second call goes on where it stopped")
-    parser.add_argument("--work", type=Path, help="keeps what was said; default: beside --out")
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory() as temporary:
-            work = options.work or (
-                options.out.with_suffix(".work") if options.out else Path(temporary)
-            )
+            work = options.work or Path(temporary)
+            if options.work is None and options.out is not None:
+                work = options.out.with_suffix(".work")
             if options.smoke:
                 subject, weights = trained("slot", SMOKE, seed=0, scratch=Path(temporary)), "smoke"
-            elif options.run is None:
-                raise ValueError("RUN is needed: the folder of a `decant run` (or give --smoke).")
             else:
-                subject = finished(options.run, model=options.model)
-                weights = weights_hash(RunLayout(options.run).model(options.model))
+                folder = named_run(options)
+                subject = finished(folder, model=options.model)
+                weights = weights_hash(RunLayout(folder).model(options.model))
             settings = {
                 "task": subject.task,
                 "model": weights,

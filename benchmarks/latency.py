@@ -13,7 +13,6 @@ is found there. Levels and ways take turns in rounds; percentiles are over all r
 rounds, with a bootstrap interval over requests. `requests_per_s` is of a round.
 """
 
-import argparse
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from benchmarks.measured import Measured
+from benchmarks.studied import named_run, run_parser
 from benchmarks.subjects import SMOKE, Subject, finished, trained
 from decant.answering import NUM_RETRIEVED, Prediction
 from decant.layout import RunLayout
@@ -166,25 +166,19 @@ def table(measured: Measured) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; 1 when something could not be measured."""
     assert __doc__ is not None
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, nargs="?", help="folder of a finished `decant run`")
-    parser.add_argument("--smoke", action="store_true", help="a tiny market and model of our own")
+    parser = run_parser(__doc__, has_work=False)
     parser.add_argument("--model", help="of the run; default: the one that serves")
-    parser.add_argument("--out", type=Path, help="CSV")
     options = parser.parse_args(arguments)
     try:
         if options.smoke:
             with tempfile.TemporaryDirectory() as scratch:
                 subject = trained("slot", SMOKE, seed=0, scratch=Path(scratch))
             name, weights = "smoke", "smoke"
-        elif options.run is None:
-            raise ValueError("RUN is needed: the folder of a `decant run` (or give --smoke).")
         else:
-            layout = RunLayout(options.run)
+            folder = named_run(options)
+            layout = RunLayout(folder)
             name = options.model or layout.served()
-            subject = finished(options.run, model=name)
+            subject = finished(folder, model=name)
             weights = weights_hash(layout.model(name))
         settings = {
             "weights": weights,

@@ -26,6 +26,8 @@ CAPTIONS = {
     "LinkedIn published of another ranker and metric. Bars are 95 % intervals over people.",
     "latency": "Milliseconds of a whole request by how many ask at once, and the rate of them all. "
     "Bars are 95 % intervals over requests; of the rate, the slowest and the fastest round.",
+    "drift": "Models trained up to t, asked in the spans of time after it; bars are 95 % intervals "
+    "over people.",
     "attacks": "Places that an item rises when its text tries to persuade; below zero it falls.",
 }
 
@@ -276,6 +278,21 @@ def _latency(rows: Rows) -> Makers:
     return {"latency": partial(curves, told, x_label="callers at once", ticks=ticks)}
 
 
+def _drift(rows: Rows) -> Makers:
+    shown = [row for row in told_once(rows) if row.metric == "ndcg@10"]
+    ticks = sorted({row.split.partition(", ")[2] for row in shown})
+    told = [
+        Curve(
+            name=model,
+            places=[ticks.index(row.split.partition(", ")[2]) for row in mine],
+            points=[estimate(row) for row in mine],
+        )
+        for model in dict.fromkeys(row.model for row in shown)
+        if (mine := [row for row in shown if row.model == model])
+    ]
+    return {"drift": partial(curves, {"NDCG@10": told}, x_label="span of time", ticks=ticks)}
+
+
 _MAKERS: dict[str, Callable[[Rows], Makers]] = {
     "quality": _quality,
     "scoring": _speedups,
@@ -288,4 +305,5 @@ _MAKERS: dict[str, Callable[[Rows], Makers]] = {
     "context_length": _context_length,
     "cold_start": _cold_start,
     "latency": _latency,
+    "drift": _drift,
 }

@@ -75,7 +75,7 @@ def test_cold_and_warm_part_the_targets(smoke: Path) -> None:
 def test_a_second_call_trains_nothing(smoke: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = smoke.read_bytes()
     monkeypatch.setattr(benchmark.sasrec, "fit", None)
-    monkeypatch.setattr(benchmark, "trained", None)
+    monkeypatch.setattr(benchmark, "train_like", None)
     assert benchmark.main(["--smoke", "--out", str(smoke)]) == 0
     assert smoke.read_bytes() == before
 
