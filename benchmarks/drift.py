@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,13 @@ from benchmarks.peers import sasrec
 from benchmarks.studied import Studied, opened, run_parser, train_like, train_sasrec
 from decant.measure import Asked, last_item_answers, popularity_answers
 from decant.run_record import hardware
-from foundation.evaluation import bootstrap_interval, bootstrap_users, mean_of_users, ndcg
+from foundation.evaluation import (
+    UserStatistic,
+    bootstrap_interval,
+    bootstrap_users,
+    mean_of_users,
+    ndcg,
+)
 from promptify.splits import Split, Targets, global_time
 
 TRAINED, LEFT_OUT = 0.7, 0.05
@@ -104,9 +111,7 @@ class Ageing:
                 mean_of_users(values[span == s], row[span == s], len(users))
                 for s in (0, NUM_SPANS - 1)
             )
-            change = bootstrap_users(
-                lambda weights, a=first, b=last: b(weights) - a(weights), len(users)
-            )
+            change = bootstrap_users(partial(_less, a=last, b=first), len(users))
             add(
                 split=f"global-time, t+{NUM_SPANS}",
                 metric="ndcg@10_vs_first_span",
@@ -133,6 +138,12 @@ class Ageing:
         fitted = train_sasrec(self.studied, self.split, seconds=self.sasrec_seconds)
         scores = sasrec.score_requests(fitted.model, self.studied.book, self.split.test)
         return self.asked.ranks_by(lambda a, b: scores[a:b])
+
+
+def _less(
+    weights: NDArray[np.floating[Any]], *, a: UserStatistic, b: UserStatistic
+) -> NDArray[np.floating[Any]]:
+    return a(weights) - b(weights)
 
 
 def table(measured: Measured) -> str:

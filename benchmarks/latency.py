@@ -114,21 +114,22 @@ def measure(
         if at >= 0:
             took.setdefault((way, level), []).extend(1000 * one for one in seconds)
             rates.setdefault((way, level), []).append(count / (time.perf_counter() - began))
-    add = partial(
-        measured.add,
-        task=subject.task,
-        params=subject.foundation.num_parameters(),
-        context_tokens=subject.book.prompter.config.max_prompt_tokens,
-        seed=0,
-    )
     for (way, level), values in took.items():
-        cells = {"split": f"{level} at once", "model": f"{name}, {way}"}
+        add = partial(
+            measured.add,
+            task=subject.task,
+            split=f"{level} at once",
+            model=f"{name}, {way}",
+            params=subject.foundation.num_parameters(),
+            context_tokens=subject.book.prompter.config.max_prompt_tokens,
+            seed=0,
+        )
         for percent in (50, 95, 99):
             interval = percentile(np.array(values), percent)
-            add(metric=f"p{percent}_ms", interval=interval, n=len(values), **cells)
+            add(metric=f"p{percent}_ms", interval=interval, n=len(values))
         rate = rates[way, level]
         interval = Interval(value=float(np.median(rate)), low=min(rate), high=max(rate))
-        add(metric="requests_per_s", interval=interval, n=len(rate), **cells)
+        add(metric="requests_per_s", interval=interval, n=len(rate))
 
 
 def percentile(values: NDArray[np.float64], percent: float) -> Interval:

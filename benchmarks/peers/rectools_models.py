@@ -51,7 +51,7 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
 _EPOCHS = 1000  # The clock ends a training.
 
 
-class Clock(lightning.Callback):
+class Clock(lightning.Callback):  # type: ignore[misc]  # untyped where it is installed
     """Ends a training after some seconds of processor time; see `measured.thread_seconds`."""
 
     def __init__(self, seconds: float) -> None:

@@ -28,6 +28,8 @@ CAPTIONS = {
     "Bars are 95 % intervals over requests; of the rate, the slowest and the fastest round.",
     "drift": "Models trained up to t, asked in the spans of time after it; bars are 95 % intervals "
     "over people.",
+    "scaling-model": "Loss and ranking against the parameters of the body, on a log scale.",
+    "scaling-data": "Loss and ranking against the training events, on a log scale.",
     "attacks": "Places that an item rises when its text tries to persuade; below zero it falls.",
 }
 
@@ -293,6 +295,27 @@ def _drift(rows: Rows) -> Makers:
     return {"drift": partial(curves, {"NDCG@10": told}, x_label="span of time", ticks=ticks)}
 
 
+def _scaling(rows: Rows) -> Makers:
+    made: Makers = {}
+    for kind, x_label in (("model", "parameters"), ("data", "training events")):
+        mine = [row for row in told_once(rows) if row.split == kind]
+        events = {row.model: row.value for row in mine if row.metric == "training_events"}
+        told: dict[str, list[Curve]] = {}
+        for metric, heading in (("next_item_loss", "loss, nats"), ("ndcg@10", "NDCG@10")):
+            shown = [row for row in mine if row.metric == metric]
+            places = [
+                float(row.params or 0) if kind == "model" else events[row.model] for row in shown
+            ]
+            if shown:
+                curve = Curve(
+                    name="foundation", places=places, points=[estimate(row) for row in shown]
+                )
+                told[heading] = [curve]
+        if told:
+            made[f"scaling-{kind}"] = partial(curves, told, x_label=x_label)
+    return made
+
+
 _MAKERS: dict[str, Callable[[Rows], Makers]] = {
     "quality": _quality,
     "scoring": _speedups,
@@ -306,4 +329,5 @@ _MAKERS: dict[str, Callable[[Rows], Makers]] = {
     "cold_start": _cold_start,
     "latency": _latency,
     "drift": _drift,
+    "scaling": _scaling,
 }

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from benchmarks.published import COLD_START_GAINS
 from decant.results import ResultRow
 
 Files = Mapping[str, Sequence[ResultRow]]
@@ -192,6 +193,42 @@ def training(files: Files) -> str:
     return markdown(("`Foundation.fit` against", "times as many events a second"), lines)
 
 
+def cold_start(files: Files, *, file: str) -> str:
+    """Models after people's last events: NDCG@10, gain over SASRec, and what was published."""
+    rows = [row for row in rows_of(files, file) if row.split.endswith("events or more")]
+    lengths = sorted({row.history_events for row in rows if row.history_events is not None})
+    lines = []
+    for model in dict.fromkeys(row.model for row in rows):
+        found = {row.history_events: row for row in rows
+                 if (row.model, row.metric) == (model, "ndcg@10")}  # fmt: skip
+        lines.append((model, *(decimal(found[n].value) if n in found else "–" for n in lengths)))
+    for model in dict.fromkeys(row.model for row in rows if row.metric == "gain_vs_sasrec"):
+        found = {row.history_events: row for row in rows
+                 if (row.model, row.metric) == (model, "gain_vs_sasrec")}  # fmt: skip
+        cells = (_percent(found[n]) if n in found else "–" for n in lengths)
+        lines.append((f"{model}, gain over SASRec", *cells))
+    published = (f"{100 * COLD_START_GAINS[n]:+.1f} %" if n in COLD_START_GAINS else "–"
+                 for n in lengths)  # fmt: skip
+    lines.append(("360Brew, published gain over another ranker, other metric", *published))
+    return markdown(("events of history", *map(str, lengths)), lines)
+
+
+def context_length(files: Files, *, file: str) -> str:
+    """What of a history is told, and how much of it: NDCG@10, and where it is best."""
+    rows = [row for row in rows_of(files, file) if "events or more" in row.split]
+    lengths = sorted({row.history_events for row in rows if row.history_events is not None})
+    lines = []
+    for model in dict.fromkeys(row.model for row in rows):
+        mine = [row for row in rows if row.model == model]
+        found = {row.history_events: row for row in mine if row.metric == "ndcg@10"}
+        # The last is that of all lengths, extrapolated ones among them.
+        peak = [row for row in mine if row.metric == "peak_events"][-1]
+        ends = "" if peak.ci_low is None else f" [{peak.ci_low:g}, {peak.ci_high:g}]"
+        cells = (decimal(found[n].value) if n in found else "–" for n in lengths)
+        lines.append((model.rpartition(", ")[2].replace("_", " "), *cells, f"{peak.value:g}{ends}"))
+    return markdown(("events of history", *map(str, lengths), "best at"), lines)
+
+
 TABLES: dict[str, Callable[[Files], str]] = {
     "ml1m": partial(quality, file="ml1m-slot-seed0", good="liked"),
     "job-market": partial(quality, file="demo-seed0", good="apply"),
@@ -199,6 +236,8 @@ TABLES: dict[str, Callable[[Files], str]] = {
     "index": index_kinds,
     "scoring": scoring,
     "training": training,
+    "cold-start-ml100k": partial(cold_start, file="cold_start-ml100k"),
+    "context-length-ml100k": partial(context_length, file="context_length-ml100k"),
     "ml1m-against-sasrec": partial(against_sasrec, file="quality-ml1m-4-epochs"),
 }
 """Tables that a page may hold, by the name in its marker."""
@@ -277,6 +316,12 @@ def times(row: ResultRow, *, digits: int) -> str:
 
 def _models(rows: Sequence[ResultRow], *, split: str) -> list[str]:
     return list(dict.fromkeys(row.model for row in rows if row.split == split))
+
+
+def _percent(row: ResultRow) -> str:
+    value, ends = f"{100 * row.value:+.0f} %", (row.ci_low, row.ci_high)
+    told = ", ".join(f"{100 * end:+.0f}" for end in ends if end is not None)
+    return (f"{value} [{told}]" if told else value).replace("-", "−")
 
 
 def _parameters(count: int | None) -> str:

@@ -163,3 +163,80 @@ def test_figures_have_a_caption_each() -> None:
     drawn = {plot for rows in files.values() for plot in figures_of(rows)}
     assert drawn
     assert drawn <= set(CAPTIONS)
+
+
+def test_extrapolated_lengths_are_a_dashed_line_on_from_the_trained(place: Path) -> None:
+    def point(tokens: int, value: float, kind: str) -> ResultRow:
+        return row(
+            benchmark="context_length",
+            split=f"leave-one-out, histories that fill 512 tokens, {kind}",
+            model="foundation, recent",
+            context_tokens=tokens,
+            value=value,
+            ci_low=value - 0.01,
+            ci_high=value + 0.01,
+        )
+
+    rows = [
+        point(128, 0.1, "trained length"),
+        point(256, 0.2, "trained length"),
+        point(512, 0.15, "extrapolated, scaled positions"),
+        point(512, 0.05, "extrapolated, plain positions"),
+        replace(
+            point(256, 0.9, "trained length"), split="leave-one-out, all users, trained length"
+        ),
+    ]
+    [axes] = figures_of(rows)["tokens"]().axes
+    solid, dashed = (
+        line
+        for line in axes.lines
+        if line.get_linestyle() in ("-", "--") and len(line.get_xdata()) > 1
+    )
+    assert solid.get_ydata().tolist() == [0.1, 0.2]
+    assert dashed.get_ydata().tolist() == [0.2, 0.15]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["128", "256", "512"]
+
+
+def test_what_was_published_stands_beside_the_gains(place: Path) -> None:
+    cells = {"benchmark": "cold_start", "split": "leave-one-out, 10 events or more"}
+    rows = [
+        row(**cells, metric=metric, history_events=events, value=value, ci_low=None, ci_high=None)
+        for metric in ("ndcg@10", "gain_vs_sasrec")
+        for events, value in ((0, 0.1), (5, 0.2), (10, 0.3))
+    ]
+    figure = figures_of(rows)["cold-start"]()
+    quality, gains = figure.axes
+    published = [line for line in gains.lines if list(line.get_ydata()) == [0.066, 0.037]]
+    assert published
+    assert not [line for line in quality.lines if 0.066 in list(line.get_ydata())]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "cells"),
+    [
+        ("drift", [{"split": f"global-time, t+{n}"} for n in (1, 2)]),
+        (
+            "latency",
+            [
+                {"split": f"{n} at once", "model": "rung-1, served", "metric": metric}
+                for n in (1, 8)
+                for metric in ("p50_ms", "p95_ms", "p99_ms", "requests_per_s")
+            ],
+        ),
+        (
+            "scaling",
+            [
+                {"split": "model", "model": f"foundation, {n}", "params": n, "metric": metric}
+                for n in (10_000, 100_000)
+                for metric in ("next_item_loss", "ndcg@10")
+            ],
+        ),
+    ],
+)
+def test_each_benchmark_of_a_run_has_its_plot(benchmark: str, cells: list[dict]) -> None:
+    made = figures_of([row(benchmark=benchmark, **one) for one in cells])
+    assert made
+    for name, draw in made.items():
+        assert name in CAPTIONS
+        figure = draw()
+        assert all(len(axes.lines) for axes in figure.axes)
