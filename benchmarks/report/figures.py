@@ -318,6 +318,7 @@ def _scaling(rows: Rows) -> Makers:
 
 _MAKERS: dict[str, Callable[[Rows], Makers]] = {
     "quality": _quality,
+    "wording": _quality,
     "scoring": _speedups,
     "training": _speedups,
     "promptify": _speedups,
