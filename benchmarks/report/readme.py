@@ -202,11 +202,11 @@ def cold_start(files: Files, *, file: str) -> str:
         found = {row.history_events: row for row in rows
                  if (row.model, row.metric) == (model, "ndcg@10")}  # fmt: skip
         lines.append((model, *(decimal(found[n].value) if n in found else "–" for n in lengths)))
-    for model in dict.fromkeys(row.model for row in rows if row.metric == "gain_vs_sasrec"):
+    for peer, name in (("sasrec", "SASRec"), ("last_item", "last_item")):
         found = {row.history_events: row for row in rows
-                 if (row.model, row.metric) == (model, "gain_vs_sasrec")}  # fmt: skip
+                 if (row.model, row.metric) == ("foundation", f"gain_vs_{peer}")}  # fmt: skip
         cells = (_percent(found[n]) if n in found else "–" for n in lengths)
-        lines.append((f"{model}, gain over SASRec", *cells))
+        lines.append((f"foundation, gain over {name}", *cells))
     published = (f"{100 * COLD_START_GAINS[n]:+.1f} %" if n in COLD_START_GAINS else "–"
                  for n in lengths)  # fmt: skip
     lines.append(("360Brew, published gain over another ranker, other metric", *published))
