@@ -129,6 +129,7 @@ def predict_targets(
     *,
     task: int = 0,
     full_history: "Targets | None" = None,
+    rows: Rows | None = None,
     progress: bool = False,
 ) -> Predictions:
     """Rank the whole catalogue by p(item next), and read the actions of every event of the slates.
@@ -140,9 +141,11 @@ def predict_targets(
         task: index of the task.
         full_history: the same targets before their history was cut: seen items are filtered by all
             of it, so that a cut says nothing about warmth.
+        rows: prefixes of the targets that tell something else of their histories than `book` does.
         progress: show bars.
     """
-    rows, interactions = book.prefixes(targets, task=task), book.interactions
+    interactions = book.interactions
+    rows = book.prefixes(targets, task=task) if rows is None else rows
     wanted = ranking_targets(book, targets, task=task)
     event = slate_events(targets)
     request = np.repeat(np.arange(len(targets)), targets.last_event - targets.first_event)
