@@ -144,9 +144,9 @@ class Wordings:
                 if metric in ("ndcg@10", "hr@10", "auc", "log_loss"):
                     self._add(arm, metric, interval, n)
             if arm != REFERENCE:
-                values = [ndcg(_ranks(one), 10) for one in (said[REFERENCE], answers)]
-                change = paired_bootstrap(*values, answers.user, statistic="difference")
-                self._add(arm, "ndcg@10_vs_as_it_is", change, len(values[0]))
+                before, after = (ndcg(_ranks(one), 10) for one in (said[REFERENCE], answers))
+                change = paired_bootstrap(before, after, answers.user, statistic="difference")
+                self._add(arm, "ndcg@10_vs_as_it_is", change, len(before))
 
     def _add(self, arm: str, metric: str, interval: Any, n: int) -> None:
         self.measured.add(

@@ -270,7 +270,7 @@ def read_scores(
     items: NDArray[np.integer[Any]],
     *,
     task: int,
-    max_positions: int = 16384,
+    max_positions: int | None = None,
     progress: bool = False,
 ) -> Scores:
     """Actions and grades of many pairs at once; see `read_pairs`.
@@ -283,7 +283,7 @@ def read_scores(
         request: int64 [e], the prefix of each pair.
         items: int [e], its item, a row of the catalogue.
         task: index of the task.
-        max_positions: padded positions read at once.
+        max_positions: padded positions read at once; what suits the device when left out.
         progress: show a bar.
     """
     prompter = foundation.prompter
@@ -306,7 +306,7 @@ def _pair_states(
     request: NDArray[np.int64],
     items: NDArray[np.integer[Any]],
     *,
-    max_positions: int,
+    max_positions: int | None,
     progress: bool,
 ) -> Iterator[tuple[NDArray[np.int64], torch.Tensor, torch.Tensor]]:
     """Numbers of some pairs, and hidden states at their arrows and before them, [B, D] each."""
