@@ -41,7 +41,7 @@ from sklearn.metrics import cohen_kappa_score
 from benchmarks.measured import Measured
 from benchmarks.teacher_arms import ARMS, GRADES, SMOKE, Market, Said, Sizes, mixed
 from decant.atomic import write_whole
-from decant.plots import MARKERS, SERIES, to_png
+from decant.panels import MARKERS, SERIES, to_png
 from foundation import Foundation
 from foundation.batches import take_rows
 from foundation.evaluation import (

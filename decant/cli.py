@@ -3,9 +3,11 @@
 decant demo
 decant run ml1m --data ml-1m.zip --out runs/films
 decant ladder runs/films --to 0.05 --max-loss 0.01
+decant sweep films.yaml --grid fit.learning_rate=1e-3,3e-3 seed=0,1 --out runs/films-sweep
 decant predict runs/films --user 42 -k 10
 decant search runs/demo "who knows cancer treatment in London"
 decant index runs/films
+decant policy check policy.md
 """
 
 import logging
@@ -18,6 +20,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from decant.errors import one_line_errors
+from decant.policy_cli import add_policy_commands, policy_parser, run_policy
 from decant.processes import leads
 
 
@@ -45,9 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.command == "run":
         _run(command.source, command[command.source])
         return
+    if chosen.command == "policy":
+        for line in run_policy(command):
+            print(line)
+        return
     jobs = {
         "demo": _demo,
         "ladder": _ladder,
+        "sweep": _sweep,
         "export": _export,
         "trim": _trim,
         "quantise": _quantise,
@@ -77,6 +85,9 @@ def build_parser() -> ArgumentParser:
         "ladder", _ladder_parser(), help="ever smaller models below a run's, each gated"
     )
     commands.add_subcommand(
+        "sweep", _sweep_parser(), help="a grid of settings, ranked by what validation says"
+    )
+    commands.add_subcommand(
         "export", _export_parser(), help="a model as a stock checkpoint that ids alone can ask"
     )
     commands.add_subcommand(
@@ -86,6 +97,9 @@ def build_parser() -> ArgumentParser:
     commands.add_subcommand("predict", _predict_parser(), help="what people do next, from a run")
     commands.add_subcommand("search", _search_parser(), help="find people by words, from a run")
     commands.add_subcommand("index", _index_parser(), help="embed a catalogue and index it")
+    policy = policy_parser()
+    commands.add_subcommand("policy", policy, help="what a good recommendation is, as a document")
+    add_policy_commands(policy)
     return parser
 
 
@@ -236,6 +250,35 @@ def _ladder_parser() -> ArgumentParser:
     return parser
 
 
+def _sweep_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Train every combination of some settings, each in a run folder of its own, "
+        "and rank them by NDCG@10 on validation; the test targets are not looked at. What is done "
+        "is not done again: killed at any moment, the same command goes on, and a larger grid "
+        "trains what is new in it. The recipe is a YAML file: source (job_market, ml1m, ml100k or "
+        "table), its files (data; or users, items, events, task), form (slot or text), and under "
+        "recipe what differs from the source's own."
+    )
+    parser.add_argument("recipe", type=Path, help="YAML: source, files, recipe")
+    parser.add_argument(
+        "--grid",
+        type=str,
+        nargs="+",
+        default=[],
+        metavar="KEY=V1,V2",
+        help="values of a field of the recipe: size=mini,small fit.learning_rate=1e-3,3e-3 "
+        "seed=0,1,2; lists in brackets. Several seeds of the same settings are one line",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and the ledger")
+    parser.add_argument(
+        "--model",
+        choices=["foundation", "rung-1"],
+        default="foundation",
+        help="what is ranked; with foundation no rung is made",
+    )
+    return parser
+
+
 def _export_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Write a model of a run for those who have transformers and nothing of ours: "
@@ -380,6 +423,13 @@ def _index_parser() -> ArgumentParser:
         help="how the index keeps a vector's numbers",
     )
     parser.add_argument(
+        "--width",
+        type=int,
+        metavar="N",
+        help="index the first N numbers of each vector, where the model was trained at that width; "
+        "what is found is ranked by whole vectors",
+    )
+    parser.add_argument(
         "--target-recall",
         type=float,
         default=0.95,
@@ -405,48 +455,23 @@ def _demo(options: Namespace) -> None:
 
 
 def _run(source: str, options: Namespace) -> None:
-    from decant import recipes
-    from decant.stages import fingerprint
+    from decant.sourcing import Source
 
-    recipe = {"ml1m": recipes.ml1m, "ml100k": recipes.ml100k, "table": recipes.table}[source](
-        options.form
+    given = Source(
+        name=source,
+        files={
+            name: Path(options[name])
+            for name in ("data", "users", "items", "events", "task")
+            if options.get(name)
+        },
+        on_bad_rows=options.on_bad_rows,
+        quarantine=options.out.with_name(f"{options.out.name}-quarantine.jsonl"),
     )
+    recipe = given.recipe(options.form)
     recipe = recipe.with_seed(options.seed).with_model(size=options.size, model=options.model)
     recipe = recipe.with_epochs(options.epochs).with_text_encoder(options.text_encoder)
     recipe = recipe.with_held_out(options.held_out)
-    files = {
-        name: Path(options[name])
-        for name in ("data", "users", "items", "events", "task")
-        if options.get(name)
-    }
-    _check_files(files)
-    quarantine = options.out.with_name(f"{options.out.name}-quarantine.jsonl")
-    described = {
-        "source": source,
-        "on_bad_rows": options.on_bad_rows,
-        "files": {name: fingerprint(path) for name, path in files.items()},
-    }
-
-    def load() -> Any:
-        how: dict[str, Any] = {"on_bad_rows": options.on_bad_rows}
-        if options.on_bad_rows == "quarantine":
-            how["quarantine"] = quarantine
-        if source == "table":
-            from promptify.sources.table import table
-
-            return table(
-                users=files["users"],
-                items=files["items"],
-                events=files["events"],
-                task=files["task"],
-                **how,
-            )
-        from promptify.sources import movielens
-
-        reader = movielens.ml_1m if source == "ml1m" else movielens.ml_100k
-        return reader(files["data"], **how)
-
-    _execute(options, recipe, load, described)
+    _execute(options, recipe, given.load, given.described())
 
 
 def _execute(
@@ -506,6 +531,19 @@ def _ladder(options: Namespace) -> None:
     print(f"\n{done.folder / 'ladder.html'}")
 
 
+def _sweep(options: Namespace) -> None:
+    from decant.sweep import Sweep
+
+    _hush_bars()
+    sweep = Sweep.of(options.recipe, options.grid, out=options.out, model=options.model)
+    sweep.run()
+    if leads():
+        print(sweep.table())
+        print(f"\n{options.out / 'ledger.csv'}")
+    if sweep.failed:
+        raise SystemExit(1)
+
+
 def _export(options: Namespace) -> None:
     from decant.layout import RunLayout
     from decant.run_data import load_model
@@ -561,12 +599,6 @@ def _hush_bars() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-
-
-def _check_files(files: dict[str, Path]) -> None:
-    for path in files.values():
-        with path.open("rb"):
-            pass
 
 
 if __name__ == "__main__":

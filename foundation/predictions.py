@@ -129,6 +129,7 @@ def predict_targets(
     *,
     task: int = 0,
     full_history: "Targets | None" = None,
+    rows: Rows | None = None,
     progress: bool = False,
 ) -> Predictions:
     """Rank the whole catalogue by p(item next), and read the actions of every event of the slates.
@@ -140,9 +141,11 @@ def predict_targets(
         task: index of the task.
         full_history: the same targets before their history was cut: seen items are filtered by all
             of it, so that a cut says nothing about warmth.
+        rows: prefixes of the targets that tell something else of their histories than `book` does.
         progress: show bars.
     """
-    rows, interactions = book.prefixes(targets, task=task), book.interactions
+    interactions = book.interactions
+    rows = book.prefixes(targets, task=task) if rows is None else rows
     wanted = ranking_targets(book, targets, task=task)
     event = slate_events(targets)
     request = np.repeat(np.arange(len(targets)), targets.last_event - targets.first_event)
@@ -267,7 +270,7 @@ def read_scores(
     items: NDArray[np.integer[Any]],
     *,
     task: int,
-    max_positions: int = 16384,
+    max_positions: int | None = None,
     progress: bool = False,
 ) -> Scores:
     """Actions and grades of many pairs at once; see `read_pairs`.
@@ -280,7 +283,7 @@ def read_scores(
         request: int64 [e], the prefix of each pair.
         items: int [e], its item, a row of the catalogue.
         task: index of the task.
-        max_positions: padded positions read at once.
+        max_positions: padded positions read at once; what suits the device when left out.
         progress: show a bar.
     """
     prompter = foundation.prompter
@@ -303,7 +306,7 @@ def _pair_states(
     request: NDArray[np.int64],
     items: NDArray[np.integer[Any]],
     *,
-    max_positions: int,
+    max_positions: int | None,
     progress: bool,
 ) -> Iterator[tuple[NDArray[np.int64], torch.Tensor, torch.Tensor]]:
     """Numbers of some pairs, and hidden states at their arrows and before them, [B, D] each."""

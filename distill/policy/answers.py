@@ -1,0 +1,78 @@
+"""Answers that an endpoint gave, kept in an SQLite file that a killed process leaves whole."""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from promptify.validation import BadInput
+
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS answers (question TEXT PRIMARY KEY, answer TEXT NOT NULL, "
+    "prompt_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL, cost REAL NOT NULL)"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What a model wrote, and how much was read and written for it."""
+
+    text: str
+    prompt_tokens: int
+    answer_tokens: int
+
+
+class Answers:
+    """A file of answers by question; each is there for good once `keep` returns.
+
+    Args:
+        path: of the file; made where there is none.
+
+    Raises:
+        BadInput: it is no SQLite file of answers, or cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._open() as answers:
+            answers.execute(_TABLE)
+
+    @property
+    def cost(self) -> float:
+        """What all of them cost."""
+        with self._open() as answers:
+            return float(answers.execute("SELECT TOTAL(cost) FROM answers").fetchone()[0])
+
+    def known(self, questions: Sequence[str]) -> dict[str, str]:
+        """The texts of those questions that were answered."""
+        found = {}
+        with self._open() as answers:
+            for one in dict.fromkeys(questions):
+                row = answers.execute("SELECT answer FROM answers WHERE question = ?", (one,))
+                if (told := row.fetchone()) is not None:
+                    found[one] = str(told[0])
+        return found
+
+    def keep(self, question: str, answer: Answer, *, cost: float) -> None:
+        """Write down an answer."""
+        row = (question, answer.text, answer.prompt_tokens, answer.answer_tokens, cost)
+        with self._open() as answers, answers:
+            answers.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", row)
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        answers = None
+        try:
+            answers = sqlite3.connect(self.path, timeout=60)
+            answers.execute("PRAGMA journal_mode=WAL")
+            yield answers
+        except sqlite3.Error as error:
+            raise BadInput(
+                f"{self.path} is no file of answers, is damaged, or cannot be opened ({error}); "
+                "name another."
+            ) from error
+        finally:
+            if answers is not None:
+                answers.close()
