@@ -419,12 +419,15 @@ def measure(market: Market, measured: Measured, arms: Sequence[str]) -> dict[str
 
 
 def figure(curves: Mapping[str, Curve], measured: Measured) -> Figure:
-    """Policy against clicks: a line for each system, a point for each arm."""
+    """Policy against clicks: a line for each system, a point for each arm with a weight at zero."""
     drawn = Figure(figsize=(7.2, 5.2), layout="constrained")
     axes = drawn.add_subplot()
     for number, (name, points) in enumerate(curves.items()):
         _, policy, click = zip(*points, strict=True)
-        axes.plot(policy, click, label=name, color=SERIES[number], marker=MARKERS[number])
+        # Thresholds of a rule are no way from one end to the other.
+        line = "" if name.endswith("rules") else "-"
+        look = MARKERS[number]
+        axes.plot(policy, click, line, label=name, color=SERIES[number], marker=look)
     for name in ("policy teacher", "click teacher", *(a for a in ARMS if a.endswith(" 0"))):
         values = {row.metric: row.value for row in measured.rows if row.model == name}
         if not values:

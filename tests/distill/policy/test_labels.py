@@ -14,6 +14,7 @@ from distill.policy.endpoint import EndpointStopped
 from distill.policy.golden import sample_golden
 from distill.policy.judges import ExecutableJudge, Judged
 from distill.policy.labels import LABEL_SCHEMA, LabelConfig, label, read_labels
+from promptify.grades import GradedPairs
 from promptify.validation import BadInput
 
 CONFIG = LabelConfig(count=5000, pairs_per_shard=1024, seed=4)
@@ -204,3 +205,17 @@ def test_shards_read_by_themselves_as_plain_arrow(judge, market_tables, tmp_path
         table = pa.ipc.open_file(file).read_all()
         assert table["grade"].type == pa.int8()
         assert set(np.unique(table["grade"])) <= set(range(5))
+
+
+def test_a_training_takes_them_as_graded_pairs(judge, market_tables, golden, tmp_path):
+    label(judge, market_tables, tmp_path / "labels", CONFIG, golden=golden)
+    table = read_labels(tmp_path / "labels", golden=golden)
+    log = market_tables.interactions
+    pairs = GradedPairs.of_table(table, log, num_grades=5)
+    assert len(pairs) == len(table)
+    rows = [
+        [getattr(log, row_of)(one) for one in table[name].to_pylist()]
+        for row_of, name in (("user_row", "user_id"), ("item_row", "item_id"))
+    ]
+    found = pairs.find(*map(np.array, rows))
+    np.testing.assert_array_equal(pairs.share_PG[found].argmax(1), table["grade"].to_numpy())
