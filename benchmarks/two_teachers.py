@@ -425,9 +425,9 @@ def figure(curves: Mapping[str, Curve], measured: Measured) -> Figure:
     for number, (name, points) in enumerate(curves.items()):
         _, policy, click = zip(*points, strict=True)
         # Thresholds of a rule are no way from one end to the other.
-        line = "" if name.endswith("rules") else "-"
-        look = MARKERS[number]
-        axes.plot(policy, click, line, label=name, color=SERIES[number], marker=look)
+        line = "none" if name.endswith("rules") else "-"
+        mark, color = MARKERS[number], SERIES[number]
+        axes.plot(policy, click, label=name, linestyle=line, color=color, marker=mark)
     for name in ("policy teacher", "click teacher", *(a for a in ARMS if a.endswith(" 0"))):
         values = {row.metric: row.value for row in measured.rows if row.model == name}
         if not values:
