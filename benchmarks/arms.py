@@ -151,6 +151,7 @@ def trained(
         book,
         prepared.split.train,
         size=prepared.bed.recipe.size,
+        model=prepared.bed.recipe.model,
         text_encoder=encoder if arm.encoder else None,
         config=prepared.foundation_config(arm),
         seed=prepared.seed,

@@ -1,15 +1,12 @@
-"""Quality against the length of the history, by how training cut its windows and placed positions.
+"""Quality against the length of the history, by how training cut its windows.
 
     python -m benchmarks.context --data ml-100k.zip [--out FILE.csv] [--work FOLDER]
     python -m benchmarks.context --smoke
 
-*Windows*: the same users and targets with the history cut to its last 0, 1, 2, 5, … events, for
-models that differ in the share of training windows that were cut short, and for one that was only
-ever asked behind long histories. Seen items are filtered by the whole history at every length.
-
-*Positions*: a model trained at one length of prompt and served at one, two and four times that
-length, its positions as they are and scaled by YaRN, for users whose history fills twice the length
-and for all. What counts is the difference to the trained length, paired by user.
+The same users and targets with the history cut to its last 0, 1, 2, 5, … events, for models that
+differ in the share of training windows that were cut short, and for one that was only ever asked
+behind long histories. Seen items are filtered by the whole history at every length. One model at
+every length, and beyond the prompts that it was trained on: `benchmarks.context_length`.
 
 The choice between them is made on validation rows; test rows stand beside. Cut short, the same call
 goes on: trainings from their last checkpoint, rows where they stopped.
@@ -45,9 +42,6 @@ Float64 = NDArray[np.float64]
 
 LENGTHS = (0, 1, 2, 5, 10, 20, 50, 100)
 """Events that histories are cut to; the whole history comes after."""
-SERVED_TIMES = (1, 2, 4)
-"""Prompts that are served, in lengths of those that were trained on."""
-POSITION_ARMS = ("plain positions", "scaled positions")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +55,6 @@ class Settings:
         long_events: events before a target of the arm that is only asked behind long histories.
         lengths: events that histories are cut to.
         cohort_events: least history of the fixed cohort.
-        short_prompter: of the second part: a prompt half as long as the histories of its cohort.
     """
 
     recipe: Recipe
@@ -69,7 +62,6 @@ class Settings:
     long_events: int
     lengths: tuple[int, ...]
     cohort_events: int
-    short_prompter: PrompterConfig
 
 
 def full_settings() -> Settings:
@@ -80,13 +72,6 @@ def full_settings() -> Settings:
         long_events=50,
         lengths=LENGTHS,
         cohort_events=100,
-        short_prompter=PrompterConfig(
-            max_prompt_tokens=128,
-            max_item_tokens=16,
-            max_profile_tokens=24,
-            max_context_tokens=8,
-            vocab_size=2048,
-        ),
     )
 
 
@@ -102,7 +87,6 @@ def smoke_settings() -> Settings:
         long_events=5,
         lengths=(0, 2),
         cohort_events=10,
-        short_prompter=replace(prompter, max_prompt_tokens=136, max_context_tokens=12),
     )
 
 
@@ -186,67 +170,20 @@ def measure_windows(settings: Settings, table: Table) -> None:
                     )
 
 
-def measure_positions(settings: Settings, table: Table) -> None:
-    """A model of short prompts, served at one, two and four times their length."""
-    study, trained = table.study, settings.short_prompter.max_prompt_tokens
-    if all(table.has(arm, metric="ndcg@10_vs_trained_length") for arm in POSITION_ARMS):
-        return
-    model = study.train("short-prompts")
-    for split, targets in study.targets.items():
-        # Those whose history fills twice the length: other prompts stay as long as they are.
-        longer = study.prompter.with_budget(2 * trained).book(study.book.interactions)
-        filled = longer.prefixes(targets).num_dropped_events > 0
-        if not filled.any():
-            raise ValueError(f"no history fills a prompt of {2 * trained} tokens; none measured.")
-        events = targets.history_end - targets.history_start
-        at_trained: Float64 | None = None
-        for times in SERVED_TIMES:
-            for arm in POSITION_ARMS:
-                if arm == "scaled positions" and times == 1:
-                    continue  # Within the trained length there is nothing to scale.
-                model.set_prompt_budget(trained)
-                if arm == "scaled positions":
-                    model.set_prompt_budget(times * trained)
-                else:
-                    model.prompter = study.prompter.with_budget(times * trained)
-                values = study.ask(model, targets)
-                for least_events in (int(events[filled].min()), 0):
-                    table.add(
-                        values,
-                        split=split,
-                        least_events=least_events,
-                        model=arm,
-                        params=model.num_parameters(),
-                        context_tokens=times * trained,
-                        history_events=None,
-                        against=None if at_trained is None else ("trained_length", at_trained),
-                    )
-                at_trained = values if at_trained is None else at_trained
-
-
 def by_length(measured: Measured, settings: Settings) -> str:
-    """Rows of the test split as a table: models down, lengths of history or of prompt across."""
-    trained = settings.short_prompter.max_prompt_tokens
-    prompts = {times * trained: f"{times}x" for times in SERVED_TIMES}
+    """Rows of the test split as a table: models down, lengths of history across."""
     histories = {length: str(length) for length in settings.lengths} | {None: "all"}
-    lines: list[str] = []
-    for is_of_prompts, places in ((False, histories), (True, prompts)):
-        head = "times the trained length" if is_of_prompts else "events of history"
-        lines.append(f"{head:42}" + "".join(f"{place:>9}" for place in places.values()))
-        told: dict[tuple[object, ...], dict[int | None, float]] = {}
-        for row in measured.rows:
-            if " test, " in row.split and (row.model in POSITION_ARMS) == is_of_prompts:
-                place = row.context_tokens if is_of_prompts else row.history_events
-                line = (row.model, row.split.partition(", ")[2], row.seed, row.metric)
-                told.setdefault(line, {})[place] = row.value
-        for (model, who, seed, metric), values in told.items():
-            name = f"{model}, {who}, seed {seed}" if metric == "ndcg@10" else f"    {metric}"
-            cells = (f"{values[p]:9.4f}" if p in values else " " * 9 for p in places)
-            lines.append(f"{name:42}" + "".join(cells))
+    lines = [f"{'events of history':42}" + "".join(f"{n:>9}" for n in histories.values())]
+    told: dict[tuple[object, ...], dict[int | None, float]] = {}
+    for row in measured.rows:
+        if " test, " in row.split:
+            line = (row.model, row.split.partition(", ")[2], row.seed, row.metric)
+            told.setdefault(line, {})[row.history_events] = row.value
+    for (model, who, seed, metric), values in told.items():
+        name = f"{model}, {who}, seed {seed}" if metric == "ndcg@10" else f"    {metric}"
+        cells = (f"{values[n]:9.4f}" if n in values else " " * 9 for n in histories)
+        lines.append(f"{name:42}{''.join(cells)}")
     return "\n".join(lines)
-
-
-PARTS = {"windows": measure_windows, "positions": measure_positions}
 
 
 def source_data(settings: Settings, path: Path | None, seed: int) -> SourceData:
@@ -266,9 +203,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write rows as CSV; go on with what is there")
     parser.add_argument("--work", type=Path, help="keep trainings here; default: beside --out")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of trainings; default 0")
-    parser.add_argument(
-        "--part", choices=("windows", "positions"), help="one of the two parts; default both"
-    )
     options = parser.parse_args(arguments)
     settings = smoke_settings() if options.smoke else full_settings()
     with tempfile.TemporaryDirectory() as temporary:
@@ -281,13 +215,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 data = source_data(settings, options.data, seed)
                 folder = work / measured.config_hash / str(seed)
                 recipe = settings.recipe.with_seed(seed)
-                for part, prompter in (
-                    ("windows", recipe.prompter),
-                    ("positions", settings.short_prompter),
-                ):
-                    if options.part in (None, part):
-                        study = Study(data, recipe=recipe, prompter=prompter, work=folder / part)
-                        PARTS[part](settings, Table(measured, study))
+                study = Study(data, recipe=recipe, prompter=recipe.prompter, work=folder)
+                measure_windows(settings, Table(measured, study))
         except (ValueError, OSError) as error:
             print(f"benchmarks.context: error: {error}", file=sys.stderr)
             return 1

@@ -81,10 +81,7 @@ class Study:
     ) -> Float64:
         """NDCG@10 of each ranking target, after so many events or all of them."""
         asked = targets if num_events is None else targets.cut(num_events)
-        book = self.book
-        if foundation.prompter is not self.prompter:
-            book = foundation.prompter.book(book.interactions)
-        found = predict_targets(foundation, book, asked, full_history=targets)
+        found = predict_targets(foundation, self.book, asked, full_history=targets)
         values: Float64 = ndcg(found.rank, 10)
         return values
 
@@ -102,12 +99,12 @@ class Table:
         self.study = study
         self.seed = study.recipe.seed
 
-    def has(self, model: str, *, metric: str = "ndcg@10") -> bool:
+    def has(self, model: str) -> bool:
         """Whether a model's last row is there."""
         split = f"leave-last-{NUM_HELD_OUT} test"
         return any(
             row.model == model
-            and row.metric == metric
+            and row.metric == "ndcg@10"
             and row.seed == self.seed
             and row.split.startswith(split)
             and row.history_events is None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from decant.layout import RunLayout
 from decant.pipeline import fit_on_validation
+from decant.recipes import recipe_of
 from decant.run_data import load_book, load_model, sample_targets, split_of
 from foundation import FitConfig, Foundation, FoundationConfig
 from promptify.assembly import PromptBook
@@ -24,11 +25,13 @@ class Subject:
         foundation: calibrated, with its rank weight.
         book: prompts over its catalogue and log.
         split: whose test requests are asked.
+        task: of its result rows.
     """
 
     foundation: Foundation
     book: PromptBook
     split: Split
+    task: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,12 +101,21 @@ def trained(form: str, sizes: Sizes, *, seed: int, scratch: Path) -> Subject:
     # Ranking two hundred texts is dear, and `w` is one number.
     some = sample_targets(split.valid, NUM_FITTING_REQUESTS)
     fit_on_validation(foundation, book, some, task=0)
-    return Subject(foundation=foundation, book=book, split=split)
+    return Subject(foundation=foundation, book=book, split=split, task="job_market")
 
 
-def finished(folder: Path) -> Subject:
-    """The served model of a finished run."""
+def finished(folder: Path, *, model: str | None = None) -> Subject:
+    """A model of a finished run; the one that serves when None.
+
+    Raises:
+        BadInput: the folder is no run, or holds no such model.
+    """
     layout = RunLayout(folder)
+    served = layout.served()
     book, split = load_book(layout)
-    foundation = load_model(layout.model(layout.served()))
-    return Subject(foundation=foundation, book=book, split=split)
+    return Subject(
+        foundation=load_model(layout.model(model or served)),
+        book=book,
+        split=split,
+        task=recipe_of(folder).name,
+    )

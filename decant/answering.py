@@ -5,16 +5,17 @@ Legend: I items of the catalogue, C candidates, V vector width, A actions of the
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from numbers import Integral
+from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from decant.constraints import Constraint, ruled
 from decant.served import Served
 from decant.where import Where, parse_where
-from foundation.predictions import log_positive
+from foundation.predictions import log_policy, log_positive
 from foundation.prefix_cache import PrefixCache
 from foundation.scoring import PrefixReading
 from promptify.rows import Rows
@@ -34,11 +35,14 @@ class Prediction:
     Attributes:
         item_id: the item.
         title: the item in words.
-        score: log p(item next) up to a constant + w · log p(positive action); higher is better.
+        score: log p(item next) up to a constant + w · log p(positive action), mixed with policy
+            where the request asked for it; higher is better.
         probabilities: of each action, if the item is shown, calibrated; they sum to 1.
         retrieval_score: the inner product of person and item vector: log p(item next) up to a
             constant of the request.
         retrieval_rank: place among what retrieval returned, from 1; None for a given candidate.
+        grades: probability of each policy grade, worst first, as the model says it; empty where the
+            task has none.
     """
 
     item_id: str
@@ -47,6 +51,15 @@ class Prediction:
     probabilities: dict[str, float]
     retrieval_score: float
     retrieval_rank: int | None
+    grades: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def policy(self) -> float | None:
+        """The expected grade as a share of the best, in [0, 1]; None where there are no grades."""
+        if not self.grades:
+            return None
+        share_G = np.array(list(self.grades.values()))
+        return float(share_G @ np.linspace(0, 1, len(share_G)))
 
 
 def answer(
@@ -61,6 +74,8 @@ def answer(
     allow: Sequence[str] | None = None,
     deny: Sequence[str] | None = None,
     where: str | Where | None = None,
+    blend: float | None = None,
+    constraints: Sequence[Constraint] = (),
 ) -> list[Prediction]:
     """The `k` best items for one prefix; see `Recommender.predict_next_actions`.
 
@@ -75,12 +90,16 @@ def answer(
         allow: only these item ids.
         deny: none of these item ids.
         where: only items like this.
+        blend: how much policy counts; clicks alone when left out.
+        constraints: what may stand beside what, one after the other.
 
     Raises:
-        BadInput: `k` is below 1, an id is unknown, or `where` does not fit the items.
+        BadInput: `k` is below 1, an id is unknown, `where` or a constraint does not fit the items,
+            or `blend` does not fit the task.
     """
     if not isinstance(k, Integral) or k < 1:
         raise BadInput(f"k={shown(k)} must be at least 1, and a whole number.")
+    _check_blend(now, task, blend)
     if dropped := int(prefix.num_dropped_events[0]):
         logger.info(
             "the oldest %s events of the history are left out: a prompt holds %s tokens",
@@ -91,9 +110,10 @@ def answer(
         check_ids(now, name, ids)
     # Given candidates may be of another kind than the task ranks.
     asked = task if candidates is None else None
-    is_admitted_I, is_admitted_R = now.admitted(asked, parsed(where))
+    is_admitted_I, is_admitted_R = now.admitted(asked, ruled(parsed(where), constraints))
     # Read once: retrieval takes the person vector from it, ranking the rest.
     person = prefix_cache.read(now.foundation, prefix)
+    order: dict[str, Any] = {"task": task, "k": k, "blend": blend, "constraints": constraints}
     refused = set(deny or ()) | set(seen)
     if candidates is not None:
         allowed = None if allow is None else set(allow)
@@ -106,7 +126,7 @@ def answer(
         rows_C = rows_C[is_admitted_I[rows_C]]
         scores_C = now.item_vectors_IV[rows_C] @ person.vector_V
         ranks: Sequence[int | None] = [None] * len(rows_C)
-        return _ranked(now, person, rows_C, scores_C, ranks, task=task, k=k)
+        return _ranked(now, person, rows_C, scores_C, ranks, **order)
     filters: dict[str, Any] = {"deny": sorted(refused)} if refused else {}
     if allow is not None:
         filters["allow"] = [
@@ -116,7 +136,7 @@ def answer(
         filters["allow"] = is_admitted_R
     most = min(max(NUM_RETRIEVED, int(k)), now.interactions.num_items)
     rows_C, scores_C = now.nearest(person.vector_V, most, **filters)
-    return _ranked(now, person, rows_C, scores_C, range(1, len(rows_C) + 1), task=task, k=k)
+    return _ranked(now, person, rows_C, scores_C, range(1, len(rows_C) + 1), **order)
 
 
 def retrieve(
@@ -171,16 +191,25 @@ def _ranked(
     task: int,
     k: int,
     bonus_C: NDArray[np.float32] | None = None,
+    blend: float | None = None,
+    constraints: Sequence[Constraint] = (),
 ) -> list[Prediction]:
     asked = now.book.prompter.tasks[task]
-    said_CA = now.foundation.score(person, rows_C, task=task)
-    log_probs_CA = now.foundation.calibration(task)(said_CA)
+    said = now.foundation.score_both(person, rows_C, task=task)
+    log_probs_CA = now.foundation.calibration(task)(said.action_CA)
     total_C = retrieval_C + now.foundation.rank_weight(task) * log_positive(
         log_probs_CA, np.array(asked.is_positive)
     )
     if bonus_C is not None:
         total_C = total_C + bonus_C
-    best = np.argsort(-total_C, kind="stable")[:k]
+    if blend:
+        # A share of nothing is left out: policy alone knows no click, be it ever so unlikely.
+        policy_C = blend * log_policy(said.grade_CG)
+        total_C = policy_C if blend == 1 else (1 - blend) * total_C + policy_C
+    best = np.argsort(-total_C, kind="stable")
+    for constraint in constraints:
+        best = best[constraint.order(rows_C[best], now)]
+    best = best[:k]
     titles = item_titles(now.book.prompter.words, now.interactions, rows_C[best])
     return [
         Prediction(
@@ -193,9 +222,28 @@ def _ranked(
             },
             retrieval_score=float(retrieval_C[place]),
             retrieval_rank=ranks[place],
+            grades={
+                grade: float(p)
+                for grade, p in zip(asked.grades, np.exp(said.grade_CG[place]), strict=True)
+            },
         )
         for place, title in zip(best.tolist(), titles, strict=True)
     ]
+
+
+def _check_blend(now: Served, task: int, blend: float | None) -> None:
+    if blend is None:
+        return
+    name, grades = (getattr(now.book.prompter.tasks[task], part) for part in ("name", "grades"))
+    if not grades:
+        raise BadInput(
+            f"blend={shown(blend)} mixes in policy, but task {name!r} has no grades; leave it out, "
+            "or train a model with Task.grades."
+        )
+    if isinstance(blend, bool) or not isinstance(blend, Real) or not 0 <= blend <= 1:
+        raise BadInput(
+            f"blend={shown(blend)} must be a number in [0, 1]: 0 is clicks alone, 1 policy alone."
+        )
 
 
 def task_of(now: Served, name: str | None) -> int:

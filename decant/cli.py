@@ -3,6 +3,7 @@
 decant demo
 decant run ml1m --data ml-1m.zip --out runs/films
 decant ladder runs/films --to 0.05 --max-loss 0.01
+decant sweep films.yaml --grid fit.learning_rate=1e-3,3e-3 seed=0,1 --out runs/films-sweep
 decant predict runs/films --user 42 -k 10
 decant search runs/demo "who knows cancer treatment in London"
 decant index runs/films
@@ -54,7 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     jobs = {
         "demo": _demo,
         "ladder": _ladder,
+        "sweep": _sweep,
         "export": _export,
+        "trim": _trim,
+        "quantise": _quantise,
         "predict": _predict,
         "search": _search,
         "index": _index,
@@ -81,8 +85,15 @@ def build_parser() -> ArgumentParser:
         "ladder", _ladder_parser(), help="ever smaller models below a run's, each gated"
     )
     commands.add_subcommand(
+        "sweep", _sweep_parser(), help="a grid of settings, ranked by what validation says"
+    )
+    commands.add_subcommand(
         "export", _export_parser(), help="a model as a stock checkpoint that ids alone can ask"
     )
+    commands.add_subcommand(
+        "quantise", _quantise_parser(), help="the served model in int8, as a gated rung"
+    )
+    commands.add_subcommand("trim", _trim_parser(), help="leave out the tokens that are never said")
     commands.add_subcommand("predict", _predict_parser(), help="what people do next, from a run")
     commands.add_subcommand("search", _search_parser(), help="find people by words, from a run")
     commands.add_subcommand("index", _index_parser(), help="embed a catalogue and index it")
@@ -239,6 +250,35 @@ def _ladder_parser() -> ArgumentParser:
     return parser
 
 
+def _sweep_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Train every combination of some settings, each in a run folder of its own, "
+        "and rank them by NDCG@10 on validation; the test targets are not looked at. What is done "
+        "is not done again: killed at any moment, the same command goes on, and a larger grid "
+        "trains what is new in it. The recipe is a YAML file: source (job_market, ml1m, ml100k or "
+        "table), its files (data; or users, items, events, task), form (slot or text), and under "
+        "recipe what differs from the source's own."
+    )
+    parser.add_argument("recipe", type=Path, help="YAML: source, files, recipe")
+    parser.add_argument(
+        "--grid",
+        type=str,
+        nargs="+",
+        default=[],
+        metavar="KEY=V1,V2",
+        help="values of a field of the recipe: size=mini,small fit.learning_rate=1e-3,3e-3 "
+        "seed=0,1,2; lists in brackets. Several seeds of the same settings are one line",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and the ledger")
+    parser.add_argument(
+        "--model",
+        choices=["foundation", "rung-1"],
+        default="foundation",
+        help="what is ranked; with foundation no rung is made",
+    )
+    return parser
+
+
 def _export_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Write a model of a run for those who have transformers and nothing of ours: "
@@ -254,6 +294,41 @@ def _export_parser() -> ArgumentParser:
         help="a causal LM, or a sequence classifier whose classes are the actions",
     )
     parser.add_argument("--task", type=str, help="the surface; the first of the model by default")
+    return parser
+
+
+def _quantise_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Put the model that serves in int8, calibrate it again, and ask the gate what "
+        "was lost and what time was won; where it passes, it is the run's next rung and serves. "
+        "For processors."
+    )
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument(
+        "--max-loss",
+        type=float,
+        default=0.01,
+        help="share of AUC and NDCG@10 that may be lost against the rung above; three times that "
+        "against the foundation",
+    )
+    parser.add_argument(
+        "--timed-requests", type=int, default=300, help="that latency is measured on"
+    )
+    return parser
+
+
+def _trim_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Leave out of a model's vocabulary what its people, items and prompts never "
+        "say, as most of a hub model's: a run of its own with the same scores. Items that were "
+        "added to the run since are not taken along."
+    )
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--out", type=Path, required=True, help="the new run folder")
+    parser.add_argument("--model", type=str, help="foundation or a rung; what serves by default")
+    parser.add_argument(
+        "--texts", type=Path, help="a file of lines whose words stay too, such as queries"
+    )
     return parser
 
 
@@ -280,6 +355,12 @@ def _predict_parser() -> ArgumentParser:
         help="only items like this, over their columns: 'place = Berlin, Germany | workplace = "
         'remote\'. There are = != < <= > >= in (a, b), | & ! ( ), and "quotes" for values that '
         "hold one of these; = on a list asks whether it holds the value",
+    )
+    parser.add_argument(
+        "--blend",
+        type=float,
+        help="how much policy counts, from 0, clicks alone, to 1, policy alone; of a task with "
+        "grades",
     )
     parser.add_argument("--model", type=str, help="foundation or a rung; the smallest by default")
     parser.add_argument("--json", action="store_true", help="print JSON lines")
@@ -342,6 +423,13 @@ def _index_parser() -> ArgumentParser:
         help="how the index keeps a vector's numbers",
     )
     parser.add_argument(
+        "--width",
+        type=int,
+        metavar="N",
+        help="index the first N numbers of each vector, where the model was trained at that width; "
+        "what is found is ranked by whole vectors",
+    )
+    parser.add_argument(
         "--target-recall",
         type=float,
         default=0.95,
@@ -367,48 +455,23 @@ def _demo(options: Namespace) -> None:
 
 
 def _run(source: str, options: Namespace) -> None:
-    from decant import recipes
-    from decant.stages import fingerprint
+    from decant.sourcing import Source
 
-    recipe = {"ml1m": recipes.ml1m, "ml100k": recipes.ml100k, "table": recipes.table}[source](
-        options.form
+    given = Source(
+        name=source,
+        files={
+            name: Path(options[name])
+            for name in ("data", "users", "items", "events", "task")
+            if options.get(name)
+        },
+        on_bad_rows=options.on_bad_rows,
+        quarantine=options.out.with_name(f"{options.out.name}-quarantine.jsonl"),
     )
+    recipe = given.recipe(options.form)
     recipe = recipe.with_seed(options.seed).with_model(size=options.size, model=options.model)
     recipe = recipe.with_epochs(options.epochs).with_text_encoder(options.text_encoder)
     recipe = recipe.with_held_out(options.held_out)
-    files = {
-        name: Path(options[name])
-        for name in ("data", "users", "items", "events", "task")
-        if options.get(name)
-    }
-    _check_files(files)
-    quarantine = options.out.with_name(f"{options.out.name}-quarantine.jsonl")
-    described = {
-        "source": source,
-        "on_bad_rows": options.on_bad_rows,
-        "files": {name: fingerprint(path) for name, path in files.items()},
-    }
-
-    def load() -> Any:
-        how: dict[str, Any] = {"on_bad_rows": options.on_bad_rows}
-        if options.on_bad_rows == "quarantine":
-            how["quarantine"] = quarantine
-        if source == "table":
-            from promptify.sources.table import table
-
-            return table(
-                users=files["users"],
-                items=files["items"],
-                events=files["events"],
-                task=files["task"],
-                **how,
-            )
-        from promptify.sources import movielens
-
-        reader = movielens.ml_1m if source == "ml1m" else movielens.ml_100k
-        return reader(files["data"], **how)
-
-    _execute(options, recipe, load, described)
+    _execute(options, recipe, given.load, given.described())
 
 
 def _execute(
@@ -468,6 +531,19 @@ def _ladder(options: Namespace) -> None:
     print(f"\n{done.folder / 'ladder.html'}")
 
 
+def _sweep(options: Namespace) -> None:
+    from decant.sweep import Sweep
+
+    _hush_bars()
+    sweep = Sweep.of(options.recipe, options.grid, out=options.out, model=options.model)
+    sweep.run()
+    if leads():
+        print(sweep.table())
+        print(f"\n{options.out / 'ledger.csv'}")
+    if sweep.failed:
+        raise SystemExit(1)
+
+
 def _export(options: Namespace) -> None:
     from decant.layout import RunLayout
     from decant.run_data import load_model
@@ -483,6 +559,23 @@ def _export(options: Namespace) -> None:
     export = {"causal": export_causal, "classifier": export_classifier}[options.kind]
     export(foundation, options.out, task=0 if options.task is None else names.index(options.task))
     print(options.out)
+
+
+def _quantise(options: Namespace) -> None:
+    from decant.quantising import quantise
+
+    _hush_bars()
+    done = quantise(options.run, max_loss=options.max_loss, timed_requests=options.timed_requests)
+    print(done.table())
+
+
+def _trim(options: Namespace) -> None:
+    from decant.trimming import trim
+
+    _hush_bars()
+    texts = tuple(options.texts.read_text("utf-8").splitlines()) if options.texts else ()
+    print(trim(options.run, options.out, model=options.model, texts=texts).table())
+    print(f"\n{options.out}")
 
 
 def _search(options: Namespace) -> None:
@@ -506,12 +599,6 @@ def _hush_bars() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-
-
-def _check_files(files: dict[str, Path]) -> None:
-    for path in files.values():
-        with path.open("rb"):
-            pass
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ class ShardPlan:
         model_hash: of the model that embeds.
         file: fingerprint of the file of items.
         shard_items: rows of the file in each shard, those that do not fit among them.
+        width: numbers of each vector.
         with_items: whether the items are kept beside their vectors.
         num_items: good rows of the file.
         num_shards: how many shards there are.
@@ -59,6 +60,7 @@ class ShardPlan:
     model_hash: str
     file: str
     shard_items: int
+    width: int
     with_items: bool
     num_items: int
     num_shards: int
@@ -109,6 +111,7 @@ def look_through(
     schema: Schema,
     *,
     shard_items: int,
+    width: int,
     with_items: bool,
     model_hash: str,
     file: str,
@@ -120,6 +123,7 @@ def look_through(
         path: a CSV, TSV, Parquet or JSONL file with the columns of `items`.
         schema: what they are.
         shard_items: rows of the file in each shard.
+        width: as in the plan.
         with_items: as in the plan.
         model_hash: as in the plan.
         file: as in the plan.
@@ -148,6 +152,7 @@ def look_through(
         model_hash=model_hash,
         file=file,
         shard_items=shard_items,
+        width=width,
         with_items=with_items,
         num_items=num_items,
         num_shards=num_shards,
@@ -197,7 +202,7 @@ def embed_shards(
             ids = items["item_id"].to_pylist()
             told = foundation.read_items(prompter.item_pieces(table_texts(prompter.words, items)))
             known_N = np.array([row_of.get(item, -1) for item in ids], np.int64)
-            vectors_NV = foundation.embed_items(told, known_N=known_N)
+            vectors_NV = foundation.embed_items(told, known_N=known_N, width=plan.width)
             if plan.with_items:
                 kept = _columns(items) | {"reading_ND": as_lists(told.reading_ND.cpu().numpy())}
                 if told.encoding_NW is not None:

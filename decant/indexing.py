@@ -57,7 +57,7 @@ def index(options: Namespace) -> list[str]:
             raise BadInput("--out goes with --items FILE: a run's own catalogue stays in the run.")
         if not processes.leads():
             return []
-        return [f"indexed {index_again(RunLayout(options.run)):,} items"]
+        return [f"indexed {index_again(RunLayout(options.run), width=options.width):,} items"]
     layout = None if (options.run / "foundation.json").exists() else RunLayout(options.run)
     if layout is None and options.out is None:
         raise BadInput(
@@ -68,8 +68,9 @@ def index(options: Namespace) -> list[str]:
     out = layout.catalogue_scratch if layout and serves else options.out
     shards = ShardFolder(folder=out)
     foundation = load_model(model).to(processes.training_device())
+    width = foundation.checked_width(options.width)
     with _one_writer(out):
-        plan = _plan(options, model, foundation, shards, with_items=serves)
+        plan = _plan(options, model, foundation, shards, width=width, with_items=serves)
         embed_shards(
             foundation,
             options["items"],
@@ -82,7 +83,7 @@ def index(options: Namespace) -> list[str]:
         if not processes.leads():
             return []
         foundation.to("cpu")
-        people = None if layout is None else _people(layout, foundation)
+        people = None if layout is None else _people(layout, foundation, width)
         built = _build(options, plan, shards, people)
         said = [_said(built, options.run if serves else out / "index")]
         if layout is not None and serves:
@@ -97,6 +98,7 @@ def _plan(
     foundation: Foundation,
     shards: ShardFolder,
     *,
+    width: int,
     with_items: bool,
 ) -> ShardPlan:
     """The leader looks through the file and makes room; the others are told."""
@@ -112,6 +114,7 @@ def _plan(
             options["items"],
             foundation.prompter.words.schema,
             shard_items=options.shard_items,
+            width=width,
             with_items=with_items,
             model_hash=weights_hash(model),
             file=fingerprint(options["items"]),
@@ -152,11 +155,13 @@ def _said(built: IndexManifest, where: Path) -> str:
     )
 
 
-def _people(layout: RunLayout, foundation: Foundation) -> NDArray[np.float32] | None:
+def _people(layout: RunLayout, foundation: Foundation, width: int) -> NDArray[np.float32] | None:
     """Vectors of people of a run's log: what will be searched for lies where they do."""
     book, split = load_book(layout)
     some = sample_targets(split.valid, NUM_SAMPLED_PEOPLE)
-    return foundation.embed_users(book.prefixes(some, task=0)) if len(some) > 1 else None
+    if len(some) < 2:
+        return None
+    return foundation.embed_users(book.prefixes(some, task=0), width=width)
 
 
 def _serve(layout: RunLayout, foundation: Foundation, plan: ShardPlan, shards: ShardFolder) -> None:

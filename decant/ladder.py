@@ -150,18 +150,7 @@ def _rungs(
     """Step down until the end is reached or no step passes: names of the rungs, and why it ends."""
     book, split = load_book(layout)
     top = load_model(layout.model(FOUNDATION))
-    ladder = Ladder(
-        top,
-        book,
-        split,
-        config=config,
-        hands=Hands(
-            measure=Judge(book, timed_requests=timed_requests),
-            settle=lambda model: _settle(model, book, split.valid),
-            watch=lambda model: watch(model, book, split.valid),
-        ),
-        device=training_device(),
-    )
+    ladder = ladder_below(top, book, split, config, timed_requests=timed_requests)
     has_own = (layout.folder / RUNG).is_dir() and not layout.is_of_ladder(RUNG)
     first = 2 if has_own else 1
     made: list[str] = []
@@ -189,7 +178,7 @@ def _rungs(
             rung = ladder.step_down(above, scratch=scratch, step=step)
             if rung.folder is None:
                 raise _NoStepPassesError(rung)
-            _keep(rung, ladder, above, out, name=name, above_name=above_name)
+            keep_rung(rung, ladder, above, out, name=name, above_name=above_name)
 
         try:
             stages.run(
@@ -214,6 +203,37 @@ def _rungs(
     return made, f"{_MOST_RUNGS} rungs are the most that are made"
 
 
+def ladder_below(
+    top: Foundation,
+    book: PromptBook,
+    split: Split,
+    config: LadderConfig,
+    *,
+    timed_requests: int,
+) -> Ladder:
+    """A ladder whose rungs are judged as they are served.
+
+    Args:
+        top: of the ladder.
+        book: pieces of the interactions.
+        split: of them.
+        config: how far, in what steps.
+        timed_requests: that latency is measured on.
+    """
+    return Ladder(
+        top,
+        book,
+        split,
+        config=config,
+        hands=Hands(
+            measure=Judge(book, timed_requests=timed_requests),
+            settle=lambda model: _settle(model, book, split.valid),
+            watch=lambda model: watch(model, book, split.valid),
+        ),
+        device=training_device(),
+    )
+
+
 def _settle(model: Foundation, book: PromptBook, valid: Targets) -> None:
     # A few numbers a task: each person's newest target is enough to fit them on.
     valid = tiers(valid)[0]
@@ -221,10 +241,19 @@ def _settle(model: Foundation, book: PromptBook, valid: Targets) -> None:
         fit_on_validation(model, book, valid, task=task)
 
 
-def _keep(
+def keep_rung(
     rung: Rung, ladder: Ladder, above: Foundation, out: Path, *, name: str, above_name: str
 ) -> None:
-    """Write a rung's stage: its model, its verdicts and its record."""
+    """Write a rung's stage: its model, its verdicts and its record.
+
+    Args:
+        rung: that was taken.
+        ladder: it is of.
+        above: the rung above.
+        out: the stage's folder.
+        name: of the rung.
+        above_name: of the rung above.
+    """
     assert rung.folder is not None
     assert rung.above is not None
     assert rung.top is not None

@@ -7,7 +7,8 @@ from typing import Any
 from decant.atomic import write_whole
 from decant.gate_tables import METRIC_NAMES, gate_table
 from decant.layout import FOUNDATION, RunLayout
-from decant.plots import SizePoint, format_count
+from decant.panels import format_count
+from decant.plots import SizePoint
 from decant.report import Report, TableRow, format_table, write_report
 from decant.run_data import load_model
 from decant.run_record import RunRecord

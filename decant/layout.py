@@ -10,6 +10,7 @@ waivers.json              signed exceptions to undecided verdicts, written by ha
 evaluation/               predictions, metrics and tables
 index/items/              the served model's index of the log's items
 catalogue/                items added, told anew or withdrawn since, with their index
+trimmed.json              what `decant trim` left out of this run's vocabulary
 report.html, ladder.html, results.csv, run.json
 """
 

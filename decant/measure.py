@@ -178,12 +178,17 @@ class Asked:
         book: pieces of the interactions.
         targets: the requests.
         task: index of the task.
+        seen: the requests with all that is known to have been seen, whose items are not ranked;
+            None for `targets`, where no history was cut.
     """
 
-    def __init__(self, book: PromptBook, targets: Targets, *, task: int = 0) -> None:
+    def __init__(
+        self, book: PromptBook, targets: Targets, *, task: int = 0, seen: Targets | None = None
+    ) -> None:
         self.book = book
         self.targets = targets
         self.task = task
+        self.seen = targets if seen is None else seen
         self.wanted = ranking_targets(book, targets, task=task)
         self.event = slate_events(targets)
 
@@ -239,7 +244,7 @@ class Asked:
     ) -> NDArray[np.int64]:
         """Rank of each target by scores made a slice of requests at a time, int64 [m]."""
         return rank_catalogue(
-            score_requests, self.wanted, self.book, seen=self.targets, task=self.task
+            score_requests, self.wanted, self.book, seen=self.seen, task=self.task
         )
 
 

@@ -383,30 +383,34 @@ def best_rank_weight(
     return best
 
 
-def index_catalogue(layout: RunLayout, out: Path) -> None:
-    """Embed the catalogue with the served model and write its index."""
+def index_catalogue(layout: RunLayout, out: Path, *, width: int | None = None) -> None:
+    """Embed the catalogue with the served model and index it; `width` as in `build_index`."""
     path = layout.model(layout.served())
     foundation = load_model(path)
-    build_index(foundation, model_hash=weights_hash(path)).save(out / "items")
+    build_index(foundation, model_hash=weights_hash(path), width=width).save(out / "items")
 
 
-def index_again(layout: RunLayout) -> int:
+def index_again(layout: RunLayout, *, width: int | None = None) -> int:
     """Embed a finished run's catalogue again, with what became of it since, and replace its index.
+
+    Args:
+        layout: the run.
+        width: as in `build_index`.
 
     Returns:
         How many items were indexed.
 
     Raises:
-        ValueError: the folder holds no finished model.
+        ValueError: the folder holds no finished model, or one that was not trained at that width.
     """
     path = layout.model(layout.served())
-    index_catalogue(layout, layout.folder / INDEX)
+    index_catalogue(layout, layout.folder / INDEX, width=width)
     catalogue = SavedCatalogue(layout.catalogue)
     book, _ = load_book(layout)
     saved = catalogue.read(book.interactions.schema)
     if saved is not None:
         made_with = weights_hash(path)
         foundation, book = saved.put_into(load_model(path), book, model_hash=made_with)
-        index = build_index(foundation, model_hash=made_with, without=saved.removed)
+        index = build_index(foundation, model_hash=made_with, without=saved.removed, width=width)
         catalogue.write(Served.of(foundation, book, index, told=saved.told), index)
     return len(Recommender.load(layout.folder).index)

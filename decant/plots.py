@@ -1,62 +1,14 @@
-"""The report's figures: training curves, quality by history length and by size, reliability.
+"""The report's figures: training curves, quality by history length and by size, reliability."""
 
-Each figure is drawn once and saved twice: a PNG on white to pass around, and an SVG whose colours
-are the page's CSS variables, so that it follows the reader's light or dark theme.
-"""
-
-import io
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-INK, MUTED, LINE = "#1f2430", "#667085", "#dfe3ea"
-# Okabe and Ito's colours, darkened where they would not read as text on white.
-SERIES = ("#0072b2", "#c4500a", "#008a66", "#a8508c", "#8a6d00", "#5b6472", "#b0123f")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_CSS_VARIABLES = {
-    INK: "var(--ink)",
-    MUTED: "var(--muted)",
-    LINE: "var(--line)",
-    **{color: f"var(--series-{index})" for index, color in enumerate(SERIES)},
-}
-_STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlecolor": INK,
-    "axes.titlepad": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
-    "figure.constrained_layout.w_pad": 0.15,  # inches
-    "figure.constrained_layout.h_pad": 0.12,
-    "svg.fonttype": "none",  # text stays text: searchable, and set in the page's own typeface
-}
-_WIDTH_INCHES = 9.6
-_LABEL_INCHES = 0.17  # a line of the names beside the panels
-_MARGIN_INCHES = 0.95  # title, ticks and axis label of a panel
+from decant.panels import MUTED, draw_intervals, format_count, label_ends, look, panels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,14 +93,14 @@ def training_curves(
             if of_metric != metric or not points:
                 continue
             steps, values = zip(*points, strict=True)
-            color, _ = _look(model, models)
+            color, _ = look(model, models)
             axes.plot(steps, values, color=color, marker="." if len(points) < 12 else "")
             labels.append((values[-1], model, color))
         axes.set_xlabel("optimiser step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        _label_ends(axes, labels)
+        label_ends(axes, labels)
 
-    return _panels(metrics, draw)
+    return panels(metrics, draw)
 
 
 def quality_by_history(points: Sequence[HistoryPoint], *, models: Sequence[str] = ()) -> Figure:
@@ -170,8 +122,9 @@ def quality_by_history(points: Sequence[HistoryPoint], *, models: Sequence[str] 
                 buckets.index(point.bucket) + 0.14 * (place - (len(names) - 1) / 2)
                 for point in mine
             ]
-            color, marker = _look(name, models)
-            _points_with_intervals(axes, x, mine, color=color, marker=marker, joined=True)
+            color, marker = look(name, models)
+            told = [(point.value, point.low, point.high) for point in mine]
+            draw_intervals(axes, x, told, color=color, marker=marker, joined=True)
             labels.append((mine[-1].value, name, color))
         sizes = {point.bucket: point.n for point in shown}
         axes.set_xlabel("events in the history")
@@ -183,9 +136,9 @@ def quality_by_history(points: Sequence[HistoryPoint], *, models: Sequence[str] 
             ticks = [f"{b}\n{count}" for b, count in zip(buckets, counts, strict=True)]
             axes.set_xticks(range(len(buckets)), ticks, fontsize=8)
             axes.set_xlabel(f"events in the history, n = {shown[0].n_of}")
-        _label_ends(axes, labels)
+        label_ends(axes, labels)
 
-    return _panels(metrics, draw)
+    return panels(metrics, draw)
 
 
 def quality_by_size(
@@ -208,12 +161,13 @@ def quality_by_size(
         for point in points:
             if point.metric != metric:
                 continue
-            color, marker = _look(point.model, models)
+            color, marker = look(point.model, models)
             if point.params is None:
                 axes.axhline(point.value, color=color, linestyle=(0, (4, 3)), linewidth=1.2)
                 lines.append((point.value, point.model, color))
                 continue
-            _points_with_intervals(axes, [point.params], [point], color=color, marker=marker)
+            told = (point.value, point.low, point.high)
+            draw_intervals(axes, [point.params], [told], color=color, marker=marker)
             axes.annotate(
                 point.model,
                 (point.params, point.value if point.high is None else point.high),
@@ -235,9 +189,9 @@ def quality_by_size(
             axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(size)
         axes.margins(y=0.18)
-        _label_ends(axes, lines)
+        label_ends(axes, lines)
 
-    return _panels(metrics, draw)
+    return panels(metrics, draw)
 
 
 def reliability(lines: Sequence[ReliabilityLine], *, models: Sequence[str] = ()) -> Figure:
@@ -245,7 +199,7 @@ def reliability(lines: Sequence[ReliabilityLine], *, models: Sequence[str] = ())
     most = max(max(*line.said, *line.happened) for line in lines)
 
     def draw(axes: Axes, model: str) -> None:
-        color, marker = _look(model, models)
+        color, marker = look(model, models)
         axes.plot([0, most], [0, most], color=MUTED, linewidth=1)
         labels = []
         for line in lines:
@@ -262,141 +216,6 @@ def reliability(lines: Sequence[ReliabilityLine], *, models: Sequence[str] = ())
             labels.append((line.happened[-1], name, color if line.calibrated else MUTED))
         axes.set_xlabel("probability said")
         axes.set_ylabel("share that happened")
-        _label_ends(axes, labels)
+        label_ends(axes, labels)
 
-    return _panels(list(dict.fromkeys(line.model for line in lines)), draw)
-
-
-def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG on white, 160 dots per inch."""
-    file = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(file, format="png", dpi=160, facecolor="white")
-    return file.getvalue()
-
-
-def to_svg(figure: Figure, *, name: str, description: str) -> str:
-    """The figure as an SVG element for an HTML page that defines the CSS variables.
-
-    Args:
-        figure: what one of the functions here returned.
-        name: prefix that keeps the ids of several figures on one page apart.
-        description: read out instead of the image; plain words, no markup.
-    """
-    file = io.StringIO()
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    for color, variable in _CSS_VARIABLES.items():
-        svg = svg.replace(color, variable)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
-
-
-def format_count(count: float) -> str:
-    """A count in at most four characters and a unit.
-
-    Example:
-        >>> [format_count(n) for n in (950, 1_500, 24_310, 1_900_000, 7e9)]
-        ['950', '1.5 K', '24.3 K', '1.9 M', '7 B']
-    """
-    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " K")):
-        if count >= size:
-            return f"{count / size:.1f}".removesuffix(".0") + unit
-    return f"{count:.0f}"
-
-
-def _look(model: str, models: Sequence[str]) -> tuple[str, str]:
-    """The colour and marker of a model, the same in every figure."""
-    place = list(models).index(model) if model in models else len(models)
-    return SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
-
-
-def _panels(metrics: Sequence[str], draw: Callable[[Axes, str], None]) -> Figure:
-    columns = 3 if len(metrics) % 3 == 0 or len(metrics) > 4 else 2
-    rows = -(-len(metrics) // columns)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(
-            figsize=(_WIDTH_INCHES, (0.3 + 0.57 / columns * _WIDTH_INCHES) * rows),
-            layout="constrained",
-        )
-        for index, metric in enumerate(metrics):
-            axes = figure.add_subplot(rows, columns, index + 1)
-            axes.set_title(metric)
-            axes.yaxis.set_major_locator(MaxNLocator(5))
-            draw(axes, metric)
-    return figure
-
-
-def _points_with_intervals(
-    axes: Axes,
-    x: Sequence[float],
-    points: Sequence[HistoryPoint] | Sequence[SizePoint],
-    *,
-    color: str,
-    marker: str,
-    joined: bool = False,
-) -> None:
-    values = np.array([point.value for point in points])
-    low = np.array([point.value if point.low is None else point.low for point in points])
-    high = np.array([point.value if point.high is None else point.high for point in points])
-    axes.errorbar(
-        x,
-        values,
-        yerr=np.stack([values - low, high - values]).clip(min=0),
-        color=color,
-        marker=marker,
-        linestyle="-" if joined else "none",
-        elinewidth=1.2,
-        capsize=2.5,
-    )
-
-
-def _label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
-    """Name lines at the right edge: (value, name, colour) each, spread so that no names touch."""
-    low, high = axes.get_ylim()
-    labels = sorted(labels)
-    gap = (high - low) * _LABEL_INCHES / _drawn_inches(axes)
-    heights = _spread([value for value, _, _ in labels], gap=gap)
-    for height, (_, name, color) in zip(heights, labels, strict=True):
-        axes.annotate(
-            name,
-            (1.0, height),
-            xycoords=("axes fraction", "data"),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            color=color,
-            fontsize=9,
-            annotation_clip=False,
-        )
-    axes.set_ylim(low, high)
-
-
-def _drawn_inches(axes: Axes) -> float:
-    """About how high a panel's axes will be; the layout that decides it runs when it is drawn."""
-    place, figure = axes.get_subplotspec(), axes.get_figure(root=True)
-    assert place is not None
-    assert figure is not None
-    panel_inches = figure.get_size_inches()[1] / place.get_gridspec().nrows
-    return max(0.5, float(panel_inches) - _MARGIN_INCHES)
-
-
-def _spread(heights: Sequence[float], *, gap: float) -> list[float]:
-    """Sorted heights moved apart to at least `gap`, each crowd about its own centre."""
-    crowds: list[list[float]] = []
-    for height in heights:
-        crowds.append([height])
-        while len(crowds) > 1:
-            below, above = crowds[-2], crowds[-1]
-            room = (len(below) + len(above)) / 2 * gap
-            if np.mean(above) - np.mean(below) >= room:
-                break
-            crowds[-2:] = [below + above]
-    return [
-        float(np.mean(crowd)) + gap * (place - (len(crowd) - 1) / 2)
-        for crowd in crowds
-        for place in range(len(crowd))
-    ]
+    return panels(list(dict.fromkeys(line.model for line in lines)), draw)

@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
         ("probabilities", pa.map_(pa.string(), pa.float32())),
         ("retrieval_score", pa.float32()),
         ("retrieval_rank", pa.int32()),
+        ("grades", pa.map_(pa.string(), pa.float32())),
     ]
 )
 
@@ -63,6 +64,7 @@ def predict(options: Namespace) -> list[str]:
             task=options.task,
             k=options.k,
             where=options.where,
+            blend=options.blend,
         )
         return [f"{len(users):,} people → {options.out}"]
     if options.user is not None:
@@ -72,6 +74,7 @@ def predict(options: Namespace) -> list[str]:
             query=options.query,
             k=options.k,
             where=options.where,
+            blend=options.blend,
         )
     else:
         found = recommender.predict_next_actions(
@@ -81,6 +84,7 @@ def predict(options: Namespace) -> list[str]:
             query=options.query,
             k=options.k,
             where=options.where,
+            blend=options.blend,
         )
     if options.json:
         return [json.dumps(asdict(one), ensure_ascii=False) for one in found]
@@ -118,6 +122,7 @@ def write_predictions(
     task: str | None,
     k: int,
     where: str | None = None,
+    blend: float | None = None,
 ) -> None:
     """Predict for many people of the log into a Parquet file, written whole or not at all.
 
@@ -128,12 +133,15 @@ def write_predictions(
         task: the surface.
         k: items for each.
         where: only items like this.
+        blend: how much policy counts.
 
     Raises:
-        ValueError: a user is unknown or `where` does not fit; nothing is written then.
+        ValueError: a user is unknown, or `where` or `blend` does not fit; nothing is written then.
     """
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    predictions = recommender.predict_many(user_ids, task=task, k=k, where=where, progress=True)
+    predictions = recommender.predict_many(
+        user_ids, task=task, k=k, where=where, blend=blend, progress=True
+    )
     try:
         with pq.ParquetWriter(partial, SCHEMA) as writer:
             batch: list[dict[str, Any]] = []
@@ -153,7 +161,10 @@ def write_predictions(
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(
-        [{**row, "probabilities": list(row["probabilities"].items())} for row in rows],
+        [
+            row | {name: list(row[name].items()) for name in ("probabilities", "grades")}
+            for row in rows
+        ],
         schema=SCHEMA,
     )
 

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from decant.answering import Prediction, answer, check_ids, event_items, parsed, task_of
 from decant.catalogue import SavedCatalogue, read_new_items
+from decant.constraints import Constraint, ruled
 from decant.history import HistoryItem, history_event
 from decant.layout import INDEX, RunLayout
 from decant.run_data import load_model, reading
@@ -239,6 +240,8 @@ class Recommender:
         allow: Sequence[str] | None = None,
         deny: Sequence[str] | None = None,
         where: str | Where | None = None,
+        blend: float | None = None,
+        constraints: Sequence[Constraint] = (),
         exclude_seen: bool = True,
     ) -> list[Prediction]:
         """The `k` items somebody is most likely to act on well, best first.
@@ -255,11 +258,15 @@ class Recommender:
             deny: none of these item ids.
             where: only items like this, said over their columns as in `decant.where`:
                 ``"place = Berlin, Germany | workplace = remote"``.
+            blend: how much policy counts in the order, in [0, 1]: 0 is clicks alone, 1 policy
+                alone, of what retrieval found; clicks alone when left out.
+            constraints: rules on the answer, one after the other; see `decant.constraints`.
             exclude_seen: leave out items of the history.
 
         Raises:
-            ValueError: `k` is below 1, an id, a field, a task or an action is unknown, or `where`
-                does not fit the items' columns.
+            ValueError: `k` is below 1, an id, a field, a task or an action is unknown, `where` or a
+                constraint does not fit the items' columns, or `blend` is out of range or given for
+                a task without grades.
         """
         if isinstance(history, str | Mapping) or not isinstance(history, Sequence):
             raise BadInput(f"history={shown(history)} must be a list of events, oldest first.")
@@ -281,6 +288,8 @@ class Recommender:
             allow=allow,
             deny=deny,
             where=where,
+            blend=blend,
+            constraints=constraints,
         )
 
     def predict_user(
@@ -294,6 +303,8 @@ class Recommender:
         allow: Sequence[str] | None = None,
         deny: Sequence[str] | None = None,
         where: str | Where | None = None,
+        blend: float | None = None,
+        constraints: Sequence[Constraint] = (),
         exclude_seen: bool = True,
     ) -> list[Prediction]:
         """As `predict_next_actions`, for somebody of the log, with all of their history.
@@ -307,6 +318,8 @@ class Recommender:
             allow: only these item ids.
             deny: none of these item ids.
             where: only items like this.
+            blend: how much policy counts.
+            constraints: rules on the answer.
             exclude_seen: leave out items of the history.
 
         Raises:
@@ -321,6 +334,8 @@ class Recommender:
             allow=allow,
             deny=deny,
             where=where,
+            blend=blend,
+            constraints=constraints,
             exclude_seen=exclude_seen,
         )
 
@@ -336,6 +351,8 @@ class Recommender:
         allow: Sequence[str] | None = None,
         deny: Sequence[str] | None = None,
         where: str | Where | None = None,
+        blend: float | None = None,
+        constraints: Sequence[Constraint] = (),
         exclude_seen: bool = True,
     ) -> list[Prediction]:
         """As `predict_user`, by row of `users`, with only the last `num_events` if given."""
@@ -355,6 +372,8 @@ class Recommender:
             allow=allow,
             deny=deny,
             where=where,
+            blend=blend,
+            constraints=constraints,
         )
 
     def predict_target(self, target: Targets, *, task: int = 0, k: int = 10) -> list[Prediction]:
@@ -382,6 +401,8 @@ class Recommender:
         task: str | None = None,
         k: int = 10,
         where: str | Where | None = None,
+        blend: float | None = None,
+        constraints: Sequence[Constraint] = (),
         progress: bool = False,
     ) -> Iterator[tuple[str, list[Prediction]]]:
         """Predictions for many people of the log, one after another.
@@ -391,6 +412,8 @@ class Recommender:
             task: as `predict_next_actions`.
             k: items wanted for each.
             where: only items like this.
+            blend: how much policy counts.
+            constraints: rules on the answer.
             progress: show a bar.
 
         Yields:
@@ -403,9 +426,14 @@ class Recommender:
         now = self._served
         for user_id in user_ids:
             now.interactions.user_row(user_id)
-        now.admitted(task_of(now, task), parsed(where))
+        now.admitted(task_of(now, task), ruled(parsed(where), constraints))
         for user_id in tqdm(user_ids, desc="predict", unit="user", disable=not progress):
-            yield user_id, self.predict_user(user_id, task=task, k=k, where=where)
+            yield (
+                user_id,
+                self.predict_user(
+                    user_id, task=task, k=k, where=where, blend=blend, constraints=constraints
+                ),
+            )
 
     def search(
         self,

@@ -8,9 +8,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from decant import plots
+from decant import panels, plots
 from decant.atomic import write_whole
-from decant.plots import HistoryPoint, ReliabilityLine, SizePoint, format_count
+from decant.panels import format_count
+from decant.plots import HistoryPoint, ReliabilityLine, SizePoint
 from decant.run_record import RunRecord
 
 Status = Literal["pass", "fail", "undecided", "waived"]
@@ -220,8 +221,8 @@ def write_report(out: Path, report: Report, *, name: str = "report") -> Path:
     svgs = {}
     before = "" if name == "report" else f"{name}-"
     for plot, figure in figures.items():
-        write_whole(out / "plots" / f"{before}{plot}.png", plots.to_png(figure))
-        svgs[plot] = plots.to_svg(figure, name=plot, description=plot.replace("-", " "))
+        write_whole(out / "plots" / f"{before}{plot}.png", panels.to_png(figure))
+        svgs[plot] = panels.to_svg(figure, name=plot, description=plot.replace("-", " "))
     path = out / f"{name}.html"
     write_whole(path, _page(report, svgs))
     return path

@@ -16,6 +16,7 @@ from distill.signals import LiveTeacher, Signal, Taught, candidates, vocabulary,
 from distill.stored import StoredSignal
 from distill.teaching import LOSS_NAMES, TeacherConfig
 from foundation import Foundation
+from foundation.asking import Asking
 from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
 from foundation.training import FitConfig, FitResult, fit
 from promptify.assembly import PromptBook
@@ -54,11 +55,7 @@ def distil(
             signal is of other batches or lacks what is to be taught.
     """
     teachers = [(teacher, teacher_config), *also]
-    for one, taught in teachers:
-        if isinstance(one, Foundation):
-            _check_shared(student, one)
-        elif isinstance(one, StoredSignal):
-            one.check(student, book, split, config=config, teacher_config=taught)
+    check_teachers(student, teachers, book, split, config=config)
     objective = Distillation(student, teachers)
     return fit(
         student,
@@ -72,15 +69,56 @@ def distil(
     )
 
 
+def check_teachers(
+    student: Foundation,
+    teachers: Sequence[tuple[Teacher, TeacherConfig]],
+    book: PromptBook,
+    split: Split,
+    *,
+    config: FitConfig,
+    asking: Asking | None = None,
+) -> None:
+    """Refuse teachers of other items, words or trainings than their student's.
+
+    Args:
+        student: that will learn.
+        teachers: each with what it teaches.
+        book: pieces of the interactions.
+        split: which events train.
+        config: of the training.
+        asking: what it asks beside the rows.
+
+    Raises:
+        ValueError: one of them does not fit.
+    """
+    for one, taught in teachers:
+        if isinstance(one, Foundation):
+            _check_shared(student, one)
+        elif isinstance(one, StoredSignal):
+            one.check(student, book, split, config=config, teacher_config=taught, asking=asking)
+
+
+def as_signals(
+    teachers: Sequence[tuple[Teacher, TeacherConfig]],
+) -> tuple[tuple[Signal, TeacherConfig], ...]:
+    """Teachers as what they say; in tuples, whose weights no module trains or saves."""
+    return tuple(
+        (LiveTeacher(one) if isinstance(one, Foundation) else one, config)
+        for one, config in teachers
+    )
+
+
 def _check_shared(student: Foundation, teacher: Foundation) -> None:
     if teacher.item_ids != student.item_ids:
         raise ValueError(
             "teacher and student know different catalogues; prune the student from it."
         )
-    if teacher.prompter.label_words != student.prompter.label_words:
-        raise ValueError(
-            "teacher and student have different label words; use one prompter for both."
-        )
+    for words in ("label_words", "grade_words"):
+        if getattr(teacher.prompter, words) != getattr(student.prompter, words):
+            raise ValueError(
+                f"teacher and student have different {words.replace('_', ' ')}; use one prompter "
+                "for both."
+            )
 
 
 class Distillation(nn.Module):
@@ -99,12 +137,13 @@ class Distillation(nn.Module):
     ) -> None:
         super().__init__()
         self.student = student
-        # In tuples, so that a teacher's weights are not part of what is trained and saved.
-        self._teachers: tuple[tuple[Signal, TeacherConfig], ...] = tuple(
-            (LiveTeacher(one) if isinstance(one, Foundation) else one, config)
-            for one, config in teachers
-        )
+        self._teachers = as_signals(teachers)
         self.subjects = {lesson.subject for _, config in teachers for lesson in config.lessons}
+        if "slates" in self.subjects:
+            raise ValueError(
+                "a lesson on slates is given by several teachers together; train the student with "
+                "distill.student.fit_student."
+            )
         self.projections = nn.ModuleDict()
         for number, (signal, config) in enumerate(self._teachers):
             if config.lesson("hidden") or config.lesson("attention"):

@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from foundation import Foundation, one_position
+from foundation.int8 import stock_state
 from promptify.validation import BadInput
 
 
@@ -54,7 +55,7 @@ def export_causal(foundation: Foundation, folder: Path, *, task: int = 0) -> Non
         config.final_logit_softcapping = None
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     table = embedding_rows(foundation)
-    state = {name: tensor.cpu() for name, tensor in foundation.decoder.state_dict().items()}
+    state = {name: tensor.cpu() for name, tensor in stock_state(foundation.decoder).items()}
     state["model.embed_tokens.weight"] = table
     if config.tie_word_embeddings:
         state["lm_head.weight"] = table
@@ -98,7 +99,11 @@ def export_classifier(foundation: Foundation, folder: Path, *, task: int = 0) ->
             f"transformers has no sequence classifier of type {config.model_type!r}; export a "
             "causal LM."
         ) from error
-    body = {name: tensor.cpu() for name, tensor in foundation.decoder.model.state_dict().items()}
+    body = {
+        name.removeprefix("model."): tensor.cpu()
+        for name, tensor in stock_state(foundation.decoder).items()
+        if name.startswith("model.")
+    }
     body["embed_tokens.weight"] = embedding_rows(foundation)
     model.model.load_state_dict(body)
     labels = torch.as_tensor(foundation.prompter.task_label_index(task), dtype=torch.long)

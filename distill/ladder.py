@@ -232,7 +232,7 @@ class Ladder:
             return Attempt(step=step, shape=None), None
         epochs = self._epochs(above, folder)
         self._teach(above, folder, epochs)
-        judged = self._judge(above, folder)
+        judged = self.judge(above, folder)
         attempt = Attempt(
             step=step,
             shape=shape,
@@ -366,8 +366,16 @@ class Ladder:
         student.save_pretrained(done)
         shutil.rmtree(folder / "fit", ignore_errors=True)
 
-    def _judge(self, above: Foundation, folder: Path) -> dict[str, Any]:
-        """Ask the gate, first on each person's newest target, then, undecided, on all there are."""
+    def judge(self, above: Foundation, folder: Path) -> dict[str, Any]:
+        """Ask the gate, first on each person's newest target, then, undecided, on all there are.
+
+        Args:
+            above: the rung above; only read.
+            folder: holds the candidate's `model`; takes the verdicts.
+
+        Returns:
+            ``status`` against both together, and ``num_targets`` that it rests on.
+        """
         judged = folder / "judged.json"
         if not judged.exists():
             student = Foundation.from_pretrained(folder / "model")

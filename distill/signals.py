@@ -1,7 +1,7 @@
 """What a teacher says of a training batch: asked of a model as it goes, or read from a file.
 
-Legend: M action targets, L label words, K next-item pairs, N text positions, R rows, T positions,
-D hidden width.
+Legend: M action targets, L label words, K next-item pairs, N text positions, Y items of slates,
+R rows, T positions, D hidden width.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,8 +14,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from distill.losses import Classes, TopClasses, top_classes
-from distill.teaching import TeacherConfig
+from distill.teaching import Role, TeacherConfig
 from foundation import Foundation
+from foundation.computing import attending, training_attention
 from foundation.objective import READ_INPUTS, StepReading, read_step
 
 
@@ -29,6 +30,7 @@ class Taught:
         vocabulary: its softmax over the next token, at each of N text positions.
         hidden: its states after each watched layer at the K pairs' positions, [K, D] each.
         attention: its attention outputs in those layers, [K, D] each.
+        slate_Y: float, its score of each co-shown item, by its role.
     """
 
     label_ML: Tensor | None = None
@@ -36,6 +38,7 @@ class Taught:
     vocabulary: Classes | TopClasses | None = None
     hidden: tuple[Tensor, ...] = ()
     attention: tuple[Tensor, ...] = ()
+    slate_Y: Tensor | None = None
 
 
 class Signal(Protocol):
@@ -69,7 +72,12 @@ class LiveTeacher:
         teacher = self.foundation
         wants_layers = config.lesson("hidden") or config.lesson("attention")
         layers = tuple(range(len(teacher.decoder.model.layers))) if wants_layers else ()
-        with watching(teacher.decoder, layers) as seen:
+        device = teacher.device.type
+        # As its student attends: rows may be packed.
+        attention = training_attention(
+            teacher.decoder, device, bf16=torch.is_autocast_enabled(device)
+        )
+        with attending(teacher.decoder, attention), watching(teacher.decoder, layers) as seen:
             # A teacher is not learning: its table holds every reading it needs.
             asked = {name: inputs[name] for name in READ_INPUTS}
             asked["reread_items"] = inputs["reread_items"][:0]
@@ -83,6 +91,9 @@ class LiveTeacher:
             vocabulary=self._classes("vocabulary", vocabulary(teacher, reading), config),
             hidden=seen.at(at_K, "hidden") if config.lesson("hidden") else (),
             attention=seen.at(at_K, "attention") if config.lesson("attention") else (),
+            slate_Y=role_score(teacher, reading.shown_YD, inputs["shown_task_Y"], config.role)
+            if config.lesson("slates")
+            else None,
         )
 
     def _classes(
@@ -94,6 +105,20 @@ class LiveTeacher:
         if lesson.top is None:
             return said
         return top_classes(said, lesson.top, temperature=config.temperature)
+
+
+def role_score(foundation: Foundation, shown_YD: Tensor, task_Y: Tensor, role: Role) -> Tensor:
+    """What a model says of co-shown items, float32 [Y], in nats.
+
+    Args:
+        foundation: that read them.
+        shown_YD: hidden states at their arrows.
+        task_Y: int64, the task of each.
+        role: ``policy`` or ``click``.
+    """
+    if role == "policy":
+        return foundation.log_policy(shown_YD, task_Y)
+    return foundation.log_positive(shown_YD, task_Y)
 
 
 def candidates(reading: StepReading) -> Classes:

@@ -8,7 +8,8 @@ it says is kept by the plan's step, so that training from the file sees the same
 kept whole, candidates and vocabulary by their most probable classes; all in half precision. The
 file is memory-mapped: a step reads its own part.
 
-Legend: M action targets, L label words, K next-item pairs, N text positions, k top classes.
+Legend: M action targets, L label words, K next-item pairs, N text positions, Y items of slates,
+k top classes.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ from distill.losses import TopClasses
 from distill.signals import LiveTeacher, Taught
 from distill.teaching import TeacherConfig
 from foundation import Foundation
+from foundation.asking import Asking
 from foundation.plan import TrainingPlan
 from foundation.training import FitConfig
 from promptify.assembly import PromptBook
@@ -54,6 +56,7 @@ _COLUMNS: dict[str, Any] = {
     "candidates_log_prob": pa.float16(),
     "vocabulary": pa.int32(),
     "vocabulary_log_prob": pa.float16(),
+    "slates": pa.float16(),
 }
 
 
@@ -65,6 +68,7 @@ def store_signal(
     config: FitConfig,
     teacher_config: TeacherConfig,
     path: Path,
+    asking: Asking | None = None,
 ) -> None:
     """Ask a teacher about every batch that a training will see, and write it down.
 
@@ -75,6 +79,7 @@ def store_signal(
         config: of the training to come.
         teacher_config: what will be taught; candidates and vocabulary need a `top`.
         path: of the file, written whole or not at all.
+        asking: what that training will ask beside the rows.
 
     Raises:
         BadInput: what is to be taught cannot be stored.
@@ -85,15 +90,16 @@ def store_signal(
                 f"lesson on {lesson.subject!r} cannot be stored: it would take thousands of bytes "
                 "a position. Give the model itself as its teacher."
             )
-        if lesson.subject != "labels" and lesson.top is None:
+        if lesson.subject in ("candidates", "vocabulary") and lesson.top is None:
             raise BadInput(
                 f"lesson on {lesson.subject!r} needs a top= to be stored: 64 of the most probable "
                 "classes, say."
             )
     live = LiveTeacher(teacher)
-    plan = TrainingPlan(book, split.train, config, packed=bool(config.packing))
+    plan = TrainingPlan(book, split.train, config, packed=bool(config.packing), asking=asking)
     about = {
-        "plan": plan_key(book, split, config),
+        "plan": plan_key(book, split, config, asking),
+        "role": teacher_config.role,
         "temperature": teacher_config.temperature,
         "subjects": {lesson.subject: lesson.top for lesson in teacher_config.lessons},
     }
@@ -116,6 +122,8 @@ def _record(taught: Taught, schema: pa.Schema) -> pa.RecordBatch:
     flat: dict[str, np.ndarray] = {}
     if taught.label_ML is not None:
         flat["labels"] = taught.label_ML.cpu().numpy().astype(np.float16)
+    if taught.slate_Y is not None:
+        flat["slates"] = taught.slate_Y.cpu().numpy().astype(np.float16)
     for name in ("candidates", "vocabulary"):
         top = getattr(taught, name)
         if isinstance(top, TopClasses):
@@ -128,13 +136,16 @@ def _record(taught: Taught, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def plan_key(book: PromptBook, split: Split, config: FitConfig) -> str:
+def plan_key(
+    book: PromptBook, split: Split, config: FitConfig, asking: Asking | None = None
+) -> str:
     """A hash of everything that decides which rows each step of a training holds.
 
     Args:
         book: pieces of the interactions.
         split: which events train.
         config: of the training.
+        asking: what it asks beside the rows.
     """
     settings = asdict(config)
     digest = hashlib.sha256()
@@ -142,6 +153,12 @@ def plan_key(book: PromptBook, split: Split, config: FitConfig) -> str:
     digest.update(np.packbits(split.train).tobytes())
     for pieces in (book.item_pieces.ids, book.interactions.event_item):
         digest.update(np.ascontiguousarray(pieces).tobytes())
+    if asking is not None:
+        numbers = asking.task, asking.questions_per_row, asking.slates_per_row
+        digest.update(json.dumps(numbers).encode())
+        if asking.pairs is not None:
+            # Which pairs are asked decides where items of slates stand behind them.
+            digest.update(np.stack([asking.pairs.user, asking.pairs.item]).tobytes())
     return digest.hexdigest()
 
 
@@ -160,6 +177,7 @@ class StoredSignal:
             self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
             about = json.loads(self._reader.schema.metadata[b"decant"])
             self.plan, self.temperature = about["plan"], about["temperature"]
+            self.role = about.get("role", "click")
             self.subjects: dict[str, int | None] = about["subjects"]
         except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise BadInput(
@@ -179,6 +197,7 @@ class StoredSignal:
         *,
         config: FitConfig,
         teacher_config: TeacherConfig,
+        asking: Asking | None = None,
     ) -> None:
         """Refuse a training that is not the one this was stored for.
 
@@ -186,7 +205,7 @@ class StoredSignal:
             BadInput: its batches are others, or what is to be taught was not stored.
         """
         if student.item_ids != tuple(book.interactions.item_ids) or self.plan != plan_key(
-            book, split, config
+            book, split, config, asking
         ):
             raise BadInput(
                 "the stored signal is about other batches than this training's: data, split, seed "
@@ -203,6 +222,11 @@ class StoredSignal:
                     f"the stored signal has top={self.subjects[lesson.subject]} for "
                     f"{lesson.subject!r}, but {lesson.top} is asked for; they must agree."
                 )
+        if "slates" in self.subjects and teacher_config.role != self.role:
+            raise BadInput(
+                f"the stored signal is of a teacher with role={self.role!r}, but "
+                f"{teacher_config.role!r} is asked for; store it again."
+            )
         needs_same = {"candidates", "vocabulary"} & {one.subject for one in teacher_config.lessons}
         if needs_same and teacher_config.temperature != self.temperature:
             raise BadInput(
@@ -234,4 +258,7 @@ class StoredSignal:
             else None,
             candidates=top("candidates", len(inputs["next_position_K"])),
             vocabulary=top("vocabulary", len(inputs["text_position_N"])),
+            slate_Y=column("slates", len(inputs["shown_Y"])).flatten().float()
+            if config.lesson("slates")
+            else None,
         )

@@ -6,7 +6,8 @@ from typing import Literal, get_args
 
 from distill.losses import KINDS, Kind
 
-Subject = Literal["labels", "candidates", "vocabulary", "hidden", "attention"]
+Subject = Literal["labels", "candidates", "vocabulary", "hidden", "attention", "slates"]
+Role = Literal["policy", "click"]
 
 # What each is divided by: the count of the data's own loss at the same positions.
 LOSS_NAMES: dict[Subject, str] = {
@@ -15,6 +16,7 @@ LOSS_NAMES: dict[Subject, str] = {
     "vocabulary": "teacher_text",
     "hidden": "teacher_next_item/hidden",
     "attention": "teacher_next_item/attention",
+    "slates": "teacher_slate",
 }
 
 
@@ -26,9 +28,10 @@ class Lesson:
         subject: ``labels``, the actions at every arrow; ``candidates``, the retrieval softmax
             wherever an item must be predicted; ``vocabulary``, the next token of text; ``hidden``
             and ``attention``, the layers' states and attention outputs where an item must be
-            predicted.
+            predicted; ``slates``, the order of co-shown items, by all teachers of it together, see
+            `distill.student`.
         weight: used as given.
-        kind: of the divergence; of no account for hidden states and attention outputs.
+        kind: of the divergence; of no account for hidden states, attention outputs and slates.
         top: of candidates and vocabulary, the teacher's so many most probable classes, all others
             as one; None for every class.
     """
@@ -64,11 +67,15 @@ class TeacherConfig:
         weight: of all its losses, used as given, beside the data's own.
         temperature: softens what both say; losses are scaled by its square, as usual.
         lessons: its losses, each subject once.
+        role: what its score of a co-shown item is: ``policy``, the log of the expected grade as a
+            share of the best, or ``click``, that of the probability of a good action. Of no account
+            for what is not about slates.
     """
 
     weight: float = 1.0
     temperature: float = 1.0
     lessons: tuple[Lesson, ...] = (Lesson(subject="labels"), Lesson(subject="candidates"))
+    role: Role = "click"
 
     def __post_init__(self) -> None:
         # As JSON has them: a recipe keeps its config there.
@@ -82,6 +89,10 @@ class TeacherConfig:
             )
         if self.weight < 0:
             raise ValueError(f"TeacherConfig.weight={self.weight} must not be negative.")
+        if self.role not in get_args(Role):
+            raise ValueError(
+                f"TeacherConfig.role={self.role!r} must be one of {', '.join(get_args(Role))}."
+            )
         if self.temperature <= 0:
             raise ValueError(f"TeacherConfig.temperature={self.temperature} must be above 0.")
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from foundation.config import FoundationConfig
+from foundation.int8 import put_layers, stock_state
 from foundation.sizes import decoder_config, start_as_averages
 from promptify.pieces import Pieces
 from promptify.prompter import Prompter
@@ -114,7 +115,7 @@ def save(foundation: "Foundation", folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        foundation.decoder.save_pretrained(partial)
+        foundation.decoder.save_pretrained(partial, state_dict=stock_state(foundation.decoder))
         heads = {
             name: tensor
             for name, tensor in foundation.state_dict().items()
@@ -175,6 +176,8 @@ def load(folder: Path) -> "Foundation":
         raise BadInput(
             f"{folder / 'heads.safetensors'} lacks {lost} and has strange {list(unknown)}."
         )
+    if foundation.settings.weights == "int8":
+        put_layers(foundation.decoder)
     foundation.eval()
     return foundation
 

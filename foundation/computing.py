@@ -12,28 +12,36 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from foundation import packed_attention
+
 if TYPE_CHECKING:
     from foundation.training import FitConfig
 
 logger = logging.getLogger(__name__)
 
 FLASH = "flash_attention_2"
+TAKES_PACKED_ROWS = {FLASH, packed_attention.NAME}
+"""Attentions that end where a row does without a mask over all pairs of positions."""
 
 
 def training_attention(decoder: Any, device_type: str, *, bf16: bool) -> str:
     """Name of the attention to train with, as transformers knows it; said once in the log.
 
-    flash-attn where it is installed and can compute: on a GPU, in half precision. Else what the
-    decoder attends with anyway, PyTorch's SDPA, which holds the same kernels for rows that are not
-    packed.
+    On a GPU in half precision flash-attn where it is installed, else PyTorch's own flash kernel for
+    packed rows where it knows all of the decoder's attention. Else what the decoder attends with
+    anyway, PyTorch's SDPA.
 
     Args:
         decoder: a causal LM of transformers.
         device_type: ``cpu`` or ``cuda``.
         bf16: whether products are computed in bfloat16.
     """
-    has_flash = importlib.util.find_spec("flash_attn") is not None
-    name = FLASH if device_type == "cuda" and bf16 and has_flash else _attention_of(decoder)
+    name = _attention_of(decoder)
+    if device_type == "cuda" and bf16:
+        if importlib.util.find_spec("flash_attn") is not None:
+            name = FLASH
+        elif packed_attention.can_attend(decoder):
+            name = packed_attention.NAME
     _announce(name, device_type)
     return name
 

@@ -165,6 +165,50 @@ def action_loss(
     )
 
 
+def log_policy_of(log_probs_NG: Tensor, value_NG: Tensor) -> Tensor:
+    """Log of the expected grade as a share of the best: what policy is ranked by.
+
+    Args:
+        log_probs_NG: log-probabilities of the grades.
+        value_NG: what each is worth, the worst 0 and the best 1.
+
+    Returns:
+        float32 [N], at most 0; −inf where the worst grade is certain.
+    """
+    return (log_probs_NG + value_NG.log()).logsumexp(-1)
+
+
+def grade_loss(log_probs_XG: Tensor, share_XG: Tensor) -> Tensor:
+    """Sum of cross-entropies to grade distributions.
+
+    Args:
+        log_probs_XG: float32 log-probabilities; −inf for a grade that is none of the task's.
+        share_XG: float32, the distributions; 0 for such a grade.
+
+    Returns:
+        float32 scalar, in nats, summed over X.
+    """
+    return -(share_XG * log_probs_XG.masked_fill(share_XG == 0, 0.0)).sum()
+
+
+def rare_action_loss(scores_SC: Tensor, is_positive_SC: Tensor) -> Tensor:
+    """Sum over slates of the cross-entropy of which of the co-shown items was acted on well.
+
+    A rare action says little of the many slates without one. Here it counts among the items it was
+    chosen from alone; of several in a slate each counts its share.
+
+    Args:
+        scores_SC: log-probability of a good action, a row for each slate; −inf where it has no more
+            items.
+        is_positive_SC: bool, where it was taken. A slate without one counts nothing.
+
+    Returns:
+        float32 scalar, in nats.
+    """
+    log_share_SC = scores_SC.log_softmax(-1).masked_fill(~is_positive_SC, 0.0)
+    return -(log_share_SC.sum(-1) / is_positive_SC.sum(-1).clamp(min=1)).sum()
+
+
 def sampled_cross_entropy(
     hidden_KD: Tensor,
     positive_KD: Tensor,

@@ -4,7 +4,8 @@
     foundation.fit(book, split, out=Path("run"))
     vectors = foundation.embed_users(book.prefixes(split.test))
 
-Legend: R rows, T positions, D hidden, V vector width, I items of the catalogue, L label words.
+Legend: R rows, T positions, D hidden, V vector width, I items of the catalogue, L label words,
+G grade words.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,10 +21,10 @@ from tqdm.auto import tqdm
 
 from foundation import one_position
 from foundation.attention import check_decoder
-from foundation.batches import Batch, by_length, pad_pieces, take_rows
+from foundation.batches import Batch, by_length, pad_pieces, positions_at_once, take_rows
 from foundation.calibration import Calibration
 from foundation.config import FoundationConfig
-from foundation.losses import action_log_probs
+from foundation.losses import action_log_probs, log_policy_of
 from foundation.norms import fuse_norms
 from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
 from foundation.positions import reaches, scale_positions
@@ -36,7 +37,8 @@ from promptify.rows import Rows
 from promptify.task import Task
 
 if TYPE_CHECKING:
-    from foundation.scoring import PrefixReading
+    from foundation.asking import Asking
+    from foundation.scoring import PrefixReading, Scores
     from foundation.training import FitConfig, FitResult
     from promptify.assembly import PromptBook
     from promptify.splits import Split
@@ -62,7 +64,11 @@ class Foundation(nn.Module):
     """
 
     allowed_AL: Tensor
+    allowed_AG: Tensor
+    grade_value_AG: Tensor
+    is_positive_AL: Tensor
     label_ids_L: Tensor
+    grade_ids_G: Tensor
     new_item_shift_V: Tensor
 
     def __init__(
@@ -114,15 +120,8 @@ class Foundation(nn.Module):
         # What is added to the vector of an item that was never trained on; see `new_items`.
         self.register_buffer("new_item_shift_V", torch.zeros(config.vector_dim))
         self.input_dropout = nn.Dropout(config.dropout)
-        allowed_AL = torch.zeros(len(prompter.tasks), len(prompter.label_words), dtype=torch.bool)
-        for task, row_L in enumerate(allowed_AL):
-            row_L[torch.as_tensor(prompter.task_label_index(task), dtype=torch.long)] = True
-        self.register_buffer("allowed_AL", allowed_AL, persistent=False)
-        self.register_buffer(
-            "label_ids_L",
-            torch.as_tensor(np.asarray(prompter.label_ids), dtype=torch.long),
-            persistent=False,
-        )
+        for name, values in _read_tables(prompter).items():
+            self.register_buffer(name, values, persistent=False)
         self.register_state_dict_post_hook(_drop_tied_head)  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -267,6 +266,12 @@ class Foundation(nn.Module):
     def label_rows_LD(self) -> Tensor:
         """Rows of the output head that belong to the label words [L, D]."""
         rows: Tensor = self.decoder.get_output_embeddings().weight[self.label_ids_L]
+        return rows
+
+    @property
+    def grade_rows_GD(self) -> Tensor:
+        """Rows of the output head that belong to the grade words [G, D]."""
+        rows: Tensor = self.decoder.get_output_embeddings().weight[self.grade_ids_G]
         return rows
 
     def num_parameters(self) -> int:
@@ -486,6 +491,27 @@ class Foundation(nn.Module):
         """Float32 log-probabilities over all label words [N, L]; −inf outside the task's."""
         return action_log_probs(hidden_ND, self.label_rows_LD, self.allowed_AL[task_N])
 
+    def grade_log_probs(self, hidden_ND: Tensor, task_N: Tensor) -> Tensor:
+        """Float32 log-probabilities over all grade words [N, G]; −inf outside the task's."""
+        return action_log_probs(hidden_ND, self.grade_rows_GD, self.allowed_AG[task_N])
+
+    def log_positive(self, hidden_ND: Tensor, task_N: Tensor) -> Tensor:
+        """Log of the probability of a good action, float32 [N], in nats."""
+        log_probs_NL = self.action_log_probs(hidden_ND, task_N)
+        unwanted_NL = ~self.is_positive_AL[task_N]
+        return log_probs_NL.masked_fill(unwanted_NL, float("-inf")).logsumexp(-1)
+
+    def log_policy(self, hidden_ND: Tensor, task_N: Tensor) -> Tensor:
+        """Log of the expected grade as a share of the best, float32 [N]; see `log_policy_of`.
+
+        0 where the task has no grades: policy says nothing there.
+        """
+        is_graded_N = self.allowed_AG.any(1)[task_N]
+        graded_ND, task_G = hidden_ND[is_graded_N], task_N[is_graded_N]
+        said_G = log_policy_of(self.grade_log_probs(graded_ND, task_G), self.grade_value_AG[task_G])
+        nothing_N = torch.zeros(len(task_N), device=hidden_ND.device)
+        return nothing_N.masked_scatter(is_graded_N, said_G)
+
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Summed losses of one training batch; see `foundation.objective` for the arguments."""
         reading = read_step(self, **{name: inputs[name] for name in READ_INPUTS})
@@ -502,6 +528,7 @@ class Foundation(nn.Module):
         out: Path,
         validate: Callable[[], dict[str, float]] | None = None,
         hard_negatives: NDArray[np.int32] | None = None,
+        asking: "Asking | None" = None,
     ) -> "FitResult":
         """Train on the split's training events, or go on where a call that was cut short stopped.
 
@@ -514,10 +541,12 @@ class Foundation(nn.Module):
             hard_negatives: int32 [E, n], for each event of the log items that were mined for the
                 person at that moment, filled up with -1; see `foundation.hard_negatives`. A call
                 that goes on must be given the same.
+            asking: graded pairs and slates to ask about beside the rows; see `foundation.asking`.
+                A call that goes on must be given the same.
 
         Raises:
             ValueError: hard negatives are given though the softmax runs over the whole catalogue,
-                or do not fit it or the log.
+                or do not fit it or the log; or what is asked does not fit.
         """
         from foundation.training import fit
 
@@ -529,6 +558,7 @@ class Foundation(nn.Module):
             out=out,
             validate=validate,
             hard_negatives=hard_negatives,
+            asking=asking,
         )
 
     @torch.no_grad()
@@ -537,7 +567,7 @@ class Foundation(nn.Module):
         rows: Rows,
         *,
         width: int | None = None,
-        max_positions: int = 16384,
+        max_positions: int | None = None,
         progress: bool = False,
     ) -> NDArray[np.float32]:
         """Person vectors at the last position of each row.
@@ -546,7 +576,7 @@ class Foundation(nn.Module):
             rows: prefixes, as made by `PromptBook.prefixes` or `PromptBook.inline`.
             width: the first numbers of each vector alone, one of `settings.widths`; all when left
                 out.
-            max_positions: padded positions read at once.
+            max_positions: padded positions read at once; what suits the device when left out.
             progress: show a bar.
 
         Returns:
@@ -558,7 +588,9 @@ class Foundation(nn.Module):
         width = self.checked_width(width)
         vectors_RV = np.zeros((len(rows), width), dtype=np.float32)
         with tqdm(total=len(rows), desc="embed users", disable=not progress) as bar:
-            for chosen_B, hidden_BTD, batch in self._read_rows(rows, max_positions):
+            for chosen_B, hidden_BTD, batch in self._read_rows(
+                rows, max_positions or positions_at_once(self.device)
+            ):
                 last_BD = hidden_BTD[torch.arange(len(chosen_B)), batch.length_R - 1]
                 person_BV = self.person_head(last_BD)[:, :width]
                 vectors_RV[chosen_B] = person_BV.float().cpu().numpy()
@@ -648,6 +680,31 @@ class Foundation(nn.Module):
             BadInput: a candidate or the task is unknown, a prompt is longer than the decoder has
                 positions for, or the reading was made by other weights.
         """
+        return self.score_both(prefix, candidates, task=task, max_bytes=max_bytes).action_CA
+
+    def score_both(
+        self,
+        prefix: "Rows | PrefixReading",
+        candidates: NDArray[np.int64] | Pieces,
+        *,
+        task: int = 0,
+        max_bytes: int | None = None,
+    ) -> "Scores":
+        """As `score`, from the same reading of the candidates, with their grades beside.
+
+        Args:
+            prefix: as `score`.
+            candidates: as `score`.
+            task: as `score`; without grades there is none to read.
+            max_bytes: as `score`.
+
+        Returns:
+            Log-probabilities of the actions [C, A] and of the grades [C, G], float32, in nats, as
+            the model says them.
+
+        Raises:
+            BadInput: as `score`.
+        """
         from foundation.scoring import MAX_CANDIDATE_BYTES, score
 
         most = MAX_CANDIDATE_BYTES if max_bytes is None else max_bytes
@@ -681,6 +738,30 @@ class Foundation(nn.Module):
         from foundation.checkpoint import load
 
         return load(Path(folder))
+
+
+def _read_tables(prompter: Prompter) -> dict[str, Tensor]:
+    """Which words each task reads at an arrow, what they are worth, and their tokens."""
+    shape_AL = len(prompter.tasks), len(prompter.label_words)
+    shape_AG = len(prompter.tasks), len(prompter.grade_words)
+    allowed_AL = torch.zeros(shape_AL, dtype=torch.bool)
+    is_positive_AL, allowed_AG = allowed_AL.clone(), torch.zeros(shape_AG, dtype=torch.bool)
+    grade_value_AG = torch.zeros(shape_AG)
+    for number, task in enumerate(prompter.tasks):
+        labels = torch.from_numpy(prompter.task_label_index(number))
+        allowed_AL[number, labels] = True
+        is_positive_AL[number, labels] = torch.tensor(task.is_positive)
+        grades = torch.from_numpy(prompter.task_grade_index(number))
+        allowed_AG[number, grades] = True
+        grade_value_AG[number, grades] = torch.linspace(0, 1, len(grades))
+    return {
+        "allowed_AL": allowed_AL,
+        "is_positive_AL": is_positive_AL,
+        "allowed_AG": allowed_AG,
+        "grade_value_AG": grade_value_AG,
+        "label_ids_L": torch.as_tensor(np.asarray(prompter.label_ids), dtype=torch.long),
+        "grade_ids_G": torch.as_tensor(np.asarray(prompter.grade_ids), dtype=torch.long),
+    }
 
 
 def _drop_tied_head(module: Any, state: dict[str, Any], prefix: str, _: Any) -> None:

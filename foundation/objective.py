@@ -1,19 +1,28 @@
 """What the foundation learns: the next item, the action on it, and the text itself.
 
 Legend: K next-item pairs, C items of the softmax, S sampled negatives, H hard negatives, M action
-targets, N text positions, D hidden, V vector width.
+targets, N text positions, X graded positions, Y items of slates, D hidden, V vector width.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from foundation.asking import attention_mask, by_slate
+from foundation.computing import TAKES_PACKED_ROWS
 from foundation.hard_negatives import left_out
-from foundation.losses import action_loss, chunked_cross_entropy, sampled_cross_entropy
+from foundation.losses import (
+    action_loss,
+    chunked_cross_entropy,
+    grade_loss,
+    rare_action_loss,
+    sampled_cross_entropy,
+)
+from foundation.packed_attention import row_bounds
 from foundation.slots import FreshReadings, StepSlots
 
 if TYPE_CHECKING:
@@ -30,6 +39,10 @@ READ_INPUTS = (
     "reread_items",
     "negatives",
     "hard_negatives",
+    "question_RT",
+    "place_RT",
+    "graded_X",
+    "shown_Y",
 )
 LOSS_INPUTS = (
     "label_M",
@@ -39,6 +52,12 @@ LOSS_INPUTS = (
     "negatives",
     "negative_log_expected",
     "hard_negatives",
+    "question_RT",
+    "graded_task_X",
+    "share_XG",
+    "shown_task_Y",
+    "shown_slate_Y",
+    "shown_is_positive_Y",
 )
 
 
@@ -54,6 +73,8 @@ class StepReading:
         arrow_MD: hidden states where an action must be predicted.
         text_ND: hidden states where a token must be predicted …
         text_target_N: … and those tokens, int64.
+        graded_XD: hidden states where a grade must be predicted.
+        shown_YD: hidden states where the items of slates are compared.
     """
 
     person_KV: Tensor
@@ -62,6 +83,8 @@ class StepReading:
     arrow_MD: Tensor
     text_ND: Tensor
     text_target_N: Tensor
+    graded_XD: Tensor
+    shown_YD: Tensor
 
     def places_of(self, items: Tensor) -> Tensor:
         """Rows of `item_CV` of items that are all among `item_C`, int64."""
@@ -80,6 +103,10 @@ def read_step(
     reread_items: Tensor,
     negatives: Tensor,
     hard_negatives: Tensor,
+    question_RT: Tensor,
+    place_RT: Tensor,
+    graded_X: Tensor,
+    shown_Y: Tensor,
 ) -> StepReading:
     """Read some items of the batch again with gradient, then the rows, then the items as answers.
 
@@ -96,6 +123,11 @@ def read_step(
             others.
         negatives: int64 [S], sampled items; empty for the softmax over the whole catalogue.
         hard_negatives: int64 [H], items read beside a sample; of no account without one.
+        question_RT: int64 [R, T], as are the next three, of `foundation.asking.ask`; [0, 0] where
+            nothing is asked.
+        place_RT: int64 [R, T].
+        graded_X: int64 [X].
+        shown_Y: int64 [Y].
     """
     fresh, item_hidden, item_targets = _reread(foundation, reread_items)
     ids_P = rearrange(ids_RT, "r t -> (r t)")
@@ -108,7 +140,14 @@ def read_step(
         classes_C = items_N = torch.arange(foundation.num_items, device=ids_RT.device)
     slots = StepSlots(items_N=items_N, slots_ND=foundation.slots(items_N, fresh))
     # With a cache, transformers would take packed rows for one long row.
-    hidden_RTD = foundation.hidden(ids_RT, slots=slots, position_ids=position_RT, use_cache=False)
+    seen: dict[str, Any] = {"position_ids": position_RT, "use_cache": False}
+    if question_RT.numel():
+        seen["attention_mask"] = attention_mask(
+            foundation.decoder.config, question_RT, place_RT, position_RT, foundation.decoder.dtype
+        )
+    elif len(ids_RT) == 1 and foundation.decoder.config._attn_implementation in TAKES_PACKED_ROWS:
+        seen |= row_bounds(position_RT)
+    hidden_RTD = foundation.hidden(ids_RT, slots=slots, **seen)
     hidden_PD = rearrange(hidden_RTD, "r t d -> (r t) d")
     return StepReading(
         person_KV=foundation.person_head(hidden_PD[next_position_K]),
@@ -117,6 +156,8 @@ def read_step(
         arrow_MD=hidden_PD[arrow_M],
         text_ND=torch.cat([hidden_PD[text_position_N], item_hidden]),
         text_target_N=torch.cat([ids_P[text_position_N + 1], item_targets]),
+        graded_XD=hidden_PD[graded_X],
+        shown_YD=hidden_PD[shown_Y],
     )
 
 
@@ -131,8 +172,10 @@ def _reread(
     readings, text_hidden, text_targets, order = [], [], [], []
     chosen_N = items_N.cpu().numpy()
     by_length = np.argsort(foundation.item_pieces.lengths[chosen_N], kind="stable")
-    # A quarter at a time, by length: a long title then pads only its own quarter.
-    for part in np.array_split(by_length, min(4, len(chosen_N))):
+    # A processor waits for every padded position, so a long title pads only its own quarter; a GPU
+    # waits for every call, however few positions it has.
+    num_parts = 4 if items_N.device.type == "cpu" else 1
+    for part in np.array_split(by_length, min(num_parts, len(chosen_N))):
         ids_BS, hidden_BSD, last_B = foundation.read_pieces(foundation.item_pieces, chosen_N[part])
         readings.append(hidden_BSD[torch.arange(len(part), device=ids_BS.device), last_B])
         inside_BS = torch.arange(ids_BS.shape[1], device=ids_BS.device) < last_B[:, None]
@@ -155,10 +198,18 @@ def loss_sums(
     negatives: Tensor,
     negative_log_expected: Tensor,
     hard_negatives: Tensor,
+    question_RT: Tensor,
+    graded_task_X: Tensor,
+    share_XG: Tensor,
+    shown_task_Y: Tensor,
+    shown_slate_Y: Tensor,
+    shown_is_positive_Y: Tensor,
 ) -> dict[str, Tensor]:
-    """The three losses of a batch that has been read: `next_item`, `action`, `text`.
+    """The losses of a batch that has been read, each summed over its own predictions.
 
-    Each is a float32 scalar in nats, summed over its own predictions.
+    `next_item`, `action` and `text`; and where questions are asked beside the rows `policy`, the
+    grades, and `rare`, which of the co-shown items was acted on well. Each is a float32 scalar in
+    nats.
 
     Args:
         foundation: the model that read it.
@@ -170,9 +221,16 @@ def loss_sums(
         negatives: int64 [S], sampled items; empty for the softmax over the whole catalogue.
         negative_log_expected: float32 [S], log of how often each was expected in the sample.
         hard_negatives: int64 [H], rising, mined items that stand beside the sample.
+        question_RT: int64 [R, T], as are the next five, of `foundation.asking.ask`; [0, 0] where
+            nothing is asked.
+        graded_task_X: int64 [X].
+        share_XG: float32 [X, G].
+        shown_task_Y: int64 [Y].
+        shown_slate_Y: int64 [Y].
+        shown_is_positive_Y: bool [Y].
     """
     vocabulary_VD = foundation.decoder.get_output_embeddings().weight
-    return {
+    sums = {
         "next_item": _next_item_loss(
             foundation,
             reading,
@@ -187,6 +245,13 @@ def loss_sums(
         ),
         "text": chunked_cross_entropy(reading.text_ND, vocabulary_VD, reading.text_target_N),
     }
+    if question_RT.numel():
+        grades_XG = foundation.grade_log_probs(reading.graded_XD, graded_task_X)
+        clicks_Y = foundation.log_positive(reading.shown_YD, shown_task_Y)
+        is_positive_SC = by_slate(shown_is_positive_Y, shown_slate_Y) == 1
+        sums["policy"] = grade_loss(grades_XG, share_XG)
+        sums["rare"] = rare_action_loss(by_slate(clicks_Y, shown_slate_Y), is_positive_SC)
+    return sums
 
 
 def _next_item_loss(

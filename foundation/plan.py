@@ -8,6 +8,7 @@ neighbours of the list as it does on one process that accumulates P × A.
 
 import math
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from foundation.asking import Asking, ask, nothing_asked
 from foundation.batches import Batch, by_length, in_order
 from foundation.hard_negatives import check_hard_negatives, draw_hard_negatives
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from promptify.assembly import PromptBook
     from promptify.windows import Windows
 
-LOSSES = ("next_item", "action", "text")
+LOSSES = ("next_item", "action", "text", "policy", "rare", "slate")
 """What the `counts` of a micro-batch count the predictions of, in order."""
 
 
@@ -41,9 +43,11 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
             nothing is counted, so that nobody waits for a process that has run out.
         hard_negatives: int32 [E, n], items mined for each event, -1 where there is none; those of
             the training events are looked at. None for the sample alone.
+        asking: what is asked beside the rows; None for nothing.
 
     Raises:
-        ValueError: the hard negatives do not fit the log, or the softmax needs none.
+        ValueError: the hard negatives do not fit the log, or the softmax needs none; or what is
+            asked does not fit.
     """
 
     def __init__(
@@ -55,7 +59,10 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
         packed: bool = False,
         processes: int = 1,
         hard_negatives: NDArray[np.int32] | None = None,
+        asking: Asking | None = None,
     ) -> None:
+        if asking is not None:
+            asking.check(book, packed=packed)
         if hard_negatives is not None:
             check_hard_negatives(
                 hard_negatives,
@@ -68,6 +75,7 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
         self.packed = packed
         self.processes = processes
         self.hard_negatives = hard_negatives
+        self.asking = asking
         # The last draw and its optimiser step: every micro-batch of the step asks for it.
         self._drawn: tuple[int, Tensor] = (-1, torch.zeros(0, dtype=torch.long))
         # Micro-batches, accumulated or on other processes, that share one draw of negatives,
@@ -138,6 +146,12 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
         text_position_N = self._text_positions(batch.text_position_N, step)
         # Every token of an item that is read again predicts the next one.
         item_tokens = int((self.book.item_pieces.lengths[reread.numpy()] - 1).sum())
+        batch = replace(batch, text_position_N=text_position_N)
+        asked = nothing_asked(len(prompter.grade_words))
+        if self.asking is not None:
+            rng = np.random.default_rng([self.config.seed, step, 5])
+            asked |= ask(self.asking, rows, batch, windows, self.book, rng)
+        num_question_tokens = int(asked.pop("num_question_tokens", torch.tensor(0)))
         return {
             "ids_RT": batch.ids_RT,
             "position_RT": batch.position_RT,
@@ -147,15 +161,23 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
             "next_position_K": batch.next_position_K,
             "next_item_K": batch.next_item_K,
             "next_event_K": torch.from_numpy(rows.next_event),
-            "text_position_N": text_position_N,
+            "text_position_N": batch.text_position_N,
             "reread_items": reread,
             "negatives": negatives,
             "negative_log_expected": log_expected,
             "hard_negatives": self._hard_negatives(step // self.steps_share),
+            **asked,
             "counts": torch.tensor(
-                [len(batch.next_item_K), len(batch.label_M), len(text_position_N) + item_tokens]
+                [
+                    len(batch.next_item_K),
+                    len(batch.label_M),
+                    len(text_position_N) + item_tokens,
+                    len(asked["graded_X"]),
+                    len(torch.unique(asked["shown_slate_Y"][asked["shown_is_positive_Y"]])),
+                    len(torch.unique(asked["shown_slate_Y"])),
+                ]
             ),
-            "num_tokens": torch.tensor(int(rows.lengths.sum())),
+            "num_tokens": torch.tensor(int(rows.lengths.sum()) + num_question_tokens),
             "step": torch.tensor(step),
         }
 

@@ -5,7 +5,7 @@ attention meets distances that it has never seen, and more keys than it has ever
 among. YaRN slows down those rotations that had not come round within the trained length and
 sharpens attention a little. It is part of the stock configuration, so that a checkpoint saved so
 says so, and it is the same for every prompt, long or short: what is read beside each other, from a
-cache or alone is read alike. That costs short prompts a little; see `benchmarks.context`.
+cache or alone is read alike. That costs short prompts a little; see `benchmarks.context_length`.
 
 Source: YaRN (Peng et al., arXiv 2309.00071), as in transformers.
 """

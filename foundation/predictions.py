@@ -6,7 +6,7 @@
 Legend: n requests, m ranking targets, e scored events, I items, A actions of the task, K retrieved.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from foundation.batches import by_length
+from foundation.batches import by_length, positions_at_once
 from foundation.evaluation import rank_of_targets, seen_items
+from foundation.scoring import Scores
 from promptify.pieces import Pieces, gather
 from promptify.rows import Rows
 
@@ -101,6 +102,19 @@ def log_positive(
     return total
 
 
+def log_policy(log_probs_CG: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Log of the expected grade as a share of the best, float32 [C]: what policy is ranked by.
+
+    Args:
+        log_probs_CG: of the grades, worst first, in nats.
+    """
+    value_G = np.linspace(0, 1, log_probs_CG.shape[1], dtype=np.float32)
+    total: NDArray[np.float32] = np.logaddexp.reduce(
+        log_probs_CG[:, 1:] + np.log(value_G[1:]), axis=1
+    )
+    return total
+
+
 def tie_order(item_ids: tuple[str, ...]) -> NDArray[np.int64]:
     """The place of each item when ids are sorted, int64 [I]: breaks ties in nobody's favour."""
     order = np.empty(len(item_ids), dtype=np.int64)
@@ -115,6 +129,7 @@ def predict_targets(
     *,
     task: int = 0,
     full_history: "Targets | None" = None,
+    rows: Rows | None = None,
     progress: bool = False,
 ) -> Predictions:
     """Rank the whole catalogue by p(item next), and read the actions of every event of the slates.
@@ -126,9 +141,11 @@ def predict_targets(
         task: index of the task.
         full_history: the same targets before their history was cut: seen items are filtered by all
             of it, so that a cut says nothing about warmth.
+        rows: prefixes of the targets that tell something else of their histories than `book` does.
         progress: show bars.
     """
-    rows, interactions = book.prefixes(targets, task=task), book.interactions
+    interactions = book.interactions
+    rows = book.prefixes(targets, task=task) if rows is None else rows
     wanted = ranking_targets(book, targets, task=task)
     event = slate_events(targets)
     request = np.repeat(np.arange(len(targets)), targets.last_event - targets.first_event)
@@ -212,7 +229,7 @@ def read_pairs(
     items: NDArray[np.int32],
     *,
     task: int,
-    max_positions: int = 16384,
+    max_positions: int | None = None,
     progress: bool = False,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Read an item after a prefix, for many pairs at once: the person before it, the action at it.
@@ -226,34 +243,87 @@ def read_pairs(
         request: int64 [e], the prefix of each pair.
         items: int [e], its item, a row of the catalogue.
         task: index of the task.
-        max_positions: padded positions read at once.
+        max_positions: padded positions read at once; what suits the device when left out.
         progress: show a bar.
 
     Returns:
         Person vectors float32 [e, V], and action log-probabilities float32 [e, A], in nats.
     """
+    actions = foundation.prompter.task_label_index(task)
+    log_probs_eA = np.zeros((len(request), len(actions)), dtype=np.float32)
+    vectors_eV = np.zeros((len(request), foundation.settings.vector_dim), dtype=np.float32)
+    for pair_B, arrow_BD, before_BD in _pair_states(
+        foundation, rows, request, items, max_positions=max_positions, progress=progress
+    ):
+        task_B = torch.full((len(pair_B),), task, device=foundation.device)
+        log_probs = foundation.action_log_probs(arrow_BD, task_B)
+        log_probs_eA[pair_B] = log_probs[:, actions].cpu().numpy()
+        vectors_eV[pair_B] = foundation.person_head(before_BD).float().cpu().numpy()
+    return vectors_eV, log_probs_eA
+
+
+@torch.no_grad()
+def read_scores(
+    foundation: "Foundation",
+    rows: Rows,
+    request: NDArray[np.int64],
+    items: NDArray[np.integer[Any]],
+    *,
+    task: int,
+    max_positions: int | None = None,
+    progress: bool = False,
+) -> Scores:
+    """Actions and grades of many pairs at once; see `read_pairs`.
+
+    The same numbers as `Foundation.score_both`, for many people with few candidates each.
+
+    Args:
+        foundation: the model.
+        rows: prefixes [n].
+        request: int64 [e], the prefix of each pair.
+        items: int [e], its item, a row of the catalogue.
+        task: index of the task.
+        max_positions: padded positions read at once; what suits the device when left out.
+        progress: show a bar.
+    """
+    prompter = foundation.prompter
+    actions, grades = prompter.task_label_index(task), prompter.task_grade_index(task)
+    action_eA = np.zeros((len(request), len(actions)), dtype=np.float32)
+    grade_eG = np.zeros((len(request), len(grades)), dtype=np.float32)
+    for pair_B, arrow_BD, _ in _pair_states(
+        foundation, rows, request, items, max_positions=max_positions, progress=progress
+    ):
+        task_B = torch.full((len(pair_B),), task, device=foundation.device)
+        said = foundation.action_log_probs(arrow_BD, task_B)
+        action_eA[pair_B] = said[:, actions].cpu().numpy()
+        grade_eG[pair_B] = foundation.grade_log_probs(arrow_BD, task_B)[:, grades].cpu().numpy()
+    return Scores(action_CA=action_eA, grade_CG=grade_eG)
+
+
+def _pair_states(
+    foundation: "Foundation",
+    rows: Rows,
+    request: NDArray[np.int64],
+    items: NDArray[np.integer[Any]],
+    *,
+    max_positions: int | None,
+    progress: bool,
+) -> Iterator[tuple[NDArray[np.int64], torch.Tensor, torch.Tensor]]:
+    """Numbers of some pairs, and hidden states at their arrows and before them, [B, D] each."""
     foundation.eval()
     pieces = foundation.questions(items.astype(np.int64))
     inline_slots_JD = foundation.inline_slots(rows)
     lengths_e = rows.lengths[request] + pieces.lengths
-    actions = foundation.prompter.task_label_index(task)
-    log_probs_eA = np.zeros((len(request), len(actions)), dtype=np.float32)
-    vectors_eV = np.zeros((len(request), foundation.settings.vector_dim), dtype=np.float32)
     with tqdm(total=len(request), desc="read requests", disable=not progress) as bar:
-        for chosen_B in by_length(lengths_e, max_positions=max_positions):
+        at_once = max_positions or positions_at_once(foundation.device)
+        for chosen_B in by_length(lengths_e, max_positions=at_once):
             ids_BT = _joined(rows, pieces, request[chosen_B], chosen_B, foundation)
             hidden_BTD = foundation.hidden(ids_BT, inline_slots_JD=inline_slots_JD)
             row_B = torch.arange(len(chosen_B), device=ids_BT.device)
             last_B = torch.from_numpy(lengths_e[chosen_B] - 1).to(ids_BT.device)
             before_B = torch.from_numpy(rows.lengths[request[chosen_B]] - 1).to(ids_BT.device)
-            log_probs = foundation.action_log_probs(
-                hidden_BTD[row_B, last_B], torch.full_like(last_B, task)
-            )
-            log_probs_eA[chosen_B] = log_probs[:, actions].cpu().numpy()
-            person_BV = foundation.person_head(hidden_BTD[row_B, before_B])
-            vectors_eV[chosen_B] = person_BV.float().cpu().numpy()
+            yield chosen_B, hidden_BTD[row_B, last_B], hidden_BTD[row_B, before_B]
             bar.update(len(chosen_B))
-    return vectors_eV, log_probs_eA
 
 
 def _joined(

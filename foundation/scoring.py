@@ -4,8 +4,8 @@ The prefix is read by the decoder as it stands; its keys and values are kept. Ca
 read beside each other by the same decoder with `foundation.attention` in place of its own: each
 sees the prefix and itself, at the positions it would have alone, and nothing of the others.
 
-Legend: P prefix positions, C candidates, S positions of the longest of a chunk, A actions of the
-task, D hidden, V vector width.
+Legend: P prefix positions, C candidates, U different ones, S positions of the longest of a chunk,
+A actions and G grades of the task, D hidden, V vector width.
 """
 
 import logging
@@ -70,6 +70,19 @@ class PrefixReading:
         return tuple((k[:, :, :num_positions], v[:, :, :num_positions]) for k, v in self.layers)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Scores:
+    """What a model says of candidates at their arrows, in nats.
+
+    Attributes:
+        action_CA: float32 [C, A], in the order of the task's actions.
+        grade_CG: float32 [C, G], worst grade first; G is 0 for a task without grades.
+    """
+
+    action_CA: NDArray[np.float32]
+    grade_CG: NDArray[np.float32]
+
+
 @torch.no_grad()
 def read_prefix(
     foundation: "Foundation", prefix: Rows, *, known: PrefixLayers | None = None
@@ -121,14 +134,16 @@ def score(
     *,
     task: int,
     max_bytes: int = MAX_CANDIDATE_BYTES,
-) -> NDArray[np.float32]:
-    """Action log-probabilities of candidates after one prefix; see `Foundation.score`."""
+) -> Scores:
+    """What is said of candidates after one prefix; see `Foundation.score_both`."""
     if not 0 <= task < len(foundation.prompter.tasks):
         raise BadInput(f"task={task} is unknown; there are {len(foundation.prompter.tasks)} tasks.")
-    label_A = torch.as_tensor(foundation.prompter.task_label_index(task), dtype=torch.long)
+    label_A = foundation.prompter.task_label_index(task)
+    grade_G = foundation.prompter.task_grade_index(task)
     pieces, place_C = _as_pieces(foundation, candidates)
     if len(pieces) == 0:
-        return np.zeros((0, len(label_A)), dtype=np.float32)
+        nothing = np.zeros((0, len(label_A) + len(grade_G)), dtype=np.float32)
+        return Scores(action_CA=nothing[:, : len(label_A)], grade_CG=nothing[:, len(label_A) :])
     if isinstance(prefix, Rows):
         reading = read_prefix(foundation, prefix)
     elif prefix.weights is WeightsState.of(foundation):
@@ -139,9 +154,9 @@ def score(
     _check_length(foundation, longest, "prefix and candidate are")
     hidden_UD = _arrows(foundation, reading, pieces, max_bytes=max_bytes)
     task_U = torch.full((len(pieces),), task, device=foundation.device)
-    scores_UA = foundation.action_log_probs(hidden_UD, task_U)[:, label_A].cpu().numpy()
-    scores_CA: NDArray[np.float32] = scores_UA[place_C]
-    return scores_CA
+    action_UL = foundation.action_log_probs(hidden_UD, task_U).cpu().numpy()
+    grade_UG = foundation.grade_log_probs(hidden_UD, task_U).cpu().numpy()
+    return Scores(action_CA=action_UL[:, label_A][place_C], grade_CG=grade_UG[:, grade_G][place_C])
 
 
 def _arrows(

@@ -21,12 +21,15 @@ from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments
 
 from foundation.adapters import LoraOptions, adapted
-from foundation.computing import FLASH, computing, training_attention
+from foundation.asking import Asking
+from foundation.computing import TAKES_PACKED_ROWS, computing, training_attention
 from foundation.curves import Curves, QuietProgress
 from foundation.diverging import DivergedError
+from foundation.int8 import is_int8
 from foundation.plan import TrainingPlan
 from foundation.resuming import WATCHED, SaveByClock, Standing, last_whole_checkpoint
 from foundation.trainer import FoundationTrainer, only_batch
+from promptify.validation import BadInput
 
 if TYPE_CHECKING:
     from foundation.model import Foundation
@@ -67,9 +70,10 @@ class FitConfig:
             none. Training ends with the weights of the validation with the best NDCG@10.
         patience: validations without a better NDCG@10 after which training stops; 0 for never.
         checkpoint_seconds: time between two checkpoints: the most that a kill can cost.
-        packing: lay rows end to end, with nothing padded; None where that pays: with flash-attn on
-            a GPU, whose kernel takes rows of any length. Elsewhere packed rows cost a mask over all
-            pairs of positions, and rows of near-equal length are padded instead, by a few percent.
+        packing: lay rows end to end, with nothing padded; None where that pays: on a GPU in
+            bfloat16, whose kernels take rows of any length. Elsewhere packed rows cost a mask over
+            all pairs of positions, and rows of near-equal length are padded instead, by a few
+            percent.
         bf16: compute in bfloat16 where autocast allows.
         gradient_checkpointing: keep no activations within a layer but compute them again: about a
             third more time, for a fraction of the memory.
@@ -179,6 +183,7 @@ def fit(
     loss_weights: Mapping[str, float] | None = None,
     validate: Callable[[], dict[str, float]] | None = None,
     hard_negatives: NDArray[np.int32] | None = None,
+    asking: Asking | None = None,
 ) -> FitResult:
     """Train; see `Foundation.fit`.
 
@@ -191,26 +196,33 @@ def fit(
         objective: a module that holds the foundation and returns summed losses by name for a batch
             of the plan (a distillation); the foundation itself when left out.
         loss_weights: weight of each loss by name; a loss called ``teacher_X`` is divided by the
-            count of ``X``. Default: the three of `config`.
+            count of ``X``. Default: the three of `config`, and those of `asking`.
         validate: called every `evaluate_steps`, on the main process; what it returns is logged, and
             its ``ndcg@10`` decides which weights are kept.
         hard_negatives: int32 [E, n], as in `Foundation.fit`. A call that goes on where another
             stopped must be given the same.
+        asking: what is asked beside the rows, as in `Foundation.fit`; the same holds of it.
 
     Raises:
         DivergedError: a loss is not a number; the last checkpoint is kept, and the batch written to
             `out`.
-        ValueError: the validation does not return what `patience` waits for, or the hard negatives
-            do not fit.
+        ValueError: the validation does not return what `patience` waits for, the hard negatives or
+            what is asked do not fit, or the model is in int8.
     """
     if config.patience and validate is None:
         raise ValueError(
             f"FitConfig.patience={config.patience} counts validations: give fit a validate="
         )
-    started = time.monotonic()
     decoder = foundation.decoder
+    if is_int8(decoder):
+        raise BadInput("a model in int8 cannot be trained; train the one that it was made of.")
+    started = time.monotonic()
     serving_attention = decoder.config._attn_implementation
     attention = training_attention(decoder, foundation.device.type, bf16=config.bf16)
+    if asking is not None and attention in TAKES_PACKED_ROWS:
+        # Their kernels know no mask, which questions beside each other need.
+        attention = serving_attention
+    asked_weights = {} if asking is None else asking.loss_weights
     with (
         adapted(foundation, config.lora, seed=config.seed),
         computing(decoder, config, attention=attention),
@@ -222,10 +234,11 @@ def fit(
             split,
             config,
             out=out,
-            packed=attention == FLASH if config.packing is None else config.packing,
-            loss_weights=loss_weights or config.loss_weights,
+            packed=attention in TAKES_PACKED_ROWS if config.packing is None else config.packing,
+            loss_weights=loss_weights or {**config.loss_weights, **asked_weights},
             validate=validate,
             hard_negatives=hard_negatives,
+            asking=asking,
             serving_attention=serving_attention,
         )
         _train(trainer, out / "checkpoints")
@@ -249,6 +262,7 @@ def _trainer(
     loss_weights: Mapping[str, float],
     validate: Callable[[], dict[str, float]] | None,
     hard_negatives: NDArray[np.int32] | None,
+    asking: Asking | None,
     serving_attention: str,
 ) -> FoundationTrainer:
     arguments = TrainingArguments(
@@ -287,6 +301,7 @@ def _trainer(
         packed=packed,
         processes=processes,
         hard_negatives=hard_negatives,
+        asking=asking,
     )
     # Twenty points make a curve, of a short training too.
     arguments.logging_steps = max(1, min(20, len(plan) // (config.accumulate * processes) // 20))

@@ -16,7 +16,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from foundation.batches import Batch, by_length
+from foundation.batches import Batch, by_length, positions_at_once
 
 if TYPE_CHECKING:
     from foundation.model import Foundation
@@ -29,7 +29,7 @@ def training_vectors(
     train: NDArray[np.bool_],
     *,
     seed: int,
-    max_positions: int = 16384,
+    max_positions: int | None = None,
     progress: bool = False,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Person vectors where each training event had to be predicted, a batch of windows at a time.
@@ -39,7 +39,7 @@ def training_vectors(
         book: pieces of the interactions.
         train: bool [E], the training events.
         seed: decides where long histories are cut, as in a training's first epoch.
-        max_positions: padded positions read at once.
+        max_positions: padded positions read at once; what suits the device when left out.
         progress: show a bar.
 
     Yields:
@@ -49,7 +49,8 @@ def training_vectors(
     windows = book.windows(train, seed=seed, epoch=0)
     foundation.eval()
     with tqdm(total=len(windows), desc="read windows", disable=not progress) as bar:
-        for chosen_R in by_length(book.lengths(windows), max_positions=max_positions):
+        at_once = max_positions or positions_at_once(foundation.device)
+        for chosen_R in by_length(book.lengths(windows), max_positions=at_once):
             rows = book.assemble(windows[chosen_R], seed=seed, epoch=0)
             batch = Batch.of(
                 rows,

@@ -188,7 +188,13 @@ class PromptBook:
 
     # Evaluation and use.
 
-    def prefixes(self, targets: Targets, *, task: int | None = None) -> Rows:
+    def prefixes(
+        self,
+        targets: Targets,
+        *,
+        task: int | None = None,
+        history: tuple[Int64, Int64] | None = None,
+    ) -> Rows:
         """What is known before each target: instruction, profile, history, the target's context.
 
         The last position of each row is one where the person is read. Nothing of the target's slate
@@ -197,6 +203,13 @@ class PromptBook:
         Args:
             targets: held-out slates, R of them.
             task: index of the task that is asked about; None for that of each target's surface.
+            history: the events to be told of each target's history, rising rows of `events`
+                [N], and where each target's begin [R+1]; all of it when None. What has no room is
+                left out either way.
+
+        Raises:
+            ValueError: `history` holds an event that is not in its target's history, or one that
+                stands before an older one.
         """
         log, config = self.interactions, self.prompter.config
         asked = self._table.tasks(targets.first_event)
@@ -210,14 +223,29 @@ class PromptBook:
         if config.history == "recent":
             # An event takes two tokens at least: older ones than this cannot fit.
             read = np.maximum(start, end - config.max_prompt_tokens // 2)
-        rows, offsets = between(read, end)
+        rows, offsets = between(read, end) if history is None else history
+        target = np.repeat(np.arange(len(targets)), np.diff(offsets))
+        is_before = (np.diff(rows) <= 0) & (np.diff(target) == 0)
+        if is_before.any() or ((rows < start[target]) | (rows >= end[target])).any():
+            raise ValueError("history must hold rising rows of each target's own history.")
         frame = Frame(
             task=asked,
             heads=self._table.heads(targets.user, asked),
             tails=self._table.context(log.event_context[targets.first_event]),
-            num_dropped=read - start,
+            num_dropped=end - start - np.diff(offsets),
         )
         return self._prefixes(self._table.pool, self._table.events(rows), offsets, frame)
+
+    def history_tokens(self, rows: Int64) -> tuple[Int64, Int64]:
+        """Tokens of telling events: of each, and what its slate costs beside it, once at most.
+
+        Args:
+            rows: int64 [N], rows of `events`.
+
+        Returns:
+            int64 [N] each.
+        """
+        return token_costs(self._table.pool, self._table.events(rows))
 
     def of_user(
         self, user: int, start: int, end: int, *, task: int, context: str | None = None

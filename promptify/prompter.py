@@ -83,13 +83,15 @@ class Prompter:
     Attributes:
         label_words: the action labels of all tasks, in order of first appearance, L of them.
         label_ids: int32 [L], their tokens.
+        grade_words: the policy grades of all tasks, in order of first appearance, G of them.
+        grade_ids: int32 [G], their tokens, which no prompt holds.
         arrow_id: the token after an item.
         newline_id: the token after a line.
         vocab_size: tokens of the tokenizer; an id from here on is a slot.
 
     Raises:
-        BadInput: a label is not a single token, the tokenizer does not read a prompt as the sum of
-            its pieces, or the longest pieces leave no room in a prompt.
+        BadInput: a label or a grade is not a single token of its own, the tokenizer does not read a
+            prompt as the sum of its pieces, or the longest pieces leave no room in a prompt.
     """
 
     def __init__(
@@ -105,9 +107,13 @@ class Prompter:
         self.tokenizer = tokenizer
         self.words = words
         self.label_words = _label_words(self.tasks)
-        label_ids, self.arrow_id, self.newline_id = check_label_words(tokenizer, self.label_words)
+        self.grade_words = _grade_words(self.tasks)
+        ids, self.arrow_id, self.newline_id = check_label_words(
+            tokenizer, (*self.label_words, *self.grade_words)
+        )
         check_pieces_add_up(tokenizer, self.label_words)
-        self.label_ids: NDArray[np.int32] = np.array(label_ids, np.int32)
+        self.label_ids: NDArray[np.int32] = np.array(ids[: len(self.label_words)], np.int32)
+        self.grade_ids: NDArray[np.int32] = np.array(ids[len(self.label_words) :], np.int32)
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1
         self.instruction_pieces = self._lines(_instructions(self.tasks, words.neutralize))
         # What an event of a prompt with time gaps says first; none of them without.
@@ -150,7 +156,7 @@ class Prompter:
             schema,
             users=users,
             items=columns_of(interactions.items, schema.item_columns, item_rows),
-            neutralize=Neutralizer.of(special, _label_words(_distinct(tasks))),
+            neutralize=Neutralizer.of(special, _read_words(_distinct(tasks))),
         )
         if tokenizer is None:
             tasks = _distinct(tasks)
@@ -166,7 +172,7 @@ class Prompter:
             tokenizer = train_tokenizer(
                 # A line is learned as it stands in a prompt: after a space.
                 (f" {text}" for text in texts),
-                label_words=_label_words(tasks),
+                label_words=_read_words(tasks),
                 vocab_size=config.vocab_size,
             )
         return cls(tasks=tasks, config=config, tokenizer=tokenizer, words=words)
@@ -175,6 +181,11 @@ class Prompter:
         """Where the actions of a task stand in `label_words`, int64 [A], in the task's order."""
         actions = self.tasks[task].actions
         return np.array([self.label_words.index(action) for action in actions], np.int64)
+
+    def task_grade_index(self, task: int) -> NDArray[np.int64]:
+        """Where the grades of a task stand in `grade_words`, int64 [its grades], worst first."""
+        grades = self.tasks[task].grades
+        return np.array([self.grade_words.index(grade) for grade in grades], np.int64)
 
     def task_index(self, name: str | None) -> int:
         """The index of the task of that name; None is the only task.
@@ -364,7 +375,7 @@ class Prompter:
                 words=Words(
                     schema=Schema.from_dict(manifest["schema"]),
                     cuts={(table, name): tuple(cuts) for table, name, cuts in manifest["cuts"]},
-                    neutralize=Neutralizer.of(tokenizer.added_tokens_encoder, _label_words(tasks)),
+                    neutralize=Neutralizer.of(tokenizer.added_tokens_encoder, _read_words(tasks)),
                 ),
             )
         except (OSError, KeyError, TypeError, ValueError) as error:
@@ -382,6 +393,21 @@ def _distinct(tasks: Sequence[Task]) -> tuple[Task, ...]:
 
 def _label_words(tasks: Sequence[Task]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(action for task in tasks for action in task.actions))
+
+
+def _grade_words(tasks: Sequence[Task]) -> tuple[str, ...]:
+    grades = tuple(dict.fromkeys(grade for task in tasks for grade in task.grades))
+    if shared := sorted(set(grades) & set(_label_words(tasks))):
+        raise BadInput(
+            f"{', '.join(shared)} is a grade of one task and an action of another; a grade needs a "
+            "word of its own."
+        )
+    return grades
+
+
+def _read_words(tasks: Sequence[Task]) -> tuple[str, ...]:
+    """All words that the model reads at an arrow."""
+    return (*_label_words(tasks), *_grade_words(tasks))
 
 
 def _instructions(tasks: Sequence[Task], neutralize: Neutralizer) -> list[str]:

@@ -22,6 +22,9 @@ class Task:
         note: free text that steers every request, e.g. ``"Skills matter more than seniority."``.
         next_target: which events the person vector must predict: ``any`` event, or only a
             ``positive`` one.
+        grades: words for how well an item fits by policy, worst first, so that grade ``g`` is
+            ``grades[g]``; empty where there is no policy. They are read where actions are read and
+            never stand in a prompt.
 
     Raises:
         ValueError: an argument is empty or contradicts another; the message says how to mend it.
@@ -45,11 +48,13 @@ class Task:
     item_kind: str
     note: str = ""
     next_target: NextTarget = "any"
+    grades: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # Frozen: coerce lists (from YAML and JSON) to tuples through object.__setattr__.
         object.__setattr__(self, "actions", tuple(self.actions))
         object.__setattr__(self, "positive", tuple(self.positive))
+        object.__setattr__(self, "grades", tuple(self.grades))
         for name in ("name", "instruction", "item_kind"):
             if not getattr(self, name).strip():
                 raise ValueError(f"Task.{name} is empty; give it a few words.")
@@ -68,6 +73,16 @@ class Task:
             raise ValueError(
                 f"Task.next_target={self.next_target!r} of task {self.name!r} must be 'any' or "
                 "'positive'."
+            )
+        if len(self.grades) == 1 or len(set(self.grades)) != len(self.grades):
+            raise ValueError(
+                f"Task.grades={self.grades!r} of task {self.name!r} must be two or more different "
+                "words, or none."
+            )
+        if shared := [word for word in self.grades if word in self.actions]:
+            raise ValueError(
+                f"Task.grades={self.grades!r} of task {self.name!r} names its actions "
+                f"{', '.join(shared)} too; a grade needs a word of its own."
             )
 
     @property
@@ -92,7 +107,7 @@ class Task:
             raise ValueError(
                 f"Task does not know {', '.join(unknown)}; it takes {', '.join(known)}."
             )
-        required = [name for name in known if name not in ("note", "next_target")]
+        required = [name for name in known if name not in ("note", "next_target", "grades")]
         missing = [name for name in required if name not in values]
         if missing:
             raise ValueError(f"Task lacks {', '.join(missing)}.")

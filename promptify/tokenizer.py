@@ -142,7 +142,9 @@ def check_label_words(
     """
     for word in label_words:
         if not word.isalpha():
-            raise BadInput(f"the action {word!r} must be one word of letters, such as 'liked'.")
+            raise BadInput(
+                f"the action or grade {word!r} must be one word of letters, such as 'liked'."
+            )
     label_ids = [single_token(tokenizer, f" {word}") for word in label_words]
     arrow_id, newline_id = single_token(tokenizer, ARROW), single_token(tokenizer, "\n")
     if len({*label_ids, arrow_id, newline_id}) != len(label_ids) + 2:
@@ -187,23 +189,24 @@ def tokenize_within(
     Returns:
         P pieces; an empty text is an empty piece.
     """
-    pieces = token_ids(tokenizer, texts)
-    cut = {row: texts[row] for row, ids in enumerate(pieces) if len(ids) > max_tokens}
-    while cut:
+    pieces: list[list[int]] = [[] for _ in texts]
+    unread = dict(enumerate(texts))
+    while unread:
         encoded = tokenizer(
-            list(cut.values()),
+            list(unread.values()),
             add_special_tokens=False,
-            return_offsets_mapping=True,
+            return_attention_mask=False,
             verbose=False,
         )
-        for row, ids, offsets in zip(
-            list(cut), encoded["input_ids"], encoded["offset_mapping"], strict=True
+        # Where tokens lie in a text costs more than they do, and only long ones are asked.
+        for row, ids, encoding in zip(
+            list(unread), encoded["input_ids"], encoded.encodings or [], strict=True
         ):
             if len(ids) <= max_tokens:
                 pieces[row] = ids
-                del cut[row]
+                del unread[row]
             else:
-                cut[row] = _cut(cut[row], offsets[max_tokens][0], close=close)
+                unread[row] = _cut(unread[row], encoding.offsets[max_tokens][0], close=close)
     return Pieces.of(pieces)
 
 

@@ -9,13 +9,11 @@ from typing import Any, cast
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 
-from retrieval.checks import Floats, Rows
+from retrieval.checks import Bools, Floats, Rows
 from retrieval.identifiers import IdTable
 from retrieval.storage import VectorStore
 
-Bools = npt.NDArray[np.bool_]
 Found = tuple[Floats, Rows]
 
 FEW_REQUESTS = 4

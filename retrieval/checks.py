@@ -1,6 +1,11 @@
-"""What vectors and ids must be before an index takes them."""
+"""What vectors, ids and filters must be before an index takes them.
 
-from collections.abc import Sequence
+Shapes: `n` items, `D` numbers per vector, `B` requests, `R` rows of the index.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +13,9 @@ import pyarrow as pa
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 ItemIds = npt.NDArray[np.object_]
+IdFilter = Sequence[str] | Sequence[Sequence[str]] | Bools
 
 
 def checked_vectors(name: str, vectors: npt.ArrayLike, dimension: int | None = None) -> Floats:
@@ -26,9 +33,11 @@ def checked_vectors(name: str, vectors: npt.ArrayLike, dimension: int | None = N
             f"{name} has {array.shape[1]} numbers per vector, the index {dimension}: they are "
             "another model's"
         )
-    if not np.isfinite(array).all():
+    # One sum finds NaN and infinity without a mask; large numbers alone may overflow it.
+    if not math.isfinite(np.vdot(array, array)):
         bad = np.flatnonzero(~np.isfinite(array).all(1))
-        raise ValueError(f"{name}: row {bad[0]} holds NaN or infinity ({len(bad)} such rows)")
+        if len(bad):
+            raise ValueError(f"{name}: row {bad[0]} holds NaN or infinity ({len(bad)} such rows)")
     return array
 
 
@@ -40,23 +49,92 @@ def checked_texts(name: str, ids: Sequence[str]) -> pa.LargeStringArray:
     """
     if isinstance(ids, str):
         raise ValueError(f"{name} is the text {ids!r}; give a list of ids")
-    for item in ids:
-        if not isinstance(item, str):
-            raise ValueError(f"{name}: {item!r} is not a text; ids are strings")
+    # Half a million ids are of one type; asking each takes three times as long.
+    if set(map(type, ids)) != {str}:
+        for item in ids:
+            if not isinstance(item, str):
+                raise ValueError(f"{name}: {item!r} is not a text; ids are strings")
     try:
         return pa.array(ids, pa.large_string())
     except UnicodeEncodeError as error:
         raise ValueError(f"{name}: {error.object!r} is not valid Unicode ({error})") from error
 
 
-def checked_count(ids: Sequence[str], num_vectors: int) -> None:
-    """Check that there is one id per vector.
+def checked_items(
+    vectors: npt.ArrayLike, ids: Sequence[str], dimension: int | None = None
+) -> tuple[Floats, pa.LargeStringArray]:
+    """Return vectors float32 [n, D] and as many ids, Arrow [n]; whether ids repeat is not asked.
+
+    Args:
+        vectors: of items.
+        ids: one per vector.
+        dimension: of the index; None for a new one, which must have an item.
 
     Raises:
-        ValueError: there is not.
+        ValueError: no items for a new index, not one id per vector, or as `checked_vectors` and
+            `checked_texts`.
     """
-    if len(ids) != num_vectors:
-        raise ValueError(f"ids has {len(ids)} entries for {num_vectors} vectors; give one each")
+    if dimension is None and len(ids) == 0:
+        raise ValueError("ids is empty: an index needs at least one item")
+    checked = checked_vectors("vectors", vectors, dimension)
+    if len(ids) != len(checked):
+        raise ValueError(f"ids has {len(ids)} entries for {len(checked)} vectors; give one each")
+    return checked, checked_texts("ids", ids)
+
+
+def check_once(ids: Sequence[str]) -> None:
+    """Check that no id stands there twice.
+
+    Raises:
+        ValueError: one does.
+    """
+    if len(set(ids)) < len(ids):
+        seen: set[str] = set()
+        twice = next(item for item in ids if item in seen or seen.add(item))  # type: ignore[func-returns-value]
+        raise ValueError(f"ids: {twice!r} stands there twice; give each item once")
+
+
+def checked_filter(
+    name: str, ids: IdFilter, num_requests: int, num_rows: int
+) -> Bools | list[Sequence[str]]:
+    """Return a filter as masks bool [1 or B, ≤ R], or as one list of ids for all or one for each.
+
+    Whether the ids are texts is not asked.
+
+    Args:
+        name: of the argument.
+        ids: the filter, as `ItemIndex.search` takes it.
+        num_requests: B.
+        num_rows: R.
+
+    Raises:
+        ValueError: a mask of another shape, as many lists or masks as there are not requests, or
+            neither masks nor lists.
+    """
+    if isinstance(ids, str):
+        raise ValueError(f"{name} is the text {ids!r}; give a list of ids")
+    if isinstance(ids, np.ndarray) and ids.dtype == bool:
+        if ids.ndim not in (1, 2) or ids.shape[-1] > num_rows:
+            raise ValueError(
+                f"{name} is a mask of the shape {ids.shape}; give one bool per row of the index "
+                f"({num_rows}), or one line of them per request"
+            )
+        if ids.ndim == 2 and len(ids) != num_requests:
+            raise ValueError(f"{name} has {len(ids)} masks for {num_requests} requests")
+        return np.atleast_2d(ids)
+    if isinstance(ids, np.ndarray) and ids.dtype.kind not in "OU":
+        raise ValueError(
+            f"{name} is an array {ids.dtype}{list(ids.shape)}; give a mask bool [rows] or "
+            "[requests, rows], or a list of ids"
+        )
+    if len(ids) == 0 or isinstance(ids[0], str):
+        return [cast(Sequence[str], ids)]
+    if len(ids) != num_requests:
+        raise ValueError(f"{name} has {len(ids)} lists for {num_requests} requests")
+    for one in ids:
+        if isinstance(one, str) or not isinstance(one, Collection):
+            raise ValueError(f"{name} holds {one!r} beside lists; give lists of ids")
+    return list(cast(Sequence[Sequence[str]], ids))
 
 
 def object_array(values: Sequence[str | None]) -> ItemIds:

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 from faiss.contrib.inspect_tools import get_invlist
 
-from retrieval.base import Base, Bools
+from retrieval.base import Base
+from retrieval.checks import Bools
 from retrieval.delta import Delta
 from retrieval.folder import new_token
 from retrieval.identifiers import IdTable

@@ -1,5 +1,6 @@
 """Fresh items: vectors that came after the base was built, compared with one by one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -7,8 +8,8 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from retrieval.base import Bools, Found
-from retrieval.checks import Floats, ItemIds, Rows, object_array
+from retrieval.base import Found
+from retrieval.checks import Bools, Floats, ItemIds, Rows, object_array
 
 REBUILD_DEAD = 256
 """Removed items are dropped from the buffers when they are more than this and half of all."""
@@ -58,6 +59,14 @@ class Delta:
             if position < self.length:
                 return position
         return -1
+
+    def positions_of(self, ids: Sequence[str]) -> Rows:
+        """The newest positions of ids in this state, int64 [m]; −1 for an id that is not here."""
+        found = np.full(len(ids), -1, np.int64)
+        if self.length:
+            for place in [place for place, item in enumerate(ids) if item in self.positions]:
+                found[place] = self.position_of(ids[place])
+        return found
 
     def positions_of_rows(self, rows: Rows) -> Rows:
         """Positions of rows, int64 [m]; −1 for a row that is not here."""

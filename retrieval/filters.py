@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval.base import Base, Bools, Found
-from retrieval.checks import Floats, Rows
+from retrieval.base import Base, Found
+from retrieval.checks import Bools, Floats, Rows
 from retrieval.delta import Delta
 
 SPARE = 32
@@ -84,13 +84,18 @@ def nothing(num_requests: int) -> Found:
 
 
 def filled(part: Base | Delta, queries: Floats, k: int) -> Found:
-    """The fast way: nothing is dropped; who comes back short is compared with everything."""
+    """Scores and positions [B, min(k, n)], none missing: nothing is dropped.
+
+    Who comes back short is compared with everything.
+    """
     width = min(k, len(part))
     if part.max_width is not None and width > part.max_width:
         return part.exact(queries, width, None)
     scores, places = part.nearest(queries, width)
-    # FAISS pads at the end, so the last place tells.
-    if (is_short := places[:, -1] < 0).any():
+    # FAISS pads at the end, so the last place tells. Few numbers are looked at quickest as a list:
+    # behind a scan no code of numpy's is in the caches any more.
+    if -1 in places[:, -1].tolist():
+        is_short = places[:, -1] < 0
         scores[is_short], places[is_short] = part.exact(queries[is_short], width, None)
     return scores, places
 

@@ -18,18 +18,19 @@ from retrieval.base import Base
 from retrieval.building import new_base
 from retrieval.checks import (
     Floats,
+    IdFilter,
     ItemIds,
     Rows,
-    checked_count,
-    checked_texts,
+    check_once,
+    checked_items,
     checked_vectors,
 )
 from retrieval.compaction import compacted
 from retrieval.delta import Delta
 from retrieval.gpu import Mode, placer
 from retrieval.kinds import plan
-from retrieval.manifest import IndexManifest, IndexMismatch
-from retrieval.snapshot import IdFilter, SearchResult, Snapshot
+from retrieval.manifest import IndexManifest, check_model
+from retrieval.snapshot import SearchResult, Snapshot
 from retrieval.storage import Storage, checked_storage, rounded
 from retrieval.tuning import Effort
 
@@ -142,11 +143,8 @@ class ItemIndex:
         """
         if not 0 < target_recall <= 1:
             raise ValueError(f"target_recall is {target_recall}; use a share in (0, 1]")
-        if len(ids) == 0:
-            raise ValueError("ids is empty: an index needs at least one item")
-        checked = checked_vectors("vectors", vectors)
+        checked, texts = checked_items(vectors, ids)
         num_items, dimension = checked.shape
-        checked_count(ids, num_items)
         manifest = IndexManifest(
             model_hash=model_hash,
             kind="flat",
@@ -163,7 +161,7 @@ class ItemIndex:
         )
         base, manifest = new_base(
             checked,
-            checked_texts("ids", ids),
+            texts,
             manifest,
             plan(kind, num_items, dimension, storage, max_bytes),
             sample,
@@ -252,14 +250,10 @@ class ItemIndex:
             ValueError: as `build`, or an id that is there already (remove it first). Nothing was
                 added then.
         """
-        self._check_model(model_hash)
-        checked = checked_vectors("vectors", vectors, self._manifest.dimension)
-        checked_count(ids, len(checked))
-        names: list[str] = checked_texts("ids", ids).to_pylist()
-        if len(set(names)) < len(names):
-            seen: set[str] = set()
-            twice = next(item for item in names if item in seen or seen.add(item))  # type: ignore[func-returns-value]
-            raise ValueError(f"ids: {twice!r} stands there twice; give each item once")
+        check_model(model_hash, self._manifest.model_hash)
+        checked, texts = checked_items(vectors, ids, self._manifest.dimension)
+        names: list[str] = texts.to_pylist()
+        check_once(names)
         with self._writing:
             snapshot = self._snapshot
             in_base, in_delta = snapshot.live_positions_of(names)
@@ -380,7 +374,7 @@ class ItemIndex:
                 model's.
         """
         index = cls(*folders.load(Path(folder)))
-        index._check_model(model_hash)
+        check_model(model_hash, index._manifest.model_hash)
         return index
 
     def _effort(self) -> Effort:
@@ -393,11 +387,3 @@ class ItemIndex:
 
     def _manifest_of(self, snapshot: Snapshot) -> IndexManifest:
         return replace(self._manifest, count=len(snapshot), num_rows=snapshot.num_rows)
-
-    def _check_model(self, model_hash: str | None) -> None:
-        if model_hash is not None and model_hash != self._manifest.model_hash:
-            raise IndexMismatch(
-                f"model_hash is {model_hash!r}, but the index was made by "
-                f"{self._manifest.model_hash!r}: vectors of two models cannot be compared; build "
-                "the index again with this model"
-            )

@@ -25,6 +25,23 @@ class IndexMismatch(ValueError):
     """The folder is no whole index, or not the index that was asked for."""
 
 
+def check_model(model_hash: str | None, made_by: str) -> None:
+    """Check that vectors are of the model that made an index.
+
+    Args:
+        model_hash: of their model; None is not checked.
+        made_by: of the index's.
+
+    Raises:
+        IndexMismatch: they are another model's.
+    """
+    if model_hash is not None and model_hash != made_by:
+        raise IndexMismatch(
+            f"model_hash is {model_hash!r}, but the index was made by {made_by!r}: vectors of two "
+            "models cannot be compared; build the index again with this model"
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexManifest:
     """What an index holds and who made it.

@@ -5,8 +5,7 @@ from typing import Protocol
 
 import numpy.typing as npt
 
-from retrieval.checks import Floats, ItemIds, Rows
-from retrieval.snapshot import IdFilter
+from retrieval.checks import Floats, IdFilter, ItemIds, Rows
 
 
 class Candidates(Protocol):

@@ -10,12 +10,13 @@ from typing import cast
 
 import numpy as np
 
-from retrieval.base import Base, Bools, Found, merged
-from retrieval.checks import Floats, ItemIds, Rows
+from retrieval.base import Base, Found, merged
+from retrieval.checks import Bools, Floats, IdFilter, ItemIds, Rows, checked_filter
 from retrieval.delta import Delta
 from retrieval.filters import MOST_CANDIDATES, Filter, filled, nothing, search_part
 
-IdFilter = Sequence[str] | Sequence[Sequence[str]] | Bools
+MASK_SHARE = 256
+"""Of more positions than one in so many a mask is made sooner than they are put in order."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +49,8 @@ class Snapshot:
             if len(self.base) == 0 or len(queries) == 0:
                 return _padded(*nothing(len(queries)), k)
             scores, places = filled(self.base, queries, k)
-            return _padded(scores, self.base.table.rows_at(places), k)
+            rows = self.base.table.rows_at(places)
+            return (scores, rows) if rows.shape[1] == k else _padded(scores, rows, k)
         in_base, in_delta = self._filters(allow, deny, len(queries))
         base, delta = self.base, self.delta
         scores, places = search_part(base, queries, k, self.removed, self.num_removed, in_base)
@@ -60,11 +62,7 @@ class Snapshot:
 
     def positions_of(self, ids: Sequence[str], name: str = "ids") -> tuple[Rows, Rows]:
         """Positions of ids in base and delta, int64 [m] each; −1 where an id is not there."""
-        in_base = self.base.table.positions_of(ids, name)
-        if len(self.delta) == 0:
-            return in_base, np.full(len(ids), -1, np.int64)
-        in_delta = np.fromiter(map(self.delta.position_of, ids), np.int64, len(ids))
-        return in_base, in_delta
+        return self.base.table.positions_of(ids, name), self.delta.positions_of(ids)
 
     def live_positions_of(self, ids: Sequence[str]) -> tuple[Rows, Rows]:
         """As `positions_of`; −1 where the item was removed, too."""
@@ -86,7 +84,9 @@ class Snapshot:
         return in_base, in_delta
 
     def ids_at(self, rows: Rows) -> ItemIds:
-        """Ids of rows [m], object [m]; None where there is no item."""
+        """Ids of rows [m] in [−1, R), object [m]; None where there is no item."""
+        if self.removed is None and self.num_rows == len(self.base):  # Nothing came or went.
+            return self.base.table.at(rows)
         in_base, in_delta = self.positions_of_rows(rows)
         ids = self.base.table.at(in_base)
         if len(self.delta):
@@ -113,43 +113,21 @@ class Snapshot:
         """One filter in positions of base and delta: a mask, an array for all, or one for each."""
         if ids is None:
             return None, None
-        if isinstance(ids, np.ndarray) and ids.dtype == bool:
-            return self._positions_of_mask(name, ids, num_requests)
-        if isinstance(ids, str):
-            raise ValueError(f"{name} is the text {ids!r}; give a list of ids")
-        if len(ids) == 0 or isinstance(ids[0], str):
-            return tuple(
-                np.unique(places[places >= 0])
-                for places in self.positions_of(cast(Sequence[str], ids), name)
-            )
-        if len(ids) != num_requests:
-            raise ValueError(f"{name} has {len(ids)} lists for {num_requests} requests")
+        chosen = checked_filter(name, ids, num_requests, self.num_rows)
+        if isinstance(chosen, np.ndarray):
+            masks = [self._masks(one) for one in chosen]
+            if len(masks) == 1:
+                return masks[0]
+            return tuple([np.flatnonzero(one[part]) for one in masks] for part in (0, 1))
+        if len(chosen) == 1:
+            found = self.positions_of(chosen[0], name)
+            return tuple(map(_distinct, found, (len(self.base), len(self.delta))))
         # All lists are looked up at once, since a look-up has a cost of its own.
-        lists = cast(Sequence[Sequence[str]], ids)
-        for one in lists:
-            if isinstance(one, str):
-                raise ValueError(f"{name} holds the text {one!r} beside lists; give lists of ids")
-        flat = list(chain.from_iterable(lists))
-        ends = np.cumsum([len(one) for one in lists])[:-1]
+        ends = np.cumsum([len(one) for one in chosen])[:-1]
         return tuple(
             [np.unique(one[one >= 0]) for one in np.split(places, ends)]
-            for places in self.positions_of(flat, name)
+            for places in self.positions_of(list(chain.from_iterable(chosen)), name)
         )
-
-    def _positions_of_mask(
-        self, name: str, mask: Bools, num_requests: int
-    ) -> tuple[Bools | Rows | list[Rows] | None, ...]:
-        if mask.ndim not in (1, 2) or mask.shape[-1] > self.num_rows:
-            raise ValueError(
-                f"{name} is a mask of the shape {mask.shape}; give one bool per row of the index "
-                f"({self.num_rows}), or one line of them per request"
-            )
-        if mask.ndim == 2:
-            if len(mask) != num_requests:
-                raise ValueError(f"{name} has {len(mask)} masks for {num_requests} requests")
-            each = [self._masks(one) for one in mask]
-            return tuple([np.flatnonzero(one[part]) for one in each] for part in (0, 1))
-        return self._masks(mask)
 
     def _masks(self, mask: Bools) -> tuple[Bools, Bools]:
         """A mask over rows as one over positions of base and delta."""
@@ -180,6 +158,16 @@ class SearchResult:
     def ids(self) -> ItemIds:
         """Object [B, k]: the item ids; None where `item_rows` is −1."""
         return self._snapshot.ids_at(self.item_rows.ravel()).reshape(self.item_rows.shape)
+
+
+def _distinct(places: Rows, num_positions: int) -> Bools | Rows:
+    """The positions that are not −1, each once: ascending where they are few, else as a mask."""
+    found = places[places >= 0]
+    if len(found) <= max(MOST_CANDIDATES // 4, num_positions // MASK_SHARE):
+        return np.unique(found)
+    mask = np.zeros(num_positions, bool)
+    mask[found] = True
+    return mask
 
 
 def _spread(

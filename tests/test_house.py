@@ -18,6 +18,7 @@ REQUIREMENTS = [
     Requirement(line)
     for line in (
         *PROJECT["project"]["dependencies"],
+        *PROJECT["project"]["optional-dependencies"]["benchmarks"],
         *PROJECT["project"]["optional-dependencies"]["peft"],
         *PROJECT["project"]["optional-dependencies"]["milvus"],
         *PROJECT["project"]["optional-dependencies"]["dev"],

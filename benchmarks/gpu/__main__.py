@@ -2,7 +2,8 @@
 
     python -m benchmarks.gpu.prepare --data ml-1m.zip --out prepared/ml1m
     python -m benchmarks.gpu --part 1 --prepared prepared/ml1m --out DIR
-    python -m benchmarks.gpu --part 1 --smoke --out DIR
+    python -m benchmarks.gpu --part 4 --prepared prepared/ml1m-slots --out DIR
+    python -m benchmarks.gpu --part 1 2 3 4 --smoke --out DIR
 
 Part 1: the tests marked gpu; attention backends, packed rows and shared prefixes agree; scoring at
         the shape of Qwen3-0.6B (16 options; 12k tokens and 50 candidates of 150); training tokens a
@@ -10,6 +11,7 @@ Part 1: the tests marked gpu; attention backends, packed rows and shared prefixe
 Part 2: MovieLens-1M in text, a 100 M decoder from scratch: HR@10, NDCG@10, curves. Its model stays
         in --work.
 Part 3: the ladder from that model, then FAISS on the GPU against the CPU.
+Part 4: MovieLens-1M in slots, small models for many epochs: HR@10, NDCG@10, curves.
 
 A part takes less than --minutes. What does not fit is skipped, and log.txt says so; what fails is
 in errors.txt, and the next has its turn. The same call again makes what is not done. Needs neither
@@ -21,6 +23,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -37,8 +40,9 @@ from promptify.assembly import PromptBook
 from promptify.prepared import load_prepared
 from promptify.splits import Split
 
-ARMS = (Arm(), Arm(checkpointing=True), Arm(packed=False))
-FLEX = Arm(attention="flex_attention")
+ARMS = (Arm(), Arm(packed=False), Arm(checkpointing=True))
+# At one shape alone, and first: layers that are compiled, and rows end to end without a kernel.
+ARMS_AT_ONE = (Arm(compiled=True), Arm(attention="sdpa"))
 
 
 def part_1(session: Session, book: PromptBook, split: Split, *, smoke: bool) -> None:
@@ -62,9 +66,8 @@ def part_1(session: Session, book: PromptBook, split: Split, *, smoke: bool) -> 
     del scored, agreement
     session.attempt("peak", lambda: measure_peak(session), seconds=20)
     shapes = SMOKE_SHAPES if smoke else SHAPES
-    arms = [(arm, name) for arm in ARMS for name in shapes]
-    # Last, and at one shape: it is compiled first. On a CPU it has no backward.
-    arms += [(FLEX, name) for name in list(shapes)[:1] if session.device.type == "cuda"]
+    arms = [(arm, next(iter(shapes))) for arm in ARMS_AT_ONE if session.device.type == "cuda"]
+    arms += [(arm, name) for arm in ARMS for name in shapes]
     for arm, name in arms:
         measure = partial(
             measure_training,
@@ -81,23 +84,38 @@ def part_1(session: Session, book: PromptBook, split: Split, *, smoke: bool) -> 
 
 
 def part_2(session: Session, book: PromptBook, split: Split, *, smoke: bool, work: Path) -> None:
-    """The films model, its test rows and curves."""
-    settings = films.SMOKE if smoke else films.FULL
+    """Films in text: the model, its test rows and curves."""
+    _films(session, book, split, films.SMOKE if smoke else films.FULL, work=work)
+    session.attempt("baselines", partial(films.baselines, session, book, split), seconds=60)
+
+
+def part_4(session: Session, book: PromptBook, split: Split, *, smoke: bool, work: Path) -> None:
+    """Films in slots, likewise."""
+    for settings in (films.SMOKE,) if smoke else films.SLOTS:
+        _films(session, book, split, settings, work=work / settings.name.replace(", ", "-"))
+
+
+def _films(
+    session: Session, book: PromptBook, split: Split, settings: films.Films, *, work: Path
+) -> None:
+    # Of a short part, half is for what comes after the training.
+    settings = replace(settings, seconds=min(settings.seconds, session.seconds_left / 2))
     trained: list[Foundation] = []
 
     def train() -> None:
         trained.append(films.train(session, book, split, settings, work=work))
 
+    told = settings.name
     seconds = 1.35 * settings.seconds + 60
-    session.attempt("training", train, seconds=seconds)
+    session.attempt(f"training, {told}", train, seconds=seconds)
     if not trained and (work / "model").exists():
         train()
     if trained:
         [model] = trained
-        evaluate = partial(films.evaluate, session, book, split, model, name="foundation")
-        session.attempt("test", evaluate, seconds=60)
-        session.attempt("curves", partial(films.curves, session, book, split, model), seconds=120)
-    session.attempt("baselines", partial(films.baselines, session, book, split), seconds=60)
+        evaluate = partial(films.evaluate, session, book, split, model, name=told)
+        session.attempt(f"test, {told}", evaluate, seconds=60)
+        draw = partial(films.curves, session, book, split, model, name=told)
+        session.attempt(f"curves, {told}", draw, seconds=120)
 
 
 def part_3(session: Session, book: PromptBook, split: Split, *, smoke: bool, work: Path) -> None:
@@ -128,13 +146,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--part", type=int, choices=(1, 2, 3), required=True)
+    parser.add_argument("--part", type=int, nargs="+", choices=(1, 2, 3, 4), required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for rows, log and errors")
     parser.add_argument("--prepared", type=Path, help="folder of benchmarks.gpu.prepare")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/gpu"), help="models, kept from part 2 to part 3"
     )
-    parser.add_argument("--minutes", type=float, default=9.0, help="of the part; default 9")
+    parser.add_argument("--minutes", type=float, default=9.0, help="of each part; default 9")
     parser.add_argument("--commit", help="of the code, where it is not run from its repository")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, on a CPU too")
     options = parser.parse_args(arguments)
@@ -149,28 +167,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if prepared is None:
                 prepared = Path(temporary) / "prepared"
                 prepare(prepared, data=None, smoke=True)
-            session = Session(
-                part=options.part,
-                out=options.out,
-                settings={"smoke": options.smoke},
-                seconds=60 * options.minutes,
-                device=torch.device("cuda" if is_cuda else "cpu"),
-                commit=options.commit,
-                slack=5.0 if options.smoke else 1.0,
-            )
             book, split = load_prepared(prepared)
+            sessions = [_session(part, options, is_cuda=is_cuda) for part in options.part]
         except (ValueError, OSError) as error:
             print(f"benchmarks.gpu: error: {error}", file=sys.stderr)
             return 1
-        if options.part == 1:
-            part_1(session, book, split, smoke=options.smoke)
-        else:
-            part = {2: part_2, 3: part_3}[options.part]
-            part(session, book, split, smoke=options.smoke, work=options.work)
-    print(session.measured.table())
-    for name in session.failed:
-        print(f"failed: {name}; see {options.out / 'errors.txt'}", file=sys.stderr)
-    return int(bool(session.failed) or not session.measured.rows)
+        for part, session in zip(options.part, sessions, strict=True):
+            session.begin(60 * options.minutes)
+            if part == 1:
+                part_1(session, book, split, smoke=options.smoke)
+            else:
+                run = {2: part_2, 3: part_3, 4: part_4}[part]
+                run(session, book, split, smoke=options.smoke, work=options.work)
+    for session in sessions:
+        print(session.measured.table())
+        for name in session.failed:
+            print(f"failed: {name}; see {options.out / 'errors.txt'}", file=sys.stderr)
+    return int(any(session.failed or not session.measured.rows for session in sessions))
+
+
+def _session(part: int, options: argparse.Namespace, *, is_cuda: bool) -> Session:
+    return Session(
+        part=part,
+        out=options.out,
+        settings={"smoke": options.smoke},
+        device=torch.device("cuda" if is_cuda else "cpu"),
+        commit=options.commit,
+        slack=5.0 if options.smoke else 1.0,
+    )
 
 
 if __name__ == "__main__":

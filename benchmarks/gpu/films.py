@@ -1,4 +1,4 @@
-"""MovieLens-1M in text, a decoder of 100 M parameters from scratch: quality and its curves."""
+"""MovieLens-1M, in text with 100 M parameters from scratch and in slots: quality and its curves."""
 
 import shutil
 from collections.abc import Iterator
@@ -40,6 +40,7 @@ class Films:
     """What is trained.
 
     Attributes:
+        name: in the column `model`.
         size: a name in `foundation.sizes.SHAPES`.
         config: of the foundation.
         fit: of its training; the epochs are replaced by what fits the time.
@@ -48,6 +49,7 @@ class Films:
         probe_steps: that say how many epochs fit.
     """
 
+    name: str = "foundation"
     size: str
     config: FoundationConfig
     fit: FitConfig
@@ -69,6 +71,39 @@ FULL = Films(
         bf16=True,
     ),
 )
+SLOTS = (
+    Films(
+        name="slots, small",
+        size="small",
+        config=FoundationConfig(dropout=0.2),
+        fit=FitConfig(
+            epochs=1,
+            positions_per_batch=16384,
+            learning_rate=2e-3,
+            reread_items=256,
+            checkpoint_seconds=1e6,
+            bf16=True,
+        ),
+        seconds=40.0,
+        seconds_after=30.0,
+    ),
+    Films(
+        name="slots, base",
+        size="base",
+        config=FoundationConfig(dropout=0.3, vector_dim=256),
+        fit=FitConfig(
+            epochs=1,
+            positions_per_batch=16384,
+            learning_rate=1e-3,
+            reread_items=256,
+            checkpoint_seconds=1e6,
+            bf16=True,
+        ),
+        seconds=40.0,
+        seconds_after=30.0,
+    ),
+)
+"""Films in slots: two positions an event, so that many epochs fit."""
 SMOKE = Films(
     size="tiny",
     config=FoundationConfig(vector_dim=16),
@@ -78,6 +113,7 @@ SMOKE = Films(
         reread_items=4,
         text_positions=64,
         checkpoint_seconds=1e6,
+        bf16=True,
     ),
     seconds=3.0,
     seconds_after=1.0,
@@ -101,6 +137,7 @@ def train(
         films: what is trained.
         work: folder for the model and the training's files.
     """
+    name = films.name
     if (work / "model").exists():
         session.say("         the model that an earlier call trained is taken")
         return Foundation.from_pretrained(work / "model").to(session.device)
@@ -109,11 +146,7 @@ def train(
     model = _new(session, book, split, films)
     model.refresh_readings()
     rate = tokens_per_s(
-        model,
-        films.fit.loss_weights,
-        TrainingPlan(book, split.train, films.fit),
-        session.device,
-        steps=films.probe_steps,
+        model, model, films.fit.loss_weights, book, split, films.fit, steps=films.probe_steps
     )
     epochs = epochs_in(films.seconds, rate, book, split, films.fit)
     session.say(f"         {rate:,.0f} tokens/s: {epochs:.2f} epochs in {films.seconds:.0f} s")
@@ -138,13 +171,14 @@ def train(
         model.refresh_readings()
         model.eval()
     else:
-        for metric, name in (("tokens_per_s", "tokens_per_s"), ("mfu", "utilisation")):
-            values = [value for _, value in result.history.get(name, [])]
-            _add(session, book, model, "training", metric, float(np.median(values)), len(values))
+        for metric, curve in (("tokens_per_s", "tokens_per_s"), ("mfu", "utilisation")):
+            values = [value for _, value in result.history.get(curve, [])]
+            middle = float(np.median(values))
+            _add(session, book, model, "training", metric, middle, len(values), name=name)
         found = [value for _, value in result.history["valid/ndcg@10"]]
-        _add(session, book, model, "validation", "ndcg@10", max(found), len(watched))
-        _add(session, book, model, "training", "epochs", epochs, result.steps)
-        _add(session, book, model, "training", "train_s", result.seconds, result.steps)
+        _add(session, book, model, "validation", "ndcg@10", max(found), len(watched), name=name)
+        _add(session, book, model, "training", "epochs", epochs, result.steps, name=name)
+        _add(session, book, model, "training", "train_s", result.seconds, result.steps, name=name)
     work.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(work / "model")
     return model
@@ -211,7 +245,9 @@ def baselines(session: Session, book: PromptBook, split: Split) -> None:
             _add(session, book, None, "test", metric, interval, len(values), name=name)
 
 
-def curves(session: Session, book: PromptBook, split: Split, model: Foundation) -> None:
+def curves(
+    session: Session, book: PromptBook, split: Split, model: Foundation, *, name: str
+) -> None:
     """Quality after the last so many events: of everybody, and of those with a long history."""
     targets = split.test
     request = ranking_targets(book, targets, task=0).request
@@ -234,6 +270,7 @@ def curves(session: Session, book: PromptBook, split: Split, model: Foundation) 
                 "ndcg@10",
                 interval,
                 int(here.sum()),
+                name=name,
                 history_events=length,
             )
 

@@ -21,7 +21,6 @@ from distill.teaching import TeacherConfig
 from foundation import Foundation
 from foundation.batches import take_rows
 from foundation.evaluation import ndcg, paired_bootstrap
-from foundation.plan import TrainingPlan
 from foundation.predictions import Predictions
 from promptify.assembly import PromptBook
 from promptify.splits import Split
@@ -141,9 +140,11 @@ def _distilled(
     objective = Distillation(tried, [(teacher, teaches)])
     rate = tokens_per_s(
         objective,
+        tried,
         objective.loss_weights(config),
-        TrainingPlan(book, split.train, config),
-        session.device,
+        book,
+        split,
+        config,
         steps=max(1, films.probe_steps // 2),
     )
     del tried, objective

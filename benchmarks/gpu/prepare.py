@@ -1,6 +1,7 @@
 """Prompts for `benchmarks.gpu`, made where the data and the libraries that read it are.
 
     python -m benchmarks.gpu.prepare --data ml-1m.zip --out prepared/ml1m
+    python -m benchmarks.gpu.prepare --data ml-1m.zip --out prepared/ml1m-slots --form slot
     python -m benchmarks.gpu.prepare --smoke --out prepared/tiny
 
 The folder is all that the GPU machine needs beside the code: events as integers, films and profiles
@@ -10,16 +11,22 @@ as tokens, the split, the tokenizer. It holds people's data: ship it to nobody, 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from promptify.prepared import save_prepared
 from promptify.prompter import Prompter, PrompterConfig
 from promptify.splits import leave_one_out
 
+Form = Literal["text", "slot"]
 # Twice the median history of MovieLens-1M fits, and a hundred events nearly always.
-FILMS = PrompterConfig(
-    form="text", max_prompt_tokens=2048, max_item_tokens=32, max_profile_tokens=32
-)
+FILMS: dict[Form, PrompterConfig] = {
+    "text": PrompterConfig(
+        form="text", max_prompt_tokens=2048, max_item_tokens=32, max_profile_tokens=32
+    ),
+    "slot": PrompterConfig(form="slot", max_prompt_tokens=512, max_item_tokens=32),
+}
 TINY = PrompterConfig(
     form="text",
     max_prompt_tokens=320,
@@ -30,13 +37,14 @@ TINY = PrompterConfig(
 )
 
 
-def prepare(out: Path, *, data: Path | None, smoke: bool) -> None:
+def prepare(out: Path, *, data: Path | None, smoke: bool, form: Form = "text") -> None:
     """Write prepared prompts of MovieLens-1M, or of a tiny generated market.
 
     Args:
         out: is made; must not exist.
         data: the zip of MovieLens-1M.
         smoke: the market instead.
+        form: of the prompts.
 
     Raises:
         BadInput: the folder exists, or the zip cannot be read.
@@ -54,7 +62,7 @@ def prepare(out: Path, *, data: Path | None, smoke: bool) -> None:
         source = ml_1m(data)
     log = source.interactions
     split = leave_one_out(log, surface=source.tasks[0].name if len(source.tasks) > 1 else None)
-    config = TINY if smoke else FILMS
+    config = replace(TINY, form=form) if smoke else FILMS[form]
     prompter = Prompter.fit(log, split.train, source.tasks, config=config)
     save_prepared(prompter.book(log), split, out)
 
@@ -65,10 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, help="ml-1m.zip")
     parser.add_argument("--out", type=Path, required=True, help="the folder; must not exist")
+    parser.add_argument("--form", choices=("text", "slot"), default="text", help="of the prompts")
     parser.add_argument("--smoke", action="store_true", help="a tiny generated market")
     options = parser.parse_args(arguments)
     try:
-        prepare(options.out, data=options.data, smoke=options.smoke)
+        prepare(options.out, data=options.data, smoke=options.smoke, form=options.form)
     except (ValueError, OSError) as error:
         print(f"benchmarks.gpu.prepare: error: {error}", file=sys.stderr)
         return 1

@@ -58,10 +58,10 @@ class Session:
     calls done is not made again by a second call with the same settings.
 
     Args:
-        part: 1, 2 or 3.
+        part: 1, 2, 3 or 4.
         out: the folder.
         settings: what the numbers depend on, JSON values only.
-        seconds: of the whole part.
+        seconds: of the whole part; `begin` gives it others, from then on.
         device: that is measured.
         commit: of the code, where it is measured away from its repository.
         slack: every measurement's budget times this; a CPU that others use too needs more than one.
@@ -73,7 +73,7 @@ class Session:
         part: int,
         out: Path,
         settings: Mapping[str, Any],
-        seconds: float,
+        seconds: float = 540.0,
         device: torch.device,
         commit: str | None = None,
         slack: float = 1.0,
@@ -89,6 +89,10 @@ class Session:
         self.failed: list[str] = []
         self._ends = time.monotonic() + seconds
         self._log = out / "log.txt"
+
+    def begin(self, seconds: float) -> None:
+        """Start the part's clock."""
+        self._ends = time.monotonic() + seconds
 
     @property
     def seconds_left(self) -> float:

@@ -19,8 +19,8 @@ from benchmarks.gpu.models import random_model
 from benchmarks.gpu.session import Session
 from benchmarks.scoring_rounds import median
 from benchmarks.scoring_ways import Shape
-from foundation import FitConfig
-from foundation.computing import computing
+from foundation import FitConfig, Foundation
+from foundation.computing import TAKES_PACKED_ROWS, computing, training_attention
 from foundation.plan import LOSSES, TrainingPlan, counted_as
 from foundation.utilisation import flops_utilisation, matrix_peak_flops
 from promptify.assembly import PromptBook
@@ -37,12 +37,14 @@ class Arm:
     Attributes:
         packed: rows end to end; else padded rows of near-equal length.
         checkpointing: whether activations are computed again.
-        attention: by transformers' name; None for the model's own, PyTorch's SDPA.
+        attention: by transformers' name; None for what training takes there.
+        compiled: whether layers are compiled.
     """
 
     packed: bool = True
     checkpointing: bool = False
     attention: str | None = None
+    compiled: bool = False
 
     @property
     def name(self) -> str:
@@ -50,6 +52,7 @@ class Arm:
         words = ["packed" if self.packed else "grouped"]
         words += ["checkpointed"] * self.checkpointing
         words += [self.attention] if self.attention else []
+        words += ["compiled"] * self.compiled
         return "training, " + ", ".join(words)
 
 
@@ -85,12 +88,13 @@ def measure_training(
         positions_per_batch=positions,
         bf16=True,
         gradient_checkpointing=arm.checkpointing,
+        compile=arm.compiled,
     )
     plan = TrainingPlan(book, split.train, config, packed=arm.packed)
     batches = batches_on(plan, device)
     model.refresh_readings()
     model.train()
-    attention = arm.attention or model.decoder.config._attn_implementation
+    attention = arm.attention or training_attention(model.decoder, device.type, bf16=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=is_cuda)
     seconds, tokens = [], []
     with computing(model.decoder, config, attention=attention):
@@ -133,41 +137,53 @@ def measure_peak(session: Session) -> None:
 
 def batches_on(plan: TrainingPlan, device: torch.device) -> Iterator[dict[str, Tensor]]:
     """Some whole micro-batches, over and over; counts and tokens stay on the CPU."""
-    stay = {"counts", "num_tokens"}
-    drawn = [plan[step] for step in range(min(_BATCHES, plan.num_batches))]
     return itertools.cycle(
-        [
-            {name: t if name in stay else t.to(device) for name, t in batch.items()}
-            for batch in drawn
-        ]
+        [_on(plan[step], device) for step in range(min(_BATCHES, plan.num_batches))]
     )
+
+
+def _on(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    stay = {"counts", "num_tokens"}
+    return {name: t if name in stay else t.to(device) for name, t in batch.items()}
 
 
 def tokens_per_s(
     objective: nn.Module,
+    trained: Foundation,
     loss_weights: Mapping[str, float],
-    plan: TrainingPlan,
-    device: torch.device,
+    book: PromptBook,
+    split: Split,
+    config: FitConfig,
     *,
     steps: int,
 ) -> float:
     """Of a few steps, after as many that warm up: what says how many epochs fit into some time.
 
+    Batches are assembled anew in each, as in training: small models wait for them.
+
     Args:
         objective: a foundation, or a distillation into one; it is changed.
+        trained: the foundation itself.
         loss_weights: weight of each loss by name.
-        plan: whose first micro-batches are gone through.
-        device: where the objective is.
+        book: whose rows are trained on.
+        split: which events train.
+        config: of the training that follows.
         steps: that are timed.
     """
-    is_cuda = device.type == "cuda"
+    device, is_cuda = trained.device, trained.device.type == "cuda"
+    attention = training_attention(trained.decoder, device.type, bf16=config.bf16)
+    plan = TrainingPlan(book, split.train, config, packed=attention in TAKES_PACKED_ROWS)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-5, fused=is_cuda)
     objective.train()
     seconds = tokens = 0.0
-    for step, batch in enumerate(itertools.islice(batches_on(plan, device), 2 * steps)):
-        taken = timed_step(objective, batch, loss_weights, optimizer, is_cuda=is_cuda)
-        if step >= steps:
-            seconds, tokens = seconds + taken, tokens + int(batch["num_tokens"])
+    with computing(trained.decoder, config, attention=attention):
+        for step in range(2 * steps):
+            began = time.perf_counter()
+            batch = _on(plan[step % plan.num_batches], device)
+            timed_step(objective, batch, loss_weights, optimizer, is_cuda=is_cuda, bf16=config.bf16)
+            if step >= steps:
+                seconds += time.perf_counter() - began
+                tokens += int(batch["num_tokens"])
     return tokens / seconds
 
 
@@ -178,8 +194,9 @@ def timed_step(
     optimizer: torch.optim.Optimizer,
     *,
     is_cuda: bool,
+    bf16: bool = True,
 ) -> float:
-    """Seconds of one optimiser step in bfloat16.
+    """Seconds of one optimiser step.
 
     Raises:
         FloatingPointError: the loss is not a number.
@@ -187,7 +204,7 @@ def timed_step(
     if is_cuda:
         torch.cuda.synchronize()
     began = time.perf_counter()
-    with torch.autocast("cuda" if is_cuda else "cpu", torch.bfloat16):
+    with torch.autocast("cuda" if is_cuda else "cpu", torch.bfloat16, enabled=bf16):
         sums = objective(**batch)
         counts = dict(zip(LOSSES, batch["counts"].clamp(min=1).tolist(), strict=True))
         loss = torch.stack(

@@ -1,11 +1,12 @@
 """Build an index in one process and time it in another, beside the FAISS index that it holds.
 
-What is timed is what a caller sees: vectors in, ids out, through `ItemIndex.search`; and FAISS's
-own `search` of the index within it, with the same parameters, in turn, the first changing. Both are
-asked the same requests, but never one after the other, since the second would find in the cache
-what the first has read. FAISS gives row numbers; ours looks their ids up as well, and that is
-counted. Where a plain index can be made in little time, one that `index_factory` made of the same
-vectors is timed in the same way: what ours holds must not be slower than what anyone would build.
+What is timed is what a caller sees, like beside like: vectors in, rows out, of `ItemIndex.search`
+and of FAISS's own `search` of the index within it, with the same parameters; and vectors in, ids
+out, where the FAISS way is the line that its user would write, an array of ids at the rows. All of
+them are asked the same requests, in turn, but never one after the other, since the second would
+find in the cache what the first has read. Where a plain index can be made in little time, one that
+`index_factory` made of the same vectors is timed in the same way: what ours holds must not be
+slower than what anyone would build.
 
 B requests, k candidates.
 """
@@ -31,6 +32,13 @@ Way = Callable[[Floats], Any]
 BUILT = "built.json"
 BATCH = 64
 
+OURS = "{}"
+OURS_IDS = "{} with ids"
+FAISS = "faiss in {}"
+FAISS_IDS = "faiss in {} with ids"
+PLAIN = "plain faiss {}"
+"""The ways that are timed, as a row calls them: of the name of a kind."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kind:
@@ -54,11 +62,8 @@ class Searched:
         load_seconds: until it can be searched.
         rss_bytes: more memory in use after loading and searching than before.
         plain_recall: the same of the plain FAISS index; empty where there is none.
-        one_seconds: float64 [n, 2 or 3], of each request alone: ours, FAISS's within it, plain
-            FAISS's.
-        batch_seconds: float64 [rounds, 2 or 3], of each 64 at once.
-        id_seconds: float64 [n], of looking up the ids of each request's answer, which ours does and
-            FAISS does not.
+        one_seconds: float64 [n] by way, of each request alone.
+        batch_seconds: float64 [rounds] by way, of each 64 at once.
         is_same: whether ours scores as the FAISS index within it.
     """
 
@@ -66,9 +71,8 @@ class Searched:
     plain_recall: NDArray[np.float64]
     load_seconds: float
     rss_bytes: int
-    one_seconds: NDArray[np.float64]
-    batch_seconds: NDArray[np.float64]
-    id_seconds: NDArray[np.float64]
+    one_seconds: dict[str, NDArray[np.float64]]
+    batch_seconds: dict[str, NDArray[np.float64]]
     is_same: bool
 
 
@@ -126,9 +130,6 @@ def search(
     index = ItemIndex.load(folder, model_hash="benchmark")
     load_seconds = time.perf_counter() - began
 
-    def ours(some: Floats) -> Any:
-        return index.search(some, K).ids
-
     # 64 at once, as it is asked when it is timed: of very many FAISS may take another way.
     rows = [index.search(some, K).item_rows for some in _batches(queries)]
     rss_bytes = from_status("VmRSS") - before
@@ -136,35 +137,30 @@ def search(
     is_same = np.array_equal(
         within.search(queries[:BATCH], K)[0], index.search(queries[:BATCH], K).scores
     )
-    ones = [queries[row : row + 1] for row in np.arange(num_ones) % len(queries)]
-    batches = [np.roll(queries, -BATCH * turn, 0)[:BATCH].copy() for turn in range(num_batches)]
-    timed = [in_turn(ours, lambda some: within.search(some, K), asked) for asked in (ones, batches)]
+    ids = np.array(drawn.ids, object)
+    ways: dict[str, Way] = {
+        OURS: lambda some: index.search(some, K).item_rows,
+        OURS_IDS: lambda some: index.search(some, K).ids,
+        FAISS: lambda some: within.search(some, K)[1],
+        FAISS_IDS: lambda some: ids[within.search(some, K)[1]],
+    }
     plain_recall = np.empty(0)
     if with_plain:
         plain = plain_faiss(index, drawn)
         found = [plain.search(some, K)[1] for some in _batches(queries)]
         plain_recall = recall(np.concatenate(found), truth)
-        timed = [
-            np.c_[seconds, in_turn(ours, lambda some: plain.search(some, K), asked)[:, 1]]
-            for seconds, asked in zip(timed, (ones, batches), strict=True)
-        ]
+        ways[PLAIN] = lambda some: plain.search(some, K)[1]
+    ones = [queries[row : row + 1] for row in np.arange(num_ones) % len(queries)]
+    batches = [np.roll(queries, -BATCH * turn, 0)[:BATCH].copy() for turn in range(num_batches)]
     return Searched(
         recall=recall(np.concatenate(rows), truth),
         plain_recall=plain_recall,
         load_seconds=load_seconds,
         rss_bytes=rss_bytes,
-        one_seconds=timed[0],
-        batch_seconds=timed[1],
-        id_seconds=np.array([_seconds_of_ids(index, some) for some in ones]),
+        one_seconds=in_turn(ways, ones),
+        batch_seconds=in_turn(ways, batches),
         is_same=is_same,
     )
-
-
-def _seconds_of_ids(index: ItemIndex, some: Floats) -> float:
-    found = index.search(some, K)
-    began = time.perf_counter()
-    _ = found.ids
-    return time.perf_counter() - began
 
 
 def _batches(queries: Floats) -> list[Floats]:
@@ -190,21 +186,22 @@ def plain_faiss(index: ItemIndex, drawn: Drawn) -> Any:
     return plain
 
 
-def in_turn(ours: Way, theirs: Way, requests: Sequence[Floats]) -> NDArray[np.float64]:
-    """Seconds float64 [n, 2] of ours and theirs for each request.
+def in_turn(ways: Mapping[str, Way], requests: Sequence[Floats]) -> dict[str, NDArray[np.float64]]:
+    """Seconds float64 [n] of each way for each request.
 
-    They take turns, the first changing; while one is asked a request, the other is at one half of
-    all further on.
+    They take turns in an order drawn anew, so that none always finds what the same one left in the
+    caches; while one is asked a request, each other is at one that stands a part of all further on.
     """
-    for way in (ours, theirs):
+    for way in ways.values():
         for warm_up in requests[:5]:
             way(warm_up)
-    seconds = np.zeros((len(requests), 2))
+    rng, names = np.random.default_rng(0), list(ways)
+    seconds = {name: np.zeros(len(requests)) for name in names}
     for turn in range(len(requests)):
-        both = [(0, ours), (1, theirs)]
-        for column, way in both if turn % 2 == 0 else both[::-1]:
-            at = (turn + column * (len(requests) // 2)) % len(requests)
+        for number in rng.permutation(len(names)).tolist():
+            name = names[number]
+            at = (turn + number * len(requests) // len(names)) % len(requests)
             began = time.perf_counter()
-            way(requests[at])
-            seconds[at, column] = time.perf_counter() - began
+            ways[name](requests[at])
+            seconds[name][at] = time.perf_counter() - began
     return seconds

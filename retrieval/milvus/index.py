@@ -15,14 +15,15 @@ import numpy.typing as npt
 
 from retrieval.checks import (
     Floats,
+    IdFilter,
     ItemIds,
     Rows,
-    checked_count,
-    checked_texts,
+    check_once,
+    checked_items,
     checked_vectors,
     object_array,
 )
-from retrieval.manifest import IndexMismatch
+from retrieval.manifest import check_model
 from retrieval.milvus.collection import (
     MOST_HITS,
     MOST_ID_BYTES,
@@ -33,7 +34,6 @@ from retrieval.milvus.collection import (
 )
 from retrieval.milvus.manifest import CollectionManifest
 from retrieval.milvus.searching import RowTable, filters_of, search
-from retrieval.snapshot import IdFilter
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,10 +167,7 @@ class MilvusIndex:
             raise ValueError(
                 f"name is {name!r}; use up to 200 letters, digits and underscores, no digit first"
             )
-        if len(ids) == 0:
-            raise ValueError("ids is empty: an index needs at least one item")
-        checked = checked_vectors("vectors", vectors)
-        names = _checked_ids(ids, len(checked))
+        checked, names = _checked(vectors, ids)
         manifest = CollectionManifest(
             model_hash=model_hash,
             dimension=checked.shape[1],
@@ -209,7 +206,7 @@ class MilvusIndex:
         with answers("open the index"):
             where = f"{name!r} in {without_password(uri)}"
             index = cls(Collection.behind(client, name, where))
-        index._check_model(model_hash)
+        check_model(model_hash, index._collection.manifest.model_hash)
         return index
 
     def search(
@@ -268,9 +265,8 @@ class MilvusIndex:
                 added then.
             OSError: the database does not answer. Of many items some may have been added then.
         """
-        self._check_model(model_hash)
-        checked = checked_vectors("vectors", vectors, self._collection.manifest.dimension)
-        names = _checked_ids(ids, len(checked))
+        check_model(model_hash, self._collection.manifest.model_hash)
+        checked, names = _checked(vectors, ids, self._collection.manifest.dimension)
         with self._writing, answers("add"):
             if present := self._held(names):
                 raise ValueError(f"ids: {min(present)!r} is in the index already; remove it first")
@@ -301,30 +297,21 @@ class MilvusIndex:
         """Those of the ids that the index holds."""
         return {row["item_id"] for rows in self._collection.rows(ids, ["item_id"]) for row in rows}
 
-    def _check_model(self, model_hash: str | None) -> None:
-        made_by = self._collection.manifest.model_hash
-        if model_hash is not None and model_hash != made_by:
-            raise IndexMismatch(
-                f"model_hash is {model_hash!r}, but the index was made by {made_by!r}: vectors of "
-                "two models cannot be compared; build the index again with this model"
-            )
 
-
-def _checked_ids(ids: Sequence[str], num_vectors: int) -> list[str]:
-    """Ids that Milvus can keep.
+def _checked(
+    vectors: npt.ArrayLike, ids: Sequence[str], dimension: int | None = None
+) -> tuple[Floats, list[str]]:
+    """Vectors float32 [n, D] and ids that Milvus can keep; `dimension` as in `checked_items`.
 
     Raises:
-        ValueError: not one per vector, not a text, one that is too long or that repeats.
+        ValueError: as `checked_items`, or an id that is too long or that repeats.
     """
-    checked_count(ids, num_vectors)
-    names: list[str] = checked_texts("ids", ids).to_pylist()
-    seen: set[str] = set()
+    checked, texts = checked_items(vectors, ids, dimension)
+    names: list[str] = texts.to_pylist()
+    check_once(names)
     for item in names:
-        if item in seen:
-            raise ValueError(f"ids: {item!r} stands there twice; give each item once")
-        seen.add(item)
         if (size := len(item.encode())) > MOST_ID_BYTES:
             raise ValueError(
                 f"ids: {item[:40]!r}… has {size:,} bytes; Milvus keeps {MOST_ID_BYTES:,} at most"
             )
-    return names
+    return checked, names

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 
-from retrieval.checks import Floats
+from retrieval.checks import Bools, Floats, IdFilter, checked_filter
 from retrieval.milvus.collection import MOST_HITS, Collection, Hit, Row
-from retrieval.snapshot import IdFilter
 
 MOST_COMPARED = 16_384
 """Of so many allowed items the vectors are fetched: 8 MB, of 128 numbers each."""
@@ -60,7 +58,7 @@ class Mask:
         table: whose rows.
     """
 
-    is_in: npt.NDArray[np.bool_]
+    is_in: Bools
     table: RowTable
 
     def __len__(self) -> int:
@@ -142,22 +140,10 @@ def _sets(
     name: str, ids: IdFilter, num_requests: int, table: RowTable
 ) -> Sequence[frozenset[str] | Mask]:
     """One set of ids for all requests, or one for each."""
-    if isinstance(ids, np.ndarray):
-        if ids.dtype != bool or ids.ndim not in (1, 2):
-            raise ValueError(
-                f"{name} is an array {ids.dtype}{list(ids.shape)}; give a mask bool [rows] or "
-                "[requests, rows], or a list of ids"
-            )
-        if ids.ndim == 2 and len(ids) != num_requests:
-            raise ValueError(f"{name} has {len(ids)} masks for {num_requests} requests")
-        return [Mask(one, table) for one in np.atleast_2d(ids)]
-    if isinstance(ids, str):
-        raise ValueError(f"{name} is the text {ids!r}; give a list of ids")
-    if len(ids) == 0 or isinstance(ids[0], str):
-        return [frozenset(cast(Sequence[str], ids))]
-    if len(ids) != num_requests:
-        raise ValueError(f"{name} has {len(ids)} lists for {num_requests} requests")
-    return [frozenset(one) for one in ids]
+    chosen = checked_filter(name, ids, num_requests, len(table.ids))
+    if isinstance(chosen, np.ndarray):
+        return [Mask(one, table) for one in chosen]
+    return [frozenset(one) for one in chosen]
 
 
 def _compared(

@@ -20,9 +20,7 @@ def test_short_and_long_histories_are_measured_and_rows_are_kept(
         assert {(model, 0), (model, 2), (model, None)} <= lengths
     paired = [row for row in rows if row.metric == "ndcg@10_vs_short_0"]
     assert {row.model for row in paired} == {"short windows 0.5", "behind 5 events only"}
-    served = {row.context_tokens for row in rows if row.metric == "ndcg@10_vs_trained_length"}
-    assert served == {272, 544}
-    assert "times the trained length" in capsys.readouterr().out
+    assert "events of history" in capsys.readouterr().out
 
     # Everything is there: nothing is trained, asked or written again.
     written = out.read_bytes()

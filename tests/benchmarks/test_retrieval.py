@@ -39,8 +39,11 @@ def test_every_part_measures_and_is_not_measured_again(
             assert kinds[kind, metric] > 0
         assert kinds[kind, "p99_ms"] >= kinds[kind, "p50_ms"]
         assert kinds[f"faiss in {kind}", "queries_per_s"] > 0
+        assert kinds[f"faiss in {kind} with ids", "queries_per_s"] > 0
         assert (kind, "overhead_vs_faiss_batch64") in kinds
         assert (kind, "overhead_us_batch1") in kinds
+        assert (f"{kind} with ids", "overhead_with_ids_vs_faiss_batch64") in kinds
+        assert (f"{kind} with ids", "overhead_with_ids_us_batch1") in kinds
     # Lists, codes and a graph take more room on the disk than the vectors that all of them keep.
     assert kinds["flat", "disk_bytes"] == min(kinds[kind, "disk_bytes"] for kind in kinds_of(rows))
 
@@ -127,21 +130,22 @@ def test_ways_take_turns_and_never_ask_the_same_in_a_row() -> None:
     def way(name: str) -> searching.Way:
         def answer(some: np.ndarray) -> None:
             asked.append((name, len(some)))
-            time.sleep(0.002 * len(some) * (name == "b"))
+            time.sleep(0.001 * len(some) * (name == "b"))
 
         return answer
 
-    requests = [np.zeros((size, 2), np.float32) for size in (1, 2, 3, 4)]
-    seconds = searching.in_turn(way("a"), way("b"), requests)
-    assert asked[-8:] == [
-        *(("a", 1), ("b", 3)),
-        *(("b", 4), ("a", 2)),
-        *(("a", 3), ("b", 1)),
-        *(("b", 2), ("a", 4)),
-    ]
+    requests = [np.zeros((size, 2), np.float32) for size in range(1, 13)]
+    seconds = searching.in_turn({name: way(name) for name in "abc"}, requests)
+    timed = asked[3 * 5 :]
+    assert sorted(timed) == sorted((name, size) for name in "abc" for size in range(1, 13))
+    turns = [timed[start : start + 3] for start in range(0, len(timed), 3)]
+    assert all({name for name, _ in turn} == set("abc") for turn in turns)
+    assert all(len({size for _, size in turn}) == 3 for turn in turns)
+    assert {turn[0][0] for turn in turns} == set("abc")
     # Each time stands with its request.
-    assert (seconds[:, 1] > 0.002 * np.arange(1, 5)).all()
-    assert seconds[0, 1] < seconds[3, 1]
+    assert (seconds["b"] > 0.001 * np.arange(1, 13)).all()
+    assert seconds["b"][0] < seconds["b"][11]
+    assert seconds["a"].shape == (12,)
 
 
 @pytest.mark.parametrize(

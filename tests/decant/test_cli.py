@@ -27,7 +27,7 @@ def said(capsys, *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("command", "taught"),
     [
-        ([], ["demo", "run", "ladder", "export", "predict", "index"]),
+        ([], ["demo", "run", "ladder", "sweep", "export", "predict", "index"]),
         (["demo"], ["--out", "--seed", "--dry-run", "five minutes"]),
         (["run"], ["ml1m", "ml100k", "table", "goes on"]),
         (["run", "ml1m"], ["--data", "--form", "--continue", "zip"]),
@@ -35,6 +35,7 @@ def said(capsys, *arguments: object) -> str:
         (["run", "table"], ["--task", "--on-bad-rows", "--epochs", "positive", "quarantine"]),
         (["predict"], ["--user", "--profile", "--history", "--json", "--users", "-k", "--where"]),
         (["ladder"], ["--to", "--max-loss", "--max-step", "--minutes-per-rung", "--out", "waiver"]),
+        (["sweep"], ["--grid", "--out", "--model", "validation", "goes on", "seed=0,1,2"]),
         (["export"], ["--model", "--kind", "classifier", "nothing of ours"]),
         (
             ["index"],

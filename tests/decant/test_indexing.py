@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,39 @@ def test_a_run_recommends_the_items_of_the_file_and_no_others(
 
 
 @pytest.fixture
+def narrow_run(run: Path) -> Path:
+    """A run whose served model was made for vectors of 4 numbers, too."""
+    path = RunLayout(run).model("rung-1")
+    model = Foundation.from_pretrained(path)
+    model.settings = replace(model.settings, vector_widths=(4,))
+    model.save_pretrained(path)
+    return run
+
+
+def test_an_index_of_narrow_vectors_finds_and_whole_ones_rank(
+    capsys: Any, narrow_run: Path, items: Path, tmp_path: Path
+) -> None:
+    said(capsys, narrow_run)
+    wide = Recommender.load(narrow_run)
+    assert wide.index.manifest.dimension == 16
+    wanted = {one.item_id: one.score for one in wide.predict_next_actions(PROFILE, k=10_000)}
+    said(capsys, narrow_run, "--width", 4)
+    narrow = Recommender.load(narrow_run)
+    assert narrow.index.manifest.dimension == 4
+    found = narrow.predict_next_actions(PROFILE, k=10_000)
+    assert {one.item_id: one.score for one in found} == pytest.approx(wanted, abs=2e-4)
+    # The items of a file, and an index of their own.
+    said(capsys, narrow_run, "--items", items, "--width", 4)
+    assert Recommender.load(narrow_run).index.manifest.dimension == 4
+    out = tmp_path / "out"
+    said(capsys, narrow_run, "--items", items, "--out", out, "--width", 4)
+    assert ItemIndex.load(out / "index").manifest.dimension == 4
+    # Shards of another width are other shards.
+    said(capsys, narrow_run, "--items", items, "--out", out)
+    assert ItemIndex.load(out / "index").manifest.dimension == 16
+
+
+@pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     def command(*arguments: object) -> str:
         with pytest.raises(SystemExit) as leaving:
@@ -294,6 +328,8 @@ def test_items_that_do_not_fit_may_be_set_aside(
         ("MODEL --items ITEMS --out FULL", "holds other files than shards"),
         ("MODEL --items ITEMS --out OUT --shard-items 0", "--shard-items 0 must be from 1"),
         ("MODEL --items ITEMS --out OUT --target-recall 2", "target_recall"),
+        ("MODEL --items ITEMS --out OUT --width 3", "width=3 is none that the model was trained"),
+        ("RUN --width 3", "width=3 is none that the model was trained at"),
         ("MODEL --items ITEMS --out OUT --kind nonsense", "nonsense"),
         ("MODEL --items BAD.csv --out OUT", "lacks the column item_id"),
         ("MODEL --items EMPTY.csv --out OUT", "EMPTY.csv is empty"),

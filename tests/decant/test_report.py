@@ -3,7 +3,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from decant import plots
+from decant import panels, plots
 from decant.plots import HistoryPoint, ReliabilityLine, SizePoint
 from decant.report import (
     ExamplePrediction,
@@ -179,7 +179,7 @@ def test_ids_are_unique_and_every_reference_has_its_target(written):
 def test_figures_follow_the_theme(written):
     css, _, body = written[1].partition("</style></head>")
     colors = set(re.findall(r"#[0-9a-f]{6}\b", body))
-    assert not colors & {plots.INK, plots.MUTED, plots.LINE, *plots.SERIES}
+    assert not colors & {panels.INK, panels.MUTED, panels.LINE, *panels.SERIES}
     for variable in set(re.findall(r"var\((--[a-z0-9-]+)\)", body)):
         assert css.count(f"{variable}:") == 2, f"{variable} has no light or no dark value"
 
@@ -208,7 +208,7 @@ def test_the_table_is_aligned_and_says_what_is_missing():
 
 
 def test_labels_keep_their_order_and_their_distance():
-    heights = plots._spread([0.10, 0.11, 0.12, 0.50], gap=0.05)
+    heights = panels._spread([0.10, 0.11, 0.12, 0.50], gap=0.05)
     assert heights == pytest.approx([0.06, 0.11, 0.16, 0.50])
 
 
@@ -217,7 +217,7 @@ def history_point(bucket: str, metric: str, n: int, n_of: str) -> HistoryPoint:
 
 
 def words_of(figure) -> str:
-    texts = re.findall(r"<text[^>]*>(.*?)</text>", plots.to_svg(figure, name="f", description="d"))
+    texts = re.findall(r"<text[^>]*>(.*?)</text>", panels.to_svg(figure, name="f", description="d"))
     return "\n".join(texts)
 
 
@@ -243,7 +243,7 @@ def test_the_number_of_targets_stands_under_each_bucket_where_they_differ():
 
 def test_every_system_of_a_run_has_a_colour_of_its_own():
     models = [*"abcdefg"]
-    assert len({plots._look(model, models) for model in models}) == len(models)
+    assert len({panels.look(model, models) for model in models}) == len(models)
 
 
 @pytest.mark.parametrize("num_panels", [2, 3, 7])
@@ -254,7 +254,7 @@ def test_names_at_the_ends_of_two_lines_never_touch(num_panels):
         for model, value in (("a", 0.5), ("b", 0.501))
     }
     figure = plots.training_curves(curves, models=["a", "b"])
-    plots.to_png(figure)
+    panels.to_png(figure)
     for axes in figure.axes:
         low, high = sorted(text.get_window_extent().y0 for text in axes.texts)
         assert high - low >= axes.texts[0].get_window_extent().height

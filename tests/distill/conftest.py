@@ -79,11 +79,11 @@ def counting(made: Foundation, *, seed: int) -> Foundation:
 
 @pytest.fixture(scope="session")
 def make(book: PromptBook, split: Split) -> FoundationMaker:
-    def foundation(*, seed: int = 0, size: str = "tiny", vector_dim: int = 16) -> Foundation:
+    def foundation(
+        *, seed: int = 0, size: str = "tiny", vector_dim: int = 16, of: PromptBook = book
+    ) -> Foundation:
         config = FoundationConfig(vector_dim=vector_dim, dropout=0.0, instruction_noise=0.0)
-        made = Foundation.create(
-            book.prompter, book, split.train, size=size, config=config, seed=seed
-        )
+        made = Foundation.create(of.prompter, of, split.train, size=size, config=config, seed=seed)
         return counting(made, seed=seed)
 
     return foundation

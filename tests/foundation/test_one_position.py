@@ -18,9 +18,13 @@ SHAPE = {
 
 
 @pytest.mark.parametrize("family", [Qwen3Config, LlamaConfig, MistralConfig])
+@pytest.mark.parametrize("own_heads", [False, True], ids=["as here", "as on a GPU"])
 @pytest.mark.parametrize("length", [1, 3])
-def test_same_outputs_and_gradients_as_sdpa(family: Any, length: int) -> None:
+def test_same_outputs_and_gradients_as_sdpa(
+    family: Any, length: int, own_heads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr(one_position, "_wants_own_heads", lambda query: own_heads)
     decoder: Any = AutoModelForCausalLM.from_config(family(**SHAPE), attn_implementation="sdpa")
     embeds = torch.randn(5, length, 32, requires_grad=True)
 
@@ -39,6 +43,24 @@ def test_same_outputs_and_gradients_as_sdpa(family: Any, length: int) -> None:
     assert decoder.config._attn_implementation == one_position.NAME
     for got, wanted in zip(output_and_gradients(), plain, strict=True):
         torch.testing.assert_close(got, wanted)
+
+
+def test_no_kernel_that_takes_none_is_given_shared_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder: Any = AutoModelForCausalLM.from_config(
+        Qwen3Config(**SHAPE), attn_implementation="sdpa"
+    )
+    one_position.attend_with(decoder)
+    monkeypatch.setattr(one_position, "_wants_own_heads", lambda query: True)
+    monkeypatch.setattr(one_position, "sdpa_attention_forward", None)
+    heads = []
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_: Any) -> Any:
+        heads.append((query.shape[1], key.shape[1], value.shape[1]))
+        return query
+
+    monkeypatch.setattr(one_position, "scaled_dot_product_attention", attend)
+    decoder(input_ids=torch.zeros(2, 5, dtype=torch.long), use_cache=False)
+    assert heads == 2 * [(4, 4, 4)]
 
 
 def test_another_attention_is_left_alone() -> None:

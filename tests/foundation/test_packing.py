@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig
 
-from foundation import FitConfig, Foundation
+from foundation import FitConfig, Foundation, packed_attention
+from foundation.asking import nothing_asked
 from foundation.batches import Batch, by_length, in_order, take_rows
 from foundation.computing import FLASH, attending, training_attention
 from foundation.plan import TrainingPlan
@@ -63,11 +64,17 @@ def batch_of(book: PromptBook, rows: Rows, *, packed: bool) -> dict[str, Tensor]
         "negatives": torch.zeros(0, dtype=torch.long),
         "negative_log_expected": torch.zeros(0),
         "hard_negatives": torch.zeros(0, dtype=torch.long),
+        **nothing_asked(0),
     }
 
 
+@pytest.mark.parametrize("attention", [None, packed_attention.NAME])
 def test_packed_rows_are_read_as_padded_ones(
-    model_of: Callable[[str], Foundation], form: str, book: PromptBook, split: Split
+    model_of: Callable[[str], Foundation],
+    form: str,
+    book: PromptBook,
+    split: Split,
+    attention: str | None,
 ) -> None:
     model, rows = model_of(form), training_rows(book, split)
     assert len(set(rows.lengths.tolist())) > 2
@@ -75,7 +82,9 @@ def test_packed_rows_are_read_as_padded_ones(
     found = {}
     for packed in (False, True):
         model.zero_grad()
-        sums = model(**batch_of(book, rows, packed=packed))
+        plain = model.decoder.config._attn_implementation
+        with attending(model.decoder, attention if attention and packed else plain):
+            sums = model(**batch_of(book, rows, packed=packed))
         gradients = {}
         for name, value in sums.items():
             inner = torch.autograd.grad(
@@ -203,7 +212,12 @@ def test_attention_goes_by_name(monkeypatch: pytest.MonkeyPatch, make: Any) -> N
     assert training_attention(decoder, "cuda", bf16=False) == plain
     assert training_attention(decoder, "cpu", bf16=True) == plain
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert training_attention(decoder, "cuda", bf16=True) == packed_attention.NAME
+    assert training_attention(decoder, "cuda", bf16=False) == plain
+    # PyTorch's kernel does not bound logits.
+    decoder.config.attn_logit_softcapping = 50.0
     assert training_attention(decoder, "cuda", bf16=True) == plain
+    del decoder.config.attn_logit_softcapping
     with attending(decoder, "eager"):
         assert decoder.config._attn_implementation == "eager"
     assert decoder.config._attn_implementation == plain
@@ -219,6 +233,44 @@ def test_the_attention_is_announced_once(caplog: pytest.LogCaptureFixture, make:
             training_attention(decoder, "cpu", bf16=False)
     name = decoder.config._attn_implementation
     assert [record.message for record in caplog.records] == [f"attention: {name} on cpu"]
+
+
+def test_what_the_packed_kernel_does_not_know_is_refused() -> None:
+    states = torch.zeros(1, 2, 4, 8)
+    for option in ({"softcap": 30.0}, {"s_aux": torch.zeros(2)}, {"dropout": 0.1}):
+        with pytest.raises(
+            ValueError, match=rf"Linear attends with {next(iter(option))}.*packing="
+        ):
+            packed_attention.packed_rows_attention(
+                torch.nn.Linear(1, 1), states, states, states, None, **option
+            )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("window", [None, 5])
+def test_the_kernel_for_packed_rows_is_the_plain_path(groups: int, window: int | None) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    torch.manual_seed(0)
+    lengths = torch.tensor([1, 37, 3, 130])
+    position_1N = torch.cat([torch.arange(int(n)) for n in lengths])[None]
+    query = torch.randn(1, 4, int(lengths.sum()), 64)
+    key, value = torch.randn(2, 1, 4 // groups, int(lengths.sum()), 64)
+    outs = []
+    for device, dtype in (("cpu", torch.float64), ("cuda", torch.bfloat16)):
+        states = [x.to(device, dtype).requires_grad_() for x in (query, key, value)]
+        out, _ = packed_attention.packed_rows_attention(
+            None,
+            *states,
+            None,
+            sliding_window=window,
+            **packed_attention.row_bounds(position_1N.to(device)),
+        )
+        out.sin().sum().backward()
+        outs.append([x.detach().double().cpu() for x in (out, *(x.grad for x in states))])
+    for wanted, got in zip(*outs, strict=True):
+        assert float((got - wanted).norm() / wanted.norm()) < 2e-2
 
 
 @pytest.mark.gpu

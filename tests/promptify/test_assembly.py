@@ -1,3 +1,4 @@
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ from promptify.interactions import Interactions
 from promptify.pieces import Pieces
 from promptify.prompter import HistoryEvent, Prompter
 from promptify.rows import Rows
+from promptify.selection import first_of_slate
 from promptify.splits import Targets
 from promptify.tokenizer import token_ids
 from promptify.validation import BadInput
+from promptify.windows import between
 
 ACTIONS = {"jobs": ("apply", "view", "dismiss"), "people": ("excellent", "fair", "poor")}
 DAY = 86400
@@ -356,6 +359,43 @@ def test_no_targets_make_no_rows(make_market: Any, fit_market: Any) -> None:
     rows = fit_market(form="slot").book(log).prefixes(slate_targets(log)[:0])
     assert len(rows) == 0
     assert len(rows.ids) == 0
+
+
+@given(slates, st.randoms(use_true_random=False))
+def test_chosen_events_are_told_as_if_there_were_no_others(
+    make_market: Any, fit_market: Any, drawn: Any, random: Any
+) -> None:
+    log = log_of(make_market, drawn)
+    book = fit_market(form="text", max_prompt_tokens=160).book(log)
+    targets = slate_targets(log)
+    spans = list(zip(targets.history_start.tolist(), targets.history_end.tolist(), strict=True))
+    chosen = [sorted(random.sample(range(a, b), random.randint(0, b - a))) for a, b in spans]
+    offsets = np.cumsum([0, *map(len, chosen)])
+    told = book.prefixes(targets, history=(np.array([*chain(*chosen)], np.int64), offsets))
+    for row, kept in enumerate(chosen):
+        items = told.event_item[told.event_offsets[row] : told.event_offsets[row + 1]].tolist()
+        # What has no room is the oldest.
+        assert items == log.event_item[kept[len(kept) - len(items) :]].tolist()
+        assert told.num_dropped_events[row] == spans[row][1] - spans[row][0] - len(items)
+    # What is told is paid for: with whole slates, to the token.
+    rows, offsets = between(targets.history_start, targets.history_end)
+    event_tokens, slate_tokens = book.history_tokens(rows)
+    first = first_of_slate(log.event_slate[rows], offsets)
+    paid = np.append(0, np.cumsum(event_tokens + np.where(first, slate_tokens, 0)))
+    whole, alone = book.prefixes(targets), book.prefixes(targets.cut(0))
+    fits = whole.num_dropped_events == 0
+    costs = (paid[offsets[1:]] - paid[offsets[:-1]])[fits]
+    np.testing.assert_array_equal(costs, (whole.lengths - alone.lengths)[fits])
+
+
+@pytest.mark.parametrize("rows", [[3, 3], [4, 2], [9]])
+def test_chosen_events_are_of_the_targets_own_history_in_order(
+    make_films: Any, fit_films: Any, rows: list[int]
+) -> None:
+    log = make_films([(0, at % 6, "liked", at) for at in range(10)])
+    book = fit_films(max_prompt_tokens=200).book(log)
+    with pytest.raises(ValueError, match="rising rows of each target's own history"):
+        book.prefixes(slate_targets(log)[[-1]], history=(np.array(rows), np.array([0, len(rows)])))
 
 
 def test_each_action_keeps_its_newest(make_films: Any, fit_films: Any) -> None:

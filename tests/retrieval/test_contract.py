@@ -201,6 +201,11 @@ def test_add_and_remove_refuse_and_change_nothing(build):
         ({"deny": "a"}, "list of ids"),
         ({"allow": "a"}, "list of ids"),
         ({"allow": [["a"]]}, "1 lists for 2 requests"),
+        ({"allow": [["a"], "b"]}, "'b' beside lists"),
+        ({"deny": [7, 8]}, "7 beside lists"),
+        ({"deny": np.arange(2)}, "array int64"),
+        ({"allow": np.ones((3, 0), bool)}, "3 masks for 2 requests"),
+        ({"allow": np.ones(10_000, bool)}, "one bool per row"),
     ],
 )
 def test_search_refuses(forty, arguments, says):

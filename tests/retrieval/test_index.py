@@ -344,6 +344,41 @@ def test_search_refuses(arguments, says):
         index.search(**{"vectors": np.eye(2), "k": 1, **arguments})
 
 
+@pytest.mark.filterwarnings("error")
+def test_numbers_whose_sum_is_infinite_are_finite():
+    large = np.array([[3e38, 0], [0, -3e38]], np.float32)
+    index = ItemIndex.build(large, ["a", "b"], model_hash="m")
+    assert index.search([[1.0, -0.5], [0.0, -1.0]], 1).ids.tolist() == [["a"], ["b"]]
+    assert index.search(large / 1e38, 1).ids.tolist() == [["a"], ["b"]]
+    with pytest.raises(ValueError, match=r"row 1 holds NaN or infinity \(1 such rows\)"):
+        index.search([[1.0, 0], [np.inf, -np.inf]], 1)
+
+
+def test_long_lists_of_ids_say_what_masks_say():
+    """Short lists become positions and long ones masks; ids may repeat, be unknown or be new."""
+    rng = np.random.default_rng(0)
+    vectors, queries = (rng.normal(size=(n, 8)).astype(np.float32) for n in (3000, 3))
+    ids = [f"i{row}" for row in range(3000)]
+    index = ItemIndex.build(vectors[:2900], ids[:2900], model_hash="m", kind="ivf")
+    index.remove(["i7"])
+    index.add(vectors[2900:], ids[2900:])
+    for count in (3, 1024, 1500, 2950):
+        rows = rng.permutation(3000)[:count]
+        mask = np.zeros(3000, bool)
+        mask[rows] = True
+        named = [ids[row] for row in rows] + [ids[rows[0]], "nobody"]
+        for masked, said in (
+            ({"allow": mask}, {"allow": named}),
+            ({"deny": mask}, {"deny": named}),
+        ):
+            wanted, found = (index.search(queries, 40, **how) for how in (masked, said))
+            assert found.ids.tolist() == wanted.ids.tolist()
+            [alone] = [index.search(queries[:1], 40, **{k: [v]}) for k, v in said.items()]
+            assert alone.ids.tolist() == wanted.ids.tolist()[:1]
+            array = {k: np.array(v) for k, v in said.items()}
+            assert index.search(queries, 40, **array).ids.tolist() == wanted.ids.tolist()
+
+
 def test_add_and_remove_refuse_and_change_nothing():
     index = ItemIndex.build(np.eye(2), ["a", "b"], model_hash="m")
     with pytest.raises(ValueError, match="'b' is in the index already"):

@@ -1,0 +1,337 @@
+"""What is known of somebody after no event, one, two, … a hundred: ours against peers.
+
+    python -m benchmarks.cold_start RUN [--out FILE.csv] [--work FOLDER]
+    python -m benchmarks.cold_start --smoke
+
+*Users*: the same people and targets with the history cut to its last events; those whose history
+holds the longest length, everybody on a second line. Nothing left is the profile alone, which only
+popularity can be held against. Ours is the run's model and one trained alike without profiles;
+SASRec is trained on the same events for as long as the run's model was, or until validation stops
+it.
+
+*New people and items*: a tenth of the items and a fifth of the people are taken out of training
+whole, ours and SASRec are trained anew on the rest; the people's targets are asked like the others'
+(`new users`), everybody's targets among the items by whether they were taken out (`cold items`,
+`warm items`; `cold items alone` ranks them among themselves).
+
+`gain_vs_sasrec` and its like are relative, of NDCG@10, people drawn once for both. SASRec's shape
+was chosen on MovieLens-1M: where neighbours of the last item are ahead of it, the gain over them is
+the one to quote. Seen items are filtered by the whole history. Cut short, the same call goes on
+with what is missing.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.arms import save_arrays
+from benchmarks.measured import Measured
+from benchmarks.peers import sasrec
+from benchmarks.published import COLD_START_GAINS
+from benchmarks.quality import relative_gain
+from benchmarks.studied import (
+    Studied,
+    opened,
+    run_parser,
+    train_like,
+    train_sasrec,
+    without_profiles,
+)
+from decant.measure import Asked
+from decant.run_record import hardware
+from foundation import Foundation
+from foundation.evaluation import LastItemNeighbours, bootstrap_interval, hit_rate, ndcg, popularity
+from promptify.assembly import PromptBook
+from promptify.sources import SourceData
+from promptify.splits import Split, Targets, cold_item, new_user
+
+Float32 = NDArray[np.float32]
+SliceScores = Callable[[int, int], NDArray[np.floating[Any]]]
+"""Scores of all items for the requests from one to another, float [n, I]."""
+Scores = Callable[[Targets], SliceScores]
+Ranks = dict[int | str | None, NDArray[np.int64]]
+"""int64 [m] by length: events of history, None for all of it, `alone` among cold items alone."""
+
+LENGTHS = (0, 1, 2, 5, 10, 20, 50, 100)
+"""Events that histories are cut to; the whole history comes after."""
+LEAST_COHORT = 200
+"""People who must have a history of the longest length that is asked."""
+COLD_ITEMS, NEW_USERS = 0.1, 0.2
+"""Shares that are taken out of training whole."""
+
+
+class Contest:
+    """Who ranks what, of people and items that training has seen more or less of.
+
+    Args:
+        studied: the run.
+        measured: where rows go.
+        work: keeps the ranks of every model.
+        sasrec_seconds: of each training of SASRec.
+    """
+
+    def __init__(
+        self, studied: Studied, measured: Measured, *, work: Path, sasrec_seconds: float
+    ) -> None:
+        self.studied = studied
+        self.measured = measured
+        self.work = work
+        self.sasrec_seconds = sasrec_seconds
+        self.test = studied.split.test
+        self.wanted = Asked(studied.book, self.test).wanted
+        self.user = self.test.user[self.wanted.request].astype(np.int64)
+        history = (self.test.history_end - self.test.history_start)[self.wanted.request]
+        least = min(LEAST_COHORT, max(1, len(history) // 4))
+        self.lengths = [n for n in LENGTHS if (history >= n).sum() >= least]
+        self.is_long = history >= self.lengths[-1]
+
+    def measure_users(self) -> None:
+        """The run's model and its peers at every length of history."""
+        studied, split = self.studied, self.studied.split
+        bare = replace(studied.data, interactions=without_profiles(studied.data.interactions))
+        ranks = {
+            "foundation": self._ranks(
+                "foundation", partial(of_foundation, studied.foundation, studied.book)
+            ),
+            "foundation without profiles": self._ranks(
+                "bare", partial(self._train_ours, bare, split, "bare")
+            ),
+            "sasrec": self._ranks("sasrec", partial(self._train_sasrec, split)),
+            **self._baselines(split, "all"),
+        }
+        longest = f"{self.lengths[-1]} events or more"
+        self._rows(ranks, longest, self.is_long, self.lengths)
+        self._rows(ranks, "all users", np.ones_like(self.is_long), self.lengths)
+
+    def measure_new(self) -> None:
+        """People and items that training has not seen, with models trained without them."""
+        log, split = self.studied.data.interactions, self.studied.split
+        seed = self.studied.recipe.seed
+        items = cold_item(log, split, fraction=COLD_ITEMS, seed=seed)
+        people = new_user(log, split, fraction=NEW_USERS, seed=seed)
+        assert items.cold_items is not None
+        is_new_U = np.zeros(log.num_users, np.bool_)
+        is_new_U[people.test.user] = True
+        without = Split(
+            name=f"{split.name}_without_some",
+            train=items.train & people.train,
+            valid=split.valid[~is_new_U[split.valid.user]],
+            test=split.test,
+            cold_items=items.cold_items,
+        )
+        ranks = {
+            "foundation": self._ranks(
+                "new-foundation",
+                partial(self._train_ours, self.studied.data, without, "new"),
+                cold_I=items.cold_items,
+            ),
+            "sasrec": self._ranks(
+                "new-sasrec",
+                partial(self._train_sasrec, without),
+                cold_I=items.cold_items,
+            ),
+            **self._baselines(without, "new", cold_I=items.cold_items),
+        }
+        self._rows(ranks, "new users", is_new_U[self.user], self.lengths)
+        is_cold = items.cold_items[self.wanted.item]
+        self._rows(ranks, "cold items", is_cold, [None])
+        alone: dict[str, Ranks] = {model: {None: of["alone"]} for model, of in ranks.items()}
+        self._rows(alone, "cold items alone", is_cold, [None])
+        self._rows(ranks, "warm items", ~is_cold, [None])
+
+    def _ranks(
+        self,
+        name: str,
+        train: Callable[[], Scores],
+        *,
+        cold_I: NDArray[np.bool_] | None = None,
+    ) -> Ranks:
+        """Rank of each target at every length; and among cold items alone, where some are."""
+        path = self.work / f"{self.measured.config_hash}-{name}.npz"
+        lengths: dict[str, int | None] = {str(n): n for n in self.lengths} | {"all": None}
+        if not path.exists():
+            scores = train()
+            arrays: dict[str, NDArray[Any]] = {}
+            for key, length in lengths.items():
+                cut = self.test if length is None else self.test.cut(length)
+                asked = Asked(self.studied.book, cut, seen=self.test)
+                of_requests = scores(cut)
+                arrays[key] = asked.ranks_by(of_requests)
+                if length is None and cold_I is not None:
+                    arrays["alone"] = asked.ranks_by(_among(cold_I, of_requests))
+            save_arrays(path, arrays)
+        with np.load(path, allow_pickle=False) as kept:
+            return {lengths.get(key, key): kept[key] for key in kept.files}
+
+    def _train_ours(self, data: SourceData, split: Split, name: str) -> Scores:
+        """A model like the run's, on other data or another split."""
+        scratch = self.work / f"{self.measured.config_hash}-{name}.training"
+        model, book = train_like(self.studied, data, split, scratch=scratch)
+        return of_foundation(model, book)
+
+    def _train_sasrec(self, split: Split) -> Scores:
+        """SASRec on the split's training events, stopped by validation or by the clock."""
+        fitted = train_sasrec(self.studied, split, seconds=self.sasrec_seconds)
+        book = self.studied.book
+        return lambda targets: _slices(sasrec.score_requests(fitted.model, book, targets))
+
+    def _baselines(
+        self, split: Split, name: str, *, cold_I: NDArray[np.bool_] | None = None
+    ) -> dict[str, Ranks]:
+        log = self.studied.data.interactions
+        items, users = log.event_item[split.train], log.event_user[split.train]
+
+        def by_popularity() -> Scores:
+            count_I = popularity(items, log.num_items)
+            return lambda _: lambda start, stop: np.tile(count_I, (stop - start, 1))
+
+        def by_last_item(fit: Callable[..., LastItemNeighbours]) -> Scores:
+            fitted = fit(users, items, log.num_items)
+
+            def scores(targets: Targets) -> SliceScores:
+                newest = log.event_item[np.maximum(targets.history_end - 1, 0)]
+                last = np.where(targets.history_end > targets.history_start, newest, -1)
+                return lambda start, stop: fitted.score(last[start:stop])
+
+            return scores
+
+        peers: dict[str, Callable[[], Scores]] = {
+            "popularity": by_popularity,
+            "last_item": partial(by_last_item, LastItemNeighbours.fit_cosine),
+            "last_item_transitions": partial(by_last_item, LastItemNeighbours.fit),
+        }
+        return {
+            peer: self._ranks(f"{name}-{peer}", score, cold_I=cold_I)
+            for peer, score in peers.items()
+        }
+
+    def _rows(
+        self,
+        ranks: Mapping[str, Ranks],
+        who: str,
+        here: NDArray[np.bool_],
+        lengths: Sequence[int | None],
+    ) -> None:
+        """Rows of some of the targets, every model at every length, and ours against its peers."""
+        if not here.any():
+            raise ValueError(f"there is no target of {who}; the run's data is too small.")
+        user = self.user[here]
+        split = f"{self.studied.split.name.replace('_', '-')}, {who}"
+        for length in dict.fromkeys((*lengths, None)):
+            values = {
+                model: ndcg(found[length][here], 10)
+                for model, found in ranks.items()
+                # Before any event SASRec has nothing to say, and nothing to be held against.
+                if (model, length) != ("sasrec", 0)
+            }
+            add = partial(
+                self.measured.add,
+                task=self.studied.recipe.name,
+                split=split,
+                history_events=length,
+                n=len(user),
+                seed=self.studied.recipe.seed,
+            )
+            for model, of_model in values.items():
+                hits = hit_rate(ranks[model][length][here], 10)
+                add(model=model, metric="ndcg@10", interval=bootstrap_interval(of_model, user))
+                add(model=model, metric="hr@10", interval=bootstrap_interval(hits, user))
+                for peer, of_peer in values.items():
+                    if model.startswith("foundation") and not peer.startswith("foundation"):
+                        gain = relative_gain(of_peer, of_model, user)
+                        if gain is not None:
+                            add(model=model, metric=f"gain_vs_{peer}", interval=gain)
+
+
+def of_foundation(foundation: Foundation, book: PromptBook) -> Scores:
+    """Log-probabilities of the next item, up to a constant of each request."""
+    items_VI = foundation.embed_items().T
+
+    def scores(targets: Targets) -> SliceScores:
+        vectors_nV = foundation.embed_users(book.prefixes(targets, task=0))
+        return lambda start, stop: vectors_nV[start:stop] @ items_VI
+
+    return scores
+
+
+def _slices(scores_nI: Float32) -> SliceScores:
+    return lambda start, stop: scores_nI[start:stop]
+
+
+def _among(chosen_I: NDArray[np.bool_], scores: SliceScores) -> SliceScores:
+    return lambda start, stop: np.where(chosen_I, scores(start, stop), -np.inf)
+
+
+def table(measured: Measured) -> str:
+    """Models down, lengths across; under each part its gains, at the end what was published."""
+    lines = []
+    rows = measured.rows
+    for split in dict.fromkeys(row.split for row in rows):
+        here = [row for row in rows if row.split == split]
+        lengths = list(dict.fromkeys(row.history_events for row in here))
+        heads = "".join(f"{'all' if n is None else n:>9}" for n in lengths)
+        lines.append(f"\n{split + f', n = {here[0].n}':42}{heads}")
+        for metric, form in (
+            ("ndcg@10", ".4f"),
+            ("gain_vs_sasrec", "+.1%"),
+            ("gain_vs_last_item", "+.1%"),
+            ("gain_vs_popularity", "+.0%"),
+        ):
+            for model in dict.fromkeys(row.model for row in here if row.metric == metric):
+                found = {
+                    row.history_events: row
+                    for row in here
+                    if (row.metric, row.model) == (metric, model)
+                }
+                name = model if metric == "ndcg@10" else f"{metric}, {model}"
+                cells = "".join(
+                    format(found[n].value, form).rjust(9) if n in found else " " * 9
+                    for n in lengths
+                )
+                lines.append(f"{name:42}{cells}")
+    published = ", ".join(f"{gain:+.1%} at {n}" for n, gain in COLD_START_GAINS.items())
+    return "\n".join([*lines, f"\npublished, over another ranker by another metric: {published}"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; 1 when something could not be measured."""
+    assert __doc__ is not None
+    parser = run_parser(__doc__)
+    parser.add_argument(
+        "--sasrec-seconds", type=float, help="of each of its trainings; default: as the run's model"
+    )
+    parser.add_argument(
+        "--part", choices=("users", "new"), help="one of the two parts; default both"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        with opened(options) as (studied, work):
+            seconds = options.sasrec_seconds or studied.fit_seconds
+            settings = {
+                "recipe": studied.recipe.to_dict(),
+                "weights": studied.weights,
+                "lengths": LENGTHS,
+                "taken out": (COLD_ITEMS, NEW_USERS),
+                "sasrec": [asdict(sasrec.SASRecConfig()), seconds],
+            }
+            measured = Measured("cold_start", settings, out=options.out)
+            contest = Contest(studied, measured, work=work, sasrec_seconds=seconds)
+            if options.part in (None, "users"):
+                contest.measure_users()
+            if options.part in (None, "new"):
+                contest.measure_new()
+    except (ValueError, OSError) as error:
+        print(f"benchmarks.cold_start: error: {error}", file=sys.stderr)
+        return 1
+    print(f"{studied.recipe.name}, NDCG@10 by events of history. {hardware()}\n{table(measured)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

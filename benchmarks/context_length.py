@@ -1,0 +1,396 @@
+"""Quality, time and memory against the length of a person's history, by what of it is told.
+
+    python -m benchmarks.context_length RUN [--out FILE.csv] [--work FOLDER]
+    python -m benchmarks.context_length --smoke
+
+The same people and targets at every length: those whose history holds the longest one that is
+asked, everybody on a second line. Lengths are events of the history, or tokens of the whole
+prompt; what is told of a history is chosen by a policy of `benchmarks.histories`. Seen items are
+filtered by the whole history, so that a cut says nothing about warmth.
+
+Up to the prompt that the run trained on, lengths are *trained*. Beyond, they are *extrapolated*,
+with positions as they are (`plain`) and scaled by YaRN (`scaled`); the split of a row says which.
+The peak is where quality is best, with the interval of its place over people (drawn once for all
+lengths). Its height is chosen on the targets that it is read off, so it flatters itself a little.
+
+`p50_ms` and `p95_ms` are of reading one prompt, lengths in turn on the same people (for `relevant`
+with the reading that it chooses by), longer ones than the trained with scaled positions;
+`prefix_bytes` is what its keys and values hold. Cut short, the same call goes on with what is
+missing.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from benchmarks.arms import save_arrays
+from benchmarks.histories import NUM_RETRIEVED, POLICIES, Histories, Policy
+from benchmarks.measured import Measured
+from benchmarks.studied import named_run, run_parser
+from benchmarks.subjects import SMOKE, Subject, finished, trained
+from decant.layout import RunLayout
+from decant.measure import Asked
+from decant.run_data import sample_targets
+from decant.run_record import hardware
+from foundation.batches import take_rows
+from foundation.checkpoint import weights_hash
+from foundation.evaluation import (
+    Interval,
+    UserStatistic,
+    bootstrap_interval,
+    bootstrap_users,
+    mean_of_users,
+    ndcg,
+    paired_bootstrap,
+)
+from foundation.predictions import predict_targets
+
+Float64 = NDArray[np.float64]
+
+EVENTS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+TOKENS = tuple(part << power for power in range(5, 12) for part in (2, 3))
+"""Prompts that are asked, 64 to 6,144 tokens, beside the length that the run trained on."""
+LEAST_COHORT = 200
+"""People who must have a history of the longest length that is asked."""
+NUM_TIMED = 40
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Length:
+    """One point of a curve.
+
+    Attributes:
+        policy: what of a history is told.
+        events: so many of it; None where tokens limit it.
+        tokens: of the whole prompt; None where events limit it.
+        scaled: whether positions are scaled to that length; only beyond the trained.
+    """
+
+    policy: Policy
+    events: int | None = None
+    tokens: int | None = None
+    scaled: bool = False
+
+    @property
+    def name(self) -> str:
+        """A short name without spaces."""
+        unit = f"{self.events}-events" if self.tokens is None else f"{self.tokens}-tokens"
+        return f"{self.policy}-{unit}" + "-scaled" * self.scaled
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Said:
+    """What the model said at one length.
+
+    Attributes:
+        rank: int64 [m], of each ranking target.
+        probability: float64 [e], of a good action, as served.
+        read_tokens: int64 [n], positions of each prompt that was read.
+    """
+
+    rank: NDArray[np.int64]
+    probability: Float64
+    read_tokens: NDArray[np.int64]
+
+
+class Curves:
+    """Asks a model the same requests at every length and writes the rows.
+
+    Args:
+        subject: the model and its data.
+        measured: where rows go.
+        work: keeps what was said at each length.
+        name: of the model in its rows.
+    """
+
+    def __init__(self, subject: Subject, measured: Measured, *, work: Path, name: str) -> None:
+        self.model, self.book, self.task = subject.foundation, subject.book, subject.task
+        self.name = name
+        self.split_name = subject.split.name.replace("_", "-")
+        self.targets = subject.split.test
+        self.measured = measured
+        self.work = work
+        self.asked = Asked(self.book, self.targets)
+        self.histories = Histories(self.model, self.book, self.targets)
+        self.trained_tokens = self.book.prompter.config.max_prompt_tokens
+        held = self.histories.num_events
+        reserved = self.book.prompter.reserved_tokens
+        filled = self.histories.num_tokens + reserved
+        # Of a slate that nobody liked anything of there is nothing to rank.
+        ranked = np.unique(self.asked.wanted.request)
+        least = min(LEAST_COHORT, max(1, len(ranked) // 4))
+        self.events = [n for n in EVENTS if (held[ranked] >= n).sum() >= least]
+        # Shorter than the longest instruction and profile, a prompt tells no history at all.
+        room = int(self.histories.alone_tokens.max()) + reserved
+        asked = sorted({*TOKENS, self.trained_tokens})
+        self.tokens = [n for n in asked if n > room and (filled[ranked] >= n).sum() >= least]
+        self.cohorts = {
+            "events": held >= self.events[-1],
+        }
+        if self.tokens:
+            self.cohorts["tokens"] = filled >= self.tokens[-1]
+
+    def lengths(self) -> list[Length]:
+        """Every point, the shortest first."""
+        found = []
+        for policy in POLICIES:
+            found += [Length(policy=policy, events=n) for n in self.events]
+            for n in self.tokens:
+                found.append(Length(policy=policy, tokens=n))
+                if n > self.trained_tokens:
+                    found.append(Length(policy=policy, tokens=n, scaled=True))
+        return found
+
+    def measure(self) -> None:
+        """Ask at every length, find the peaks, time all lengths in turn."""
+        lengths = self.lengths()
+        said = {length: self._said(length) for length in tqdm(lengths, desc="lengths")}
+        for unit, cohort in self.cohorts.items():
+            mine = [one for one in lengths if getattr(one, unit) is not None]
+            for who, here in ((self._who(unit), cohort), ("all users", np.ones_like(cohort))):
+                asked = Asked(self.book, self.targets[here])
+                of_whom = {one: self._part(said[one], here) for one in mine}
+                for length, part in of_whom.items():
+                    self._quality_rows(length, asked, part, who)
+                for policy in POLICIES:
+                    some = {one: part for one, part in of_whom.items() if one.policy == policy}
+                    self._peak_rows(some, asked, unit, who)
+        self._cost_rows(lengths, said)
+
+    def _part(self, said: Said, here: NDArray[np.bool_]) -> Said:
+        """What was said of some of the requests."""
+        request = np.repeat(
+            np.arange(len(here)), self.targets.last_event - self.targets.first_event
+        )
+        return Said(
+            rank=said.rank[here[self.asked.wanted.request]],
+            probability=said.probability[here[request]],
+            read_tokens=said.read_tokens[here],
+        )
+
+    def _said(self, length: Length) -> Said:
+        path = self.work / f"{self.measured.config_hash}-{length.name}.npz"
+        if not path.exists():
+            rows = self.histories.prefixes(
+                length.policy, events=length.events, tokens=length.tokens
+            )
+            with self._positions(length.tokens if length.scaled else None):
+                found = predict_targets(self.model, self.book, self.targets, rows=rows)
+            answers = self.asked.of(found, self.model.calibration(0))
+            assert answers.action_probability is not None
+            arrays = {
+                "rank": found.rank,
+                "probability": answers.action_probability,
+                "read_tokens": rows.lengths,
+            }
+            save_arrays(path, arrays)
+        with np.load(path, allow_pickle=False) as kept:
+            return Said(**{name: kept[name] for name in kept.files})
+
+    @contextmanager
+    def _positions(self, tokens: int | None) -> Iterator[None]:
+        """Positions scaled to prompts of some length, and back again; as they are where None."""
+        if tokens is None:
+            yield
+            return
+        self.model.set_prompt_budget(tokens)
+        try:
+            yield
+        finally:
+            self.model.set_prompt_budget(self.trained_tokens)
+
+    def _who(self, unit: str) -> str:
+        if unit == "events":
+            return f"{self.events[-1]} events or more"
+        return f"histories that fill {self.tokens[-1]} tokens"
+
+    def _kind(self, length: Length, said: Said) -> str:
+        """Whether a length was trained on; else how its positions were told."""
+        reserved = self.book.prompter.reserved_tokens
+        longest = length.tokens or int(said.read_tokens.max()) + reserved
+        if longest <= self.trained_tokens:
+            return "trained"
+        return "scaled" if length.scaled else "plain"
+
+    def _split(self, kind: str, who: str) -> str:
+        how = "trained length" if kind == "trained" else f"extrapolated, {kind} positions"
+        return f"{self.split_name}, {who}, {how}"
+
+    def _add(self, interval: Interval, length: Length, **cells: object) -> None:
+        self.measured.add(
+            task=self.task,
+            model=f"{self.name}, {length.policy}",
+            params=self.model.num_parameters(),
+            context_tokens=length.tokens or self.trained_tokens,
+            history_events=length.events,
+            seed=0,
+            interval=interval,
+            **cells,
+        )
+
+    def _quality_rows(self, length: Length, asked: Asked, said: Said, who: str) -> None:
+        split = self._split(self._kind(length, said), who)
+        for metric, (interval, n) in asked.answers(said.rank, said.probability).metrics().items():
+            if metric in ("ndcg@10", "hr@10", "auc"):
+                self._add(interval, length, split=split, metric=metric, n=n)
+        read = float(said.read_tokens.mean())
+        interval = Interval(value=read, low=-np.inf, high=np.inf)
+        self._add(interval, length, split=split, metric="read_tokens", n=len(said.read_tokens))
+
+    def _peak_rows(self, said: dict[Length, Said], asked: Asked, unit: str, who: str) -> None:
+        """Where quality is best, and how much better than at the longest length.
+
+        Once among trained lengths alone, and once more with each way of going beyond them.
+        """
+        kinds = {one: self._kind(one, part) for one, part in said.items()}
+        for kind in dict.fromkeys(("trained", *kinds.values())):
+            lengths = [one for one in said if kinds[one] in ("trained", kind)]
+            values = {one: ndcg(said[one].rank, 10) for one in lengths}
+            user = asked.targets.user[asked.wanted.request]
+            users, row = np.unique(user, return_inverse=True)
+            means = [mean_of_users(values[one], row, len(users)) for one in lengths]
+            size_L = np.array([getattr(one, unit) for one in lengths], np.float64)
+            place = partial(_place_of_best, means=means, size_L=size_L)
+            peak = bootstrap_users(place, len(users))
+            at = lengths[int(np.flatnonzero(size_L == peak.value)[0])]
+            split = self._split("trained", who)
+            if kind != "trained":
+                split = f"{self.split_name}, {who}, trained and {kind} positions"
+            every = Length(policy=at.policy)
+            self._add(peak, every, split=split, metric=f"peak_{unit}", n=len(user))
+            above = paired_bootstrap(values[lengths[-1]], values[at], user, statistic="difference")
+            metric = f"ndcg@10_peak_vs_longest_{unit}"
+            self._add(above, every, split=split, metric=metric, n=len(user))
+
+    def _cost_rows(self, lengths: Sequence[Length], said: dict[Length, Said]) -> None:
+        """Milliseconds of a reading and bytes of what it leaves, lengths in turn."""
+        # What is read beyond the trained length costs the same wherever its positions are.
+        trained = self.trained_tokens
+        lengths = [one for one in lengths if one.scaled or (one.tokens or 0) <= trained]
+        last = lengths[-1]
+        if self.measured.has(
+            metric="prefix_bytes",
+            model=f"{self.name}, {last.policy}",
+            context_tokens=last.tokens or self.trained_tokens,
+            history_events=last.events,
+        ):
+            return
+        cohort = self.targets[self.cohorts["tokens" if self.tokens else "events"]]
+        timed = Histories(self.model, self.book, sample_targets(cohort, NUM_TIMED))
+        prompts = {
+            one: timed.prefixes(one.policy, events=one.events, tokens=one.tokens) for one in lengths
+        }
+        took: dict[Length, list[float]] = {one: [] for one in lengths}
+        held: dict[Length, list[float]] = {one: [] for one in lengths}
+        for request in tqdm(range(-1, len(timed.targets)), desc="timed"):
+            for one, rows in prompts.items():
+                prefix = take_rows(rows, np.array([max(0, request)]))
+                # The model refuses to serve what is longer than its positions.
+                room = len(prefix.ids) + self.book.prompter.reserved_tokens
+                with self._positions(room if room > self.trained_tokens else None):
+                    began = time.perf_counter()
+                    if one.policy == "relevant":
+                        timed.read_for_relevance(max(0, request))
+                    reading = self.model.read_prefix(prefix)
+                    seconds = time.perf_counter() - began
+                if request >= 0:  # The first round warms up.
+                    took[one].append(1000 * seconds)
+                    held[one].append(reading.num_bytes)
+        user = np.arange(len(timed.targets))
+        for one in lengths:
+            split = self._split(self._kind(one, said[one]), "timed")
+            for metric, percent in (("p50_ms", 50), ("p95_ms", 95)):
+                value = float(np.percentile(took[one], percent))
+                interval = Interval(value=value, low=-np.inf, high=np.inf)
+                self._add(interval, one, split=split, metric=metric, n=len(user))
+            interval = bootstrap_interval(np.array(held[one]), user)
+            self._add(interval, one, split=split, metric="prefix_bytes", n=len(user))
+
+
+def _place_of_best(
+    weights: NDArray[np.floating[Any]], *, means: Sequence[UserStatistic], size_L: Float64
+) -> Float64:
+    """The size whose mean is best in each draw, float64 [S]; the smallest of equal ones."""
+    found: Float64 = size_L[np.argmax([mean(weights) for mean in means], axis=0)]
+    return found
+
+
+def table(measured: Measured) -> str:
+    """NDCG@10 by policy and length, then the peaks."""
+    lines = [f"{'':52}{'length':>10}{'NDCG@10':>9}{'95 % interval':>17}{'read':>7}{'p50 ms':>8}"]
+    rows = measured.rows
+    cost = {
+        (row.model, row.history_events, row.context_tokens, row.split.rpartition("timed")[2]): row
+        for row in rows
+        if row.metric == "p50_ms"
+    }
+    read = {
+        (row.model, row.split, row.history_events, row.context_tokens): row.value
+        for row in rows
+        if row.metric == "read_tokens"
+    }
+    for row in rows:
+        if row.metric != "ndcg@10":
+            continue
+        place = (row.history_events, row.context_tokens)
+        unit = f"{place[1]} t" if place[0] is None else f"{place[0]} e"
+        kind = ", " + row.split.split(", ", 2)[2]
+        ms = cost.get((row.model, *place, kind))
+        ends = "" if row.ci_low is None else f"{row.ci_low:.4f} to {row.ci_high:.4f}"
+        who = row.split.partition(", ")[2]
+        lines.append(
+            f"{row.model.partition(', ')[2]:18}{who[:33]:34}{unit:>10}{row.value:9.4f}{ends:>17}"
+            f"{read[(row.model, row.split, *place)]:7.0f}" + (f"{ms.value:8.1f}" if ms else "")
+        )
+    for row in rows:
+        if row.metric.startswith("peak_"):
+            ends = "" if row.ci_low is None else f" [{row.ci_low:g}, {row.ci_high:g}]"
+            lines.append(f"{row.metric} of {row.model}, {row.split}: {row.value:g}{ends}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; 1 when something could not be measured."""
+    assert __doc__ is not None
+    parser = run_parser(__doc__)
+    parser.add_argument("--model", default="foundation", help="of the run; default foundation")
+    options = parser.parse_args(arguments)
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            work = options.work or Path(temporary)
+            if options.work is None and options.out is not None:
+                work = options.out.with_suffix(".work")
+            if options.smoke:
+                subject, weights = trained("slot", SMOKE, seed=0, scratch=Path(temporary)), "smoke"
+            else:
+                folder = named_run(options)
+                subject = finished(folder, model=options.model)
+                weights = weights_hash(RunLayout(folder).model(options.model))
+            settings = {
+                "task": subject.task,
+                "model": weights,
+                "events": EVENTS,
+                "tokens": TOKENS,
+                "retrieved": NUM_RETRIEVED,
+            }
+            measured = Measured("context_length", settings, out=options.out)
+            Curves(subject, measured, work=work, name=options.model).measure()
+    except (ValueError, OSError) as error:
+        print(f"benchmarks.context_length: error: {error}", file=sys.stderr)
+        return 1
+    print(f"{subject.task}, {hardware()}\n{table(measured)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""How fast a model ages: trained up to a moment, asked in the spans of time that come after it.
+
+    python -m benchmarks.drift RUN [--out FILE.csv] [--work FOLDER]
+    python -m benchmarks.drift --smoke
+
+Seven tenths of the run's events train, in the order of time; the next twentieth is left out, and
+what comes after is cut into spans of equally many slates, t+1 to t+5. A prediction knows all that
+its person did before it, so the model is old and the history is not. Ours is trained by the run's
+recipe, SASRec as long as the run's model was; popularity and transitions are counted up to the same
+moment. `ndcg@10_vs_first_span` is the last span less the first, people drawn once for both: they
+are other people and other targets, and some change is theirs. What is compared is how much each
+model loses. Cut short, the same call goes on with the models that are missing.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.arms import save_arrays
+from benchmarks.cold_start import of_foundation
+from benchmarks.measured import Measured
+from benchmarks.peers import sasrec
+from benchmarks.studied import Studied, opened, run_parser, train_like, train_sasrec
+from decant.measure import Asked, last_item_answers, popularity_answers
+from decant.run_record import hardware
+from foundation.evaluation import (
+    UserStatistic,
+    bootstrap_interval,
+    bootstrap_users,
+    mean_of_users,
+    ndcg,
+)
+from promptify.splits import Split, Targets, global_time
+
+TRAINED, LEFT_OUT = 0.7, 0.05
+"""Shares of the events, in the order of time."""
+NUM_SPANS = 5
+
+
+def split_by_time(studied: Studied) -> Split:
+    """Train up to a moment, validate in what follows, test after it."""
+    log = studied.data.interactions
+    moments = np.quantile(log.event_timestamp, (TRAINED, TRAINED + LEFT_OUT)).astype(np.int64)
+    surface = studied.data.tasks[0].name if len(studied.data.tasks) > 1 else None
+    return global_time(log, valid_from=int(moments[0]), test_from=int(moments[1]), surface=surface)
+
+
+def spans(studied: Studied, targets: Targets) -> NDArray[np.int64]:
+    """The span of each target, int64 [n] in [0, NUM_SPANS): equally many in each, by time."""
+    moment = studied.data.interactions.event_timestamp[targets.first_event]
+    place = np.empty(len(targets), np.int64)
+    place[np.argsort(moment, kind="stable")] = np.arange(len(targets))
+    return place * NUM_SPANS // len(targets)
+
+
+class Ageing:
+    """Models of one moment, asked later and later.
+
+    Args:
+        studied: the run.
+        measured: where rows go.
+        work: keeps the ranks of every model.
+        sasrec_seconds: of SASRec's training.
+    """
+
+    def __init__(
+        self, studied: Studied, measured: Measured, *, work: Path, sasrec_seconds: float
+    ) -> None:
+        self.studied = studied
+        self.measured = measured
+        self.work = work
+        self.sasrec_seconds = sasrec_seconds
+        self.split = split_by_time(studied)
+        self.asked = Asked(studied.book, self.split.test)
+
+    def measure(self) -> None:
+        """Every model in every span, and how the last span differs from the first."""
+        asked, train = self.asked, self.split.train
+        models: dict[str, Callable[[], NDArray[np.int64] | None]] = {
+            "foundation": self._ours,
+            "sasrec": self._sasrec,
+            "popularity": lambda: popularity_answers(asked, train).rank,
+            "last_item_transitions": lambda: (
+                last_item_answers(asked, train, neighbours="transitions").rank
+            ),
+        }
+        user = self.split.test.user[asked.wanted.request].astype(np.int64)
+        span = spans(self.studied, self.split.test)[asked.wanted.request]
+        for model, ask in models.items():
+            values = ndcg(self._ranks(model, ask), 10)
+            add = partial(
+                self.measured.add,
+                task=self.studied.recipe.name,
+                model=model,
+                seed=self.studied.recipe.seed,
+            )
+            for number in range(NUM_SPANS):
+                here = span == number
+                if not here.any():
+                    raise ValueError(f"span t+{number + 1} has no target; the log is too short.")
+                interval = bootstrap_interval(values[here], user[here])
+                split = f"global-time, t+{number + 1}"
+                add(split=split, metric="ndcg@10", interval=interval, n=int(here.sum()))
+            users, row = np.unique(user, return_inverse=True)
+            first, last = (
+                mean_of_users(values[span == s], row[span == s], len(users))
+                for s in (0, NUM_SPANS - 1)
+            )
+            change = bootstrap_users(partial(_less, a=last, b=first), len(users))
+            add(
+                split=f"global-time, t+{NUM_SPANS}",
+                metric="ndcg@10_vs_first_span",
+                interval=change,
+                n=int(np.isin(span, (0, NUM_SPANS - 1)).sum()),
+            )
+
+    def _ranks(self, model: str, ask: Callable[[], NDArray[np.int64] | None]) -> NDArray[np.int64]:
+        path = self.work / f"{self.measured.config_hash}-{model}.npz"
+        if not path.exists():
+            rank = ask()
+            assert rank is not None
+            save_arrays(path, {"rank": rank})
+        with np.load(path, allow_pickle=False) as kept:
+            found: NDArray[np.int64] = kept["rank"]
+        return found
+
+    def _ours(self) -> NDArray[np.int64]:
+        scratch = self.work / f"{self.measured.config_hash}.training"
+        model, book = train_like(self.studied, self.studied.data, self.split, scratch=scratch)
+        return self.asked.ranks_by(of_foundation(model, book)(self.split.test))
+
+    def _sasrec(self) -> NDArray[np.int64]:
+        fitted = train_sasrec(self.studied, self.split, seconds=self.sasrec_seconds)
+        scores = sasrec.score_requests(fitted.model, self.studied.book, self.split.test)
+        return self.asked.ranks_by(lambda a, b: scores[a:b])
+
+
+def _less(
+    weights: NDArray[np.floating[Any]], *, a: UserStatistic, b: UserStatistic
+) -> NDArray[np.floating[Any]]:
+    return a(weights) - b(weights)
+
+
+def table(measured: Measured) -> str:
+    """Models down, spans across, and the change from the first span to the last."""
+    lines = [f"{'NDCG@10':24}" + "".join(f"{f't+{n + 1}':>9}" for n in range(NUM_SPANS))]
+    for model in dict.fromkeys(row.model for row in measured.rows):
+        mine = [row for row in measured.rows if row.model == model]
+        values = [row.value for row in mine if row.metric == "ndcg@10"]
+        [change] = [row for row in mine if row.metric == "ndcg@10_vs_first_span"]
+        ends = "" if change.ci_low is None else f" [{change.ci_low:+.4f}, {change.ci_high:+.4f}]"
+        cells = "".join(f"{value:9.4f}" for value in values)
+        lines.append(f"{model:24}{cells}   {change.value:+.4f}{ends}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; 1 when something could not be measured."""
+    assert __doc__ is not None
+    parser = run_parser(__doc__)
+    parser.add_argument("--sasrec-seconds", type=float, help="default: as the run's model")
+    options = parser.parse_args(arguments)
+    try:
+        with opened(options) as (studied, work):
+            seconds = options.sasrec_seconds or studied.fit_seconds
+            settings = {
+                "recipe": studied.recipe.to_dict(),
+                "data": studied.weights,
+                "shares": [TRAINED, LEFT_OUT, NUM_SPANS],
+                "sasrec_seconds": seconds,
+            }
+            measured = Measured("drift", settings, out=options.out)
+            Ageing(studied, measured, work=work, sasrec_seconds=seconds).measure()
+    except (ValueError, OSError) as error:
+        print(f"benchmarks.drift: error: {error}", file=sys.stderr)
+        return 1
+    print(f"{studied.recipe.name}, trained up to t. {hardware()}\n{table(measured)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

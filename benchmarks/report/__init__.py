@@ -1,0 +1,1 @@
+"""What the committed rows say: pages with plots, the README's tables, a spreadsheet."""

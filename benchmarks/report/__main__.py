@@ -1,0 +1,82 @@
+"""Rebuild all that is derived from the committed rows: page, plots, spreadsheet, README tables.
+
+    python -m benchmarks.report
+    python -m benchmarks.report --check
+
+Reads every CSV of the folder of results and nothing else, so that the same files give the same
+bytes. `--check` writes nothing and fails where the README's tables or the page say something else
+than the files (plots are not compared: their pixels depend on the fonts of a machine).
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.report.pages import page, write_page
+from benchmarks.report.readme import refreshed
+from benchmarks.report.spreadsheet import write_spreadsheet
+from decant.atomic import write_whole
+from decant.results import ResultRow, read_csv
+
+RESULTS = Path("benchmarks/results")
+
+
+def load(folder: Path) -> dict[str, list[ResultRow]]:
+    """The rows of every results file of a folder, by the file's name without its ending.
+
+    Raises:
+        ValueError: there is none, or one does not fit the schema.
+    """
+    files = {path.stem: read_csv(path) for path in sorted(folder.glob("*.csv"))}
+    if not files:
+        raise ValueError(f"{folder} holds no CSV of results; give --results FOLDER.")
+    return files
+
+
+def stale(files: dict[str, list[ResultRow]], *, readme: Path, out: Path) -> list[str]:
+    """What says something else than the files: paths, each with what to look at."""
+    found = []
+    if readme.read_text("utf-8") != refreshed(readme.read_text("utf-8"), files):
+        found.append(f"{readme}: a table differs from the rows behind it")
+    path = out / "index.html"
+    if not path.exists() or path.read_text("utf-8") != page(files):
+        found.append(f"{path}: differs from the rows behind it, or is missing")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; 1 when rows cannot be read or, with `--check`, a text is old."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of CSV files")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the page")
+    parser.add_argument("--readme", type=Path, default=Path("README.md"))
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail if something is old"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        files = load(options.results)
+        if options.check:
+            found = stale(files, readme=options.readme, out=options.out)
+            for line in found:
+                print(line)
+            if found:
+                print("python -m benchmarks.report brings them up to date.")
+            return 1 if found else 0
+        write_whole(options.readme, refreshed(options.readme.read_text("utf-8"), files))
+        write_page(options.out, files)
+        write_spreadsheet(options.out / "results.xlsx", files)
+    except (ValueError, OSError) as error:
+        print(f"benchmarks.report: error: {error}", file=sys.stderr)
+        return 1
+    rows = sum(map(len, files.values()))
+    print(f"{rows:,} rows of {len(files)} files; {options.out / 'index.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

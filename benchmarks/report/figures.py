@@ -1,0 +1,334 @@
+"""The plots of each results file, functions of its rows alone."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from matplotlib.figure import Figure
+
+from benchmarks.published import COLD_START_GAINS
+from benchmarks.report.drawing import Curve, Estimate, curves, dots, estimate
+from decant.results import ResultRow
+
+Rows = Sequence[ResultRow]
+Makers = dict[str, Callable[[], Figure]]
+
+CAPTIONS = {
+    "quality": "How each model ranks the whole catalogue; bars are 95 % intervals over people.",
+    "speedups": "How many times as fast, on a log scale; bars are 95 % intervals over rounds.",
+    "search": "NDCG@10 by kind of query.",
+    "kinds": "What a kind of index finds of the true nearest hundred, against requests a second.",
+    "retriever": "Retrieval alone, and ranking what it found.",
+    "events": "The same people after their last events alone, by what of a history is told; dashed "
+    "beyond the prompt that was trained on.",
+    "tokens": "The same people in prompts of so many tokens; dashed beyond the trained length, "
+    "with positions scaled by YaRN.",
+    "cold-start": "Quality after the last events of a history, and gain over SASRec beside what "
+    "LinkedIn published of another ranker and metric. Bars are 95 % intervals over people.",
+    "latency": "Milliseconds of a whole request by how many ask at once, and the rate of them all. "
+    "Bars are 95 % intervals over requests; of the rate, the slowest and the fastest round.",
+    "drift": "Models trained up to t, asked in the spans of time after it; bars are 95 % intervals "
+    "over people.",
+    "scaling-model": "Loss and ranking against the parameters of the body, on a log scale.",
+    "scaling-data": "Loss and ranking against the training events, on a log scale.",
+    "attacks": "Places that an item rises when its text tries to persuade; below zero it falls.",
+}
+
+
+def figures_of(rows: Rows) -> Makers:
+    """Functions that draw the plots of one file, by name; empty where a table says it all."""
+    made: Makers = {}
+    for benchmark in dict.fromkeys(row.benchmark for row in rows):
+        if benchmark in _MAKERS:
+            made |= _MAKERS[benchmark]([row for row in rows if row.benchmark == benchmark])
+    return made
+
+
+def told_once(rows: Rows) -> list[ResultRow]:
+    """The row of the mean where several seeds were measured, else that of the first seed."""
+    kept: dict[tuple[object, ...], ResultRow] = {}
+    for row in rows:
+        key = (
+            row.task,
+            row.split,
+            row.model,
+            row.context_tokens,
+            row.history_events,
+            row.metric,
+        )
+        if key not in kept or row.seed == "mean":
+            kept[key] = row
+    return list(kept.values())
+
+
+def by_metric(rows: Rows, headings: Mapping[str, str]) -> dict[str, list[tuple[str, Estimate]]]:
+    """Models and values by heading, of the metrics that are there."""
+    return {
+        heading: [(row.model, estimate(row)) for row in rows if row.metric == metric]
+        for metric, heading in headings.items()
+        if any(row.metric == metric for row in rows)
+    }
+
+
+def _quality(rows: Rows) -> Makers:
+    first = rows[0].split
+    told = by_metric(
+        [row for row in told_once(rows) if row.split == first],
+        {"ndcg@10": "NDCG@10", "hr@10": "HR@10", "auc": "AUC"},
+    )
+    return {"quality": partial(dots, told)}
+
+
+def _speedups(rows: Rows) -> Makers:
+    told = [
+        (
+            f"{row.model} against {row.metric.removeprefix('speedup_vs_').replace('_', ' ')}, "
+            f"{row.task}, {row.split}",
+            estimate(row),
+        )
+        for row in told_once(rows)
+        if row.metric.startswith("speedup_vs_")
+    ]
+    return {"speedups": partial(dots, {"times as fast": told}, log=True, across=1.0)}
+
+
+def _people_search(rows: Rows) -> Makers:
+    told: dict[str, list[tuple[str, Estimate]]] = {}
+    for row in told_once(rows):
+        if row.metric == "ndcg@10" and row.model != "oracle":
+            told.setdefault(row.split, []).append((row.model, estimate(row)))
+    # Names are found whole or not at all; two models that always find them need no plot.
+    return {"search": partial(dots, {split: of for split, of in told.items() if len(of) > 2})}
+
+
+def _kinds(rows: Rows) -> Makers:
+    kinds = [row for row in rows if row.split == "kinds" and not row.model.startswith("faiss")]
+    told: dict[str, list[Curve]] = {}
+    for task in dict.fromkeys(row.task for row in kinds):
+        for kind in dict.fromkeys(row.model for row in kinds if row.task == task):
+            found = {row.metric: row for row in kinds if (row.task, row.model) == (task, kind)}
+            if {"queries_per_s", "recall@100"} <= set(found):
+                told.setdefault(f"recall@100, {task}", []).append(
+                    Curve(
+                        name=kind,
+                        places=[found["queries_per_s"].value],
+                        points=[estimate(found["recall@100"])],
+                    )
+                )
+    if not told:
+        return {}
+    return {"kinds": partial(curves, told, x_label="requests a second, 64 at once")}
+
+
+def _retriever(rows: Rows) -> Makers:
+    test = [row for row in told_once(rows) if row.split == "leave_one_out"]
+    told: dict[str, list[tuple[str, Estimate]]] = {}
+    for task in dict.fromkeys(row.task for row in test):
+        for metric, heading in (
+            ("ndcg@10_retrieval", "NDCG@10, retrieval alone"),
+            ("ndcg@10_retrieve_rank", "NDCG@10, retrieved and ranked"),
+        ):
+            found = by_metric([row for row in test if row.task == task], {metric: heading})
+            told |= {f"{name}, {task}": values for name, values in found.items()}
+    return {"retriever": partial(dots, told)} if told else {}
+
+
+def _attacks(rows: Rows) -> Makers:
+    told = [
+        (row.split, estimate(row))
+        for row in told_once(rows)
+        if row.metric == "median_rank_change" and not row.split.endswith("control")
+    ]
+    return {"attacks": partial(dots, {"median change of rank": told}, across=0.0)}
+
+
+def _context_length(rows: Rows) -> Makers:
+    cohort = [row for row in told_once(rows) if ", all users, " not in row.split]
+    made: Makers = {}
+    events = [row for row in cohort if row.history_events is not None]
+    if events:
+        ticks = sorted({row.history_events for row in events if row.history_events is not None})
+        told = {
+            "NDCG@10": _policies(events, "ndcg@10", ticks),
+            "AUC": _policies(events, "auc", ticks),
+            "ms to read a prompt": _policies(events, "p50_ms", ticks),
+            "tokens read": _policies(events, "read_tokens", ticks),
+        }
+        made["events"] = _filled(told, "events of the history", ticks)
+    tokens = [
+        row for row in cohort if row.history_events is None and not row.metric.startswith("peak")
+    ]
+    if tokens:
+        ticks = sorted({row.context_tokens for row in tokens if row.context_tokens is not None})
+        told = {
+            "NDCG@10": _policies(tokens, "ndcg@10", ticks),
+            "AUC": _policies(tokens, "auc", ticks),
+            "ms to read a prompt": _policies(tokens, "p50_ms", ticks),
+            "bytes of keys and values": _policies(tokens, "prefix_bytes", ticks),
+        }
+        made["tokens"] = _filled(told, "tokens of the prompt", ticks)
+    return made
+
+
+def _filled(
+    told: dict[str, list[Curve]], x_label: str, ticks: Sequence[int]
+) -> Callable[[], Figure]:
+    names = [str(tick) for tick in ticks]
+    return partial(curves, {k: v for k, v in told.items() if v}, x_label=x_label, ticks=names)
+
+
+def _policies(rows: Rows, metric: str, ticks: Sequence[int]) -> list[Curve]:
+    """A curve per policy of the trained lengths, and a dashed one on from its end."""
+    found: list[Curve] = []
+    for model in dict.fromkeys(row.model for row in rows):
+        mine = {
+            ("extrapolated" in row.split, _place(row, ticks)): row
+            for row in rows
+            if (row.model, row.metric) == (model, metric)
+            # Of prompts beyond the trained length the scaled ones; events are read as they are.
+            and (row.history_events is not None or "plain" not in row.split)
+        }
+        name = model.rpartition(", ")[2].replace("_", " ")
+        trained = sorted(place for beyond, place in mine if not beyond)
+        beyond = sorted(place for beyond, place in mine if beyond)
+        if trained:
+            points = [estimate(mine[False, place]) for place in trained]
+            found.append(Curve(name=name, places=trained, points=points))
+        if beyond:
+            joint = [(False, trained[-1])] if trained else []
+            keys = [*joint, *((True, place) for place in beyond)]
+            found.append(
+                Curve(
+                    name=name,
+                    places=[place for _, place in keys],
+                    points=[estimate(mine[key]) for key in keys],
+                    dashed=True,
+                )
+            )
+    return found
+
+
+def _place(row: ResultRow, ticks: Sequence[int]) -> int:
+    length = row.context_tokens if row.history_events is None else row.history_events
+    assert length is not None
+    return ticks.index(length)
+
+
+def _cold_start(rows: Rows) -> Makers:
+    told_rows = told_once(rows)
+    lengths = sorted({row.history_events for row in told_rows if row.history_events is not None})
+    ticks = [*(str(length) for length in lengths), "all"]
+    told: dict[str, list[Curve]] = {}
+    for who in ("events or more", "new users"):
+        here = [row for row in told_rows if row.split.endswith(who)]
+        if not here:
+            continue
+        heading = here[0].split.partition(", ")[2]
+        told[f"NDCG@10, {heading}"] = [
+            _by_length(name, [row for row in here if row.model == name and row.metric == "ndcg@10"],
+                       lengths)
+            for name in dict.fromkeys(row.model for row in here)
+        ]  # fmt: skip
+        gains = [row for row in here if row.metric == "gain_vs_sasrec"]
+        if gains:
+            told[f"gain over SASRec, {heading}"] = [
+                _by_length(name, [row for row in gains if row.model == name], lengths)
+                for name in dict.fromkeys(row.model for row in gains)
+            ]
+            known = [length for length in COLD_START_GAINS if length in lengths]
+            if known and who == "events or more":
+                told[f"gain over SASRec, {heading}"].append(
+                    Curve(
+                        name="published, 360Brew",
+                        places=[lengths.index(length) for length in known],
+                        points=[(COLD_START_GAINS[length], None, None) for length in known],
+                        dashed=True,
+                    )
+                )
+    if not told:
+        return {}
+    return {"cold-start": partial(curves, told, x_label="events of the history", ticks=ticks)}
+
+
+def _by_length(name: str, rows: Rows, lengths: Sequence[int]) -> Curve:
+    places = [
+        len(lengths) if row.history_events is None else lengths.index(row.history_events)
+        for row in rows
+    ]
+    return Curve(name=name, places=places, points=[estimate(row) for row in rows])
+
+
+def _latency(rows: Rows) -> Makers:
+    levels = sorted({int(row.split.partition(" ")[0]) for row in rows})
+    told = {
+        heading: [
+            Curve(
+                name=model.partition(", ")[2],
+                places=[levels.index(int(row.split.partition(" ")[0])) for row in mine],
+                points=[estimate(row) for row in mine],
+            )
+            for model in dict.fromkeys(row.model for row in rows)
+            if (mine := [row for row in rows if (row.model, row.metric) == (model, metric)])
+        ]
+        for metric, heading in (
+            ("p50_ms", "p50, ms"),
+            ("p95_ms", "p95, ms"),
+            ("p99_ms", "p99, ms"),
+            ("requests_per_s", "requests a second"),
+        )
+    }
+    ticks = [str(level) for level in levels]
+    return {"latency": partial(curves, told, x_label="callers at once", ticks=ticks)}
+
+
+def _drift(rows: Rows) -> Makers:
+    shown = [row for row in told_once(rows) if row.metric == "ndcg@10"]
+    ticks = sorted({row.split.partition(", ")[2] for row in shown})
+    told = [
+        Curve(
+            name=model,
+            places=[ticks.index(row.split.partition(", ")[2]) for row in mine],
+            points=[estimate(row) for row in mine],
+        )
+        for model in dict.fromkeys(row.model for row in shown)
+        if (mine := [row for row in shown if row.model == model])
+    ]
+    return {"drift": partial(curves, {"NDCG@10": told}, x_label="span of time", ticks=ticks)}
+
+
+def _scaling(rows: Rows) -> Makers:
+    made: Makers = {}
+    for kind, x_label in (("model", "parameters"), ("data", "training events")):
+        mine = [row for row in told_once(rows) if row.split == kind]
+        events = {row.model: row.value for row in mine if row.metric == "training_events"}
+        told: dict[str, list[Curve]] = {}
+        for metric, heading in (("next_item_loss", "loss, nats"), ("ndcg@10", "NDCG@10")):
+            shown = [row for row in mine if row.metric == metric]
+            places = [
+                float(row.params or 0) if kind == "model" else events[row.model] for row in shown
+            ]
+            if shown:
+                curve = Curve(
+                    name="foundation", places=places, points=[estimate(row) for row in shown]
+                )
+                told[heading] = [curve]
+        if told:
+            made[f"scaling-{kind}"] = partial(curves, told, x_label=x_label)
+    return made
+
+
+_MAKERS: dict[str, Callable[[Rows], Makers]] = {
+    "quality": _quality,
+    "wording": _quality,
+    "scoring": _speedups,
+    "training": _speedups,
+    "promptify": _speedups,
+    "people_search": _people_search,
+    "retrieval": _kinds,
+    "retriever": _retriever,
+    "persuasion": _attacks,
+    "context_length": _context_length,
+    "cold_start": _cold_start,
+    "latency": _latency,
+    "drift": _drift,
+    "scaling": _scaling,
+}

@@ -1,0 +1,334 @@
+"""The README's tables, made of committed rows and kept between two markers.
+
+    <!-- table: ml1m -->
+    | model | parameters | …
+    <!-- /table -->
+
+What stands between is replaced whole; a marker whose name is no table of `TABLES` is refused.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from benchmarks.published import COLD_START_GAINS
+from decant.results import ResultRow
+
+Files = Mapping[str, Sequence[ResultRow]]
+
+_MARKED = re.compile(r"<!-- table: (?P<name>[\w-]+) -->\n.*?<!-- /table -->", re.DOTALL)
+
+
+def refreshed(text: str, files: Files) -> str:
+    """A page with every marked table made anew of the rows.
+
+    Raises:
+        ValueError: a marker names no table or is not closed, or rows of its table are missing.
+    """
+    opened = re.findall(r"<!-- table: ([\w-]+) -->", text)
+    if len(opened) != text.count("<!-- /table -->"):
+        raise ValueError(
+            f"{len(opened)} tables are opened and {text.count('<!-- /table -->')} closed; each "
+            "<!-- table: NAME --> needs a <!-- /table --> below its table."
+        )
+    for name in opened:
+        if name not in TABLES:
+            raise ValueError(f"table {name!r} is unknown; there are {', '.join(TABLES)}.")
+
+    def table(match: re.Match[str]) -> str:
+        name = match["name"]
+        return f"<!-- table: {name} -->\n{TABLES[name](files)}\n<!-- /table -->"
+
+    return _MARKED.sub(table, text)
+
+
+def quality(files: Files, *, file: str, good: str) -> str:
+    """Models of a run: size, AUC of the good action, and how they rank the catalogue."""
+    lines = []
+    for model in _models(rows_of(files, file), split="leave-one-out"):
+        found = {
+            row.metric: row for row in rows_of(files, file, split="leave-one-out", model=model)
+        }
+        auc = found.get("auc")
+        lines.append(
+            (
+                model,
+                _parameters(found["ndcg@10"].params),
+                "–" if auc is None else decimal(auc.value),
+                with_interval(found["hr@10"]),
+                with_interval(found["ndcg@10"]),
+            )
+        )
+    return markdown(("model", "parameters", f"AUC of `{good}`", "HR@10", "NDCG@10"), lines)
+
+
+def against_sasrec(files: Files, *, file: str) -> str:
+    """Models of one contest: the minutes each was given and how they rank the catalogue.
+
+    Several seeds are told by their mean, with the interval over users.
+    """
+    lines = []
+    rows = rows_of(files, file)
+    for model in _models(rows, split="leave-one-out"):
+        mine = [row for row in rows if row.model == model]
+        seeds = {row.seed for row in mine if row.seed != "mean"}
+        told = {row.metric: row for row in mine if row.seed == "mean" or len(seeds) == 1}
+        minutes = [row.seconds / 60 for row in mine if row.metric == "ndcg@10" and row.seconds]
+        trained = model in ("foundation", "sasrec")
+        lines.append(
+            (
+                model,
+                _parameters(next((row.params for row in mine if row.params), None)),
+                f"{sum(minutes) / len(minutes):.1f}" if trained and minutes else "–",
+                str(len(seeds)) if trained else "–",
+                with_interval(told["hr@10"]),
+                with_interval(told["ndcg@10"]),
+            )
+        )
+    header = ("model", "parameters", "minutes of one core", "seeds", "HR@10", "NDCG@10")
+    return markdown(header, lines)
+
+
+def people_search(files: Files) -> str:
+    """Ways to search people by words, on three kinds of queries, means of the seeds."""
+    names = {
+        "search": "`Recommender.search`",
+        "retrieve-then-rank": "retrieve, then rank, without facets",
+        "bm25": "BM25",
+        "bm25 expanded": "BM25, expansion learned from the same searches",
+        "bm25 expanded, our facets": "the same, with our facets",
+        "minilm": "a pretrained MiniLM",
+        "popularity": "popularity",
+    }
+    splits = {
+        "ordinary": "ordinary",
+        "never-together": "never together",
+        "reworded": "reworded",
+    }
+    cells = {
+        (model, split): one(
+            files, "people_search", model=model, split=split, metric="ndcg@10", seed="mean"
+        )
+        for model in names
+        for split in splits
+    }
+    best = {split: max(cells[model, split].value for model in names) for split in splits}
+    lines = [
+        (
+            name,
+            *(
+                with_interval(cells[model, split], bold=cells[model, split].value == best[split])
+                for split in splits
+            ),
+        )
+        for model, name in names.items()
+    ]
+    return markdown(("", *splits.values()), lines)
+
+
+def index_kinds(files: Files) -> str:
+    """Kinds of index at a million items and more: cost, recall, speed."""
+    lines = []
+    for task, size in (("1M items", "1 M"), ("5M items", "5 M")):
+        rows = rows_of(files, "retrieval", task=task, split="kinds")
+        for kind in dict.fromkeys(row.model for row in rows if not row.model.startswith("faiss")):
+            found = {row.metric: row.value for row in rows if row.model == kind}
+            over = found["overhead_us_batch1"], found["overhead_vs_faiss_batch64"]
+            lines.append(
+                (
+                    f"{kind}, {size}",
+                    f"{_short(found['build_seconds'])} s",
+                    f"{found['disk_bytes'] / 1e6:,.0f} MB",
+                    decimal(found["recall@100"]),
+                    f"{_short(found['p50_ms'])} / {_short(found['p99_ms'])} ms",
+                    f"{found['queries_per_s']:,.0f}",
+                    f"{over[0]:.0f} µs / {_short(100 * over[1])} %",
+                )
+            )
+    return markdown(
+        (
+            "kind, items",
+            "built in",
+            "on disk",
+            "recall@100",
+            "p50 / p99 of one",
+            "requests/s, 64 at once",
+            "over FAISS: one / 64 at once",
+        ),
+        lines,
+    )
+
+
+def scoring(files: Files) -> str:
+    """How many times as fast candidates are scored."""
+    ways = (
+        ("a prompt per candidate, batched, last logits only", "main", "one_by_one"),
+        ("a prompt per candidate, batched, all logits", "main", "one_by_one_default_logits"),
+        ("a repeated KV cache", "main", "kv_repeat"),
+        ("sentence-transformers' CrossEncoder", "cross_encoder", "cross_encoder"),
+    )
+    told = [
+        (name, one(files, "scoring", split=split, metric=f"speedup_vs_{way}"))
+        for name, split, way in ways
+    ]
+    slots = one(files, "scoring", task="512x200x1", split="slots", metric="speedup_vs_one_by_one")
+    told.append(("a prompt per candidate, 200 candidates of one slot each", slots))
+    lines = [(name, times(row, digits=1)) for name, row in told]
+    return markdown(("`Foundation.score` against", "times as fast"), lines)
+
+
+def training(files: Files) -> str:
+    """How many times as many events are trained on in a second."""
+    ways = {
+        "trl_packed": "TRL's `SFTTrainer`, packed",
+        "trl_wrapped": "TRL's `SFTTrainer`, packed across documents",
+        "padded": "`transformers.Trainer`, padded",
+        "padded_by_two": "`transformers.Trainer`, padded, two rows at a time",
+        "grouped": "`transformers.Trainer`, rows of a length together",
+    }
+    lines = [
+        (name, times(one(files, "training", metric=f"speedup_vs_{way}"), digits=2))
+        for way, name in ways.items()
+    ]
+    return markdown(("`Foundation.fit` against", "times as many events a second"), lines)
+
+
+def cold_start(files: Files, *, file: str) -> str:
+    """Models after people's last events: NDCG@10, gain over SASRec, and what was published."""
+    rows = [row for row in rows_of(files, file) if row.split.endswith("events or more")]
+    lengths = sorted({row.history_events for row in rows if row.history_events is not None})
+    lines = []
+    for model in dict.fromkeys(row.model for row in rows):
+        found = {row.history_events: row for row in rows
+                 if (row.model, row.metric) == (model, "ndcg@10")}  # fmt: skip
+        lines.append((model, *(decimal(found[n].value) if n in found else "–" for n in lengths)))
+    for peer, name in (("sasrec", "SASRec"), ("last_item", "last_item")):
+        found = {row.history_events: row for row in rows
+                 if (row.model, row.metric) == ("foundation", f"gain_vs_{peer}")}  # fmt: skip
+        cells = (_percent(found[n]) if n in found else "–" for n in lengths)
+        lines.append((f"foundation, gain over {name}", *cells))
+    published = (f"{100 * COLD_START_GAINS[n]:+.1f} %" if n in COLD_START_GAINS else "–"
+                 for n in lengths)  # fmt: skip
+    lines.append(("360Brew, published gain over another ranker, other metric", *published))
+    return markdown(("events of history", *map(str, lengths)), lines)
+
+
+def context_length(files: Files, *, file: str) -> str:
+    """What of a history is told, and how much of it: NDCG@10, and where it is best."""
+    rows = [row for row in rows_of(files, file) if "events or more" in row.split]
+    lengths = sorted({row.history_events for row in rows if row.history_events is not None})
+    lines = []
+    for model in dict.fromkeys(row.model for row in rows):
+        mine = [row for row in rows if row.model == model]
+        found = {row.history_events: row for row in mine if row.metric == "ndcg@10"}
+        # The last is that of all lengths, extrapolated ones among them.
+        peak = [row for row in mine if row.metric == "peak_events"][-1]
+        ends = "" if peak.ci_low is None else f" [{peak.ci_low:g}, {peak.ci_high:g}]"
+        cells = (decimal(found[n].value) if n in found else "–" for n in lengths)
+        lines.append((model.rpartition(", ")[2].replace("_", " "), *cells, f"{peak.value:g}{ends}"))
+    return markdown(("events of history", *map(str, lengths), "best at"), lines)
+
+
+TABLES: dict[str, Callable[[Files], str]] = {
+    "ml1m": partial(quality, file="ml1m-slot-seed0", good="liked"),
+    "job-market": partial(quality, file="demo-seed0", good="apply"),
+    "people-search": people_search,
+    "index": index_kinds,
+    "scoring": scoring,
+    "training": training,
+    "cold-start-ml100k": partial(cold_start, file="cold_start-ml100k"),
+    "context-length-ml100k": partial(context_length, file="context_length-ml100k"),
+    "ml1m-against-sasrec": partial(against_sasrec, file="quality-ml1m-4-epochs"),
+}
+"""Tables that a page may hold, by the name in its marker."""
+
+
+def rows_of(files: Files, file: str, **cells: object) -> list[ResultRow]:
+    """Rows of a file with these cells.
+
+    Raises:
+        ValueError: there is no such file, or no such row in it.
+    """
+    if file not in files:
+        raise ValueError(f"there is no {file}.csv among the results; a table is made of it.")
+    found = [
+        row
+        for row in files[file]
+        if all(getattr(row, name) == value for name, value in cells.items())
+    ]
+    if not found:
+        raise ValueError(f"{file}.csv has no row with {cells}; a table is made of it.")
+    return found
+
+
+def one(files: Files, file: str, **cells: object) -> ResultRow:
+    """The one row of a file with these cells.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    found = rows_of(files, file, **cells)
+    if len(found) > 1:
+        raise ValueError(f"{file}.csv has {len(found)} rows with {cells}; a table needs one.")
+    return found[0]
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown, without a newline at its end.
+
+    Example:
+        >>> print(markdown(("model", "NDCG@10"), [("ours", ".182")]))
+        | model | NDCG@10 |
+        | --- | --- |
+        | ours | .182 |
+    """
+    rule = ["---"] * len(header)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
+
+
+def decimal(value: float, *, digits: int = 3) -> str:
+    """A number as tables have it: no zero before the point, a true minus.
+
+    Example:
+        >>> decimal(0.1818), decimal(-0.0104), decimal(1)
+        ('.182', '−.010', '1.000')
+    """
+    text = f"{abs(value):.{digits}f}"
+    return ("−" if value < 0 else "") + (text[1:] if text.startswith("0.") else text)
+
+
+def with_interval(row: ResultRow, *, bold: bool = False) -> str:
+    """A row's value and its 95 % interval, where it has one."""
+    value = f"**{decimal(row.value)}**" if bold else decimal(row.value)
+    if row.ci_low is None or row.ci_high is None:
+        return value
+    return f"{value} [{decimal(row.ci_low)}, {decimal(row.ci_high)}]"
+
+
+def times(row: ResultRow, *, digits: int) -> str:
+    """A ratio and its interval; none after the point from a hundred on."""
+    digits = 0 if row.value >= 100 else digits
+    ends = [row.ci_low, row.ci_high]
+    told = ", ".join(decimal(end, digits=digits) for end in ends if end is not None)
+    value = decimal(row.value, digits=digits)
+    return f"{value} [{told}]" if told else value
+
+
+def _models(rows: Sequence[ResultRow], *, split: str) -> list[str]:
+    return list(dict.fromkeys(row.model for row in rows if row.split == split))
+
+
+def _percent(row: ResultRow) -> str:
+    value, ends = f"{100 * row.value:+.0f} %", (row.ci_low, row.ci_high)
+    told = ", ".join(f"{100 * end:+.0f}" for end in ends if end is not None)
+    return (f"{value} [{told}]" if told else value).replace("-", "−")
+
+
+def _parameters(count: int | None) -> str:
+    return "–" if count is None else f"{count / 1000:,.0f} K"
+
+
+def _short(value: float) -> str:
+    """About two figures: 127.95 is 128, 2.878 is 2.9, .2634 is .26."""
+    digits = 0 if value >= 9.95 else 1 if value >= 1 else 2
+    return decimal(value, digits=digits)

@@ -1,0 +1,47 @@
+"""All rows as one spreadsheet, for those who live in one: a sheet of everything, one per file."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
+from datetime import UTC, datetime
+from pathlib import Path
+
+import xlsxwriter
+
+from decant.atomic import write_whole
+from decant.results import COLUMNS, ResultRow
+
+_WIDTHS = {"benchmark": 14, "task": 18, "split": 28, "model": 26, "metric": 26, "hardware": 40}
+# The workbook says when it was made; a moment of its own would make other bytes of the same rows.
+_CREATED = datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None)
+
+
+def write_spreadsheet(path: Path, files: Mapping[str, Sequence[ResultRow]]) -> None:
+    """Write a workbook, whole or not at all; the same rows give the same bytes.
+
+    Texts stay texts: none is read as a formula or a link, whatever it begins with.
+
+    Args:
+        path: of the workbook.
+        files: rows by the name of their file.
+    """
+    content = io.BytesIO()
+    options = {"in_memory": True, "strings_to_formulas": False, "strings_to_urls": False}
+    with xlsxwriter.Workbook(content, options) as workbook:
+        workbook.set_properties({"title": "Decant: results", "created": _CREATED})
+        bold = workbook.add_format({"bold": True})
+        everything = [(name, *astuple(row)) for name, rows in files.items() for row in rows]
+        sheets = [("all", ("file", *COLUMNS), everything)]
+        for name, rows in files.items():
+            # A sheet's name has at most 31 characters, and none of []:*?/\.
+            sheets.append((name[:31], COLUMNS, [astuple(row) for row in rows]))
+        for name, header, rows_of_cells in sheets:
+            sheet = workbook.add_worksheet(name)
+            sheet.write_row(0, 0, header, bold)
+            for place, cells in enumerate(rows_of_cells, start=1):
+                sheet.write_row(place, 0, cells)
+            sheet.freeze_panes(1, 0)
+            sheet.autofilter(0, 0, len(rows_of_cells), len(header) - 1)
+            for column, title in enumerate(header):
+                sheet.set_column(column, column, _WIDTHS.get(title, 12))
+    write_whole(path, content.getvalue())

@@ -1,0 +1,229 @@
+"""How loss and ranking move with the size of the model and with how much data there is.
+
+    python -m benchmarks.scaling RUN [--out FILE.csv] [--work FOLDER]
+    python -m benchmarks.scaling --smoke
+
+*Model*: decoders of growing size, each trained by the run's recipe on all of its data. *Data*: the
+run's own size, trained on a growing share of the people, whole histories each, for as many epochs;
+everybody's targets are asked. `next_item_loss` is the cross-entropy of the target among all items
+of its kind, in nats. `exponent` is b of loss = a · size^-b, a straight line in logarithms through
+the means, people drawn once for all sizes; `exponent_ndcg` is that of NDCG@10, its sign turned,
+so that above zero larger is better in both. No constant is fitted: a few sizes cannot tell a floor
+from a slope, and an exponent holds for the sizes that it was read off. Cut short, the same call
+goes on with the trainings that are missing.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.special
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from benchmarks.arms import save_arrays
+from benchmarks.cold_start import of_foundation
+from benchmarks.measured import Measured
+from benchmarks.studied import Studied, opened, run_parser, train_like
+from decant.measure import Asked
+from decant.run_record import hardware
+from foundation.evaluation import (
+    Interval,
+    UserStatistic,
+    bootstrap_interval,
+    bootstrap_users,
+    mean_of_users,
+    ndcg,
+)
+from foundation.predictions import served_items
+from promptify.splits import Split
+
+Float64 = NDArray[np.float64]
+
+SIZES = ("tiny", "mini", "small", "medium")
+SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)
+
+
+class Scaling:
+    """Trains every size and every share, and writes the rows.
+
+    Args:
+        studied: the run.
+        measured: where rows go.
+        work: keeps what each training said.
+        sizes: of decoders, the smallest first.
+        shares: of the people, the smallest first.
+    """
+
+    def __init__(
+        self,
+        studied: Studied,
+        measured: Measured,
+        *,
+        work: Path,
+        sizes: Sequence[str],
+        shares: Sequence[float],
+    ) -> None:
+        self.studied = studied
+        self.measured = measured
+        self.work = work
+        self.asked = Asked(studied.book, studied.split.test)
+        self.user = studied.split.test.user[self.asked.wanted.request].astype(np.int64)
+        self.sizes, self.shares = sizes, shares
+
+    def measure(self) -> None:
+        """Rows of every size and share, then the exponents."""
+        own = self.studied.recipe.size or "its own size"
+        arms = [("model", size, 1.0) for size in self.sizes]
+        arms += [("data", own, share) for share in self.shares]
+        said = {arm: self._said(arm[1], arm[2]) for arm in tqdm(arms, desc="trainings")}
+        for (kind, size, share), found in said.items():
+            name = f"foundation, {size}" if kind == "model" else f"foundation, {share:g} of people"
+            for metric, values in (("next_item_loss", found["loss"]), ("ndcg@10", found["ndcg"])):
+                self._add(
+                    bootstrap_interval(values, self.user),
+                    split=kind,
+                    model=name,
+                    params=int(found["params"]),
+                    metric=metric,
+                )
+            events = Interval(value=float(found["events"]), low=-np.inf, high=np.inf)
+            self._add(
+                events,
+                split=kind,
+                model=name,
+                params=int(found["params"]),
+                metric="training_events",
+            )
+        for kind, x in (("model", "params"), ("data", "events")):
+            mine = [found for arm, found in said.items() if arm[0] == kind]
+            sizes_L = np.array([float(found[x]) for found in mine])
+            for metric, name, sign in (("loss", "exponent", -1), ("ndcg", "exponent_ndcg", 1)):
+                slope = exponent(sizes_L, [found[metric] for found in mine], self.user, sign=sign)
+                self._add(slope, split=kind, model="foundation", params=None, metric=name)
+
+    def _said(self, size: str, share: float) -> dict[str, NDArray[Any]]:
+        """Loss and NDCG@10 of each target after one training; kept."""
+        path = self.work / f"{self.measured.config_hash}-{size}-{share:g}.npz"
+        if not path.exists():
+            recipe = self.studied.recipe
+            if size in self.sizes:
+                recipe = replace(recipe, size=size, model=None)
+            studied = replace(self.studied, recipe=recipe)
+            split = some_people(self.studied, share)
+            scratch = path.with_suffix(".training")
+            model, book = train_like(studied, studied.data, split, scratch=scratch)
+            scores = of_foundation(model, book)(split.test)
+            wanted = self.asked.wanted
+            served_I = served_items(book, 0)
+            logits = [scores(row, row + 1)[0].astype(np.float64) for row in wanted.request]
+            loss = [
+                scipy.special.logsumexp(row[served_I]) - row[item]
+                for row, item in zip(logits, wanted.item, strict=True)
+            ]
+            arrays: dict[str, NDArray[Any]] = {
+                "loss": np.array(loss),
+                "ndcg": ndcg(self.asked.ranks_by(scores), 10),
+                "params": np.array(model.num_parameters()),
+                "events": np.array(int(split.train.sum())),
+            }
+            save_arrays(path, arrays)
+        with np.load(path, allow_pickle=False) as kept:
+            return {name: kept[name] for name in kept.files}
+
+    def _add(self, interval: Interval, **cells: Any) -> None:
+        self.measured.add(
+            task=self.studied.recipe.name,
+            interval=interval,
+            n=len(self.user),
+            seed=self.studied.recipe.seed,
+            **cells,
+        )
+
+
+def some_people(studied: Studied, share: float) -> Split:
+    """The run's split with a seeded share of the people to train on; smaller ones lie in larger."""
+    log, split = studied.data.interactions, studied.split
+    order = np.random.default_rng(studied.recipe.seed).permutation(log.num_users)
+    kept_U = np.zeros(log.num_users, np.bool_)
+    kept_U[order[: max(1, round(share * log.num_users))]] = True
+    return replace(
+        split, name=f"{split.name}_{share:g}", train=split.train & kept_U[log.event_user]
+    )
+
+
+def exponent(
+    sizes_L: Float64, values: Sequence[Float64], user: NDArray[np.int64], *, sign: int
+) -> Interval:
+    """The slope of a mean against a size, both in logarithms, people drawn once for all sizes.
+
+    Args:
+        sizes_L: of each of L trainings.
+        values: float64 [m] each, above zero in the mean.
+        user: int64 [m].
+        sign: −1 turns a fall into an exponent above zero.
+    """
+    users, row = np.unique(user, return_inverse=True)
+    means = [mean_of_users(one, row, len(users)) for one in values]
+    x_L = np.log(sizes_L) - np.log(sizes_L).mean()
+    return bootstrap_users(partial(_slope, means=means, x_L=sign * x_L), len(users))
+
+
+def _slope(
+    weights: NDArray[np.floating[Any]], *, means: Sequence[UserStatistic], x_L: Float64
+) -> Float64:
+    y_LS = np.log(np.stack([mean(weights) for mean in means]))
+    slope: Float64 = x_L @ y_LS / (x_L @ x_L)
+    return slope
+
+
+def table(measured: Measured) -> str:
+    """A line per training, then the exponents."""
+    rows = measured.rows
+    lines = [f"{'':8}{'':32}{'parameters':>11}{'events':>10}{'loss, nats':>12}{'NDCG@10':>9}"]
+    for split, model in dict.fromkeys((row.split, row.model) for row in rows):
+        found = {row.metric: row for row in rows if (row.split, row.model) == (split, model)}
+        if "next_item_loss" in found:
+            loss = found["next_item_loss"]
+            lines.append(
+                f"{split:8}{model:32}{loss.params or 0:11,}{found['training_events'].value:10,.0f}"
+                f"{loss.value:12.4f}{found['ndcg@10'].value:9.4f}"
+            )
+    for row in rows:
+        if row.metric.startswith("exponent"):
+            ends = "" if row.ci_low is None else f" [{row.ci_low:.4f}, {row.ci_high:.4f}]"
+            lines.append(f"{row.metric} by {row.split}: {row.value:.4f}{ends}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; 1 when something could not be measured."""
+    assert __doc__ is not None
+    parser = run_parser(__doc__)
+    parser.add_argument("--sizes", nargs="+", default=SIZES, help="of decoders")
+    options = parser.parse_args(arguments)
+    sizes = ("tiny", "mini") if options.smoke else tuple(options.sizes)
+    shares = (0.5, 1.0) if options.smoke else SHARES
+    try:
+        with opened(options) as (studied, work):
+            settings = {
+                "recipe": studied.recipe.to_dict(),
+                "data": studied.weights,
+                "sizes": sizes,
+                "shares": shares,
+            }
+            measured = Measured("scaling", settings, out=options.out)
+            Scaling(studied, measured, work=work, sizes=sizes, shares=shares).measure()
+    except (ValueError, OSError) as error:
+        print(f"benchmarks.scaling: error: {error}", file=sys.stderr)
+        return 1
+    print(f"{studied.recipe.name}, on test. {hardware()}\n{table(measured)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""A finished run, opened up: its data, its split and its recipe, to train alike on less of it."""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.arms import Arm, Bed, Prepared, trained
+from benchmarks.peers import sasrec
+from decant import recipes
+from decant.layout import FOUNDATION, RunLayout
+from decant.measure import Asked
+from decant.recipes import Recipe, recipe_of
+from decant.run_data import load_book, load_model, load_tasks, sample_targets, split_of
+from foundation import Foundation
+from foundation.checkpoint import weights_hash
+from foundation.evaluation import ndcg
+from promptify.assembly import PromptBook
+from promptify.interactions import Interactions
+from promptify.schema import Schema
+from promptify.sources import SourceData
+from promptify.sources.job_market import job_market
+from promptify.splits import Split
+
+_WATCHED = 500
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Studied:
+    """A run, as far as this asks of it.
+
+    Attributes:
+        recipe: of every training of ours.
+        data: log and tasks.
+        split: which events train, and whose last ones are asked.
+        book: the run's prompts.
+        foundation: the run's top model.
+        weights: its hash.
+        fit_seconds: what its training took.
+    """
+
+    recipe: Recipe
+    data: SourceData
+    split: Split
+    book: PromptBook
+    foundation: Foundation
+    weights: str
+    fit_seconds: float
+
+
+def of_run(folder: Path) -> Studied:
+    """A finished run.
+
+    Raises:
+        BadInput: the folder is no run, or its foundation is not finished.
+    """
+    layout = RunLayout(folder)
+    recipe = recipe_of(folder)
+    book, split = load_book(layout)
+    model = layout.model(FOUNDATION)
+    history = json.loads((folder / FOUNDATION / "history.json").read_text("utf-8"))
+    return Studied(
+        recipe=recipe,
+        data=SourceData(interactions=book.interactions, tasks=load_tasks(layout)),
+        split=split,
+        book=book,
+        foundation=load_model(model),
+        weights=weights_hash(model),
+        fit_seconds=float(history["seconds"]),
+    )
+
+
+def smoke(scratch: Path) -> Studied:
+    """A tiny market, and a model trained for a moment."""
+    data = job_market(num_members=300, num_jobs=80, num_impressions=4000)
+    demo = recipes.demo()
+    fit = replace(demo.fit, epochs=0.2, evaluate_steps=0, reread_items=4)
+    recipe = replace(demo, size="tiny", fit=fit)
+    split = split_of(data.interactions, data.tasks)
+    prepared, arm = prepared_like(recipe, data, split)
+    book = prepared.book(arm)
+    foundation = trained(prepared, arm, book, encoder=None, scratch=scratch / "run")
+    return Studied(
+        recipe=recipe,
+        data=data,
+        split=split,
+        book=book,
+        foundation=foundation,
+        weights="smoke",
+        fit_seconds=2.0,
+    )
+
+
+def without_profiles(log: Interactions) -> Interactions:
+    """The same log of people of whom nothing but their events is known."""
+    return Interactions(
+        schema=Schema(user=(), items=log.schema.items),
+        users=log.users.select_columns(["user_id"]),
+        items=log.items,
+        events=log.events,
+        actions=log.actions,
+        surfaces=log.surfaces,
+        contexts=log.contexts,
+    )
+
+
+def train_like(
+    studied: Studied, data: SourceData, split: Split, *, scratch: Path
+) -> tuple[Foundation, PromptBook]:
+    """A model trained by the run's recipe on other data or another split, and its prompts."""
+    prepared, arm = prepared_like(studied.recipe, data, split)
+    book = prepared.book(arm)
+    encoder = studied.recipe.text_encoder
+    folder = None if encoder is None else Path(encoder)
+    return trained(prepared, arm, book, encoder=folder, scratch=scratch), book
+
+
+def train_sasrec(studied: Studied, split: Split, *, seconds: float) -> sasrec.Fitted:
+    """SASRec on the training events of a split, stopped by validation or by the clock."""
+    book = studied.book
+    watched = Asked(book, sample_targets(split.valid, _WATCHED))
+
+    def watch(model: sasrec.SASRec) -> float:
+        scores = sasrec.score_requests(model, book, watched.targets)
+        return float(ndcg(watched.ranks_by(lambda a, b: scores[a:b]), 10).mean())
+
+    fitted = sasrec.fit(
+        book,
+        split,
+        config=sasrec.SASRecConfig(),
+        seconds=seconds,
+        watch=watch,
+        seed=studied.recipe.seed,
+    )
+    how = "validation stopped it" if fitted.stopped_early else "the clock stopped it"
+    print(f"sasrec: {fitted.epochs:.1f} epochs in {fitted.seconds:.0f} s; {how}", file=sys.stderr)
+    return fitted
+
+
+def prepared_like(recipe: Recipe, data: SourceData, split: Split) -> tuple[Prepared, Arm]:
+    """Some data to be trained on as a run was, on another split or another log."""
+    # Nothing watches these trainings, so none of them is stopped or chosen by validation.
+    recipe = replace(recipe, fit=replace(recipe.fit, evaluate_steps=0, patience=0))
+    bed = Bed(name=recipe.name, load=lambda _: data, recipe=recipe)
+    arm = Arm(name="like the run's", encoder=recipe.text_encoder is not None)
+    return Prepared(bed=bed, data=data, split=split, seed=recipe.seed), arm
+
+
+def run_parser(description: str, *, has_work: bool = True) -> argparse.ArgumentParser:
+    """What every benchmark of a run is told: which run, and where its rows and its work go.
+
+    Args:
+        description: the head of the module.
+        has_work: whether there is work to keep.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, nargs="?", help="folder of a finished `decant run`")
+    parser.add_argument("--smoke", action="store_true", help="a tiny market and model of our own")
+    parser.add_argument("--out", type=Path, help="CSV; a second call goes on where it stopped")
+    if has_work:
+        parser.add_argument("--work", type=Path, help="keeps what was said; default: beside --out")
+    return parser
+
+
+@contextmanager
+def opened(options: argparse.Namespace) -> Iterator[tuple[Studied, Path]]:
+    """The run that a command line asks for, and the folder of its work.
+
+    Args:
+        options: of `run_parser`.
+
+    Raises:
+        ValueError: no run is named, or it is not finished.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or Path(temporary)
+        if options.work is None and options.out is not None:
+            work = options.out.with_suffix(".work")
+        if options.smoke:
+            yield smoke(Path(temporary)), work
+        else:
+            yield of_run(named_run(options)), work
+
+
+def named_run(options: argparse.Namespace) -> Path:
+    """The folder that a command line names.
+
+    Raises:
+        ValueError: it names none.
+    """
+    if options.run is None:
+        raise ValueError("RUN is needed: the folder of a `decant run` (or give --smoke).")
+    run: Path = options.run
+    return run

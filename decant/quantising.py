@@ -1,0 +1,228 @@
+"""A rung in int8: the served model's layers rounded, calibrated again, and put to the gate.
+
+    decant quantise RUN
+
+The rung is numbered below the others and serves where the gate lets it through. Beside the gate it
+is held to this: where the best item leads the next by more than the scores differ, it stays best.
+"""
+
+import copy
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decant.atomic import write_whole
+from decant.ladder import keep_rung, ladder_below, ladder_config
+from decant.layout import FOUNDATION, RUNG_RECORD, RunLayout
+from decant.pipeline import index_again
+from decant.run_data import load_book, load_model, reading, rung_record, sample_targets
+from decant.stages import Stages
+from distill.anatomy import shape_of
+from distill.gate import GateVerdict, MetricVerdict
+from distill.ladder import Attempt, Rung
+from foundation import Foundation
+from foundation.batches import take_rows
+from foundation.checkpoint import weights_hash
+from foundation.int8 import is_int8, to_int8
+from promptify.assembly import PromptBook
+from promptify.rows import Rows
+from promptify.splits import Targets
+from promptify.validation import BadInput
+
+_REQUESTS, _CANDIDATES = 100, 50
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TopAgreement:
+    """Whether the best items of two models are the same.
+
+    Attributes:
+        requests: that were compared.
+        same: of them, those with the same best item.
+        sure: those in which the best leads the next by more than any score differs.
+        sure_same: of these, those with the same best item.
+        largest_difference: of any score, log-probability.
+    """
+
+    requests: int
+    same: int
+    sure: int
+    sure_same: int
+    largest_difference: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantised:
+    """What became of it.
+
+    Attributes:
+        name: of the rung; None where the gate failed it.
+        verdicts: against the rung above and the top.
+        top1: agreement with the rung above.
+    """
+
+    name: str | None
+    verdicts: tuple[GateVerdict, GateVerdict]
+    top1: TopAgreement
+
+    def table(self) -> str:
+        """In a few lines."""
+        lines = [_line(one) for one in self.verdicts[0].metrics]
+        agreed = self.top1
+        lines.append(
+            f"best item     the same in {agreed.same} of {agreed.requests} requests, and in "
+            f"{agreed.sure_same} of the {agreed.sure} where it leads by more than scores differ"
+        )
+        ended = "the gate fails it; nothing was kept" if self.name is None else self.name
+        return "\n".join(
+            [
+                *lines,
+                f"{self.verdicts[0].status} above, {self.verdicts[1].status} "
+                f"against the top: {ended}",
+            ]
+        )
+
+
+def _line(one: MetricVerdict) -> str:
+    def said(number: float | None) -> str:
+        return "–" if number is None else f"{number:.4g}"
+
+    return (
+        f"{one.metric:<13} {said(one.reference):>9} → {said(one.candidate):<9} {one.status:<9} "
+        f"{one.reason}"
+    )
+
+
+class _GateFailsError(Exception):
+    """The verdicts of a rung that was not kept."""
+
+    def __init__(self, found: Quantised) -> None:
+        super().__init__("the gate fails")
+        self.found = found
+
+
+def quantise(folder: Path, *, max_loss: float = 0.01, timed_requests: int = 300) -> Quantised:
+    """Put the served model in int8, as the run's next rung.
+
+    Args:
+        folder: a finished run.
+        max_loss: share of AUC and NDCG@10 that may be lost against the rung above; three times that
+            against the foundation.
+        timed_requests: that latency is measured on.
+
+    Raises:
+        BadInput: the folder is no finished run, or what serves is in int8 already.
+    """
+    layout = RunLayout(folder)
+    above_name = layout.served()
+    above = load_model(layout.model(above_name))
+    if is_int8(above.decoder):
+        raise BadInput(f"{above_name} serves {folder} and is in int8 already.")
+    book, split = load_book(layout)
+    config = ladder_config(folder, max_loss=max_loss, max_loss_vs_top=3 * max_loss)
+    top = above if above_name == FOUNDATION else load_model(layout.model(FOUNDATION))
+    ladder = ladder_below(top, book, split, config, timed_requests=timed_requests)
+    numbers = [int(one.removeprefix("rung-")) for one in layout.models() if one != FOUNDATION]
+    name = f"rung-{max(numbers, default=0) + 1}"
+    found: list[Quantised] = []
+
+    def make(out: Path, scratch: Path) -> None:
+        shutil.rmtree(scratch / "model", ignore_errors=True)
+        small = copy.deepcopy(above)
+        to_int8(small)
+        ladder.hands.settle(small)
+        small.save_pretrained(scratch / "model")
+        (scratch / "judged.json").unlink(missing_ok=True)
+        judged = ladder.judge(above, scratch)
+        verdicts = (
+            GateVerdict.load(scratch / "verdicts" / "above.json"),
+            GateVerdict.load(scratch / "verdicts" / "top.json"),
+        )
+        top1 = top_agreement(above, small, book, split.valid)
+        if judged["status"] == "fail" or top1.sure_same < top1.sure:
+            raise _GateFailsError(Quantised(name=None, verdicts=verdicts, top1=top1))
+        taken = Attempt(
+            step=0.0,
+            shape=shape_of(small.decoder),
+            status=judged["status"],
+            num_targets=judged["num_targets"],
+        )
+        rung = Rung(folder=scratch / "model", attempts=(taken,), above=verdicts[0], top=verdicts[1])
+        keep_rung(rung, ladder, above, out, name=name, above_name=above_name)
+        record = json.loads((out / RUNG_RECORD).read_text("utf-8"))
+        record |= {"weights": "int8", "top1": asdict(top1)}
+        write_whole(out / RUNG_RECORD, json.dumps(record, indent=2) + "\n")
+        found.append(Quantised(name=name, verdicts=verdicts, top1=top1))
+
+    with reading(folder / "recipe.json"):
+        recipe = json.loads((folder / "recipe.json").read_text("utf-8"))
+    try:
+        with Stages(folder, recipe=recipe) as stages:
+            stages.run(
+                name,
+                make,
+                inputs={
+                    "weights": "int8",
+                    "max_loss": max_loss,
+                    "above": weights_hash(layout.model(above_name)),
+                    "top": weights_hash(layout.model(FOUNDATION)),
+                },
+                code=("promptify", "foundation", "distill"),
+            )
+    except _GateFailsError as stopped:
+        return stopped.found
+    if rung_record(layout, name)["accepted"]:
+        index_again(layout)
+    return found[0]
+
+
+def top_agreement(
+    above: Foundation, small: Foundation, book: PromptBook, targets: Targets, *, task: int = 0
+) -> TopAgreement:
+    """Compare the best items of two models over what the first retrieves.
+
+    Args:
+        above: whose best candidates are scored by both.
+        small: the other.
+        book: pieces of the interactions.
+        targets: whose requests, some of them.
+        task: index of the task.
+    """
+    rows = book.prefixes(sample_targets(targets, _REQUESTS), task=task)
+    near_RI = above.embed_users(rows) @ above.embed_items().T
+    items_RC = np.argsort(-near_RI, 1)[:, :_CANDIDATES].astype(np.int64)
+    weight = above.rank_weight(task)
+    was_RC, now_RC = (
+        _totals(model, rows, items_RC, task=task, weight=weight) for model in (above, small)
+    )
+    # What all candidates of a request gain alike changes no place.
+    was_RC, now_RC = (told - told.mean(1, keepdims=True) for told in (was_RC, now_RC))
+    difference_R = np.abs(now_RC - was_RC).max(1)
+    best_RC = np.sort(was_RC, 1)
+    is_sure_R = best_RC[:, -1] - best_RC[:, -2] > difference_R
+    is_same_R = was_RC.argmax(1) == now_RC.argmax(1)
+    return TopAgreement(
+        requests=len(rows),
+        same=int(is_same_R.sum()),
+        sure=int(is_sure_R.sum()),
+        sure_same=int((is_same_R & is_sure_R).sum()),
+        largest_difference=float(difference_R.max()),
+    )
+
+
+def _totals(
+    model: Foundation, rows: Rows, items_RC: NDArray[np.int64], *, task: int, weight: float
+) -> NDArray[np.float64]:
+    """What ranks, of each request's candidates [R, C]: log p(next item) + w · log p(positive)."""
+    good = np.flatnonzero(model.prompter.tasks[task].is_positive)
+    user_RV, item_IV = model.embed_users(rows), model.embed_items()
+    totals = []
+    for row, items_C in enumerate(items_RC):
+        said_CA = model.score(take_rows(rows, np.array([row])), items_C, task=task)
+        liked_C = np.logaddexp.reduce(said_CA[:, good].astype(np.float64), 1)
+        totals.append(item_IV[items_C] @ user_RV[row] + weight * liked_C)
+    return np.stack(totals)

@@ -1,0 +1,105 @@
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cold_start as benchmark
+from benchmarks.studied import without_profiles
+from decant.results import ResultRow, read_csv
+from promptify.assembly import PromptBook
+from promptify.prompter import Prompter
+from promptify.splits import Split
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cold")
+    assert benchmark.main(["--smoke", "--out", str(folder / "rows.csv")]) == 0
+    return folder / "rows.csv"
+
+
+def value(rows: list[ResultRow], who: str, model: str, metric: str, events: int | None) -> float:
+    [row] = [
+        row
+        for row in rows
+        if row.split.endswith(who)
+        and (row.model, row.metric, row.history_events) == (model, metric, events)
+    ]
+    return row.value
+
+
+def test_everyone_is_asked_the_same_at_every_length(smoke: Path) -> None:
+    rows = read_csv(smoke)
+    everyone = [row for row in rows if row.split.endswith("all users")]
+    assert len({row.n for row in everyone}) == 1
+    lengths = {row.history_events for row in everyone}
+    assert {0, 1, 2, 5, 10, None} <= lengths
+    models = {row.model for row in everyone}
+    assert {"foundation", "foundation without profiles", "sasrec", "last_item"} <= models
+    # Seen items are left out by the whole history, so popularity cannot tell one cut from another.
+    counted = {value(rows, "all users", "popularity", "ndcg@10", n) for n in lengths}
+    assert len(counted) == 1
+    # Before any event, neighbours of the last item are popularity.
+    assert value(rows, "all users", "last_item", "ndcg@10", 0) == counted.pop()
+
+
+def test_gains_are_relative_and_sasrec_is_not_asked_before_any_event(smoke: Path) -> None:
+    rows = [row for row in read_csv(smoke) if row.split.endswith("all users")]
+    assert not [row for row in rows if row.model == "sasrec" and row.history_events == 0]
+    gains = [row for row in rows if row.metric == "gain_vs_sasrec"]
+    assert gains
+    for row in gains:
+        ours = value(rows, "all users", row.model, "ndcg@10", row.history_events)
+        theirs = value(rows, "all users", "sasrec", "ndcg@10", row.history_events)
+        assert row.value == pytest.approx((ours - theirs) / theirs)
+        assert row.ci_low is not None
+        assert row.ci_low <= row.value <= row.ci_high
+
+
+def test_cold_and_warm_part_the_targets(smoke: Path) -> None:
+    rows = read_csv(smoke)
+    counts = {
+        who: {row.n for row in rows if row.split.endswith(who)}
+        for who in ("all users", "cold items", "cold items alone", "warm items", "new users")
+    }
+    assert all(len(found) == 1 for found in counts.values())
+    number = {who: found.pop() for who, found in counts.items()}
+    assert number["cold items"] == number["cold items alone"] > 0
+    assert number["cold items"] + number["warm items"] == number["all users"]
+    assert 0 < number["new users"] < number["all users"]
+    # Among themselves nothing warm stands before them.
+    for model in ("foundation", "sasrec", "popularity"):
+        alone = value(rows, "cold items alone", model, "ndcg@10", None)
+        assert alone >= value(rows, "cold items", model, "ndcg@10", None)
+
+
+def test_a_second_call_trains_nothing(smoke: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = smoke.read_bytes()
+    monkeypatch.setattr(benchmark.sasrec, "fit", None)
+    monkeypatch.setattr(benchmark, "train_like", None)
+    assert benchmark.main(["--smoke", "--out", str(smoke)]) == 0
+    assert smoke.read_bytes() == before
+
+
+def test_without_profiles_people_differ_by_what_they_did_alone(
+    market_book: PromptBook, market_split: Split
+) -> None:
+    log = without_profiles(market_book.interactions)
+    prompter = Prompter.fit(
+        log, market_split.train, market_book.prompter.tasks, config=market_book.prompter.config
+    )
+    book = prompter.book(log)
+    bare = book.prefixes(market_split.test.cut(0), task=0)
+    contexts = log.event_context[market_split.test.first_event]
+    told = {book.render(bare, row) for row in range(len(bare)) if contexts[row] < 0}
+    assert len(told) == 1
+    assert market_book.profile_text(0)
+    assert log.num_events == market_book.interactions.num_events
+
+
+def test_without_a_run_it_says_what_to_give(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert benchmark.main([]) == 1
+    assert "RUN is needed" in capsys.readouterr().err
+    assert benchmark.main([str(tmp_path)]) == 1
+    assert "not a run folder" in capsys.readouterr().err

@@ -1,0 +1,154 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import context_length as benchmark
+from benchmarks.context_length import Curves
+from benchmarks.measured import Measured
+from benchmarks.subjects import Subject
+from decant.results import ResultRow
+from foundation import Foundation, FoundationConfig
+from foundation.evaluation import mean_of_users
+from promptify.prompter import Prompter, PrompterConfig
+from promptify.sources.job_market import TASKS, job_market
+from promptify.splits import leave_one_out
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    """A model whose prompts hold half of what people did."""
+    log = job_market(num_members=40, num_jobs=400, num_impressions=2000).interactions
+    split = leave_one_out(log, surface="jobs")
+    config = PrompterConfig(
+        form="slot",
+        vocab_size=700,
+        max_prompt_tokens=150,
+        max_item_tokens=24,
+        max_profile_tokens=32,
+        max_context_tokens=16,
+    )
+    prompter = Prompter.fit(log, split.train, TASKS, config=config)
+    book = prompter.book(log)
+    model = Foundation.create(
+        prompter,
+        book,
+        split.train,
+        size="tiny",
+        config=FoundationConfig(vector_dim=8),
+        seed=0,
+    )
+    return Subject(foundation=model, book=book, split=split, task="job_market")
+
+
+@pytest.fixture(scope="module")
+def measured(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    work = tmp_path_factory.mktemp("context")
+    found = Measured("context_length", {}, out=work / "rows.csv")
+    Curves(subject, found, work=work, name="foundation").measure()
+    return found
+
+
+def rows_of(measured: Measured, **cells: object) -> list[ResultRow]:
+    return [
+        row
+        for row in measured.rows
+        if all(getattr(row, name) == value for name, value in cells.items())
+    ]
+
+
+def test_every_length_is_asked_of_the_same_people(measured: Measured) -> None:
+    for who in ("events or more", "fill", "all users"):
+        asked = {row.n for row in rows_of(measured, metric="ndcg@10") if who in row.split}
+        assert len(asked) == 1
+    by_policy = {
+        policy: {row.history_events for row in rows_of(measured, model=f"foundation, {policy}")}
+        for policy in benchmark.POLICIES
+    }
+    assert by_policy["recent"] == by_policy["relevant"] == by_policy["recent_per_action"]
+    assert {0, 1, 2, 5, 10, 20} <= by_policy["recent"]
+
+
+def test_without_events_the_policy_makes_no_difference(measured: Measured) -> None:
+    rows = rows_of(measured, metric="ndcg@10", history_events=0)
+    assert len({row.model for row in rows}) == 3
+    for split in {row.split for row in rows}:
+        assert len({row.value for row in rows if row.split == split}) == 1
+
+
+def test_what_was_trained_is_told_from_what_is_extrapolated(measured: Measured) -> None:
+    rows = rows_of(measured, metric="ndcg@10", history_events=None)
+    kinds = {
+        tokens: {row.split.partition(", ")[2].rpartition("tokens, ")[2] for row in rows
+                 if row.context_tokens == tokens and "fill" in row.split}
+        for tokens in {row.context_tokens for row in rows}
+    }  # fmt: skip
+    assert kinds[150] == {"trained length"}
+    assert kinds[192] == {"extrapolated, plain positions", "extrapolated, scaled positions"}
+    # Events too, where they do not fit the trained prompt.
+    long = rows_of(measured, metric="ndcg@10", history_events=50)
+    assert all("extrapolated, plain" in row.split for row in long)
+    read = rows_of(measured, metric="read_tokens", history_events=None, context_tokens=150)
+    assert all(row.value <= 150 for row in read)
+
+
+def test_the_model_is_left_as_it_was(subject: Subject, measured: Measured) -> None:
+    assert measured.rows
+    assert subject.foundation.prompter.config.max_prompt_tokens == 150
+    rows = subject.book.prefixes(subject.split.test, task=0)
+    fresh = Foundation.create(
+        subject.book.prompter,
+        subject.book,
+        subject.split.train,
+        size="tiny",
+        config=FoundationConfig(vector_dim=8),
+        seed=0,
+    )
+    np.testing.assert_array_equal(subject.foundation.embed_users(rows), fresh.embed_users(rows))
+
+
+def test_peaks_and_costs_stand_beside_quality(measured: Measured) -> None:
+    peaks = rows_of(measured, metric="peak_events", model="foundation, recent")
+    lengths = {row.history_events for row in rows_of(measured, metric="ndcg@10")}
+    assert peaks
+    assert all(row.value in lengths for row in peaks)
+    assert {"peak_tokens", "ndcg@10_peak_vs_longest_tokens"} <= {r.metric for r in measured.rows}
+    held = {
+        row.context_tokens: row.value
+        for row in rows_of(measured, metric="prefix_bytes", history_events=None)
+        if row.model == "foundation, recent"
+    }
+    assert held[192] > held[150] > 0
+    assert len(rows_of(measured, metric="p50_ms")) == len(rows_of(measured, metric="p95_ms")) > 20
+
+
+def test_a_second_call_goes_on_with_what_was_said(subject: Subject, measured: Measured) -> None:
+    assert measured.out is not None
+    before = measured.out.read_bytes()
+    again = Measured("context_length", {}, out=measured.out)
+    curves = Curves(subject, again, work=measured.out.parent, name="foundation")
+    curves.model = None  # type: ignore[assignment]
+    with pytest.raises(AttributeError):
+        curves.measure()  # A new length would be asked of the model …
+    curves.model = subject.foundation
+    curves.measure()
+    assert measured.out.read_bytes() == before
+
+
+def test_the_place_of_the_best_is_drawn_with_the_people() -> None:
+    # One person is best served at 10, the other at 50; together it is a draw, and the shorter wins.
+    users = np.arange(2)
+    means = [mean_of_users(np.array(v), users, 2) for v in ([0.0, 0.0], [0.9, 0.0], [0.0, 0.9])]
+    sizes = np.array([0.0, 10.0, 50.0])
+    weights = np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]])
+    places = benchmark._place_of_best(weights, means=means, size_L=sizes)
+    assert places.tolist() == [10, 10, 50]
+
+
+def test_without_a_run_it_says_what_to_give(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert benchmark.main([]) == 1
+    assert "RUN is needed" in capsys.readouterr().err
+    assert benchmark.main([str(tmp_path)]) == 1
+    assert "not a run folder" in capsys.readouterr().err

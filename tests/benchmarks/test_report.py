@@ -1,0 +1,242 @@
+import re
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.report import __main__ as report
+from benchmarks.report import readme
+from benchmarks.report.figures import CAPTIONS, figures_of, told_once
+from decant.results import COLUMNS, ResultRow, read_csv, write_csv
+
+ROOT = Path(__file__).parents[2]
+
+
+def row(**cells: object) -> ResultRow:
+    fields: dict[str, object] = {
+        "benchmark": "quality",
+        "task": "films",
+        "split": "leave-one-out",
+        "model": "foundation",
+        "metric": "ndcg@10",
+        "value": 0.18,
+        "ci_low": 0.17,
+        "ci_high": 0.19,
+        "hardware": "a machine",
+        "commit": "c" * 40,
+        "config_hash": "0" * 16,
+        "seed": 0,
+        "timestamp": "2026-01-01T00:00:00+00:00",
+    }
+    return ResultRow(**{**fields, **cells})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with two small files of results and a page with a table of one of them."""
+    (tmp_path / "results").mkdir()
+    rows = [
+        row(params=640_064),
+        row(metric="hr@10", value=0.3, ci_low=0.2, ci_high=0.4),
+        row(model="popularity", value=0.018, ci_low=None, ci_high=None),
+        row(model="popularity", metric="hr@10", value=-0.5, ci_low=None, ci_high=None),
+    ]
+    write_csv(tmp_path / "results" / "ml1m-slot-seed0.csv", rows)
+    risky = row(benchmark="scoring", model="=1+1", metric="speedup_vs_one_by_one", value=20)
+    write_csv(tmp_path / "results" / "scoring.csv", [replace(risky, ci_low=None, ci_high=None)])
+    (tmp_path / "README.md").write_text(
+        "# Films\n\n<!-- table: ml1m -->\nold\n<!-- /table -->\n\nand more\n"
+    )
+    return tmp_path
+
+
+def call(place: Path, *more: str) -> int:
+    folders = ["--results", "results", "--out", "docs", "--readme", "README.md"]
+    given = [str(place / one) if not one.startswith("--") else one for one in folders]
+    return report.main([*given, *more])
+
+
+def contents(place: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in [*(place / "docs").iterdir()]}
+
+
+def test_the_readme_and_the_page_say_what_the_committed_rows_say() -> None:
+    files = report.load(ROOT / "benchmarks" / "results")
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert re.findall(r"<!-- table: (.*) -->", text)
+    old = report.stale(files, readme=ROOT / "README.md", out=ROOT / "docs" / "results")
+    assert old == [], "python -m benchmarks.report brings them up to date"
+
+
+def test_tables_are_made_of_rows_and_a_changed_row_is_noticed(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(place, "--check") == 1
+    assert call(place) == 0
+    assert (place / "README.md").read_text() == (
+        "# Films\n\n<!-- table: ml1m -->\n"
+        "| model | parameters | AUC of `liked` | HR@10 | NDCG@10 |\n"
+        "| --- | --- | --- | --- | --- |\n"
+        "| foundation | 640 K | – | .300 [.200, .400] | .180 [.170, .190] |\n"
+        "| popularity | – | – | −.500 | .018 |\n"
+        "<!-- /table -->\n\nand more\n"
+    )
+    assert call(place, "--check") == 0
+
+    path = place / "results" / "ml1m-slot-seed0.csv"
+    rows = read_csv(path)
+    write_csv(path, [replace(rows[0], value=0.175), *rows[1:]])
+    capsys.readouterr()
+    assert call(place, "--check") == 1
+    said = capsys.readouterr().out
+    assert "README.md: a table differs" in said
+    assert "benchmarks.report brings them up to date" in said
+
+
+def test_the_same_rows_give_the_same_bytes(place: Path) -> None:
+    assert call(place) == 0
+    first = contents(place)
+    assert set(first) == {
+        "index.html",
+        "results.xlsx",
+        "ml1m-slot-seed0.quality.png",
+        "scoring.speedups.png",
+    }
+    shutil.rmtree(place / "docs")
+    assert call(place) == 0
+    assert contents(place) == first
+
+
+def test_a_plot_goes_with_its_file(place: Path) -> None:
+    assert call(place) == 0
+    (place / "results" / "scoring.csv").unlink()
+    assert call(place) == 0
+    assert "scoring.speedups.png" not in contents(place)
+    assert "scoring" not in (place / "docs" / "index.html").read_text()
+
+
+def test_the_spreadsheet_holds_every_row_and_texts_stay_texts(place: Path) -> None:
+    assert call(place) == 0
+    # Read without the library that wrote it: a cell of text is shared, a formula would be an <f>.
+    with zipfile.ZipFile(place / "docs" / "results.xlsx") as archive:
+        sheets = [archive.read(f"xl/worksheets/sheet{n}.xml").decode() for n in (1, 2, 3)]
+        texts = archive.read("xl/sharedStrings.xml").decode()
+    assert [sheet.count("<row ") for sheet in sheets] == [1 + 5, 1 + 4, 1 + 1]
+    assert "=1+1" in texts
+    assert not any("<f>" in sheet for sheet in sheets)
+    assert "<v>0.018</v>" in sheets[0]
+    assert all(f">{column}<" in texts for column in COLUMNS)
+
+
+def test_markers_that_name_nothing_are_refused(place: Path) -> None:
+    files = report.load(place / "results")
+    with pytest.raises(ValueError, match="'ml2m' is unknown; there are ml1m"):
+        readme.refreshed("<!-- table: ml2m -->\n<!-- /table -->", files)
+    with pytest.raises(ValueError, match="1 tables are opened and 0 closed"):
+        readme.refreshed("<!-- table: ml1m -->\n| a |\n", files)
+    with pytest.raises(ValueError, match=r"no training\.csv"):
+        readme.refreshed("<!-- table: training -->\n<!-- /table -->", files)
+    with pytest.raises(ValueError, match=r"scoring\.csv has no row with"):
+        readme.refreshed("<!-- table: scoring -->\n<!-- /table -->", files)
+
+
+def test_what_is_no_results_file_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "results" / "other.csv").write_text("a,b\n1,2\n")
+    assert call(place) == 1
+    assert "other.csv" in capsys.readouterr().err
+    shutil.rmtree(place / "results")
+    assert call(place) == 1
+    assert "holds no CSV" in capsys.readouterr().err
+
+
+def test_of_several_seeds_their_mean_is_told() -> None:
+    rows = [row(value=0.1 * n, ci_low=None, ci_high=None, seed=n) for n in (1, 2)]
+    mean = row(value=0.15, ci_low=None, ci_high=None, seed="mean")
+    assert told_once([*rows, mean]) == [mean]
+    assert told_once(rows) == rows[:1]
+
+
+def test_figures_have_a_caption_each() -> None:
+    files = report.load(ROOT / "benchmarks" / "results")
+    drawn = {plot for rows in files.values() for plot in figures_of(rows)}
+    assert drawn
+    assert drawn <= set(CAPTIONS)
+
+
+def test_extrapolated_lengths_are_a_dashed_line_on_from_the_trained(place: Path) -> None:
+    def point(tokens: int, value: float, kind: str) -> ResultRow:
+        return row(
+            benchmark="context_length",
+            split=f"leave-one-out, histories that fill 512 tokens, {kind}",
+            model="foundation, recent",
+            context_tokens=tokens,
+            value=value,
+            ci_low=value - 0.01,
+            ci_high=value + 0.01,
+        )
+
+    rows = [
+        point(128, 0.1, "trained length"),
+        point(256, 0.2, "trained length"),
+        point(512, 0.15, "extrapolated, scaled positions"),
+        point(512, 0.05, "extrapolated, plain positions"),
+        replace(
+            point(256, 0.9, "trained length"), split="leave-one-out, all users, trained length"
+        ),
+    ]
+    [axes] = figures_of(rows)["tokens"]().axes
+    solid, dashed = (
+        line
+        for line in axes.lines
+        if line.get_linestyle() in ("-", "--") and len(line.get_xdata()) > 1
+    )
+    assert solid.get_ydata().tolist() == [0.1, 0.2]
+    assert dashed.get_ydata().tolist() == [0.2, 0.15]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["128", "256", "512"]
+
+
+def test_what_was_published_stands_beside_the_gains(place: Path) -> None:
+    cells = {"benchmark": "cold_start", "split": "leave-one-out, 10 events or more"}
+    rows = [
+        row(**cells, metric=metric, history_events=events, value=value, ci_low=None, ci_high=None)
+        for metric in ("ndcg@10", "gain_vs_sasrec")
+        for events, value in ((0, 0.1), (5, 0.2), (10, 0.3))
+    ]
+    figure = figures_of(rows)["cold-start"]()
+    quality, gains = figure.axes
+    published = [line for line in gains.lines if list(line.get_ydata()) == [0.066, 0.037]]
+    assert published
+    assert not [line for line in quality.lines if 0.066 in list(line.get_ydata())]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "cells"),
+    [
+        ("drift", [{"split": f"global-time, t+{n}"} for n in (1, 2)]),
+        (
+            "latency",
+            [
+                {"split": f"{n} at once", "model": "rung-1, served", "metric": metric}
+                for n in (1, 8)
+                for metric in ("p50_ms", "p95_ms", "p99_ms", "requests_per_s")
+            ],
+        ),
+        (
+            "scaling",
+            [
+                {"split": "model", "model": f"foundation, {n}", "params": n, "metric": metric}
+                for n in (10_000, 100_000)
+                for metric in ("next_item_loss", "ndcg@10")
+            ],
+        ),
+    ],
+)
+def test_each_benchmark_of_a_run_has_its_plot(benchmark: str, cells: list[dict]) -> None:
+    made = figures_of([row(benchmark=benchmark, **one) for one in cells])
+    assert made
+    for name, draw in made.items():
+        assert name in CAPTIONS
+        figure = draw()
+        assert all(len(axes.lines) for axes in figure.axes)

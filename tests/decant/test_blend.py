@@ -1,0 +1,217 @@
+"""Policy and clicks from one student, mixed by the request; and rules on what comes back."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from decant import Recommender
+from decant.cli import main
+from decant.constraints import AtMost, Never
+from decant.recommender import build_index
+from foundation import Foundation, FoundationConfig
+from promptify.prompter import Prompter, PrompterConfig
+from promptify.sources.job_market import TASKS, job_market
+from promptify.splits import leave_one_out
+from promptify.validation import BadInput
+
+GRADES = ("unfit", "doubtful", "passable", "fitting", "ideal")
+PROFILE = {"headline": "Nurse in oncology", "place": "Berlin, Germany"}
+HISTORY = [{"item": "job-00001", "action": "apply"}]
+
+
+@pytest.fixture(scope="module")
+def graded() -> Recommender:
+    """An untrained student whose two sides disagree."""
+    log = job_market(num_members=60, num_jobs=50, num_impressions=600).interactions
+    split = leave_one_out(log, surface="jobs")
+    config = PrompterConfig(
+        vocab_size=700,
+        max_prompt_tokens=192,
+        max_item_tokens=24,
+        max_profile_tokens=32,
+        max_context_tokens=16,
+    )
+    tasks = (replace(TASKS[0], grades=GRADES), TASKS[1])
+    book = Prompter.fit(log, split.train, tasks, config=config).book(log)
+    model = Foundation.create(
+        book.prompter,
+        book,
+        split.train,
+        size="tiny",
+        config=FoundationConfig(vector_dim=16, dropout=0.0, rank_weight=(2.0, 0.0)),
+    ).eval()
+    return Recommender(model, build_index(model, model_hash="unsaved"), book)
+
+
+def ids(found) -> list[str]:
+    return [one.item_id for one in found]
+
+
+def ask(graded, **options):
+    return graded.predict_next_actions(PROFILE, HISTORY, **{"k": 49, **options})
+
+
+def test_both_probabilities_come_with_every_item(graded):
+    for one in ask(graded):
+        assert list(one.grades) == list(GRADES)
+        assert sum(one.grades.values()) == pytest.approx(1, abs=1e-5)
+        share = sum(p * g / 4 for g, p in enumerate(one.grades.values()))
+        assert one.policy == pytest.approx(share)
+        assert sum(one.probabilities.values()) == pytest.approx(1, abs=1e-5)
+    [found] = graded.predict_next_actions(PROFILE, task="people", k=1)
+    assert found.grades == {}
+    assert found.policy is None
+
+
+def test_a_request_chooses_the_blend(graded):
+    clicks = ask(graded)
+    assert ids(ask(graded, blend=0)) == ids(clicks)
+    policy = ask(graded, blend=1)
+    assert ids(policy) != ids(clicks)
+    shares = [one.policy for one in policy]
+    assert shares == sorted(shares, reverse=True)
+    click = {one.item_id: one.score for one in clicks}
+    for one in ask(graded, blend=0.25):
+        wanted = 0.75 * click[one.item_id] + 0.25 * np.log(one.policy)
+        assert one.score == pytest.approx(wanted, abs=1e-4)
+
+
+def test_everybody_and_given_candidates_are_blended_alike(graded):
+    user = graded.interactions.users["user_id"][0]
+    many = dict(graded.predict_many([user], k=5, blend=1.0))
+    assert ids(many[user]) == ids(graded.predict_user(user, k=5, blend=1.0))
+    some = ["job-00004", "job-00007", "job-00009"]
+    found = ask(graded, candidates=some, blend=1.0)
+    order = [item for item in ids(ask(graded, blend=1.0)) if item in some]
+    assert ids(found) == order
+
+
+@pytest.mark.parametrize("blend", [-0.1, 1.1, float("nan"), True, "0.5"])
+def test_a_blend_out_of_range_is_refused(graded, blend):
+    with pytest.raises(BadInput, match=r"blend=.* must be a number in \[0, 1\]"):
+        ask(graded, blend=blend)
+
+
+@pytest.mark.parametrize("blend", [0, 0.5])
+def test_a_task_without_grades_has_nothing_to_blend(graded, blend):
+    with pytest.raises(BadInput, match="task 'people' has no grades"):
+        graded.predict_next_actions(PROFILE, task="people", blend=blend)
+
+
+def test_the_command_line_blends_and_refuses(tiny_run, capsys, tmp_path):
+    call = ["predict", str(tiny_run), "--user", "member-00001", "--json", "-k", "2"]
+    main(call)
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["grades"] for one in told] == [{}, {}]
+    with pytest.raises(SystemExit):
+        main([*call, "--blend", "0.5"])
+    assert "has no grades" in capsys.readouterr().err
+    (tmp_path / "users").write_text("member-00001\n")
+    out = tmp_path / "told.parquet"
+    main(["predict", str(tiny_run), "--users", str(tmp_path / "users"), "--out", str(out)])
+    assert pq.read_table(out)["grades"].to_pylist()[0] == []
+
+
+# Rules.
+
+
+def test_what_is_never_shown_leaves_nobody_short(graded):
+    jobs = graded.interactions.items
+    place = dict(zip(jobs["item_id"], jobs["workplace"], strict=True))
+    without = [item for item in ids(ask(graded)) if place[item] != "remote"]
+    found = ids(ask(graded, constraints=[Never(like="workplace = remote")]))
+    assert found == without
+    assert 0 < len(found) < 49
+    few = ids(ask(graded, k=3, constraints=[Never(like="workplace = remote")]))
+    assert few == without[:3]
+    candidates = ids(ask(graded))[:9]
+    kept = ask(graded, candidates=candidates, constraints=[Never(like="workplace = remote")])
+    assert ids(kept) == [item for item in candidates if place[item] != "remote"]
+
+
+def test_at_most_so_many_of_a_value_stand_together(graded):
+    jobs = graded.interactions.items
+    size = dict(zip(jobs["item_id"], jobs["company_size"], strict=True))
+    plain = ids(ask(graded))
+    found = ids(ask(graded, constraints=[AtMost(num=1, column="company_size", among=2)]))
+    assert sorted(found) == sorted(plain)
+    assert found[0] == plain[0]
+    repeats = [a for a, b in pairwise(found) if size[a] == size[b]]
+    # Only where nothing else is left.
+    tail = [size[item] for item in found[found.index(repeats[0]) + 1 :]] if repeats else []
+    assert len(set(tail)) <= 1
+    assert any(size[a] == size[b] for a, b in pairwise(plain))
+    for value in set(size.values()):
+        assert [i for i in found if size[i] == value] == [i for i in plain if size[i] == value]
+
+
+def test_constraints_are_steps_one_after_the_other(graded):
+    jobs = graded.interactions.items
+    place = dict(zip(jobs["item_id"], jobs["workplace"], strict=True))
+    company = dict(zip(jobs["item_id"], jobs["company"], strict=True))
+    rules = [
+        Never(like="workplace = remote"),
+        AtMost(num=2, column="company", among=10),
+        AtMost(num=3, column="industry", among=6),
+    ]
+    found = ids(ask(graded, k=5, blend=0.5, constraints=rules))
+    assert len(found) == 5
+    assert "remote" not in {place[item] for item in found}
+    assert max(Counter(company[item] for item in found).values()) <= 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(st.sampled_from(["a", "b", "c", None]), max_size=14),
+    num=st.integers(1, 3),
+    more=st.one_of(st.none(), st.integers(1, 4)),
+)
+def test_the_rule_holds_wherever_it_can(values, num, more):
+    table = pa.table(
+        {"item_id": list(map(str, range(len(values)))), "of": pa.array(values, pa.string())}
+    )
+    items = SimpleNamespace(data=SimpleNamespace(table=table))
+    now = SimpleNamespace(interactions=SimpleNamespace(items=items))
+    rule = AtMost(num=num, column="of", among=None if more is None else num + more)
+    order = rule.order(np.arange(len(values)), now).tolist()
+    assert sorted(order) == list(range(len(values)))
+    for at, place in enumerate(order):
+        start = 0 if rule.among is None else max(0, at - rule.among + 1)
+        before = Counter(values[p] for p in order[start:at])
+        allowed = [p for p in order[at:] if values[p] is None or before[values[p]] < num]
+        # The best that is allowed; where none is, the best there is.
+        assert place == min(allowed or order[at:])
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: AtMost(num=0, column="company"), "num=0"),
+        (lambda: AtMost(num=2, column="company", among=2), "among=2"),
+    ],
+)
+def test_rules_that_say_nothing_are_refused(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (AtMost(num=1, column="nothing"), "AtMost.column='nothing' is no column"),
+        (Never(like="nothing = 3"), "no column 'nothing'"),
+        (Never(like="workplace ="), "a value is expected"),
+    ],
+)
+def test_rules_that_do_not_fit_are_refused(graded, rule, said):
+    with pytest.raises(ValueError, match=said):
+        ask(graded, constraints=[rule])

@@ -1,0 +1,81 @@
+"""`decant quantise`: a rung in int8 that the gate lets through, or none."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from decant import Recommender, quantising
+from decant.cli import main
+from decant.layout import RunLayout
+from decant.run_data import load_book, load_model, rung_record
+from foundation.int8 import is_int8
+from promptify.validation import BadInput
+
+
+@pytest.fixture
+def run(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the run; its gate is one that a handful of people can pass."""
+    shutil.copytree(tiny_run, tmp_path / "run")
+    lenient = {"max_miscalibration": 1.0, "max_slowdown": 9.0}
+    config = quantising.ladder_config
+    monkeypatch.setattr(
+        quantising, "ladder_config", lambda folder, **given: config(folder, **{**given, **lenient})
+    )
+    return tmp_path / "run"
+
+
+def test_it_is_the_next_rung_and_serves(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["quantise", str(run), "--max-loss", "0.9", "--timed-requests", "3"])
+    told = capsys.readouterr().out
+    layout = RunLayout(run)
+    assert "rung-2" in told
+    assert "best item" in told
+    record = rung_record(layout, "rung-2")
+    assert record["weights"] == "int8"
+    assert record["above"] == "rung-1"
+    assert record["top1"]["requests"] > 5
+    assert (
+        record["ratio"]
+        == rung_record(layout, "rung-2")["parameters"]
+        / load_model(layout.model("foundation")).num_parameters()
+    )
+    if record["accepted"]:
+        assert layout.served() == "rung-2"
+        with pytest.raises(BadInput, match=r"rung-2 serves .* in int8 already"):
+            quantising.quantise(run)
+    assert is_int8(load_model(layout.model("rung-2")).decoder)
+    served = Recommender.load(run, model="rung-2")
+    user = served.book.interactions.user_ids[0]
+    assert len(served.predict_user(user, task="jobs", k=3)) == 3
+
+
+def test_the_best_stays_best_where_it_leads(tiny_run: Path) -> None:
+    layout = RunLayout(tiny_run)
+    model, (book, split) = load_model(layout.model("rung-1")), load_book(layout)
+    same = quantising.top_agreement(model, model, book, split.valid)
+    assert (same.same, same.sure_same) == (same.requests, same.sure)
+    assert same.largest_difference == 0
+    assert same.sure == same.requests
+    other = load_model(layout.model("foundation"))
+    other.person_head.weight.data.neg_()
+    found = quantising.top_agreement(model, other, book, split.valid)
+    assert found.same < found.requests
+    assert found.largest_difference > 0
+
+
+def test_what_changes_the_best_item_is_not_kept(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agreement = quantising.top_agreement
+
+    def disagrees(*given, **options):
+        found = agreement(*given, **options)
+        return replace(found, sure=found.requests, sure_same=found.requests - 1)
+
+    monkeypatch.setattr(quantising, "top_agreement", disagrees)
+    main(["quantise", str(run), "--max-loss", "0.9", "--timed-requests", "3"])
+    assert "nothing was kept" in capsys.readouterr().out
+    assert RunLayout(run).models() == ["foundation", "rung-1"]
+    assert RunLayout(run).served() == "rung-1"

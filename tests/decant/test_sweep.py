@@ -1,0 +1,185 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from decant import sweep as sweeping
+from decant.cli import main
+from decant.results import read_csv
+from decant.sweep import Sweep
+from promptify.validation import BadInput
+
+TASK = """\
+name: films
+instruction: Predict how this viewer rates each film.
+actions: [liked, disliked]
+positive: [liked]
+item_kind: film
+"""
+RECIPE = """\
+source: table
+users: users.csv
+items: items.csv
+events: events.csv
+task: task.yaml
+recipe:
+  size: tiny
+  fit: {epochs: 0.5, evaluate_steps: 0, learning_rate: 1e-3}
+  foundation.vector_dim: 16
+  rung.num_layers: 1
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log of forty viewers, and a recipe that trains a moment on it."""
+    folder = tmp_path_factory.mktemp("sweep")
+    rng = np.random.default_rng(0)
+    users = "\n".join(f"u{n},{18 + n}" for n in range(40))
+    (folder / "users.csv").write_text(f"user_id,age\n{users}\n")
+    items = "\n".join(f"i{n},{('Even', 'Odd')[n % 2]} film number {n}" for n in range(30))
+    (folder / "items.csv").write_text(f"item_id,title\n{items}\n")
+    events = [
+        f"u{user},i{item},{'liked' if item % 2 == user % 2 else 'disliked'},{1_700_000_000 + at}"
+        for user in range(40)
+        for at, item in enumerate(rng.permutation(30)[:8].tolist())
+    ]
+    (folder / "events.csv").write_text("user_id,item_id,action,timestamp\n" + "\n".join(events))
+    (folder / "task.yaml").write_text(TASK)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder / "recipe.yaml"
+
+
+def test_a_grid_is_trained_once_and_ranked_by_validation(
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    grid = ["fit.learning_rate=1e-4,1e-2", "seed=0,1"]
+    command = ["sweep", str(recipe), "--out", str(out), "--grid", *grid]
+    # Killed in the third combination …
+    real, trained = sweeping.run, []
+
+    def killed(job, **more):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(job.out.name)
+        return real(job, **more)
+
+    monkeypatch.setattr(sweeping, "run", killed)
+    with pytest.raises(SystemExit):
+        main(command)
+    state = json.loads((out / "ledger.json").read_text())
+    assert [one["status"] for one in state] == ["done", "done", "not yet", "not yet"]
+    assert all(name.startswith("fit.learning_rate=0.0001-seed-") for name in trained)
+
+    # … the same command goes on: the first two are asked nothing again.
+    monkeypatch.setattr(sweeping, "run", real)
+    asked = []
+    predict = sweeping.predict_targets
+    monkeypatch.setattr(
+        sweeping, "predict_targets", lambda *given: asked.append(1) or predict(*given)
+    )
+    main(command)
+    assert len(asked) == 2
+    lines = capsys.readouterr().out.splitlines()
+    ranked = [line.rpartition("  ")[2] for line in lines if "fit.learning_rate" in line]
+    rows = read_csv(out / "ledger.csv")
+    means = {row.model: row for row in rows if row.metric == "ndcg@10" and row.seed == "mean"}
+    assert len(means) == 2
+    best, worst = sorted(means.values(), key=lambda row: -row.value)
+    assert ranked == [best.model.partition(", ")[2], worst.model.partition(", ")[2]]
+    seeds = [row.value for row in rows if row.model == best.model and row.seed in (0, 1)
+             and row.metric == "ndcg@10"]  # fmt: skip
+    assert best.value == pytest.approx(np.mean(seeds))
+    [gap] = [row for row in rows if row.metric == "ndcg@10_behind_best"]
+    assert gap.model == worst.model
+    assert gap.value == pytest.approx(best.value - worst.value)
+    # Nothing of the test targets was measured, and no rung was made.
+    assert not list(out.glob("runs/*/evaluation"))
+    assert not list(out.glob("runs/*/rung-1"))
+
+    # A larger grid trains what is new in it.
+    asked.clear()
+    main([*command[:-1], "seed=0,1,2"])
+    assert len(asked) == 2
+
+
+def test_what_cannot_be_trained_is_said_and_the_others_are_finished(
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = sweeping.run
+
+    def diverging(job, **more):
+        if job.recipe.fit.learning_rate > 1:
+            raise BadInput("the loss is no number; lower fit.learning_rate.")
+        return real(job, **more)
+
+    monkeypatch.setattr(sweeping, "run", diverging)
+    grid = ["--grid", "fit.learning_rate=9,1e-2"]
+    with pytest.raises(SystemExit) as leaving:
+        main(["sweep", str(recipe), "--out", str(tmp_path), *grid])
+    assert leaving.value.code == 1
+    out = capsys.readouterr().out
+    assert "the loss is no number" in out
+    assert "fit.learning_rate=0.01" in out
+    state = json.loads((tmp_path / "ledger.json").read_text())
+    assert [one["status"] for one in state] == ["failed", "done"]
+    assert state[0]["why"] == "the loss is no number; lower fit.learning_rate."
+
+
+def test_names_are_different_for_different_settings(recipe: Path, tmp_path: Path) -> None:
+    grid = ["foundation.slot_parts=[reading],[reading,bag]", "size=tiny,mini"]
+    found = Sweep.of(recipe, grid, out=tmp_path)
+    names = [one.name for one in found.combinations]
+    assert len(set(names)) == 4
+    assert all(name.replace("=", "").replace(".", "").replace("-", "").isalnum() or "_" in name
+               for name in names)  # fmt: skip
+    assert [tuple(one.recipe.foundation.slot_parts) for one in found.combinations][::2] == [
+        ("reading",),
+        ("reading", "bag"),
+    ]
+    assert found.combinations[0].recipe.fit.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        (["fit.learning_rat=1"], "no field fit.learning_rat; fit has learning_rate"),
+        (["sise=tiny"], "no field sise; it has size"),
+        (["size=tiny", "size=mini"], "give each field once"),
+        (["size"], "must be a field and its values"),
+        (["size=["], "must be a field and its values"),
+        (["fit.learning_rate=-1"], "fit.learning_rate=-1: .*learning_rate"),
+        (["held_out_slates.x=1"], "no field held_out_slates.x"),
+    ],
+)
+def test_a_grid_is_checked_before_anything_is_trained(
+    recipe: Path, tmp_path: Path, grid: list[str], said: str
+) -> None:
+    with pytest.raises(BadInput, match=said):
+        Sweep.of(recipe, grid, out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("size: tiny\n", "must name its source"),
+        ("source: ml2m\n", "source 'ml2m' is unknown; choose one of job_market"),
+        ("source: ml1m\n", "source ml1m needs data, and was given none"),
+        ("source: job_market\nsize: tiny\n", "size means nothing here"),
+        ("source: job_market\nrecipe: {sizes: tiny}\n", "no field sizes; it has size"),
+        ("source: job_market\nrecipe: tiny\n", "recipe must be fields and their values"),
+        ("source: [\n", "is no YAML"),
+    ],
+)
+def test_a_recipe_that_says_nothing_is_refused(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(content)
+    with pytest.raises(BadInput, match=said):
+        Sweep.of(tmp_path / "recipe.yaml", [], out=tmp_path)
