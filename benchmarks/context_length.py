@@ -61,7 +61,7 @@ EVENTS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 TOKENS = tuple(part << power for power in range(5, 12) for part in (2, 3))
 """Prompts that are asked, 64 to 6,144 tokens, beside the length that the run trained on."""
 LEAST_COHORT = 200
-"""People who must have a history of the longest length that is asked."""
+"""People who must have a history of the longest length that is asked, unless fewer will do."""
 NUM_TIMED = 40
 
 
@@ -111,9 +111,19 @@ class Curves:
         measured: where rows go.
         work: keeps what was said at each length.
         name: of the model in its rows.
+        least: people who must have a history of the longest length, or the fourth part of all
+            where that is fewer.
     """
 
-    def __init__(self, subject: Subject, measured: Measured, *, work: Path, name: str) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        measured: Measured,
+        *,
+        work: Path,
+        name: str,
+        least: int = LEAST_COHORT,
+    ) -> None:
         self.model, self.book, self.task = subject.foundation, subject.book, subject.task
         self.name = name
         self.split_name = subject.split.name.replace("_", "-")
@@ -128,7 +138,7 @@ class Curves:
         filled = self.histories.num_tokens + reserved
         # Of a slate that nobody liked anything of there is nothing to rank.
         ranked = np.unique(self.asked.wanted.request)
-        least = min(LEAST_COHORT, max(1, len(ranked) // 4))
+        least = min(least, max(1, len(ranked) // 4))
         self.events = [n for n in EVENTS if (held[ranked] >= n).sum() >= least]
         # Shorter than the longest instruction and profile, a prompt tells no history at all.
         room = int(self.histories.alone_tokens.max()) + reserved
@@ -364,6 +374,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     assert __doc__ is not None
     parser = run_parser(__doc__)
     parser.add_argument("--model", default="foundation", help="of the run; default foundation")
+    parser.add_argument(
+        "--people",
+        type=int,
+        default=LEAST_COHORT,
+        help="who must have a history of the longest length; fewer reach further, less surely",
+    )
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory() as temporary:
@@ -384,7 +400,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "retrieved": NUM_RETRIEVED,
             }
             measured = Measured("context_length", settings, out=options.out)
-            Curves(subject, measured, work=work, name=options.model).measure()
+            curves = Curves(subject, measured, work=work, name=options.model, least=options.people)
+            curves.measure()
     except (ValueError, OSError) as error:
         print(f"benchmarks.context_length: error: {error}", file=sys.stderr)
         return 1

@@ -152,3 +152,13 @@ def test_without_a_run_it_says_what_to_give(
     assert "RUN is needed" in capsys.readouterr().err
     assert benchmark.main([str(tmp_path)]) == 1
     assert "not a run folder" in capsys.readouterr().err
+
+
+def test_fewer_people_reach_further(subject: Subject, tmp_path: Path) -> None:
+    few, many = (
+        Curves(subject, Measured("context_length", {}, out=None), work=tmp_path, name="x", least=n)
+        for n in (1, 1000)
+    )
+    assert few.events[-1] > many.events[-1]
+    assert few.tokens[-1] > many.tokens[-1]
+    assert few.cohorts["tokens"].sum() < many.cohorts["tokens"].sum()
