@@ -26,7 +26,7 @@ SOURCES = ("shown", "similar", "random")
 
 _DEFAULT_SHARES = (0.3, 0.4, 0.3)
 _LEAST_SIMILAR, _SIMILAR_PER_NEEDED = 10, 2
-_USERS_AT_ONCE = 256
+_SCORES_AT_ONCE = 4_000_000
 # Up to so many pairs are there to be numbered and shuffled; of more, some are drawn and compared.
 _MOST_NUMBERED = 20_000_000
 _WORDS_OF = ("text", "category", "list")
@@ -130,9 +130,9 @@ def _similar(tables: PolicyTables, wanted: int) -> Int64:
     each = min(each, len(tables.candidates))
     user_vectors, item_vectors = _vectors(tables)
     found = []
-    bar = tqdm(range(0, tables.num_users, _USERS_AT_ONCE), desc="alike", leave=False)
-    for begin in bar:
-        scores = (user_vectors[begin : begin + _USERS_AT_ONCE] @ item_vectors.T).toarray()
+    at_once = max(1, _SCORES_AT_ONCE // len(tables.candidates))
+    for begin in tqdm(range(0, tables.num_users, at_once), desc="alike", leave=False):
+        scores = (user_vectors[begin : begin + at_once] @ item_vectors.T).toarray()
         nearest = np.argpartition(-scores, each - 1, axis=1)[:, :each]
         users = np.arange(begin, begin + len(scores))
         found.append((users[:, None] * tables.num_items + tables.candidates[nearest]).ravel())

@@ -285,12 +285,12 @@ class RuleReader:
 
 
 def _without_comment(text: str) -> str:
-    """A line up to a `#` that stands in no quotes."""
+    """A line up to a `#` that begins a word and stands in no quotes: C# is no comment."""
     quote = ""
     for place, sign in enumerate(text):
         if quote:
             quote = "" if sign == quote else quote
-        elif sign == "#":
+        elif sign == "#" and (place == 0 or text[place - 1].isspace()):
             return text[:place].rstrip()
         elif sign in "\"'" and (place == 0 or not text[place - 1].isalnum()):
             quote = sign

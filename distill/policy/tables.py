@@ -115,6 +115,7 @@ class PolicyTables:
         actions = [log.actions.index(action) for action in self.task.positive]
         rows = self.shown_events
         rows = rows[np.isin(log.event_action[rows], actions)]
+        rows = rows[log.item_kinds[log.event_item[rows]] == self.task.item_kind]
         offsets = np.searchsorted(log.event_user[rows], np.arange(log.num_users + 1))
         return log.event_item[rows].astype(np.int64), offsets.astype(np.int64)
 

@@ -24,7 +24,7 @@ ratio = item.pay /   # a comment
 
 ```table levels
 junior: junior, new to "it"
-senior: senior
+senior: senior, C#  # the language
 ```
 
 ## 1. Pay
@@ -69,7 +69,7 @@ def test_a_policy_is_what_its_text_says():
     assert policy.terms["ratio"].text == "item.pay / user.expected_pay"
     assert policy.tables["levels"].rows == {
         "junior": ("junior", 'new to "it"'),
-        "senior": ("senior",),
+        "senior": ("senior", "C#"),
     }
     people = {("user", "headline"), ("user", "expected_pay")}
     assert set(policy.fields) == people | {("item", "title"), ("item", "pay")}
@@ -115,8 +115,8 @@ def test_its_digest_knows_every_word_and_no_kind_of_newline():
         ("ratio = item", "user = item", 13, "'user' cannot be the name"),
         ("ratio = item", "levels = 1\nlevels = item", 14, "'levels' cannot be the name"),
         ("ratio = item.pay", "ratio = pay\npay = ratio", 14, "leads back to itself"),
-        ("senior: senior", "senior: junior", 17, "stands for junior and for senior"),
-        ("senior: senior", "senior:", 19, "a row of a table is"),
+        ("senior: senior, C#", "senior: junior", 17, "stands for junior and for senior"),
+        ("senior: senior, C#", "senior:", 19, "a row of a table is"),
     ],
 )
 def test_a_fault_is_named_by_line_value_and_mend(old, new, line, said):
