@@ -154,9 +154,8 @@ def _context_length(rows: Rows) -> Makers:
             "tokens read": _policies(events, "read_tokens", ticks),
         }
         made["events"] = _filled(told, "events of the history", ticks)
-    tokens = [
-        row for row in cohort if row.history_events is None and not row.metric.startswith("peak")
-    ]
+    # Peaks stand for all lengths, and are points of neither curve.
+    tokens = [row for row in cohort if row.history_events is None and "peak" not in row.metric]
     if tokens:
         ticks = sorted({row.context_tokens for row in tokens if row.context_tokens is not None})
         told = {

@@ -197,6 +197,17 @@ def test_extrapolated_lengths_are_a_dashed_line_on_from_the_trained(place: Path)
     assert [label.get_text() for label in axes.get_xticklabels()] == ["128", "256", "512"]
 
 
+def test_lengths_in_events_alone_make_no_plot_of_tokens(place: Path) -> None:
+    split = "leave-one-out, 20 events or more, trained length"
+    cells = {"benchmark": "context_length", "split": split, "model": "foundation, recent"}
+    rows = [row(**cells, history_events=n, context_tokens=448) for n in (0, 20)]
+    for metric in ("peak_events", "ndcg@10_peak_vs_longest_events"):
+        rows.append(row(**cells, metric=metric, context_tokens=448))
+    made = figures_of(rows)
+    assert list(made) == ["events"]
+    assert made["events"]().axes
+
+
 def test_what_was_published_stands_beside_the_gains(place: Path) -> None:
     cells = {"benchmark": "cold_start", "split": "leave-one-out, 10 events or more"}
     rows = [
