@@ -73,10 +73,12 @@ class LiveTeacher:
         wants_layers = config.lesson("hidden") or config.lesson("attention")
         layers = tuple(range(len(teacher.decoder.model.layers))) if wants_layers else ()
         device = teacher.device.type
-        # As its student attends: rows may be packed.
-        attention = training_attention(
-            teacher.decoder, device, bf16=torch.is_autocast_enabled(device)
-        )
+        attention = teacher.decoder.config._attn_implementation
+        if not inputs["question_RT"].numel():
+            # As its student attends: rows may be packed. Questions need a mask, and are not.
+            attention = training_attention(
+                teacher.decoder, device, bf16=torch.is_autocast_enabled(device)
+            )
         with attending(teacher.decoder, attention), watching(teacher.decoder, layers) as seen:
             # A teacher is not learning: its table holds every reading it needs.
             asked = {name: inputs[name] for name in READ_INPUTS}

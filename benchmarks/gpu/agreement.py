@@ -21,6 +21,7 @@ from benchmarks.gpu.models import in_both_precisions, random_model
 from benchmarks.gpu.session import Session
 from benchmarks.scoring_ways import Shape
 from foundation import Foundation, packed_attention
+from foundation.asking import nothing_asked
 from foundation.batches import Batch, take_rows
 from foundation.computing import FLASH, attending
 from promptify.assembly import PromptBook
@@ -187,6 +188,7 @@ class Agreement:
             "negatives": torch.zeros(0, dtype=torch.long),
             "negative_log_expected": torch.zeros(0),
             "hard_negatives": torch.zeros(0, dtype=torch.long),
+            **nothing_asked(len(prompter.grade_words)),
         }
         return {name: tensor.to(self.session.device) for name, tensor in read.items()}
 
