@@ -43,7 +43,7 @@ FULL = Scale(
         5_000_000: (IVF_PQ,),
     },
     process=Process(),
-    num_sample=1000,
+    num_sample=8192,
     num_queries=1000,
     plain_items=100_000,
     num_ones=300,
