@@ -48,13 +48,14 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale_N", scale_N)
         bias = linear.bias
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        self._packed: Any = None
+        # In a list, which the modules that read in this one's place share: it is packed once.
+        self._packed: list[Any] = []
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., K] to [..., N], float32."""
-        if self._packed is None:
-            self._packed = self._pack()
-        out: Tensor = torch.ops.quantized.linear_dynamic(input, self._packed, False)
+        if not self._packed:
+            self._packed.append(self._pack())
+        out: Tensor = torch.ops.quantized.linear_dynamic(input, self._packed[0], False)
         return out
 
     def stock_weight(self) -> Tensor:
@@ -77,7 +78,7 @@ class Int8Linear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # What is packed is made anew where a copy needs it.
-        return {**self.__dict__, "_packed": None}
+        return {**self.__dict__, "_packed": []}
 
 
 def to_int8(foundation: "Foundation") -> None:

@@ -82,6 +82,19 @@ def test_scores_are_near_and_stay_so_on_disk(
     np.testing.assert_allclose(scores(copy.deepcopy(small), book, split), near, atol=1e-5)
 
 
+def test_weights_are_packed_once_however_often_it_is_asked(
+    make: Any, form: str, book: PromptBook, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = make(form)
+    to_int8(small)
+    pack, packed = Int8Linear._pack, []
+    monkeypatch.setattr(Int8Linear, "_pack", lambda self: packed.append(self) or pack(self))
+    small = copy.deepcopy(small)
+    scores(small, book, split)
+    layers = [m for m in small.decoder.modules() if isinstance(m, Int8Linear)]
+    assert 0 < len(packed) <= len(layers)
+
+
 def test_stock_loaders_read_it(make: Any, tmp_path: Path) -> None:
     small = make("text")
     to_int8(small)
