@@ -62,6 +62,7 @@ class Scale:
         kinds: what is built of how many items.
         process: of the vectors.
         num_sample: requests that an index may be tuned on.
+        num_auto_sample: the same where `auto` is asked for a recall: half choose, half measure.
         num_queries: requests that recall is measured on.
         plain_items: up to so many items a plain FAISS index takes turns, too.
         num_ones: requests timed alone.
@@ -79,6 +80,7 @@ class Scale:
     kinds: Mapping[int, tuple[Kind, ...]]
     process: Process
     num_sample: int
+    num_auto_sample: int
     num_queries: int
     plain_items: int
     num_ones: int
@@ -194,7 +196,7 @@ class Parts:
     def auto(self, count: int, target: float) -> None:
         """Whether `auto` keeps what it was asked for, on requests that it was not tuned on."""
         kind = Kind(name=f"auto-{target:g}", options={"kind": "auto", "target_recall": target})
-        data, folder = self._drawn(count), self._folder(kind, count)
+        data, folder = self._drawn(count, for_auto=True), self._folder(kind, count)
         facts = built(folder, kind, data, threads=self.threads)
         found = searched(
             folder, data, threads=self.threads, num_ones=20, num_batches=5, with_plain=False
@@ -300,13 +302,13 @@ class Parts:
     def _catalogue(self) -> str:
         return "job_market" if self.run is None else self.run.name
 
-    def _drawn(self, count: int) -> Drawn:
+    def _drawn(self, count: int, *, for_auto: bool = False) -> Drawn:
         scale = self.scale
         return drawn(
-            self.work,
+            self.work / "auto" if for_auto else self.work,
             count,
             process=scale.process,
-            num_sample=scale.num_sample,
+            num_sample=scale.num_auto_sample if for_auto else scale.num_sample,
             num_queries=scale.num_queries,
         )
 
