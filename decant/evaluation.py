@@ -215,6 +215,8 @@ def _result_rows(
         protocol = "leave-one-out"
         if recipe.held_out_slates != 2:
             protocol = f"leave-last-{recipe.held_out_slates}"
+            if recipe.test_slates > 1:
+                protocol += f", {recipe.test_slates} to test"
         protocols = [(protocol, system.answers)]
         if not system.answers.is_positive_target.all():
             positive = system.answers.positive_targets()

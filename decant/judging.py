@@ -2,9 +2,12 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import torch
+import xxhash
 
 from decant.measure import Asked
 from decant.recommender import Recommender, build_index
@@ -71,6 +74,9 @@ def milliseconds(
 class Judge:
     """Measures models for the gate; what it asked one before, it does not ask again.
 
+    A model is known by its weights: a rung that was saved and is the one above of the next is not
+    read again.
+
     Args:
         book: pieces of the interactions.
         timed_requests: that latency is measured on.
@@ -79,35 +85,37 @@ class Judge:
     def __init__(self, book: PromptBook, *, timed_requests: int) -> None:
         self.book = book
         self.timed_requests = timed_requests
-        self._known: dict[tuple[int, int], Measurements] = {}
-        self._models: list[Foundation] = []  # keeps ids of models from being used again
+        self._known: dict[tuple[str, int], Measurements] = {}
 
     def __call__(
         self, models: Mapping[str, Foundation], targets: Targets
     ) -> dict[str, Measurements]:
         """See `distill.ladder.Hands.measure`."""
-        different = {id(model): model for model in models.values()}
+        marks = {name: fingerprint(model) for name, model in models.items()}
+        different = {marks[name]: model for name, model in models.items()}
         recommenders = {
-            str(key): Recommender(model, build_index(model, model_hash="unsaved"), self.book)
-            for key, model in different.items()
+            mark: Recommender(model, build_index(model, model_hash="unsaved"), self.book)
+            for mark, model in different.items()
         }
         taken = milliseconds(recommenders, targets, self.timed_requests)
         return {
-            name: self._measured(model, targets, latency_ms=taken[str(id(model))])
+            name: replace(
+                self._measured(model, marks[name], targets), latency_ms=taken[marks[name]]
+            )
             for name, model in models.items()
         }
 
-    def _measured(self, model: Foundation, targets: Targets, *, latency_ms: float) -> Measurements:
-        key = (id(model), len(targets))
+    def _measured(self, model: Foundation, mark: str, targets: Targets) -> Measurements:
+        key = (mark, len(targets))
         if key not in self._known:
             self._known[key] = gate_measurements(model, self.book, targets)
-            self._models.append(model)
-        known = self._known[key]
-        return Measurements(
-            target_user=known.target_user,
-            target_ndcg=known.target_ndcg,
-            event_user=known.event_user,
-            event_label=known.event_label,
-            event_probability=known.event_probability,
-            latency_ms=latency_ms,
-        )
+        return self._known[key]
+
+
+def fingerprint(model: Foundation) -> str:
+    """The same for the same weights and settings, whichever object holds them."""
+    mark = xxhash.xxh3_128(repr(model.settings).encode())
+    for name, tensor in model.state_dict().items():
+        mark.update(name.encode())
+        mark.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return mark.hexdigest()

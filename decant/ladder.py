@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ from distill.ladder import (
     LadderConfig,
     Rung,
     body_ratio,
+    newest,
     rungs_left,
-    tiers,
 )
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
@@ -111,7 +112,12 @@ def ladder_config(folder: Path, **changes: Any) -> LadderConfig:
 
 
 def descend(
-    folder: Path, *, config: LadderConfig, out: Path | None = None, timed_requests: int = 300
+    folder: Path,
+    *,
+    config: LadderConfig,
+    out: Path | None = None,
+    timed_requests: int = 300,
+    fitting_requests: int | None = None,
 ) -> Descended:
     """Build a ladder below a run's foundation, or what is left of one.
 
@@ -121,6 +127,7 @@ def descend(
         out: a run folder of its own for the ladder, which starts with a copy of the run's data and
             foundation; the run's own when left out.
         timed_requests: that latency is measured on.
+        fitting_requests: that each rung's `w` is chosen on, as in `fit_on_validation`.
 
     Raises:
         ValueError: the folder holds no finished foundation, or another process writes to it.
@@ -133,8 +140,18 @@ def descend(
     record = RunRecord.start({"ladder": asdict(config)}, seed=config.seed)
     with reading(folder / "recipe.json"):
         recipe = json.loads((folder / "recipe.json").read_text("utf-8"))
+    book, split = load_book(layout)
+    top = load_model(layout.model(FOUNDATION))
+    ladder = ladder_below(
+        top,
+        book,
+        split,
+        config,
+        timed_requests=timed_requests,
+        fitting_requests=fitting_requests,
+    )
     with Stages(folder, recipe=recipe) as stages:
-        made, ended = _rungs(stages, layout, config, timed_requests)
+        made, ended = _rungs(stages, layout, ladder)
     _drop_older(layout, made)
     _sign_waivers(layout, made)
     if layout.served() in made or not (folder / INDEX).exists():
@@ -144,13 +161,10 @@ def descend(
     return Descended(folder=folder, table=table, ended=ended)
 
 
-def _rungs(
-    stages: Stages, layout: RunLayout, config: LadderConfig, timed_requests: int
-) -> tuple[list[str], str]:
+def _rungs(stages: Stages, layout: RunLayout, ladder: Ladder) -> tuple[list[str], str]:
     """Step down until the end is reached or no step passes: names of the rungs, and why it ends."""
-    book, split = load_book(layout)
-    top = load_model(layout.model(FOUNDATION))
-    ladder = ladder_below(top, book, split, config, timed_requests=timed_requests)
+    config, top = ladder.config, ladder.top
+    on_test = OnTest(top, ladder.book, ladder.split)
     has_own = (layout.folder / RUNG).is_dir() and not layout.is_of_ladder(RUNG)
     first = 2 if has_own else 1
     made: list[str] = []
@@ -178,7 +192,7 @@ def _rungs(
             rung = ladder.step_down(above, scratch=scratch, step=step)
             if rung.folder is None:
                 raise _NoStepPassesError(rung)
-            keep_rung(rung, ladder, above, out, name=name, above_name=above_name)
+            keep_rung(rung, on_test, out, name=name, above_name=above_name)
 
         try:
             stages.run(
@@ -210,6 +224,7 @@ def ladder_below(
     config: LadderConfig,
     *,
     timed_requests: int,
+    fitting_requests: int | None = None,
 ) -> Ladder:
     """A ladder whose rungs are judged as they are served.
 
@@ -219,6 +234,7 @@ def ladder_below(
         split: of them.
         config: how far, in what steps.
         timed_requests: that latency is measured on.
+        fitting_requests: that `w` is chosen on, as in `fit_on_validation`.
     """
     return Ladder(
         top,
@@ -227,29 +243,67 @@ def ladder_below(
         config=config,
         hands=Hands(
             measure=Judge(book, timed_requests=timed_requests),
-            settle=lambda model: _settle(model, book, split.valid),
+            settle=lambda model: _settle(model, book, split.valid, fitting_requests),
             watch=lambda model: watch(model, book, split.valid),
         ),
         device=training_device(),
     )
 
 
-def _settle(model: Foundation, book: PromptBook, valid: Targets) -> None:
+def _settle(model: Foundation, book: PromptBook, valid: Targets, requests: int | None) -> None:
     # A few numbers a task: each person's newest target is enough to fit them on.
-    valid = tiers(valid)[0]
     for task in range(len(book.prompter.tasks)):
-        fit_on_validation(model, book, valid, task=task)
+        fit_on_validation(model, book, newest(valid), task=task, requests=requests)
 
 
-def keep_rung(
-    rung: Rung, ladder: Ladder, above: Foundation, out: Path, *, name: str, above_name: str
-) -> None:
+class OnTest:
+    """Rungs on the test targets, which decide nothing, against the top, which is asked once.
+
+    Args:
+        top: of the ladder.
+        book: pieces of the interactions.
+        split: of them.
+    """
+
+    def __init__(self, top: Foundation, book: PromptBook, split: Split) -> None:
+        self.top = top
+        self._book, self._targets = book, split.test
+        self._asked = Asked(book, split.test)
+
+    def metrics_of(self, model: Foundation) -> dict[str, Any]:
+        """Each metric with its interval, and the NDCG@10 lost against the top."""
+        of_rung = self._answers(model)
+        found: dict[str, Any] = {
+            metric: {"value": interval.value, "low": interval.low, "high": interval.high, "n": n}
+            for metric, (interval, n) in of_rung.metrics().items()
+        }
+        of_top = self._of_top
+        if of_rung.rank is not None and of_top.rank is not None and len(of_rung.rank):
+            lost = paired_bootstrap(ndcg(of_top.rank, 10), ndcg(of_rung.rank, 10), of_rung.user)
+            if np.isfinite([lost.value, lost.low, lost.high]).all():
+                found["loss_vs_top"] = {
+                    "value": lost.value,
+                    "low": lost.low,
+                    "high": lost.high,
+                    "n": len(of_rung.rank),
+                }
+        return found
+
+    @cached_property
+    def _of_top(self) -> Answers:
+        return self._answers(self.top)
+
+    def _answers(self, model: Foundation) -> Answers:
+        said = predict_targets(model, self._book, self._targets)
+        return self._asked.of(said, model.calibration(self._asked.task))
+
+
+def keep_rung(rung: Rung, on_test: OnTest, out: Path, *, name: str, above_name: str) -> None:
     """Write a rung's stage: its model, its verdicts and its record.
 
     Args:
         rung: that was taken.
-        ladder: it is of.
-        above: the rung above.
+        on_test: measures it.
         out: the stage's folder.
         name: of the rung.
         above_name: of the rung above.
@@ -271,7 +325,7 @@ def keep_rung(
         "shape": asdict(shape_of(model.decoder)),
         "parameters": model.num_parameters(),
         "embedding_parameters": _embedding_parameters(model),
-        "ratio": model.num_parameters() / ladder.top.num_parameters(),
+        "ratio": model.num_parameters() / on_test.top.num_parameters(),
         "step": taken.step,
         "attempts": [asdict(attempt) for attempt in rung.attempts],
         "num_targets": taken.num_targets,
@@ -282,7 +336,7 @@ def keep_rung(
             "above": latency.reference,
             "top": from_top.reference,
         },
-        "test": _on_test(model, ladder.top, ladder.book, ladder.split),
+        "test": on_test.metrics_of(model),
     }
     write_whole(out / RUNG_RECORD, json.dumps(record, indent=2) + "\n")
 
@@ -294,30 +348,6 @@ def _embedding_parameters(model: Foundation) -> int:
         for weight in module.parameters()
     }
     return sum(tables.values())
-
-
-def _on_test(model: Foundation, top: Foundation, book: PromptBook, split: Split) -> dict[str, Any]:
-    """Metrics on the test targets, which decide nothing, and the NDCG@10 lost against the top."""
-    asked = Asked(book, split.test)
-
-    def answers(one: Foundation) -> Answers:
-        return asked.of(predict_targets(one, book, split.test), one.calibration(asked.task))
-
-    of_rung, of_top = answers(model), answers(top)
-    found: dict[str, Any] = {
-        metric: {"value": interval.value, "low": interval.low, "high": interval.high, "n": n}
-        for metric, (interval, n) in of_rung.metrics().items()
-    }
-    if of_rung.rank is not None and of_top.rank is not None and len(of_rung.rank):
-        lost = paired_bootstrap(ndcg(of_top.rank, 10), ndcg(of_rung.rank, 10), of_rung.user)
-        if np.isfinite([lost.value, lost.low, lost.high]).all():
-            found["loss_vs_top"] = {
-                "value": lost.value,
-                "low": lost.low,
-                "high": lost.high,
-                "n": len(of_rung.rank),
-            }
-    return found
 
 
 def _copy_run(folder: Path, out: Path) -> None:

@@ -41,7 +41,7 @@ from decant.stages import PlannedStage, Stages
 from distill.anatomy import shape_of
 from distill.distillation import distil
 from distill.importance import measure_importance
-from distill.ladder import tiers
+from distill.ladder import newest
 from distill.pruning import prune
 from foundation import Foundation
 from foundation.calibration import fit_calibration
@@ -123,7 +123,11 @@ def run(job: Job, *, dry_run: bool = False, until: str | None = None) -> Finishe
         stages.run(
             DATA,
             lambda out, _: _data(job, out),
-            inputs={**job.source, "held_out_slates": recipe.held_out_slates},
+            inputs={
+                **job.source,
+                "held_out_slates": recipe.held_out_slates,
+                "test_slates": recipe.test_slates,
+            },
             code=("promptify",),
         )
         stages.run(
@@ -182,15 +186,18 @@ def _encoder_input(recipe: Recipe) -> dict[str, str]:
 def _data(job: Job, out: Path) -> None:
     data = job.load()
     # A log too short to hold anything out is refused before anything is kept of it.
-    held_out = job.recipe.held_out_slates
-    split = split_of(data.interactions, data.tasks, held_out_slates=held_out)
+    held_out = {
+        "held_out_slates": job.recipe.held_out_slates,
+        "test_slates": job.recipe.test_slates,
+    }
+    split = split_of(data.interactions, data.tasks, **held_out)
     if data.oracle is not None:
         SavedOracle.of(data.oracle, split.test).save(out)
     data.interactions.save(out / "interactions")
     source = {
         "tasks": [task.to_dict() for task in data.tasks],
         "set_aside": dict(data.set_aside),
-        "held_out_slates": held_out,
+        **held_out,
     }
     write_whole(out / "source.json", json.dumps(source, indent=2, ensure_ascii=False) + "\n")
 
@@ -309,7 +316,7 @@ def _finish_model(
     foundation.to("cpu")
     for task in range(len(book.prompter.tasks)):
         # A few numbers a task: each person's newest target is enough to fit them on.
-        fit_on_validation(foundation, book, tiers(split.valid)[0], task=task)
+        fit_on_validation(foundation, book, newest(split.valid), task=task)
     foundation.save_pretrained(out / "model")
     write_whole(out / "history.json", json.dumps(asdict(result)) + "\n")
     for curves in sorted(scratch.rglob("tensorboard")):
@@ -319,11 +326,24 @@ def _finish_model(
 
 
 def fit_on_validation(
-    foundation: Foundation, book: PromptBook, valid: Targets, *, task: int
+    foundation: Foundation,
+    book: PromptBook,
+    valid: Targets,
+    *,
+    task: int,
+    requests: int | None = None,
 ) -> None:
     """Set a task's calibration, then its `w`, which weighs calibrated probabilities.
 
     A task without validation targets keeps what it has.
+
+    Args:
+        foundation: changed in place.
+        book: pieces of the interactions.
+        valid: held-out slates.
+        task: index of the task.
+        requests: that `w` is chosen on, at most; 0 leaves `w` as it is, and `NUM_FITTING_REQUESTS`
+            are taken when left out.
     """
     log = book.interactions
     surface_n = np.array(log.surfaces)[log.event_surface[valid.first_event]]
@@ -337,16 +357,28 @@ def fit_on_validation(
     tasks = range(len(book.prompter.tasks))
     calibrations = [calibration if t == task else foundation.calibration(t) for t in tasks]
     foundation.settings = replace(foundation.settings, calibration=tuple(calibrations))
-    weight = fit_rank_weight(foundation, book, mine, task=task)
-    weights = [weight if t == task else foundation.rank_weight(t) for t in tasks]
-    foundation.settings = replace(foundation.settings, rank_weight=tuple(weights))
+    requests = NUM_FITTING_REQUESTS if requests is None else requests
+    if requests:
+        some = sample_targets(mine, requests)
+        ranked = None if len(some) < len(mine) else predictions.rank
+        weight = fit_rank_weight(foundation, book, some, task=task, ranked=ranked)
+        weights = [weight if t == task else foundation.rank_weight(t) for t in tasks]
+        foundation.settings = replace(foundation.settings, rank_weight=tuple(weights))
     logger.info(
-        "%s: calibration %s, w=%g", book.prompter.tasks[task].name, calibration.method, weight
+        "%s: calibration %s, w=%g",
+        book.prompter.tasks[task].name,
+        calibration.method,
+        foundation.rank_weight(task),
     )
 
 
 def fit_rank_weight(
-    foundation: Foundation, book: PromptBook, valid: Targets, *, task: int = 0
+    foundation: Foundation,
+    book: PromptBook,
+    valid: Targets,
+    *,
+    task: int = 0,
+    ranked: NDArray[np.int64] | None = None,
 ) -> float:
     """The `w` that ranks best, on validation, what was acted on well; 0 where nothing was.
 
@@ -355,15 +387,16 @@ def fit_rank_weight(
         book: pieces of the interactions.
         valid: held-out slates of the task.
         task: index of the task.
+        ranked: int64 [m], the rank of each target by p(item next), where it is known.
     """
-    some = sample_targets(valid, NUM_FITTING_REQUESTS)
-    asked = Asked(book, some, task=task)
+    asked = Asked(book, valid, task=task)
     # `w` puts good items first: a film that was seen and disliked does not speak for it.
     good = positive_actions(book, task)[book.interactions.event_action[asked.wanted.event]]
     if not good.any():
         return 0.0
     recommender = Recommender(foundation, build_index(foundation, model_hash="unsaved"), book)
-    ranked = predict_targets(foundation, book, some, task=task).rank
+    if ranked is None:
+        ranked = predict_targets(foundation, book, valid, task=task).rank
     return best_rank_weight(rerank(recommender, asked), ranked, good)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decant.atomic import write_whole
-from decant.ladder import keep_rung, ladder_below, ladder_config
+from decant.ladder import OnTest, keep_rung, ladder_below, ladder_config
 from decant.layout import FOUNDATION, RUNG_RECORD, RunLayout
 from decant.pipeline import index_again
 from decant.run_data import load_book, load_model, reading, rung_record, sample_targets
@@ -152,7 +152,7 @@ def quantise(folder: Path, *, max_loss: float = 0.01, timed_requests: int = 300)
             num_targets=judged["num_targets"],
         )
         rung = Rung(folder=scratch / "model", attempts=(taken,), above=verdicts[0], top=verdicts[1])
-        keep_rung(rung, ladder, above, out, name=name, above_name=above_name)
+        keep_rung(rung, OnTest(top, book, split), out, name=name, above_name=above_name)
         record = json.loads((out / RUNG_RECORD).read_text("utf-8"))
         record |= {"weights": "int8", "top1": asdict(top1)}
         write_whole(out / RUNG_RECORD, json.dumps(record, indent=2) + "\n")

@@ -54,6 +54,7 @@ class Recipe:
         rung: the step down.
         held_out_slates: of each person: the last is test, those before it validate and are what
             the gate rests on. Two is leave-one-out; ten gives a ladder nine times the targets.
+        test_slates: how many of the held-out are test, where one says too little.
         measured_users: at most so many test requests are re-ranked for the `system` row; all when
             None.
         timed_requests: requests that latency is measured on.
@@ -70,6 +71,7 @@ class Recipe:
     mining: MiningConfig | None = None
     rung: RungConfig = field(default_factory=RungConfig)
     held_out_slates: int = 2
+    test_slates: int = 1
     measured_users: int | None = None
     timed_requests: int = 300
     seed: int = 0

@@ -71,27 +71,36 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def split_of(
-    interactions: Interactions, tasks: tuple[Task, ...], *, held_out_slates: int = 2
+    interactions: Interactions,
+    tasks: tuple[Task, ...],
+    *,
+    held_out_slates: int = 2,
+    test_slates: int = 1,
 ) -> Split:
     """The split of every run: a person's last slates, on the first task's surface.
 
     Args:
         interactions: the log.
         tasks: of the data.
-        held_out_slates: of each person: the last is test, those before it validate.
+        held_out_slates: of each person: the last are test, those before them validate.
+        test_slates: how many of them are test.
     """
     surface = tasks[0].name if len(tasks) > 1 else None
     if held_out_slates == 2:
         return leave_one_out(interactions, surface=surface)
-    return leave_last(interactions, num=held_out_slates, surface=surface)
+    return leave_last(interactions, num=held_out_slates, num_test=test_slates, surface=surface)
 
 
 def load_split(layout: RunLayout, interactions: Interactions) -> Split:
     """The split of a run."""
     path = layout.folder / DATA / "source.json"
     with reading(path):
-        held_out = int(json.loads(path.read_text("utf-8")).get("held_out_slates", 2))
-    return split_of(interactions, load_tasks(layout), held_out_slates=held_out)
+        source = json.loads(path.read_text("utf-8"))
+        held_out, test = (
+            int(source.get(name, otherwise))
+            for name, otherwise in (("held_out_slates", 2), ("test_slates", 1))
+        )
+    return split_of(interactions, load_tasks(layout), held_out_slates=held_out, test_slates=test)
 
 
 def load_book(layout: RunLayout) -> tuple[PromptBook, Split]:

@@ -21,6 +21,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ import numpy as np
 from distill.anatomy import Shape, body_parameters, shape_of
 from distill.distillation import Distillation, Teacher, distil
 from distill.gate import GateConfig, GateVerdict, Measurements, Status, verdict
-from distill.importance import measure_importance
+from distill.importance import Importance, measure_importance
 from distill.kept import Kept
 from distill.pruning import keep
 from distill.repair import repair
@@ -209,10 +210,12 @@ class Ladder:
         """
         step = self.config.max_step if step is None else step
         attempts: list[Attempt] = []
+        # The same for every step, and as dear as reading the calibration prompts.
+        importance = cache(lambda: measure_importance(above, self.calibration_rows()))
         for halving in range(self.config.num_halvings + 1):
             folder = scratch / f"attempt-{halving + 1}"
             folder.mkdir(parents=True, exist_ok=True)
-            found, rung = self._attempt(above, step / 2**halving, folder)
+            found, rung = self._attempt(above, importance, step / 2**halving, folder)
             attempts.append(found)
             if rung is not None:
                 return replace(rung, attempts=tuple(attempts))
@@ -226,8 +229,10 @@ class Ladder:
             )
         return Rung(folder=None, attempts=tuple(attempts))
 
-    def _attempt(self, above: Foundation, step: float, folder: Path) -> tuple[Attempt, Rung | None]:
-        shape = self._start(above, step, folder)
+    def _attempt(
+        self, above: Foundation, importance: Callable[[], Importance], step: float, folder: Path
+    ) -> tuple[Attempt, Rung | None]:
+        shape = self._start(above, importance, step, folder)
         if shape is None:
             return Attempt(step=step, shape=None), None
         epochs = self._epochs(above, folder)
@@ -250,18 +255,20 @@ class Ladder:
             history=json.loads((folder / "history.json").read_text("utf-8")),
         )
 
-    def _start(self, above: Foundation, step: float, folder: Path) -> Shape | None:
+    def _start(
+        self, above: Foundation, importance: Callable[[], Importance], step: float, folder: Path
+    ) -> Shape | None:
         """Prune and repair."""
         plan = folder / "plan.json"
         if not plan.exists():
-            rows = self.calibration_rows()
-            importance = measure_importance(above, rows)
-            shape = next_shape(above.decoder, importance, step=step, at_least=self.end_parameters)
+            counts = importance()
+            shape = next_shape(above.decoder, counts, step=step, at_least=self.end_parameters)
             repairs: list[Any] = []
             if shape is not None:
-                kept = Kept.most_important(importance, shape)
-                student = keep(above, kept, importance.energy)
+                kept = Kept.most_important(counts, shape)
+                student = keep(above, kept, counts.energy)
                 if self.config.repair:
+                    rows = self.calibration_rows()
                     repairs = [asdict(one) for one in repair(student, above, kept, rows)]
                 student.save_pretrained(folder / "start")
             _write_json(
@@ -367,7 +374,7 @@ class Ladder:
         shutil.rmtree(folder / "fit", ignore_errors=True)
 
     def judge(self, above: Foundation, folder: Path) -> dict[str, Any]:
-        """Ask the gate, first on each person's newest target, then, undecided, on all there are.
+        """Ask the gate, on all held-out slates there are.
 
         Args:
             above: the rung above; only read.
@@ -381,46 +388,39 @@ class Ladder:
             student = Foundation.from_pretrained(folder / "model")
             for model in (above, self.top):
                 model.to("cpu")
-            models = {"top": self.top, "above": above, "rung": student}
-            verdicts: dict[str, GateVerdict] = {}
-            status: Status = "undecided"
-            num_targets = 0
-            for targets in tiers(self.split.valid):
-                num_targets = len(targets)
-                measured = self.hands.measure(models, targets)
-                verdicts = {
-                    name: verdict(
-                        measured[name],
-                        measured["rung"],
-                        GateConfig.with_max_loss(
-                            max_loss,
-                            max_miscalibration=self.config.max_miscalibration,
-                            max_slowdown=self.config.max_slowdown,
-                        ),
-                    )
-                    for name, max_loss in (
-                        ("above", self.config.max_loss),
-                        ("top", self.config.max_loss_vs_top),
-                    )
-                }
-                status = together([one.status for one in verdicts.values()])
-                if status != "undecided":
-                    break
+            measured = self.hands.measure(
+                {"top": self.top, "above": above, "rung": student}, self.split.valid
+            )
+            verdicts = {
+                name: verdict(
+                    measured[name],
+                    measured["rung"],
+                    GateConfig.with_max_loss(
+                        max_loss,
+                        max_miscalibration=self.config.max_miscalibration,
+                        max_slowdown=self.config.max_slowdown,
+                    ),
+                )
+                for name, max_loss in (
+                    ("above", self.config.max_loss),
+                    ("top", self.config.max_loss_vs_top),
+                )
+            }
             (folder / "verdicts").mkdir(exist_ok=True)
             for name, one in verdicts.items():
                 one.save(folder / "verdicts" / f"{name}.json")
-            _write_json(judged, {"status": status, "num_targets": num_targets})
+            status = together([one.status for one in verdicts.values()])
+            _write_json(judged, {"status": status, "num_targets": len(self.split.valid)})
         return _read_json(judged)
 
 
-def tiers(valid: Targets) -> list[Targets]:
-    """What the gate rests on, growing: each person's newest target, then all, where there are more.
+def newest(valid: Targets) -> Targets:
+    """Each person's newest target: enough to fit a few numbers on.
 
     Args:
         valid: held-out slates, each person's in time order.
     """
-    is_newest = np.append(valid.user[1:] != valid.user[:-1], True)
-    return [valid] if is_newest.all() else [valid[is_newest], valid]
+    return valid[np.append(valid.user[1:] != valid.user[:-1], True)]
 
 
 def together(statuses: list[Status]) -> Status:

@@ -6,19 +6,18 @@
 Legend: n requests, m ranking targets, e scored events, I items, A actions of the task, K retrieved.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
-from foundation.batches import by_length, positions_at_once
 from foundation.evaluation import rank_of_targets, seen_items
+from foundation.pair_reading import pair_states
 from foundation.scoring import Scores
-from promptify.pieces import Pieces, gather
+from promptify.pieces import gather
 from promptify.rows import Rows
 
 if TYPE_CHECKING:
@@ -235,7 +234,7 @@ def read_pairs(
     """Read an item after a prefix, for many pairs at once: the person before it, the action at it.
 
     The same numbers as `Foundation.embed_users` and `Foundation.score`, for many people with few
-    candidates each: a row per pair, batched by length.
+    candidates each; see `foundation.pair_reading`.
 
     Args:
         foundation: the model.
@@ -252,7 +251,7 @@ def read_pairs(
     actions = foundation.prompter.task_label_index(task)
     log_probs_eA = np.zeros((len(request), len(actions)), dtype=np.float32)
     vectors_eV = np.zeros((len(request), foundation.settings.vector_dim), dtype=np.float32)
-    for pair_B, arrow_BD, before_BD in _pair_states(
+    for pair_B, arrow_BD, before_BD in pair_states(
         foundation, rows, request, items, max_positions=max_positions, progress=progress
     ):
         task_B = torch.full((len(pair_B),), task, device=foundation.device)
@@ -290,7 +289,7 @@ def read_scores(
     actions, grades = prompter.task_label_index(task), prompter.task_grade_index(task)
     action_eA = np.zeros((len(request), len(actions)), dtype=np.float32)
     grade_eG = np.zeros((len(request), len(grades)), dtype=np.float32)
-    for pair_B, arrow_BD, _ in _pair_states(
+    for pair_B, arrow_BD, _ in pair_states(
         foundation, rows, request, items, max_positions=max_positions, progress=progress
     ):
         task_B = torch.full((len(pair_B),), task, device=foundation.device)
@@ -298,55 +297,6 @@ def read_scores(
         action_eA[pair_B] = said[:, actions].cpu().numpy()
         grade_eG[pair_B] = foundation.grade_log_probs(arrow_BD, task_B)[:, grades].cpu().numpy()
     return Scores(action_CA=action_eA, grade_CG=grade_eG)
-
-
-def _pair_states(
-    foundation: "Foundation",
-    rows: Rows,
-    request: NDArray[np.int64],
-    items: NDArray[np.integer[Any]],
-    *,
-    max_positions: int | None,
-    progress: bool,
-) -> Iterator[tuple[NDArray[np.int64], torch.Tensor, torch.Tensor]]:
-    """Numbers of some pairs, and hidden states at their arrows and before them, [B, D] each."""
-    foundation.eval()
-    pieces = foundation.questions(items.astype(np.int64))
-    inline_slots_JD = foundation.inline_slots(rows)
-    lengths_e = rows.lengths[request] + pieces.lengths
-    with tqdm(total=len(request), desc="read requests", disable=not progress) as bar:
-        at_once = max_positions or positions_at_once(foundation.device)
-        for chosen_B in by_length(lengths_e, max_positions=at_once):
-            ids_BT = _joined(rows, pieces, request[chosen_B], chosen_B, foundation)
-            hidden_BTD = foundation.hidden(ids_BT, inline_slots_JD=inline_slots_JD)
-            row_B = torch.arange(len(chosen_B), device=ids_BT.device)
-            last_B = torch.from_numpy(lengths_e[chosen_B] - 1).to(ids_BT.device)
-            before_B = torch.from_numpy(rows.lengths[request[chosen_B]] - 1).to(ids_BT.device)
-            yield chosen_B, hidden_BTD[row_B, last_B], hidden_BTD[row_B, before_B]
-            bar.update(len(chosen_B))
-
-
-def _joined(
-    rows: Rows,
-    pieces: Pieces,
-    request_B: NDArray[np.int64],
-    pair_B: NDArray[np.int64],
-    foundation: "Foundation",
-) -> torch.Tensor:
-    """Prefix and question in one padded row per pair, int64 [B, T]."""
-    prefix = Pieces(ids=rows.ids, offsets=rows.row_offsets)
-    both = Pieces(
-        ids=np.concatenate([rows.ids, pieces.ids]),
-        offsets=np.concatenate([prefix.offsets, pieces.offsets[1:] + len(rows.ids)]),
-    )
-    # Prefix and question alternate: one gather lays all pairs end to end.
-    parts = np.stack([request_B, len(prefix) + pair_B], axis=1).ravel()
-    flat = both.ids[gather(both.offsets, parts)]
-    lengths_B = prefix.lengths[request_B] + pieces.lengths[pair_B]
-    width = int(lengths_B.max())
-    ids = np.full((len(pair_B), width), foundation.prompter.newline_id, dtype=np.int64)
-    ids[np.arange(width)[None, :] < lengths_B[:, None]] = flat
-    return torch.from_numpy(ids).to(foundation.device)
 
 
 def slate_events(targets: "Targets") -> NDArray[np.int64]:

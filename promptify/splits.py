@@ -115,23 +115,33 @@ def leave_one_out(interactions: Interactions, *, surface: str | None = None) -> 
     return replace(leave_last(interactions, num=2, surface=surface), name="leave_one_out")
 
 
-def leave_last(interactions: Interactions, *, num: int = 10, surface: str | None = None) -> Split:
-    """Per user in time order: the last slate is test, the `num` - 1 before it validation.
+def leave_last(
+    interactions: Interactions, *, num: int = 10, num_test: int = 1, surface: str | None = None
+) -> Split:
+    """Per user in time order: the last slates are test, those before them validation.
 
     A user keeps at least one slate to be trained on: of `s` ≥ 3 slates, min(`num`, `s` - 1) are
-    held out. Users with fewer than 3 slates are trained on whole.
+    held out, and of these the same share is test, one at least. Users with fewer than 3 slates are
+    trained on whole.
 
     Args:
         interactions: the log.
         num: slates to hold out per user, at least 2.
+        num_test: of those, for test; one leaves the others to validate.
         surface: as in `leave_one_out`.
 
     Raises:
         BadInput: nobody has 3 slates.
-        ValueError: `num` is below 2, or the surface is unknown.
+        ValueError: `num` is below 2, `num_test` is not between 1 and `num` - 1, or the surface is
+            unknown.
     """
     if num < 2:
         raise ValueError(f"num={num} must be 2 or more: one slate for test, the rest to validate.")
+    if not 1 <= num_test < num:
+        raise ValueError(
+            f"num_test={num_test} must be between 1 and {num - 1}: what is held out and no test "
+            "validates."
+        )
     slates = _slates(interactions, surface)
     num_users = interactions.num_users
     num_slates_U = np.bincount(slates.user, minlength=num_users)
@@ -139,6 +149,8 @@ def leave_last(interactions: Interactions, *, num: int = 10, surface: str | None
     # Counted from the user's last slate, which is 0.
     age_S = np.cumsum(num_slates_U)[slates.user] - 1 - np.arange(len(slates))
     held_S = age_S < num_held_U[slates.user]
+    num_test_U = np.maximum(1, num_held_U * num_test // num)
+    test_S = held_S & (age_S < num_test_U[slates.user])
 
     border_U = interactions.user_offsets[1:].copy()
     np.minimum.at(border_U, slates.user[held_S], slates.first_event[held_S])
@@ -146,8 +158,8 @@ def leave_last(interactions: Interactions, *, num: int = 10, surface: str | None
     return Split(
         name=f"leave_last_{num}",
         train=rows_E < border_U[interactions.event_user],
-        valid=slates[held_S & (age_S > 0)],
-        test=slates[held_S & (age_S == 0)],
+        valid=slates[held_S & ~test_S],
+        test=slates[test_S],
     )
 
 

@@ -24,6 +24,10 @@ def test_a_run_keeps_how_many_slates_it_holds_out(tiny_run, tmp_path):
     assert len(longer.valid) > len(split.valid)
     assert np.unique(longer.valid.user, return_counts=True)[1].max() == 3
     assert longer.train.sum() < split.train.sum()
+    path.write_text(json.dumps(source | {"held_out_slates": 4, "test_slates": 2}))
+    _, more_tests = load_book(RunLayout(folder))
+    assert np.unique(more_tests.test.user, return_counts=True)[1].max() == 2
+    np.testing.assert_array_equal(more_tests.train, longer.train)
 
 
 def test_a_recipe_comes_back_from_its_run(tiny_run, recipe, tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 from distill.anatomy import body_parameters, shape_of
 from distill.importance import Importance
-from distill.ladder import LadderConfig, rungs_left, tiers, together
+from distill.ladder import LadderConfig, newest, rungs_left, together
 from distill.steps import next_shape, relative_importance
 from promptify.splits import Targets
 
@@ -98,12 +98,9 @@ def targets(users: list[int]) -> Targets:
     )
 
 
-def test_the_gate_looks_at_the_newest_targets_first_and_at_all_where_there_are_more() -> None:
-    newest, every = tiers(targets([0, 0, 0, 4, 7, 7]))
-    assert newest.first_event.tolist() == [2, 3, 5]
-    assert len(every) == 6
-    [only] = tiers(targets([0, 4, 7]))
-    assert len(only) == 3
+def test_the_newest_targets_are_each_persons_last() -> None:
+    assert newest(targets([0, 0, 0, 4, 7, 7])).first_event.tolist() == [2, 3, 5]
+    assert len(newest(targets([0, 4, 7]))) == 3
 
 
 def test_rungs_to_the_end() -> None:

@@ -98,12 +98,13 @@ def check_sound(data: Interactions, split: Split) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(data=logs, num=st.integers(2, 6), surface=surfaces)
+@given(data=logs, num=st.integers(2, 6), num_test=st.integers(1, 5), surface=surfaces)
 def test_leave_last_is_sound_and_holds_out_what_it_says(
-    data: Interactions, num: int, surface: str | None
+    data: Interactions, num: int, num_test: int, surface: str | None
 ) -> None:
+    assume(num_test < num)
     try:
-        split = leave_last(data, num=num, surface=surface)
+        split = leave_last(data, num=num, num_test=num_test, surface=surface)
     except BadInput:
         assume(False)
     check_sound(data, split)
@@ -116,8 +117,12 @@ def test_leave_last_is_sound_and_holds_out_what_it_says(
             int(np.flatnonzero(data.event_slate == slate)[0])
             for slate in slates[len(slates) - num_held :]
         ]
-        assert split.valid.first_event[split.valid.user == user].tolist() == firsts[:-1]
-        assert split.test.first_event[split.test.user == user].tolist() == firsts[-1:]
+        # The same share of a short history, one at least, and one that validates.
+        tested = 0 if num_held == 0 else max(1, num_held * num_test // num)
+        assert tested < max(1, num_held)
+        valid = firsts[: num_held - tested]
+        assert split.valid.first_event[split.valid.user == user].tolist() == valid
+        assert split.test.first_event[split.test.user == user].tolist() == firsts[len(valid) :]
         border = firsts[0] if firsts else data.num_events
         assert (split.train[mine] == (np.flatnonzero(mine) < border)).all()
     for targets in (split.valid, split.test):
@@ -239,6 +244,8 @@ def test_what_cannot_be_split_says_so() -> None:
         global_time(short, valid_from=5, test_from=2)
     with pytest.raises(ValueError, match="num=1"):
         leave_last(short, num=1)
+    with pytest.raises(ValueError, match="num_test=3 must be between 1 and 2"):
+        leave_last(short, num=3, num_test=3)
     with pytest.raises(ValueError, match="surface='c' is unknown; the log has a, b"):
         leave_one_out(steady(), surface="c")
     with pytest.raises(ValueError, match=r"fraction=1\.0"):
