@@ -51,8 +51,9 @@ from decant.run_data import load_book, load_model, rung_record, sample_targets
 from distill.anatomy import Shape, stock_config
 from distill.distillation import distil
 from distill.importance import Importance, measure_importance
-from distill.ladder import Hands, Ladder, LadderConfig, newest
+from distill.ladder import LadderConfig, newest
 from distill.pruning import prune
+from distill.steps import calibration_rows
 from foundation import FitConfig, Foundation
 from foundation.evaluation import ndcg
 from foundation.evaluation.bootstrap import Interval, bootstrap_interval, paired_bootstrap
@@ -208,7 +209,12 @@ class Descent:
             if arm == "from_scratch":
                 made = self._random(shape)
             else:
-                rows = self._ladder().calibration_rows()
+                rows = calibration_rows(
+                    self.book,
+                    self.split.train,
+                    count=self.config.calibration_rows,
+                    seed=self.config.seed,
+                )
                 repaired = None if arm == "no_repair" else rows
                 made = prune(above, self._importance(above, rows), shape, rows=repaired)
             made.save_pretrained(start)
@@ -239,10 +245,6 @@ class Descent:
         made.encode_catalogue()
         made.refresh_readings()
         return made.eval()
-
-    def _ladder(self) -> Ladder:
-        hands = Hands(measure=lambda *_: {}, settle=lambda _: None, watch=lambda _: {})
-        return Ladder(self.top, self.book, self.split, config=self.config, hands=hands)
 
     def answers(self, model: Foundation) -> Answers:
         """Of a model to the test requests."""

@@ -22,6 +22,7 @@ from jsonargparse import ArgumentParser, Namespace
 from decant.errors import one_line_errors
 from decant.policy_cli import add_policy_commands, policy_parser, run_policy
 from decant.processes import leads
+from decant.shape_cli import run_search_shape, search_shape_parser
 
 
 @one_line_errors()
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     jobs = {
         "demo": _demo,
         "ladder": _ladder,
+        "search-shape": _search_shape,
         "sweep": _sweep,
         "export": _export,
         "trim": _trim,
@@ -83,6 +85,9 @@ def build_parser() -> ArgumentParser:
     _add_sources(run)
     commands.add_subcommand(
         "ladder", _ladder_parser(), help="ever smaller models below a run's, each gated"
+    )
+    commands.add_subcommand(
+        "search-shape", search_shape_parser(), help="the shape that a budget buys best"
     )
     commands.add_subcommand(
         "sweep", _sweep_parser(), help="a grid of settings, ranked by what validation says"
@@ -218,6 +223,12 @@ def _ladder_parser() -> ArgumentParser:
         type=float,
         default=0.1,
         help="share of the foundation's body parameters to end at; embeddings are not counted",
+    )
+    parser.add_argument(
+        "--shape",
+        type=str,
+        help="the shape to end at instead, as `decant search-shape` finds one: 4x240x2x160 is "
+        "layers, neurons, groups of heads and hidden width",
     )
     parser.add_argument(
         "--max-loss",
@@ -511,11 +522,13 @@ def _ladder(options: Namespace) -> None:
     from dataclasses import replace
 
     from decant.ladder import descend, ladder_config
+    from distill.anatomy import Shape
 
     _hush_bars()
     config = ladder_config(
         options.run,
         to=options.to,
+        shape=None if options.shape is None else Shape.parse(options.shape),
         max_loss=options.max_loss,
         max_loss_vs_top=3 * options.max_loss,
         max_step=options.max_step,
@@ -529,6 +542,12 @@ def _ladder(options: Namespace) -> None:
     )
     print(done.table)
     print(f"\n{done.folder / 'ladder.html'}")
+
+
+def _search_shape(options: Namespace) -> None:
+    _hush_bars()
+    for line in run_search_shape(options):
+        print(line)
 
 
 def _sweep(options: Namespace) -> None:

@@ -164,6 +164,7 @@ def descend(
 def _rungs(stages: Stages, layout: RunLayout, ladder: Ladder) -> tuple[list[str], str]:
     """Step down until the end is reached or no step passes: names of the rungs, and why it ends."""
     config, top = ladder.config, ladder.top
+    end = config.to if config.shape is None else body_ratio(top, config.shape)
     on_test = OnTest(top, ladder.book, ladder.split)
     has_own = (layout.folder / RUNG).is_dir() and not layout.is_of_ladder(RUNG)
     first = 2 if has_own else 1
@@ -172,9 +173,9 @@ def _rungs(stages: Stages, layout: RunLayout, ladder: Ladder) -> tuple[list[str]
     began = time.monotonic()
     for number in range(first, first + _MOST_RUNGS):
         ratio = body_ratio(top, shape_of(above.decoder))
-        if ratio <= config.to:
+        if ratio <= end:
             return made, f"{made[-1] if made else FOUNDATION} is at the end that was asked for"
-        left = rungs_left(config, ratio, step)
+        left = rungs_left(end, ratio, step)
         said = f"about {left} {'rung' if left == 1 else 'rungs'} left"
         if made and (minutes := (time.monotonic() - began) / 60) > 0.1:
             said += f", {minutes / len(made) * left:.0f} minutes"

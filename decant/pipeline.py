@@ -43,6 +43,7 @@ from distill.distillation import distil
 from distill.importance import measure_importance
 from distill.ladder import newest
 from distill.pruning import prune
+from distill.steps import calibration_rows
 from foundation import Foundation
 from foundation.calibration import fit_calibration
 from foundation.checkpoint import weights_hash
@@ -258,11 +259,7 @@ def _foundation(
 def _rung(layout: RunLayout, recipe: Recipe, out: Path, scratch: Path) -> None:
     book, split = load_book(layout)
     teacher = load_model(layout.model(FOUNDATION))
-    rng = np.random.default_rng(recipe.seed)
-    windows = book.windows(split.train, seed=recipe.seed, epoch=0)
-    count = min(recipe.rung.calibration_rows, len(windows))
-    chosen = np.sort(rng.choice(len(windows), size=count, replace=False))
-    rows = book.assemble(windows[chosen], seed=recipe.seed, epoch=0)
+    rows = calibration_rows(book, split.train, count=recipe.rung.calibration_rows, seed=recipe.seed)
     there = shape_of(teacher.decoder)
     shape = replace(
         there,

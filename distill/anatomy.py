@@ -69,6 +69,30 @@ class Shape:
         """Of one dimension."""
         return int(getattr(self, dimension))
 
+    @classmethod
+    def parse(cls, text: str) -> "Shape":
+        """The shape that was said as ``layers x neurons x groups x hidden``.
+
+        Raises:
+            BadInput: it is not four whole numbers.
+
+        Example:
+            >>> Shape.parse("4x240x2x160").hidden
+            160
+        """
+        parts = [part.strip() for part in text.split("x")]
+        if len(parts) != len(DIMENSIONS) or not all(part.isdecimal() for part in parts):
+            raise BadInput(
+                f"shape {text!r} is not four whole numbers; give layers, neurons, groups and "
+                "hidden width as in 4x240x2x160."
+            )
+        return cls(**dict(zip(DIMENSIONS, map(int, parts), strict=True)))
+
+    @property
+    def code(self) -> str:
+        """What `parse` reads."""
+        return "x".join(str(self.size(dimension)) for dimension in DIMENSIONS)
+
     def __str__(self) -> str:
         said = (f"{getattr(self, field.name)} {field.name}" for field in fields(self))
         return ", ".join(said)
@@ -209,6 +233,30 @@ def stock_config(decoder: Any, shape: Shape, *, kept_layers: list[int] | None = 
     if check is not None:
         check()
     return config
+
+
+def check_shape(decoder: Any, shape: Shape) -> None:
+    """Refuse a shape that a decoder cannot be pruned to.
+
+    Args:
+        decoder: that is pruned.
+        shape: of what is left.
+
+    Raises:
+        BadInput: a size is not between 1 and what there is, or the family's stock configuration
+            refuses the shape.
+    """
+    there = shape_of(decoder)
+    for dimension in DIMENSIONS:
+        if not 1 <= shape.size(dimension) <= there.size(dimension):
+            raise BadInput(
+                f"shape.{dimension}={shape.size(dimension)} must be between 1 and "
+                f"{there.size(dimension)}."
+            )
+    try:
+        stock_config(decoder, shape)
+    except ValueError as error:
+        raise BadInput(f"shape ({shape}) is none that stock loaders take: {error}") from error
 
 
 def is_stock(decoder: Any, shape: Shape) -> bool:

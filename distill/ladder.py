@@ -27,14 +27,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from distill.anatomy import Shape, body_parameters, shape_of
+from distill.anatomy import Shape, body_parameters, check_shape, shape_of
 from distill.distillation import Distillation, Teacher, distil
 from distill.gate import GateConfig, GateVerdict, Measurements, Status, verdict
 from distill.importance import Importance, measure_importance
 from distill.kept import Kept
 from distill.pruning import keep
 from distill.repair import repair
-from distill.steps import next_shape
+from distill.steps import calibration_rows, next_shape
 from distill.teaching import TeacherConfig
 from foundation import FitConfig, FitResult, Foundation
 from foundation.plan import TrainingPlan
@@ -70,6 +70,7 @@ class LadderConfig:
         taught_by: the rung above, the top, or both, each for half.
         calibration_rows: prompts that importance is measured and repairs are made on.
         repair: whether what stays is repaired by least squares.
+        shape: that the ladder ends at, whatever `to` says; None to end at `to`.
         seed: of the calibration prompts.
     """
 
@@ -86,6 +87,7 @@ class LadderConfig:
     taught_by: Literal["above", "top", "both"] = "above"
     calibration_rows: int = 1000
     repair: bool = True
+    shape: Shape | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -180,6 +182,9 @@ class Ladder:
         config: how far, in what steps.
         hands: what measures and calibrates.
         device: where rungs are trained.
+
+    Raises:
+        BadInput: the config ends at a shape that the top cannot be pruned to.
     """
 
     def __init__(
@@ -194,10 +199,14 @@ class Ladder:
     ) -> None:
         self.top, self.book, self.split = top, book, split
         self.config, self.hands, self.device = config, hands, device
+        if config.shape is not None:
+            check_shape(top.decoder, config.shape)
 
     @property
     def end_parameters(self) -> int:
         """Body parameters at which the ladder ends."""
+        if self.config.shape is not None:
+            return body_parameters(self.top.decoder, self.config.shape)
         return int(self.config.to * self.top.num_parameters())
 
     def step_down(self, above: Foundation, *, scratch: Path, step: float | None = None) -> Rung:
@@ -262,7 +271,13 @@ class Ladder:
         plan = folder / "plan.json"
         if not plan.exists():
             counts = importance()
-            shape = next_shape(above.decoder, counts, step=step, at_least=self.end_parameters)
+            shape = next_shape(
+                above.decoder,
+                counts,
+                step=step,
+                at_least=self.end_parameters,
+                until=self.config.shape,
+            )
             repairs: list[Any] = []
             if shape is not None:
                 kept = Kept.most_important(counts, shape)
@@ -278,12 +293,11 @@ class Ladder:
         return None if shape is None else Shape(**shape)
 
     def calibration_rows(self) -> Rows:
-        """The prompts that decide what stays: some training windows, the same on every rung."""
+        """The prompts that decide what stays, the same on every rung."""
         config = self.config
-        windows = self.book.windows(self.split.train, seed=config.seed, epoch=0)
-        count = min(config.calibration_rows, len(windows))
-        chosen = np.random.default_rng(config.seed).choice(len(windows), size=count, replace=False)
-        return self.book.assemble(windows[np.sort(chosen)], seed=config.seed, epoch=0)
+        return calibration_rows(
+            self.book, self.split.train, count=config.calibration_rows, seed=config.seed
+        )
 
     def _epochs(self, above: Foundation, folder: Path) -> float:
         """How long to teach; once timed, the number is kept."""
@@ -430,11 +444,11 @@ def together(statuses: list[Status]) -> Status:
     return "pass" if all(status == "pass" for status in statuses) else "undecided"
 
 
-def rungs_left(config: LadderConfig, ratio: float, step: float) -> int:
-    """How many rungs of a step it takes from a share of the top's parameters to the end."""
-    if ratio <= config.to:
+def rungs_left(end: float, ratio: float, step: float) -> int:
+    """How many rungs of a step it takes from a share of the top's parameters to the end's."""
+    if ratio <= end:
         return 0
-    return int(np.ceil(np.log(config.to / ratio) / np.log(1 - step)))
+    return int(np.ceil(np.log(end / ratio) / np.log(1 - step)))
 
 
 def body_ratio(top: Foundation, shape: Shape) -> float:

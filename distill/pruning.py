@@ -19,13 +19,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from distill.anatomy import (
-    DIMENSIONS,
     Axis,
     Shape,
     axes_of,
     check_known,
+    check_shape,
     layer_of,
-    shape_of,
     stock_config,
 )
 from distill.importance import Importance, norms_of
@@ -67,13 +66,7 @@ def prune(
         BadInput: a size is not between 1 and what there is, or the family's stock configuration
             refuses the shape.
     """
-    there = shape_of(foundation.decoder)
-    for dimension in DIMENSIONS:
-        if not 1 <= shape.size(dimension) <= there.size(dimension):
-            raise BadInput(
-                f"shape.{dimension}={shape.size(dimension)} must be between 1 and "
-                f"{there.size(dimension)}."
-            )
+    check_shape(foundation.decoder, shape)
     kept = Kept.most_important(importance, shape)
     small = keep(foundation, kept, importance.energy)
     if rows is not None:

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from distill.anatomy import body_parameters, shape_of
+from distill.anatomy import DIMENSIONS, Shape, body_parameters, check_shape, shape_of
 from distill.importance import Importance
 from distill.ladder import LadderConfig, newest, rungs_left, together
 from distill.steps import next_shape, relative_importance
 from promptify.splits import Targets
+from promptify.validation import BadInput
 
 
 def even(decoder: Any, **changes: Any) -> Importance:
@@ -75,6 +76,38 @@ def test_it_stops_at_the_end_of_the_ladder(make: Any) -> None:
     assert 0.85 < body_parameters(decoder, shape) / there <= 0.9
 
 
+def test_steps_lead_to_the_shape_that_was_asked_for(make: Any) -> None:
+    decoder = make(size="small").decoder
+    # 100 neurons and 4 groups lie on no notch, or need none.
+    until = Shape(layers=2, neurons=100, groups=4, hidden=72)
+    end = body_parameters(decoder, until)
+    shape: Shape | None = shape_of(decoder)
+    steps = 0
+    while shape is not None and shape != until:
+        before = shape
+        shape = next_shape(
+            decoder, even(decoder), step=1 / 3, at_least=end, start=before, until=until
+        )
+        assert shape is not None
+        for dimension in DIMENSIONS:
+            assert until.size(dimension) <= shape.size(dimension) <= before.size(dimension)
+        assert body_parameters(decoder, shape) >= 2 / 3 * body_parameters(decoder, before)
+        steps += 1
+    assert shape == until
+    assert steps >= 3
+
+
+def test_a_shape_is_said_and_read(make: Any) -> None:
+    shape = Shape(layers=2, neurons=100, groups=4, hidden=72)
+    assert shape.code == "2x100x4x72"
+    assert Shape.parse(" 2 x 100 x 4 x 72 ") == shape
+    for text in ("2x100x4", "2x100x4x-8", "2,100,4,72", ""):
+        with pytest.raises(BadInput, match="four whole numbers"):
+            Shape.parse(text)
+    with pytest.raises(BadInput, match=r"shape\.layers=4 must be between 1 and 3"):
+        check_shape(make(size="small").decoder, replace(shape, layers=4))
+
+
 def test_no_notch_is_small_enough(make: Any) -> None:
     decoder = make().decoder
     assert next_shape(decoder, even(decoder), step=0.001, at_least=0) is None
@@ -104,8 +137,8 @@ def test_the_newest_targets_are_each_persons_last() -> None:
 
 
 def test_rungs_to_the_end() -> None:
-    assert rungs_left(LadderConfig(to=0.1), 1.0, 1 / 3) == 6
-    assert rungs_left(LadderConfig(to=0.5), 0.5, 1 / 3) == 0
+    assert rungs_left(0.1, 1.0, 1 / 3) == 6
+    assert rungs_left(0.5, 0.5, 1 / 3) == 0
 
 
 @pytest.mark.parametrize(
