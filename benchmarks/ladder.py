@@ -128,7 +128,7 @@ class Descent:
         for place, (shape, length) in enumerate(zip(shapes, epochs, strict=True), start=1):
             folder = self.folder / arm / f"rung-{place}"
             if not (folder / "model").exists():
-                self._make(arm, above, shape, length, folder)
+                self.make(arm, above, shape, length, folder)
             above = load_model(folder / "model")
             made.append(above)
         return made
@@ -162,9 +162,18 @@ class Descent:
         taken = [record["attempts"][-1] for record in records]
         return [Shape(**one["shape"]) for one in taken], [one["epochs"] for one in taken]
 
-    def _make(
+    def make(
         self, arm: ArmName, above: Foundation, shape: Shape, epochs: float, folder: Path
     ) -> None:
+        """Train a model of a shape as an arm does, calibrate it and save it.
+
+        Args:
+            arm: which.
+            above: the model that it comes from.
+            shape: of the model.
+            epochs: of its training.
+            folder: takes it, as `model`.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
         student = self._start(arm, above, shape, folder)

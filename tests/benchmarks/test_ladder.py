@@ -38,7 +38,7 @@ def test_every_arm_is_measured_and_a_second_call_trains_nothing(
     tokens = [one["attempts"][-1]["epochs"] for one in record["rungs"]]
     assert len(tokens) == last
     before = out.read_bytes()
-    monkeypatch.setattr(ladder.Descent, "_make", None)
+    monkeypatch.setattr(ladder.Descent, "make", None)
     assert ladder.main(arguments) == 0
     assert out.read_bytes() == before
     assert "loss_vs_top" in capsys.readouterr().out
