@@ -5,19 +5,21 @@
 Legend: K next-item pairs, M action targets, N text positions, D hidden width of a teacher.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from distill.losses import chunked_divergence, distance, label_divergence
+from distill.on_policy import next_tokens, sample
 from distill.signals import LiveTeacher, Signal, Taught, candidates, vocabulary, watching
 from distill.stored import StoredSignal
-from distill.teaching import LOSS_NAMES, TeacherConfig
+from distill.teaching import LOSS_NAMES, Lesson, TeacherConfig
 from foundation import Foundation
 from foundation.asking import Asking
 from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
+from foundation.plan import LOSSES
 from foundation.training import FitConfig, FitResult, fit
 from promptify.assembly import PromptBook
 from promptify.splits import Split
@@ -144,10 +146,25 @@ class Distillation(nn.Module):
                 "a lesson on slates is given by several teachers together; train the student with "
                 "distill.student.fit_student."
             )
+        if "on_policy" in self.subjects:
+            self._check_on_policy()
         self.projections = nn.ModuleDict()
         for number, (signal, config) in enumerate(self._teachers):
             if config.lesson("hidden") or config.lesson("attention"):
                 self._add_projections(number, signal)
+
+    def _check_on_policy(self) -> None:
+        if self.student.uses_slots:
+            raise ValueError(
+                "a lesson on_policy is about items in words: in slot form a student has no tokens "
+                "to say an item by. Teach it candidates, or fit the prompter with form='text'."
+            )
+        for signal, config in self._teachers:
+            if config.lesson("on_policy") and not isinstance(signal, LiveTeacher):
+                raise ValueError(
+                    "a stored signal cannot say anything of what a student will write; give the "
+                    "model itself as a teacher of on_policy."
+                )
 
     def _add_projections(self, number: int, signal: Signal) -> None:
         if not isinstance(signal, LiveTeacher):
@@ -190,7 +207,10 @@ class Distillation(nn.Module):
                         taught.label_ML,
                         temperature=config.temperature,
                         kind=lesson.kind,
+                        beta=lesson.beta,
                     )
+                elif lesson.subject == "on_policy":
+                    loss = self._on_policy(number, lesson, config, inputs)
                 elif lesson.subject in ("candidates", "vocabulary"):
                     said = candidates(reading) if lesson.subject == "candidates" else words
                     told = getattr(taught, lesson.subject)
@@ -201,6 +221,7 @@ class Distillation(nn.Module):
                         told,
                         temperature=config.temperature,
                         kind=lesson.kind,
+                        beta=lesson.beta,
                         widths=student.settings.widths if is_retrieval else (),
                     )
                 else:
@@ -209,6 +230,29 @@ class Distillation(nn.Module):
                 name = LOSS_NAMES[lesson.subject]
                 sums[name] = sums.get(name, 0.0) + config.weight * lesson.weight * loss
         return sums
+
+    def _on_policy(
+        self, number: int, lesson: Lesson, config: TeacherConfig, inputs: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Mean divergence over what the student wrote, for as many tokens as the text loss has."""
+        signal = self._teachers[number][0]
+        assert isinstance(signal, LiveTeacher)
+        # Of the batch: a training that was cut short and goes on hears the same.
+        seed = int(inputs["ids_RT"].sum()) * 31 + number
+        written = sample(
+            self.student, inputs, samples=lesson.samples, tokens=lesson.tokens, seed=seed
+        )
+        with torch.no_grad():
+            told = next_tokens(signal.foundation, written)
+        total = chunked_divergence(
+            next_tokens(self.student, written),
+            told,
+            temperature=config.temperature,
+            kind=lesson.kind,
+            beta=lesson.beta,
+        )
+        counted = inputs["counts"][LOSSES.index("text")]
+        return total / max(1, len(told.at_NV)) * counted
 
     def _matched(self, number: int, what: str, near: tuple[Tensor, ...], taught: Taught) -> Tensor:
         """Mean over the student's layers of their distance to the teacher's at the same depth."""

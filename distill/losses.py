@@ -8,6 +8,7 @@ Legend: N positions, C classes (items or tokens), k of them by the teacher's cho
 targets, L label words, V vector width, D hidden width.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -52,20 +53,24 @@ class TopClasses:
     log_prob_Nk: Tensor
 
 
-def divergence(student_NC: Tensor, teacher_NC: Tensor, kind: Kind) -> Tensor:
+def divergence(
+    student_NC: Tensor, teacher_NC: Tensor, kind: Kind, *, beta: float = 0.5
+) -> Tensor:
     """Sum of divergences between rows of log-probabilities, in nats.
 
     `forward_kl` is KL(teacher ‖ student), which wants all of the teacher's classes covered;
     `reverse_kl` is KL(student ‖ teacher), which wants none that the teacher would not take;
-    `jensen_shannon` is half of each against their mean, and never above ln 2 a row.
+    `jensen_shannon` is β · KL(teacher ‖ mixture) + (1 − β) · KL(student ‖ mixture), the mixture
+    being β of the teacher and the rest of the student: never above ln 2 a row.
 
     Args:
         student_NC: log-probabilities; −inf for an impossible class, which must be so in both.
         teacher_NC: the same, without gradient.
         kind: which.
+        beta: β, in (0, 1).
 
-    Source: Lin, IEEE Trans. Inf. Theory 1991, for the last; reverse KL as in MiniLLM (arXiv
-    2306.08543).
+    Source: Lin, IEEE Trans. Inf. Theory 1991, for the last, with β as in GKD (arXiv 2306.13649)
+    equation 1; reverse KL as in MiniLLM (arXiv 2306.08543).
     """
     possible = torch.isfinite(teacher_NC)
     nothing = torch.zeros((), device=teacher_NC.device)
@@ -77,12 +82,17 @@ def divergence(student_NC: Tensor, teacher_NC: Tensor, kind: Kind) -> Tensor:
         return (p * (log_p - log_q)).sum()
     if kind == "reverse_kl":
         return (q * (log_q - log_p)).sum()
-    log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0))
-    return (p * (log_p - log_m) + q * (log_q - log_m)).sum() / 2
+    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log(1 - beta))
+    return (beta * p * (log_p - log_m) + (1 - beta) * q * (log_q - log_m)).sum()
 
 
 def label_divergence(
-    student_ML: Tensor, teacher_ML: Tensor, *, temperature: float, kind: Kind = "forward_kl"
+    student_ML: Tensor,
+    teacher_ML: Tensor,
+    *,
+    temperature: float,
+    kind: Kind = "forward_kl",
+    beta: float = 0.5,
 ) -> Tensor:
     """Sum of divergences between label distributions, scaled by temperature².
 
@@ -91,13 +101,14 @@ def label_divergence(
         teacher_ML: the same, without gradient.
         temperature: softens both.
         kind: of the divergence.
+        beta: as in `divergence`.
 
     Source: Hinton et al. 2015, section 2.
     """
     student, teacher = (
         (said.float() / temperature).log_softmax(dim=-1) for said in (student_ML, teacher_ML)
     )
-    return divergence(student, teacher, kind) * temperature**2
+    return divergence(student, teacher, kind, beta=beta) * temperature**2
 
 
 def chunked_divergence(
@@ -106,6 +117,7 @@ def chunked_divergence(
     *,
     temperature: float,
     kind: Kind = "forward_kl",
+    beta: float = 0.5,
     widths: Sequence[int] = (),
     max_logits: int | None = None,
 ) -> Tensor:
@@ -120,6 +132,7 @@ def chunked_divergence(
         teacher: gets no gradient; top classes are softened by the same temperature already.
         temperature: softens both.
         kind: of the divergence.
+        beta: as in `divergence`.
         widths: of the student's vectors, rising, the last of them V: the mean over them, each
             taught the same. V alone when empty.
         max_logits: what suits the device when left out.
@@ -145,7 +158,7 @@ def chunked_divergence(
         shared = ()
     for part_NV, told in zip(at.split(rows), taught, strict=True):
         total = total + checkpoint(
-            _divergence, part_NV, classes, temperature, kind, widths, *told, *shared,
+            _divergence, part_NV, classes, temperature, kind, beta, widths, *told, *shared,
             use_reentrant=False,
         )  # fmt: skip
     return total / len(widths)
@@ -156,6 +169,7 @@ def _divergence(
     class_CV: Tensor,
     temperature: float,
     kind: Kind,
+    beta: float,
     widths: tuple[int, ...],
     first: Tensor,
     second: Tensor,
@@ -169,9 +183,9 @@ def _divergence(
         said_NC = (logits_NC / temperature).log_softmax(-1)
         if is_top:
             said_Nk = _with_rest(said_NC.gather(1, first))
-            total = total + divergence(said_Nk, _with_rest(second.float()), kind)
+            total = total + divergence(said_Nk, _with_rest(second.float()), kind, beta=beta)
         else:
-            total = total + divergence(said_NC, teacher_NC, kind)
+            total = total + divergence(said_NC, teacher_NC, kind, beta=beta)
     return total * temperature**2
 
 

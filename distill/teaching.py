@@ -6,7 +6,9 @@ from typing import Literal, get_args
 
 from distill.losses import KINDS, Kind
 
-Subject = Literal["labels", "candidates", "vocabulary", "hidden", "attention", "slates"]
+Subject = Literal[
+    "labels", "candidates", "vocabulary", "on_policy", "hidden", "attention", "slates"
+]
 Role = Literal["policy", "click"]
 
 # What each is divided by: the count of the data's own loss at the same positions.
@@ -14,6 +16,7 @@ LOSS_NAMES: dict[Subject, str] = {
     "labels": "teacher_action",
     "candidates": "teacher_next_item",
     "vocabulary": "teacher_text",
+    "on_policy": "teacher_text/on_policy",
     "hidden": "teacher_next_item/hidden",
     "attention": "teacher_next_item/attention",
     "slates": "teacher_slate",
@@ -26,20 +29,27 @@ class Lesson:
 
     Args:
         subject: ``labels``, the actions at every arrow; ``candidates``, the retrieval softmax
-            wherever an item must be predicted; ``vocabulary``, the next token of text; ``hidden``
-            and ``attention``, the layers' states and attention outputs where an item must be
-            predicted; ``slates``, the order of co-shown items, by all teachers of it together, see
-            `distill.student`.
+            wherever an item must be predicted; ``vocabulary``, the next token of text;
+            ``on_policy``, the next token of what the student writes of its own accord, see
+            `distill.on_policy`; ``hidden`` and ``attention``, the layers' states and attention
+            outputs where an item must be predicted; ``slates``, the order of co-shown items, by
+            all teachers of it together, see `distill.student`.
         weight: used as given.
         kind: of the divergence; of no account for hidden states, attention outputs and slates.
+        beta: of ``jensen_shannon``, the teacher's share of the mixture that both are held against.
         top: of candidates and vocabulary, the teacher's so many most probable classes, all others
             as one; None for every class.
+        samples: of ``on_policy``, rows of each micro-batch that the student goes on with.
+        tokens: of ``on_policy``, how far it goes.
     """
 
     subject: Subject
     weight: float = 1.0
     kind: Kind = "forward_kl"
+    beta: float = 0.5
     top: int | None = None
+    samples: int = 4
+    tokens: int = 24
 
     def __post_init__(self) -> None:
         if self.subject not in get_args(Subject):
@@ -50,6 +60,14 @@ class Lesson:
             raise ValueError(f"Lesson.kind={self.kind!r} must be one of {', '.join(KINDS)}.")
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"Lesson.weight={self.weight} must not be negative.")
+        if not 0 < self.beta < 1:
+            raise ValueError(
+                f"Lesson.beta={self.beta} must lie between 0 and 1; at its ends the divergence is "
+                "0: use forward_kl or reverse_kl."
+            )
+        for name in ("samples", "tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Lesson.{name}={getattr(self, name)} must be at least 1.")
         if self.top is not None and self.top < 1:
             raise ValueError(f"Lesson.top={self.top} must be at least 1, or None for all.")
         if self.top is not None and self.subject not in ("candidates", "vocabulary"):
