@@ -53,9 +53,7 @@ class TopClasses:
     log_prob_Nk: Tensor
 
 
-def divergence(
-    student_NC: Tensor, teacher_NC: Tensor, kind: Kind, *, beta: float = 0.5
-) -> Tensor:
+def divergence(student_NC: Tensor, teacher_NC: Tensor, kind: Kind, *, beta: float = 0.5) -> Tensor:
     """Sum of divergences between rows of log-probabilities, in nats.
 
     `forward_kl` is KL(teacher ‖ student), which wants all of the teacher's classes covered;

@@ -5,8 +5,8 @@ line has. Here it goes on with training rows from where a person is read, in its
 item, the arrow, the action, and so on. Its teachers read the same, and the student learns what each
 of them would have said after every token.
 
-Source: on-policy distillation, GKD (arXiv 2306.13649, algorithm 1 with λ = 1), beside the lessons on
-the data and not in their place.
+Source: on-policy distillation, GKD (arXiv 2306.13649, algorithm 1 with λ = 1), beside the lessons
+on the data and not in their place.
 
 Legend: R rows, T positions of a batch, S samples, P positions of the longest prefix, L tokens that
 are sampled, N = S · L, K places where a person is read.
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from distill.losses import Classes
 from foundation import Foundation
+from foundation.computing import attending, padded_attention
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -52,7 +53,8 @@ def sample(
     The same for the same batch, seed and weights, whatever else draws random numbers.
 
     Args:
-        student: with items in words; says its next token by its softmax at temperature 1.
+        student: with items in words; says its next token as its stock decoder does, at temperature
+            1, and none that its prompter does not know.
         inputs: a batch of the training plan, padded or packed.
         samples: S, at most; fewer where fewer people are read.
         tokens: L, of each.
@@ -75,9 +77,14 @@ def sample(
     for row, one in enumerate(prefixes):
         left_SP[row, longest - len(one) :] = one
     is_real_SP = torch.arange(longest, device=device) >= longest - prefix_S[:, None]
+    # To a foundation an id beyond the tokenizer's is an item's slot.
+    unknown = list(range(student.prompter.vocab_size, decoder.config.vocab_size))
     was_training = student.training
     student.eval()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        attending(decoder, padded_attention(decoder)),
+    ):
         torch.manual_seed(seed)
         said_ST = decoder.generate(
             input_ids=left_SP,
@@ -90,6 +97,7 @@ def sample(
             top_p=1.0,
             pad_token_id=pad,
             eos_token_id=None,
+            suppress_tokens=unknown or None,
             use_cache=True,
         )
     student.train(was_training)
@@ -105,7 +113,8 @@ def next_tokens(foundation: Foundation, samples: Samples) -> Classes:
         foundation: reads the samples; with gradient where that is on.
         samples: of a student with the same vocabulary.
     """
-    hidden_STD = foundation.hidden(samples.ids_ST)
+    with attending(foundation.decoder, padded_attention(foundation.decoder)):
+        hidden_STD = foundation.hidden(samples.ids_ST)
     row_S1 = torch.arange(len(samples.ids_ST), device=samples.ids_ST.device)[:, None]
     head: Tensor = foundation.decoder.get_output_embeddings().weight
     return Classes(at_NV=hidden_STD[row_S1, samples.asked_SL].flatten(0, 1), class_CV=head)

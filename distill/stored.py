@@ -90,6 +90,11 @@ def store_signal(
                 f"lesson on {lesson.subject!r} cannot be stored: it would take thousands of bytes "
                 "a position. Give the model itself as its teacher."
             )
+        if lesson.subject == "on_policy":
+            raise BadInput(
+                "lesson on 'on_policy' cannot be stored: what the student will write is not known "
+                "yet. Give the model itself as its teacher."
+            )
         if lesson.subject in ("candidates", "vocabulary") and lesson.top is None:
             raise BadInput(
                 f"lesson on {lesson.subject!r} needs a top= to be stored: 64 of the most probable "

@@ -46,6 +46,19 @@ def training_attention(decoder: Any, device_type: str, *, bf16: bool) -> str:
     return name
 
 
+def padded_attention(decoder: Any) -> str:
+    """Name of the attention for rows that are padded, or told apart by a mask.
+
+    Kernels for packed rows find where a row ends by themselves and take no mask over pairs of
+    positions: PyTorch's SDPA stands in for them. Others attend as they do anyway.
+
+    Args:
+        decoder: a causal LM of transformers.
+    """
+    name = _attention_of(decoder)
+    return "sdpa" if name in TAKES_PACKED_ROWS else name
+
+
 def _attention_of(decoder: Any) -> str:
     return str(decoder.config._attn_implementation)
 

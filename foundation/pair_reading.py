@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from foundation.asking import attention_mask
 from foundation.batches import by_length, positions_at_once
-from foundation.computing import attending
+from foundation.computing import attending, padded_attention
 from promptify.pieces import Pieces, gather, offsets_of
 from promptify.rows import Rows
 
@@ -130,9 +130,7 @@ def pair_states(
         for chosen_B in by_length(readings.length_r, max_positions=at_once):
             batch = _joined(foundation, rows, request, pieces, readings, chosen_B)
             seen = {} if batch.is_plain else batch.seen(foundation)
-            # A mask over pairs of positions is not for kernels that find rows by themselves.
-            attention = "sdpa" if seen else foundation.decoder.config._attn_implementation
-            with attending(foundation.decoder, attention):
+            with attending(foundation.decoder, padded_attention(foundation.decoder)):
                 hidden_BTD = foundation.hidden(
                     batch.ids_BT, inline_slots_JD=inline_slots_JD, **seen
                 )

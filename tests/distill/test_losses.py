@@ -81,6 +81,24 @@ def test_worked_by_hand(kind: Any, wanted: float) -> None:
     assert got.item() == pytest.approx(wanted)
 
 
+def test_the_mixture_may_hold_more_of_one_than_of_the_other() -> None:
+    student = torch.tensor([[0.5, 0.5, 0.0]]).log()
+    teacher = torch.tensor([[0.75, 0.25, 0.0]]).log()
+
+    def at(beta: float) -> float:
+        return float(divergence(student, teacher, "jensen_shannon", beta=beta))
+
+    # A fifth of the teacher: the mixture is 0.55, 0.45.
+    wanted = 0.2 * (0.75 * math.log(0.75 / 0.55) + 0.25 * math.log(0.25 / 0.45))
+    wanted += 0.8 * (0.5 * math.log(0.5 / 0.55) + 0.5 * math.log(0.5 / 0.45))
+    assert at(0.2) == pytest.approx(wanted, rel=1e-4)
+    # Towards its ends it is the share that is left of one or the other divergence.
+    for beta, kind, share in ((1e-3, "forward_kl", 1e-3), (1 - 1e-3, "reverse_kl", 1e-3)):
+        assert at(beta) / share == pytest.approx(
+            float(divergence(student, teacher, kind)), rel=0.01
+        )
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_labels_that_are_left_out_get_no_gradient(kind: Any) -> None:
     logits = drawn(3, 4).requires_grad_()
