@@ -2,6 +2,7 @@
 
 decant demo
 decant run ml1m --data ml-1m.zip --out runs/films
+decant run demo --policy mine.md --out runs/two
 decant ladder runs/films --to 0.05 --max-loss 0.01
 decant sweep films.yaml --grid fit.learning_rate=1e-3,3e-3 seed=0,1 --out runs/films-sweep
 decant predict runs/films --user 42 -k 10
@@ -22,6 +23,7 @@ from jsonargparse import ArgumentParser, Namespace
 from decant.errors import one_line_errors
 from decant.policy_cli import add_policy_commands, policy_parser, run_policy
 from decant.processes import leads
+from decant.teaching import Teaching, add_teaching
 
 
 @one_line_errors()
@@ -120,6 +122,10 @@ _RUN = (
 
 def _add_sources(parser: ArgumentParser) -> None:
     sources = parser.add_subcommands(dest="source")
+    generated = ArgumentParser(description="The generated job market, as `decant demo` has it.")
+    _add_run_options(generated, out=None)
+    add_teaching(generated)
+    sources.add_subcommand("demo", generated, help="the generated job market")
     for name, what in (("ml1m", "MovieLens-1M"), ("ml100k", "MovieLens-100K")):
         source = ArgumentParser(description=f"{what}, from GroupLens' own zip.")
         source.add_argument("--data", type=Path, required=True, help=f"path of the zip of {what}")
@@ -193,6 +199,7 @@ def _add_run_options(parser: ArgumentParser, *, out: str | None, forms: bool = F
         "a ladder nine times the targets to decide on",
     )
     _add_on_bad_rows(parser, "the run")
+    add_teaching(parser)
 
 
 def _add_on_bad_rows(parser: ArgumentParser, beside: str) -> None:
@@ -457,6 +464,9 @@ def _demo(options: Namespace) -> None:
 def _run(source: str, options: Namespace) -> None:
     from decant.sourcing import Source
 
+    if source == "demo":
+        _demo(options)
+        return
     given = Source(
         name=source,
         files={
@@ -480,6 +490,8 @@ def _execute(
     from decant.pipeline import Job, run
 
     _hush_bars()
+    # Before anything is read: a policy that cannot be is refused at once.
+    teaching = Teaching.of(options)
     continued_from = options.get("continue")
     job = Job(
         recipe=recipe,
@@ -488,12 +500,18 @@ def _execute(
         out=options.out,
         continued_from=Path(continued_from) if continued_from else None,
     )
-    finished = run(job, dry_run=options.dry_run)
+    if teaching is None:
+        finished = run(job, dry_run=options.dry_run)
+    else:
+        from decant.taught import run_taught
+
+        finished = run_taught(job, teaching, dry_run=options.dry_run)
     if not leads():
         return
     if options.dry_run:
+        width = max(len(stage.name) for stage in finished.stages)
         for stage in finished.stages:
-            print(f"{stage.name:12} {'runs' if stage.runs else 'kept'}  ({stage.reason})")
+            print(f"{stage.name:{width}}  {'runs' if stage.runs else 'kept'}  ({stage.reason})")
         return
     print(finished.table)
     print(f"\n{options.out / 'report.html'}")
