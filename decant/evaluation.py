@@ -3,7 +3,7 @@
 evaluation/answers-foundation.safetensors   what each system said, target by target
 evaluation/metrics.json                     the numbers of the report
 evaluation/results.csv                      the same as result rows
-evaluation/verdict.json                     the gate on what serves, against the model at the top
+evaluation/verdict.json                     the gate on what serves, against the one above
 """
 
 import json
@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from decant.atomic import write_whole
 from decant.judging import gate_measurements, milliseconds
-from decant.layout import DATA, POLICY_TEACHER, RunLayout
+from decant.layout import CLICK_TEACHER, DATA, POLICY_TEACHER, RunLayout
 from decant.measure import (
     Answers,
     Asked,
@@ -197,11 +197,12 @@ def _by_policy(
     scored: Reranked,
 ) -> list[Evaluated]:
     """What policy says of each system; beside them its teacher, and what a request can blend."""
-    top, served, system = systems
+    *_, served, system = systems
     student = recommenders[served.model]
     weight = student.foundation.rank_weight(asked.task)
-    blended = [system] + [
-        _system(student, asked, served, few, scored, blend=blend) for blend in BLENDS[1:]
+    blended = [
+        system,
+        *(_system(student, asked, served, few, scored, blend=blend) for blend in BLENDS[1:]),
     ]
     graded = [
         replace(one, policy=policy.top_grade(few, scored, weight, blend=blend))
@@ -215,32 +216,31 @@ def _by_policy(
             answers=asked.answers(None, None),
             policy=policy.alignment(teacher.foundation, asked)
             | policy.top_grade(*_reranked(teacher, asked, GRADED_REQUESTS), 0.0, blend=1.0),
-        ),
-        replace(
-            top,
-            policy=policy.top_grade(
-                *_reranked(recommenders[top.model], asked, GRADED_REQUESTS),
-                recommenders[top.model].foundation.rank_weight(asked.task),
-                blend=0.0,
-            ),
-        ),
-        replace(served, policy=policy.alignment(student.foundation, asked)),
+        )
     ]
+    for one in systems[:-1]:
+        recommender = recommenders[one.model]
+        if one.model == CLICK_TEACHER:
+            weight = recommender.foundation.rank_weight(asked.task)
+            some = _reranked(recommender, asked, GRADED_REQUESTS)
+            rows.append(replace(one, policy=policy.top_grade(*some, weight, blend=0.0)))
+        else:
+            rows.append(replace(one, policy=policy.alignment(recommender.foundation, asked)))
     return [*rows, *graded]
 
 
 def _judge(
     recommenders: dict[str, Recommender], split: Split, timed: dict[str, float]
 ) -> GateVerdict:
-    """The gate on the rung against the model above it, on validation targets."""
+    """The gate on what serves against the model above it, on validation targets."""
     measured = {
         name: gate_measurements(
             recommender.foundation, recommender.book, split.valid, latency_ms=timed[name]
         )
-        for name, recommender in recommenders.items()
+        for name, recommender in list(recommenders.items())[-2:]
     }
-    top, served = measured.values()
-    return verdict(top, served, GateConfig.with_max_loss(0.01))
+    above, served = measured.values()
+    return verdict(above, served, GateConfig.with_max_loss(0.01))
 
 
 def _by_history(recommenders: dict[str, Recommender], targets: Targets) -> list[dict[str, object]]:

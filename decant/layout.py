@@ -104,9 +104,12 @@ class RunLayout:
         """The model that rungs go down from: the student of a run with a policy."""
         return STUDENT if (self.folder / STUDENT).is_dir() else FOUNDATION
 
-    def compared(self) -> tuple[str, str]:
-        """The two models that an evaluation compares: the larger, and what the run made of it."""
-        return (CLICK_TEACHER, STUDENT) if self.top == STUDENT else (FOUNDATION, RUNG)
+    def compared(self) -> tuple[str, ...]:
+        """The models that an evaluation compares, the largest first; the last one serves."""
+        if self.top == FOUNDATION:
+            return FOUNDATION, RUNG
+        has_rung = (self.folder / RUNG).is_dir() and not self.is_of_ladder(RUNG)
+        return (CLICK_TEACHER, STUDENT, RUNG) if has_rung else (CLICK_TEACHER, STUDENT)
 
     def is_of_ladder(self, name: str) -> bool:
         """Whether a model is a rung that `decant ladder` made."""

@@ -329,12 +329,15 @@ class Reranked:
             blend: how much policy counts, as in a request; of a task with grades.
         """
         is_found_nK = np.isfinite(self.retrieval_nK)
-        total_nK = self.retrieval_nK + weight * np.where(is_found_nK, self.log_positive_nK, 0.0)
+        weighted_nK = weight * np.where(is_found_nK, self.log_positive_nK, 0.0)
+        total_nK: NDArray[np.float32] = self.retrieval_nK + weighted_nK
         if not blend:
             return total_nK
         assert self.log_policy_nK is not None
-        policy_nK = blend * self.log_policy_nK
-        return policy_nK if blend == 1 else (1 - blend) * total_nK + policy_nK
+        policy_nK: NDArray[np.float32] = blend * self.log_policy_nK
+        if blend < 1:
+            policy_nK += (1 - blend) * total_nK
+        return policy_nK
 
     def best_items(self, weight: float, *, blend: float = 0.0, k: int = 10) -> NDArray[np.int64]:
         """Rows of the items that stand first, int64 [n, k]; −1 where there are fewer."""
@@ -405,7 +408,8 @@ def rerank(
     ).reshape(found.ids.shape)
     task = asked.book.prompter.tasks[asked.task]
     calibrate = foundation.calibration(asked.task)
-    log_positive_nK, log_policy_nK = np.full((2, *item_nK.shape), -np.inf, dtype=np.float32)
+    log_positive_nK = np.full(item_nK.shape, -np.inf, dtype=np.float32)
+    log_policy_nK = log_positive_nK.copy()
     for request in tqdm(range(len(targets)), desc="re-rank", disable=not progress):
         kept = item_nK[request] >= 0
         said = foundation.score_both(

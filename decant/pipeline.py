@@ -21,7 +21,7 @@ from decant.evaluation import evaluate
 from decant.layout import DATA, EVALUATION, FOUNDATION, INDEX, PROMPTER, RUNG, RunLayout
 from decant.measure import Asked, Reranked, rerank
 from decant.processes import leads, training_device
-from decant.recipes import Recipe
+from decant.recipes import Recipe, RungConfig
 from decant.recommender import Recommender, build_index
 from decant.reporting import write_run_report
 from decant.retriever import fit_with_mining
@@ -266,18 +266,20 @@ def untrained(recipe: Recipe, book: PromptBook, split: Split) -> Foundation:
     )
 
 
-def pruned(above: Foundation, recipe: Recipe, book: PromptBook, split: Split) -> Foundation:
-    """What of a model a recipe's rung keeps, before it is taught."""
-    rng = np.random.default_rng(recipe.seed)
-    windows = book.windows(split.train, seed=recipe.seed, epoch=0)
-    count = min(recipe.rung.calibration_rows, len(windows))
+def pruned(
+    above: Foundation, rung: RungConfig, book: PromptBook, split: Split, *, seed: int
+) -> Foundation:
+    """What of a model a rung keeps, before it is taught."""
+    rng = np.random.default_rng(seed)
+    windows = book.windows(split.train, seed=seed, epoch=0)
+    count = min(rung.calibration_rows, len(windows))
     chosen = np.sort(rng.choice(len(windows), size=count, replace=False))
-    rows = book.assemble(windows[chosen], seed=recipe.seed, epoch=0)
+    rows = book.assemble(windows[chosen], seed=seed, epoch=0)
     there = shape_of(above.decoder)
     shape = replace(
         there,
-        layers=recipe.rung.num_layers or there.layers,
-        neurons=recipe.rung.intermediate_size or there.neurons,
+        layers=rung.num_layers or there.layers,
+        neurons=rung.intermediate_size or there.neurons,
     )
     below = prune(above, measure_importance(above, rows), shape, rows=rows)
     logger.info(
@@ -291,7 +293,7 @@ def pruned(above: Foundation, recipe: Recipe, book: PromptBook, split: Split) ->
 def _rung(layout: RunLayout, recipe: Recipe, out: Path, scratch: Path) -> None:
     book, split = load_book(layout)
     teacher = load_model(layout.model(FOUNDATION))
-    student = pruned(teacher, recipe, book, split)
+    student = pruned(teacher, recipe.rung, book, split, seed=recipe.seed)
     student.to(training_device())
     result = distil(
         student,

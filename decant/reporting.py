@@ -78,15 +78,15 @@ def write_run_report(layout: RunLayout, recipe: Recipe, record: RunRecord) -> st
     """
     evaluation = layout.folder / EVALUATION
     metrics = json.loads((evaluation / "metrics.json").read_text("utf-8"))
-    top, served = layout.compared()
+    models = layout.compared()
     rungs = [rung_record(layout, name) for name in layout.models() if layout.is_of_ladder(name)]
     table = [_table_row(system) for system in metrics["systems"]]
     table += [_rung_row(record) for record in rungs]
     recommender = Recommender.load(layout.folder, with_saved_items=False)
     report = Report(
         title=f"Decant: {recipe.name}",
-        summary=_summary(recipe, recommender, metrics["systems"], top=top, served=served),
-        facts=_facts(recommender, metrics["systems"], (top, served)),
+        summary=_summary(recipe, recommender, metrics["systems"], models),
+        facts=_facts(recommender, metrics["systems"], models),
         table=table,
         curves=_curves(layout),
         by_history=[
@@ -97,12 +97,16 @@ def write_run_report(layout: RunLayout, recipe: Recipe, record: RunRecord) -> st
             for point in metrics["by_history"]
         ],
         by_size=_by_size([*metrics["systems"], *map(_as_system, rungs)]),
-        reliability=_reliability(metrics["systems"], (top, served)),
+        reliability=_reliability(metrics["systems"], models),
         gates=[
-            gate_table(GateVerdict.load(evaluation / "verdict.json"), student=served, teacher=top)
+            gate_table(
+                GateVerdict.load(evaluation / "verdict.json"),
+                student=models[-1],
+                teacher=models[-2],
+            )
         ],
         predictions=examples(recommender),
-        notes=_notes(metrics["systems"], top=top),
+        notes=_notes(metrics["systems"], top=models[0]),
         run=record,
     )
     write_report(layout.folder, report)
@@ -150,13 +154,12 @@ def _summary(
     recipe: Recipe,
     recommender: Recommender,
     systems: list[dict[str, Any]],
-    *,
-    top: str,
-    served: str,
+    models: tuple[str, ...],
 ) -> str:
     log = recommender.interactions
     params = {system["model"]: system["params"] for system in systems}
-    share = params[served] / params[top]
+    top = params[models[0]]
+    share = params[models[-1]] / top
     also = (
         ", taught policy as a teacher of its own"
         if any("policy_alignment" in system["metrics"] for system in systems)
@@ -164,14 +167,14 @@ def _summary(
     )
     return (
         f"{log.num_users:,} people, {log.num_items:,} items, {log.num_events:,} events, as "
-        f"{recipe.prompter.form} prompts. A decoder of {params[top]:,} body parameters was "
+        f"{recipe.prompter.form} prompts. A decoder of {top:,} body parameters was "
         f"trained from {'scratch' if recipe.size else recipe.model}{also}, pruned to {share:.0%} "
         f"of them and distilled."
     )
 
 
 def _facts(
-    recommender: Recommender, systems: list[dict[str, Any]], models: tuple[str, str]
+    recommender: Recommender, systems: list[dict[str, Any]], models: tuple[str, ...]
 ) -> list[tuple[str, str]]:
     facts = []
     by_name = {system["model"]: system for system in systems}
@@ -220,7 +223,7 @@ def _by_size(systems: list[dict[str, Any]]) -> list[SizePoint]:
     return points
 
 
-def _reliability(systems: list[dict[str, Any]], models: tuple[str, str]) -> list[ReliabilityLine]:
+def _reliability(systems: list[dict[str, Any]], models: tuple[str, ...]) -> list[ReliabilityLine]:
     return [
         ReliabilityLine(
             model=system["model"],

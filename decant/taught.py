@@ -6,9 +6,12 @@ teacher stay as they are.
 
 The click teacher is the recipe's model, trained on what people did. The policy teacher goes on from
 it and learns grades alone. The student is the policy teacher as the recipe's rung keeps it, taught
-by both, and serves.
+by both, and serves; or, with a ladder, a rung below it, taught alike.
 """
 
+import json
+import logging
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from decant.layout import (
     LABELS,
     POLICY_TEACHER,
     PROMPTER,
+    RUNG,
     STUDENT,
     RunLayout,
 )
@@ -39,21 +43,26 @@ from decant.pipeline import (
 )
 from decant.policy_measure import PolicyMeasure
 from decant.processes import leads, training_device
-from decant.recipes import Recipe
+from decant.recipes import Recipe, RungConfig
 from decant.reporting import write_run_report
 from decant.run_data import load_book, load_model, load_split, load_tasks, reading
 from decant.run_labels import graded, read_graded, write_labels
 from decant.run_record import RunRecord
 from decant.stages import Stages
 from decant.teaching import Teaching
+from distill.anatomy import shape_of
 from distill.policy import Grader, PolicyTables
 from distill.policy.document import GRADES
 from distill.student import SLATES, StudentConfig, fit_student
-from distill.teaching import TeacherConfig
-from foundation import FitConfig
+from distill.teaching import Role, TeacherConfig
+from foundation import FitConfig, Foundation
 from foundation.asking import Asking
+from foundation.checkpoint import weights_hash
 from promptify.interactions import Interactions
 
+logger = logging.getLogger(__name__)
+
+TEACHERS: dict[str, Role] = {POLICY_TEACHER: "policy", CLICK_TEACHER: "click"}
 _TRAINING = ("promptify", "foundation", "distill")
 
 
@@ -73,7 +82,13 @@ def run_taught(job: Job, teaching: Teaching, *, dry_run: bool = False) -> Finish
     record = RunRecord.start(told, seed=recipe.seed)
     asked = {"questions": teaching.questions_per_row}
     compared = {"slates": teaching.slates_per_row}
-    rung = {"rung": asdict(recipe.rung), "seed": recipe.seed}
+    taught = {
+        "student": asdict(teaching.student),
+        "rung": asdict(recipe.rung),
+        "seed": recipe.seed,
+        **asked,
+        **compared,
+    }
     with Stages(
         job.out, recipe={**told, "continued": {}}, swappable=("teaching",), dry_run=dry_run
     ) as stages:
@@ -116,12 +131,25 @@ def run_taught(job: Job, teaching: Teaching, *, dry_run: bool = False) -> Finish
         stages.run(
             STUDENT,
             lambda out, scratch: _student(layout, recipe, teaching, out, scratch),
-            inputs={"student": asdict(teaching.student), **rung, **asked, **compared},
+            inputs=taught,
             uses=(DATA, LABELS, PROMPTER, CLICK_TEACHER, POLICY_TEACHER),
             code=_TRAINING,
             together=True,
         )
-        stages.run(INDEX, lambda out, _: index_catalogue(layout, out), inputs={}, uses=(STUDENT,))
+        served = STUDENT
+        if teaching.ladder:
+            served = RUNG
+            stages.run(
+                RUNG,
+                lambda out, scratch: _rung(layout, recipe, teaching, out, scratch),
+                inputs=taught,
+                uses=(DATA, LABELS, PROMPTER, CLICK_TEACHER, POLICY_TEACHER, STUDENT),
+                code=_TRAINING,
+                together=True,
+            )
+        if leads() and not dry_run:
+            _drop_rungs(layout, but=served)
+        stages.run(INDEX, lambda out, _: index_catalogue(layout, out), inputs={}, uses=(served,))
         stages.run(
             EVALUATION,
             lambda out, _: _evaluation(layout, recipe, teaching, record, out),
@@ -195,19 +223,47 @@ def _policy_teacher(
 def _student(
     layout: RunLayout, recipe: Recipe, teaching: Teaching, out: Path, scratch: Path
 ) -> None:
+    above = load_model(layout.model(POLICY_TEACHER))
+    _teach_below(above, recipe.rung, layout, recipe, teaching, out, scratch)
+
+
+def _rung(layout: RunLayout, recipe: Recipe, teaching: Teaching, out: Path, scratch: Path) -> None:
+    above = load_model(layout.model(STUDENT))
+    there = shape_of(above.decoder)
+    half = (
+        replace(recipe.rung, num_layers=there.layers // 2, intermediate_size=None)
+        if there.layers > 1
+        else replace(recipe.rung, num_layers=None, intermediate_size=max(1, there.neurons // 2))
+    )
+    _teach_below(above, half, layout, recipe, teaching, out, scratch)
+
+
+def _teach_below(
+    above: Foundation,
+    rung: RungConfig,
+    layout: RunLayout,
+    recipe: Recipe,
+    teaching: Teaching,
+    out: Path,
+    scratch: Path,
+) -> None:
+    """Prune a model and let both teachers teach what is left."""
     book, split = load_book(layout)
     pairs, _ = read_graded(layout, book.interactions, teaching)
-    policy, click = (load_model(layout.model(name)) for name in (POLICY_TEACHER, CLICK_TEACHER))
-    student = pruned(policy, recipe, book, split).to(training_device())
+    below = pruned(above, rung, book, split, seed=recipe.seed).to(training_device())
+    teachers = [
+        (
+            load_model(layout.model(name)).to(training_device()),
+            TeacherConfig(role=role, lessons=SLATES),
+        )
+        for name, role in TEACHERS.items()
+    ]
     result = fit_student(
-        student,
-        [
-            (policy.to(training_device()), TeacherConfig(role="policy", lessons=SLATES)),
-            (click.to(training_device()), TeacherConfig(role="click", lessons=SLATES)),
-        ],
+        below,
+        teachers,
         book,
         split,
-        config=_padded(recipe.rung.fit),
+        config=_padded(rung.fit),
         asking=Asking(
             pairs=pairs,
             questions_per_row=teaching.questions_per_row,
@@ -216,7 +272,22 @@ def _student(
         student_config=teaching.student,
         out=scratch,
     )
-    finish_model(student, result, book, split, out, scratch)
+    finish_model(below, result, book, split, out, scratch)
+
+
+def _drop_rungs(layout: RunLayout, *, but: str) -> None:
+    """Remove rungs that were made of another student, such as one in int8: they would serve."""
+    there = {weights_hash(layout.model(name)) for name in (STUDENT, but)}
+    for name in layout.models():
+        if not name.startswith("rung-") or name == but:
+            continue
+        path = layout.folder / name
+        made_of = json.loads((path / "stage.json").read_text("utf-8"))["inputs"]
+        if {made_of.get("above"), made_of.get("top")} <= there:
+            there.add(weights_hash(layout.model(name)))
+            continue
+        logger.info("%s was made of another student, and is removed", name)
+        shutil.rmtree(path)
 
 
 def _padded(fit: FitConfig) -> FitConfig:

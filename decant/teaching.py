@@ -32,6 +32,7 @@ class Teaching:
         labels: pairs that are judged.
         questions_per_row: graded pairs asked in each row of a training.
         slates_per_row: slates whose items are compared in each row.
+        ladder: whether a rung goes down from the student, and serves.
 
     Raises:
         BadInput: a number is below 1, or a rule is for a judge, whom a run does not ask.
@@ -43,6 +44,7 @@ class Teaching:
     labels: int = 400_000
     questions_per_row: int = 32
     slates_per_row: int = 4
+    ladder: bool = False
 
     def __post_init__(self) -> None:
         for name in ("labels", "questions_per_row", "slates_per_row"):
@@ -65,7 +67,8 @@ class Teaching:
         told = {name: options.get(name) for name in ("alpha", "beta", "gamma")}
         told = {name: value for name, value in told.items() if value is not None}
         if options.get("policy") is None:
-            given = [*told, *(name for name in ("golden", "labels") if options.get(name))]
+            given = [*told]
+            given += [name for name in ("golden", "labels", "ladder") if options.get(name)]
             if given:
                 raise BadInput(f"--{given[0]} is of a run with a policy; give --policy too.")
             return None
@@ -83,6 +86,7 @@ class Teaching:
             policy=read_policy(options.policy),
             student=student,
             golden=None if options.golden is None else GoldenSet.load(options.golden),
+            ladder=options.ladder,
             **labels,
         )
 
@@ -108,6 +112,7 @@ class Teaching:
             "student": asdict(self.student),
             "questions_per_row": self.questions_per_row,
             "slates_per_row": self.slates_per_row,
+            "ladder": self.ladder,
         }
 
 
@@ -130,3 +135,9 @@ def add_teaching(parser: ArgumentParser) -> None:
         ("gamma", "the teachers' order of what was shown together"),
     ):
         parser.add_argument(f"--{name}", type=float, help=f"how much {what} count; 1 by default")
+    parser.add_argument(
+        "--ladder",
+        action="store_true",
+        help="a rung below the student, of half its layers (or neurons), taught by both teachers; "
+        "it serves then",
+    )

@@ -114,7 +114,7 @@ def test_ranks_are_places_in_the_order_of_the_full_score(retrieval, action, num_
         target_place=place,
         request=request,
     )
-    with np.errstate(all="raise"):
+    with np.errstate(all="raise", under="ignore"):
         rank = reranked.ranks(weight, np.full(15, 77))
     for target in range(15):
         if place[target] < 0:

@@ -1,7 +1,10 @@
 """A run with a policy: two teachers, one student, and what runs again when a rule changes."""
 
+import contextlib
+import io
 import json
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +14,11 @@ import pytest
 from decant import cli, recipes, taught
 from decant.layout import RunLayout
 from decant.measure import Asked, rerank
-from decant.pipeline import Finished
+from decant.pipeline import Finished, run
 from decant.policy_measure import PolicyMeasure
 from decant.recommender import Recommender
 from decant.results import read_csv
-from decant.run_data import load_book
+from decant.run_data import load_book, load_model
 from decant.run_labels import read_graded, write_labels
 from decant.stages import Stages
 from decant.taught import run_taught
@@ -25,8 +28,8 @@ from distill.policy.document import GRADES
 from distill.policy.golden import sample_golden
 from distill.policy.labels import read_labels
 from distill.student import StudentConfig
+from foundation.checkpoint import weights_hash
 from promptify.sources import generated
-from promptify.sources.job_market import job_market
 from promptify.validation import BadInput
 
 STAGES = (
@@ -64,24 +67,44 @@ def teaching_of(text: str = TEXT, **changes: object) -> Teaching:
             "policy": Policy.parse(text, file="mine.md"),
             "student": StudentConfig(),
             "labels": 1500,
-            "questions_per_row": 4,
             **changes,
         }
     )
 
 
 @pytest.fixture(scope="module")
-def two(job_of, tmp_path_factory) -> tuple[Path, Finished]:
-    folder = tmp_path_factory.mktemp("taught") / "two"
-    return folder, run_taught(job_of(folder), teaching_of())
+def typed(job_of, recipe) -> Iterator[Callable[..., str]]:
+    """Types a command of `decant` on the small market of `job_of`; returns what it prints."""
+
+    def entered(*arguments: object) -> str:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            cli.main([str(argument) for argument in arguments])
+        return out.getvalue()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipes, "demo", lambda: recipe)
+        patch.setattr(generated, "generated_job_market", lambda seed: job_of(Path()).load())
+        yield entered
 
 
 @pytest.fixture(scope="module")
-def swapped(two, job_of, tmp_path_factory) -> tuple[Path, Finished]:
-    """The same run after one rule was edited, in its own folder."""
+def two(typed, tmp_path_factory) -> tuple[Path, str]:
+    """A run with a policy, and the table that it ended with."""
+    folder = tmp_path_factory.mktemp("taught") / "two"
+    policy = ["--policy", "job_market", "--labels", 1500]
+    return folder, typed("run", "demo", *policy, "--out", folder)
+
+
+@pytest.fixture(scope="module")
+def swapped(two, typed, tmp_path_factory) -> tuple[Path, str]:
+    """The same run after one rule was edited, in its own folder, and what a dry run said before."""
     folder = tmp_path_factory.mktemp("swapped") / "two"
     shutil.copytree(two[0], folder)
-    return folder, run_taught(job_of(folder), teaching_of(OTHER_RULE))
+    (folder.parent / "mine.md").write_text(OTHER_RULE)
+    policy = ["--policy", folder.parent / "mine.md", "--labels", 1500]
+    plan = typed("run", "demo", *policy, "--out", folder, "--dry-run")
+    typed("run", "demo", *policy, "--out", folder)
+    return folder, plan
 
 
 def running(done: Finished) -> list[str]:
@@ -130,14 +153,18 @@ def test_only_what_decides_something_reruns(two, job_of, changes, reruns):
     assert running(run_taught(job_of(two[0]), teaching_of(**changes), dry_run=True)) == reruns
 
 
-def test_a_changed_rule_leaves_what_it_does_not_touch_equal_to_the_byte(two, swapped):
-    assert running(swapped[1]) == OF_THE_POLICY
+def test_a_changed_rule_leaves_what_it_does_not_touch_equal_to_the_byte(two, swapped, job_of):
+    folder, plan = swapped
+    assert [line.split()[0] for line in plan.splitlines() if "  runs  " in line] == OF_THE_POLICY
     for name in STAGES:
-        same = content(two[0] / name) == content(swapped[0] / name)
+        same = content(two[0] / name) == content(folder / name)
         assert same == (name not in OF_THE_POLICY), name
-    told = json.loads((swapped[0] / "recipe.json").read_text())["teaching"]["policy"]
+    told = json.loads((folder / "recipe.json").read_text())["teaching"]["policy"]
     assert told["rules"]["9"]["weight"].startswith("0.5 if")
-    assert not list((swapped[0] / ".scratch").glob("*"))
+    assert not list((folder / ".scratch").glob("*"))
+    assert running(run_taught(job_of(folder), teaching_of(OTHER_RULE), dry_run=True)) == []
+    count = len(Recommender.load(folder).index)
+    assert typed("index", folder) == f"indexed {count:,} items\n"
 
 
 def test_another_policy_is_swapped_and_another_recipe_refused(two, job_of):
@@ -145,14 +172,17 @@ def test_another_policy_is_swapped_and_another_recipe_refused(two, job_of):
         run_taught(job_of(two[0], timed_requests=4), teaching_of(OTHER_RULE), dry_run=True)
 
 
-def test_a_run_with_a_policy_and_one_without_do_not_mix(two, tiny_run, job_of):
+def test_a_run_with_a_policy_and_one_without_do_not_mix(two, job_of, tmp_path):
+    job = job_of(two[0])
     with pytest.raises(ValueError, match="another run"):
-        run_taught(job_of(tiny_run), teaching_of(), dry_run=True)
-    with pytest.raises(ValueError, match="another run"):
-        taught.Stages(two[0], recipe={"recipe": {}}, dry_run=True)
+        run(job, dry_run=True)
+    plain = {"recipe": job.recipe.to_dict(), "source": job.source, "continued": {}}
+    (tmp_path / "recipe.json").write_text(json.dumps(plain))
+    with pytest.raises(ValueError, match=r"another run \(teaching"):
+        run_taught(job_of(tmp_path), teaching_of(), dry_run=True)
 
 
-def test_the_student_serves_and_a_request_blends(two):
+def test_the_student_serves_and_a_request_blends(two, typed):
     folder = two[0]
     layout = RunLayout(folder)
     assert layout.served() == "student"
@@ -163,6 +193,9 @@ def test_the_student_serves_and_a_request_blends(two):
     assert tuple(found[1.0][0].grades) == GRADES
     policies = [one.policy for one in found[1.0]]
     assert policies == sorted(policies, reverse=True)
+    asked = ["predict", folder, "--user", user, "--blend", 1, "--json"]
+    lines = [json.loads(line) for line in typed(*asked).splitlines()]
+    assert [line["item_id"] for line in lines] == [one.item_id for one in found[1.0][:10]]
     teacher = Recommender.load(folder, model="policy-teacher")
     assert teacher.foundation.num_parameters() > recommender.foundation.num_parameters()
     with pytest.raises(BadInput, match="run with a policy"):
@@ -170,19 +203,19 @@ def test_the_student_serves_and_a_request_blends(two):
 
 
 def test_the_report_tells_policy_beside_clicks(two):
-    folder, done = two
-    header, _, *rows = done.table.splitlines()
+    folder, told = two
+    header, _, *rows = told.partition("\n\n")[0].splitlines()
     assert header.endswith("policy  grade of 10")
     cells = {row.split("  ")[0]: row.split() for row in rows}
     assert set(cells) >= {"policy-teacher", "click-teacher", "student", "system, blend=0.5"}
     assert cells["click-teacher"][-2] == "–"
     found = read_csv(folder / "results.csv")
-    told = {(r.model, r.metric): r for r in found if r.benchmark == "teachers"}
-    assert {metric for _, metric in told} == {"policy_alignment", "click_auc", "top10_grade"}
+    rows = {(r.model, r.metric): r for r in found if r.benchmark == "teachers"}
+    assert {metric for _, metric in rows} == {"policy_alignment", "click_auc", "top10_grade"}
     held = pq.read_table(folder / "labels" / "held_out.parquet")
-    assert told["student", "policy_alignment"].n == len(held)
+    assert rows["student", "policy_alignment"].n == len(held)
     auc = {r.model: r.value for r in found if r.benchmark == "quality" and r.metric == "auc"}
-    assert told["student", "click_auc"].value == auc["student"]
+    assert rows["student", "click_auc"].value == auc["student"]
     assert "top10_grade" in json.dumps(json.loads((folder / "evaluation/metrics.json").read_text()))
     html = (folder / "report.html").read_text()
     assert "<th>grade of 10</th>" in html
@@ -288,53 +321,64 @@ def test_a_label_file_cut_in_half_is_told_and_mended_by_the_same_command(two, jo
     assert content(folder / "labels" / "judged") == content(two[0] / "labels" / "judged")
 
 
-def test_killed_in_every_stage_it_ends_with_the_same_numbers(two, job_of, tmp_path, monkeypatch):
-    execute, killed = Stages._execute, set()
+def test_killed_in_every_stage_it_ends_with_the_same_numbers(
+    two, swapped, job_of, tmp_path, monkeypatch
+):
+    execute, killed = Stages._execute, []
+    folder = tmp_path / "two"
+    shutil.copytree(two[0], folder)
 
     def killed_at_the_end(self, function, out, scratch, record):
         if record.name in killed:
             return execute(self, function, out, scratch, record)
-        killed.add(record.name)
+        killed.append(record.name)
         # Its work is done, and what it wrote for itself to resume from is all that is left.
         (tmp_path / record.name).mkdir()
         function(tmp_path / record.name, scratch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Stages, "_execute", killed_at_the_end)
-    for name in STAGES:
+    for name in OF_THE_POLICY:
+        # What was whole before stays until what takes its place is whole.
+        before = content(folder / name)
         with pytest.raises(KeyboardInterrupt):
-            run_taught(job_of(tmp_path / "run"), teaching_of())
-        assert not (tmp_path / "run" / name).exists()
-    done = run_taught(job_of(tmp_path / "run"), teaching_of())
-    assert killed == set(STAGES)
+            run_taught(job_of(folder), teaching_of(OTHER_RULE))
+        assert content(folder / name) == before
+    done = run_taught(job_of(folder), teaching_of(OTHER_RULE))
+    assert killed == OF_THE_POLICY
     assert running(done) == ["evaluation"]
-    assert numbers(tmp_path / "run") == numbers(two[0])
+    assert numbers(folder) == numbers(swapped[0])
 
 
-def said(capsys, *arguments: object) -> str:
-    cli.main([str(argument) for argument in arguments])
-    return capsys.readouterr().out
+def test_a_ladder_adds_a_rung_that_serves_and_without_it_the_rung_is_gone(two, job_of, tmp_path):
+    folder = tmp_path / "two"
+    shutil.copytree(two[0], folder)
+    done = run_taught(job_of(folder), teaching_of(ladder=True))
+    assert running(done) == ["rung-1", "index", "evaluation"]
+    layout = RunLayout(folder)
+    assert layout.served() == "rung-1"
+    models = [load_model(layout.model(name)) for name in ("student", "rung-1")]
+    assert models[1].num_parameters() < models[0].num_parameters()
+    assert {row.split()[0] for row in done.table.splitlines()} >= {"student", "rung-1"}
+    planned = run_taught(job_of(folder), teaching_of(), dry_run=True)
+    assert running(planned) == ["index", "evaluation"]
+    assert (folder / "rung-1").exists()
+    taught._drop_rungs(layout, but="student")
+    assert layout.served() == "student"
 
 
-def test_both_commands_as_they_are_typed(capsys, recipe, monkeypatch, tmp_path):
-    small = {"num_members": 100, "num_jobs": 50, "num_impressions": 1200}
-    monkeypatch.setattr(recipes, "demo", lambda: recipe)
-    monkeypatch.setattr(
-        generated, "generated_job_market", lambda seed=0: job_market(seed=seed, **small)
-    )
-    command = ["run", "demo", "--out", tmp_path / "two", "--labels", 800, "--policy"]
-    table = said(capsys, *command, "job_market")
-    assert "policy-teacher" in table
-    mine = tmp_path / "mine.md"
-    mine.write_text(OTHER_RULE)
-    plan = said(capsys, *command, mine, "--dry-run").splitlines()
-    assert [line.split()[0] for line in plan if " runs " in line] == OF_THE_POLICY
-    said(capsys, *command, mine)
-    assert "runs" not in said(capsys, *command, mine, "--dry-run")
-    user = Recommender.load(tmp_path / "two").interactions.user_ids[0]
-    found = said(capsys, "predict", tmp_path / "two", "--user", user, "--blend", 0.5, "--json")
-    assert tuple(json.loads(found.splitlines()[0])["grades"]) == GRADES
-    assert said(capsys, "index", tmp_path / "two").startswith("indexed")
+def test_a_rung_of_another_student_does_not_go_on_serving(two, tmp_path):
+    folder = tmp_path / "two"
+    shutil.copytree(two[0], folder)
+    layout = RunLayout(folder)
+    own = weights_hash(layout.model("student"))
+    for name, above in (("rung-1", own), ("rung-2", "another")):
+        shutil.copytree(folder / "student" / "model", folder / name / "model")
+        made_of = {"inputs": {"above": above, "top": own}}
+        (folder / name / "stage.json").write_text(json.dumps(made_of))
+        (folder / name / "rung.json").write_text(json.dumps({"accepted": True}))
+    taught._drop_rungs(layout, but="student")
+    assert layout.models()[-1] == "rung-1"
 
 
 @pytest.mark.parametrize(
@@ -373,7 +417,7 @@ when: user.age >= 40
 """
 
 
-def test_a_policy_on_anyones_tables(capsys, tmp_path):
+def test_a_policy_on_anyones_tables(typed, tmp_path):
     rng = np.random.default_rng(0)
     people, films = range(40), range(30)
     lines = ["user_id,item_id,action,timestamp"]
@@ -400,9 +444,9 @@ def test_a_policy_on_anyones_tables(capsys, tmp_path):
     command = ["run", "table", *files, "--task", "task.yaml", "--size", "tiny", "--epochs", "1"]
     command = [tmp_path / one if one.endswith((".csv", ".yaml")) else one for one in command]
     out = tmp_path / "run"
-    table = said(capsys, *command, "--policy", tmp_path / "mine.md", "--out", out)
+    table = typed(*command, "--policy", tmp_path / "mine.md", "--out", out)
     assert "policy-teacher" in table
     # Of 1,200 pairs half are labelled: nothing would be left to be surprised by.
     assert len(read_labels(out / "labels" / "judged", golden=None)) == 600
-    found = said(capsys, "predict", out, "--user", "u1", "--blend", 1, "--json").splitlines()
-    assert "Even" in json.loads(found[0])["title"]
+    found = json.loads(typed("predict", out, "--user", "u1", "--blend", 1, "--json").split("\n")[0])
+    assert sum(found["grades"].values()) == pytest.approx(1)
