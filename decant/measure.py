@@ -334,9 +334,9 @@ class Reranked:
         if not blend:
             return total_nK
         assert self.log_policy_nK is not None
-        policy_nK: NDArray[np.float32] = blend * self.log_policy_nK
+        policy_nK: NDArray[np.float32] = np.float32(blend) * self.log_policy_nK
         if blend < 1:
-            policy_nK += (1 - blend) * total_nK
+            policy_nK = policy_nK + np.float32(1 - blend) * total_nK
         return policy_nK
 
     def best_items(self, weight: float, *, blend: float = 0.0, k: int = 10) -> NDArray[np.int64]:
