@@ -329,7 +329,9 @@ class Reranked:
             blend: how much policy counts, as in a request; of a task with grades.
         """
         is_found_nK = np.isfinite(self.retrieval_nK)
-        weighted_nK = weight * np.where(is_found_nK, self.log_positive_nK, 0.0)
+        weighted_nK = np.float32(weight) * np.where(
+            is_found_nK, self.log_positive_nK, np.float32(0)
+        )
         total_nK: NDArray[np.float32] = self.retrieval_nK + weighted_nK
         if not blend:
             return total_nK
