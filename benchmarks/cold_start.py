@@ -15,9 +15,8 @@ whole, ours and SASRec are trained anew on the rest; the people's targets are as
 `warm items`; `cold items alone` ranks them among themselves).
 
 `gain_vs_sasrec` and its like are relative, of NDCG@10, people drawn once for both. SASRec's shape
-was chosen on MovieLens-1M: where neighbours of the last item are ahead of it, the gain over them is
-the one to quote. Seen items are filtered by the whole history. Cut short, the same call goes on
-with what is missing.
+was chosen on MovieLens-1M: on other data give `--tune-sasrec`. Seen items are filtered by the whole
+history. Cut short, the same call goes on with what is missing.
 """
 
 import sys
@@ -37,8 +36,10 @@ from benchmarks.published import COLD_START_GAINS
 from benchmarks.quality import relative_gain
 from benchmarks.studied import (
     Studied,
+    add_sasrec_options,
     opened,
     run_parser,
+    sasrec_configs,
     train_like,
     train_sasrec,
     without_profiles,
@@ -73,16 +74,21 @@ class Contest:
         studied: the run.
         measured: where rows go.
         work: keeps the ranks of every model.
-        sasrec_seconds: of each training of SASRec.
+        train_sasrec: on a split.
     """
 
     def __init__(
-        self, studied: Studied, measured: Measured, *, work: Path, sasrec_seconds: float
+        self,
+        studied: Studied,
+        measured: Measured,
+        *,
+        work: Path,
+        train_sasrec: Callable[[Split], sasrec.Fitted],
     ) -> None:
         self.studied = studied
         self.measured = measured
         self.work = work
-        self.sasrec_seconds = sasrec_seconds
+        self.train_sasrec = train_sasrec
         self.test = studied.split.test
         self.wanted = Asked(studied.book, self.test).wanted
         self.user = self.test.user[self.wanted.request].astype(np.int64)
@@ -177,7 +183,7 @@ class Contest:
 
     def _train_sasrec(self, split: Split) -> Scores:
         """SASRec on the split's training events, stopped by validation or by the clock."""
-        fitted = train_sasrec(self.studied, split, seconds=self.sasrec_seconds)
+        fitted = self.train_sasrec(split)
         book = self.studied.book
         return lambda targets: _slices(sasrec.score_requests(fitted.model, book, targets))
 
@@ -303,9 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; 1 when something could not be measured."""
     assert __doc__ is not None
     parser = run_parser(__doc__)
-    parser.add_argument(
-        "--sasrec-seconds", type=float, help="of each of its trainings; default: as the run's model"
-    )
+    add_sasrec_options(parser)
     parser.add_argument(
         "--part", choices=("users", "new"), help="one of the two parts; default both"
     )
@@ -313,15 +317,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with opened(options) as (studied, work):
             seconds = options.sasrec_seconds or studied.fit_seconds
+            configs = sasrec_configs(options)
             settings = {
                 "recipe": studied.recipe.to_dict(),
                 "weights": studied.weights,
                 "lengths": LENGTHS,
                 "taken out": (COLD_ITEMS, NEW_USERS),
-                "sasrec": [asdict(sasrec.SASRecConfig()), seconds],
+                "sasrec": [[asdict(config) for config in configs], seconds],
             }
             measured = Measured("cold_start", settings, out=options.out)
-            contest = Contest(studied, measured, work=work, sasrec_seconds=seconds)
+            train = partial(train_sasrec, studied, seconds=seconds, configs=configs)
+            contest = Contest(studied, measured, work=work, train_sasrec=train)
             if options.part in (None, "users"):
                 contest.measure_users()
             if options.part in (None, "new"):

@@ -14,6 +14,7 @@ model loses. Cut short, the same call goes on with the models that are missing.
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,15 @@ from benchmarks.arms import save_arrays
 from benchmarks.cold_start import of_foundation
 from benchmarks.measured import Measured
 from benchmarks.peers import sasrec
-from benchmarks.studied import Studied, opened, run_parser, train_like, train_sasrec
+from benchmarks.studied import (
+    Studied,
+    add_sasrec_options,
+    opened,
+    run_parser,
+    sasrec_configs,
+    train_like,
+    train_sasrec,
+)
 from decant.measure import Asked, last_item_answers, popularity_answers
 from decant.run_record import hardware
 from foundation.evaluation import (
@@ -65,16 +74,21 @@ class Ageing:
         studied: the run.
         measured: where rows go.
         work: keeps the ranks of every model.
-        sasrec_seconds: of SASRec's training.
+        train_sasrec: on a split.
     """
 
     def __init__(
-        self, studied: Studied, measured: Measured, *, work: Path, sasrec_seconds: float
+        self,
+        studied: Studied,
+        measured: Measured,
+        *,
+        work: Path,
+        train_sasrec: Callable[[Split], sasrec.Fitted],
     ) -> None:
         self.studied = studied
         self.measured = measured
         self.work = work
-        self.sasrec_seconds = sasrec_seconds
+        self.train_sasrec = train_sasrec
         self.split = split_by_time(studied)
         self.asked = Asked(studied.book, self.split.test)
 
@@ -135,7 +149,7 @@ class Ageing:
         return self.asked.ranks_by(of_foundation(model, book)(self.split.test))
 
     def _sasrec(self) -> NDArray[np.int64]:
-        fitted = train_sasrec(self.studied, self.split, seconds=self.sasrec_seconds)
+        fitted = self.train_sasrec(self.split)
         scores = sasrec.score_requests(fitted.model, self.studied.book, self.split.test)
         return self.asked.ranks_by(lambda a, b: scores[a:b])
 
@@ -163,19 +177,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; 1 when something could not be measured."""
     assert __doc__ is not None
     parser = run_parser(__doc__)
-    parser.add_argument("--sasrec-seconds", type=float, help="default: as the run's model")
+    add_sasrec_options(parser)
     options = parser.parse_args(arguments)
     try:
         with opened(options) as (studied, work):
             seconds = options.sasrec_seconds or studied.fit_seconds
+            configs = sasrec_configs(options)
             settings = {
                 "recipe": studied.recipe.to_dict(),
                 "data": studied.weights,
                 "shares": [TRAINED, LEFT_OUT, NUM_SPANS],
-                "sasrec_seconds": seconds,
+                "sasrec": [[asdict(config) for config in configs], seconds],
             }
             measured = Measured("drift", settings, out=options.out)
-            Ageing(studied, measured, work=work, sasrec_seconds=seconds).measure()
+            train = partial(train_sasrec, studied, seconds=seconds, configs=configs)
+            Ageing(studied, measured, work=work, train_sasrec=train).measure()
     except (ValueError, OSError) as error:
         print(f"benchmarks.drift: error: {error}", file=sys.stderr)
         return 1

@@ -122,3 +122,39 @@ class Measured:
                 f"{ends:>19}{row.n or '':>7}{row.seed:>6}"
             )
         return "\n".join(lines)
+
+
+def add_means(measured: Measured) -> None:
+    """A row for each number that several seeds have: their mean, with an interval over people.
+
+    Each seed has a market of its own, so what chance does to one it does not do to another: the
+    ends of the seeds' intervals lie apart from their mean by the root of the sum of squares.
+    Nothing is said of seeds that were not drawn; three are too few for that.
+    """
+    seeded = [row for row in measured.rows if row.seed != "mean"]
+    keys = dict.fromkeys((row.task, row.split, row.model, row.metric) for row in seeded)
+    for key in keys:
+        task, split, model, metric = key
+        mine = [row for row in seeded if (row.task, row.split, row.model, row.metric) == key]
+        if len(mine) > 1:
+            mean = float(np.mean([row.value for row in mine]))
+            low, high = (
+                float(np.sqrt(np.sum(np.square(ends)))) / len(mine)
+                for ends in zip(*(_reach(row) for row in mine), strict=True)
+            )
+            measured.add(
+                task=task,
+                split=split,
+                model=model,
+                metric=metric,
+                interval=Interval(value=mean, low=mean - low, high=mean + high),
+                n=sum(row.n or 0 for row in mine),
+                seed="mean",
+            )
+
+
+def _reach(row: ResultRow) -> tuple[float, float]:
+    """How far a row's interval reaches down and up; not a number where it has none."""
+    if row.ci_low is None or row.ci_high is None:
+        return np.nan, np.nan
+    return row.value - row.ci_low, row.ci_high - row.value

@@ -30,9 +30,9 @@ import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measured import Measured
+from benchmarks.measured import Measured, add_means
 from benchmarks.people_queries import SETS, GradedSet, Part, SearchMarket
-from benchmarks.tasks import BookOfTasks, add_means
+from benchmarks.tasks import BookOfTasks
 from benchmarks.word_search import WordSearch
 from decant.answering import NUM_RETRIEVED
 from decant.facets import folded_words

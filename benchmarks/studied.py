@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,8 +119,17 @@ def train_like(
     return trained(prepared, arm, book, encoder=folder, scratch=scratch), book
 
 
-def train_sasrec(studied: Studied, split: Split, *, seconds: float) -> sasrec.Fitted:
-    """SASRec on the training events of a split, stopped by validation or by the clock."""
+def train_sasrec(
+    studied: Studied, split: Split, *, seconds: float, configs: Sequence[sasrec.SASRecConfig]
+) -> sasrec.Fitted:
+    """SASRec on the training events of a split, stopped by validation or by the clock.
+
+    Args:
+        studied: the run whose data it is.
+        split: what it learns from, and what chooses.
+        seconds: of each training.
+        configs: what is tried; the best on validation is returned.
+    """
     book = studied.book
     watched = Asked(book, sample_targets(split.valid, _WATCHED))
 
@@ -128,16 +137,17 @@ def train_sasrec(studied: Studied, split: Split, *, seconds: float) -> sasrec.Fi
         scores = sasrec.score_requests(model, book, watched.targets)
         return float(ndcg(watched.ranks_by(lambda a, b: scores[a:b]), 10).mean())
 
-    fitted = sasrec.fit(
+    fitted = sasrec.fit_best(
         book,
         split,
-        config=sasrec.SASRecConfig(),
+        configs=configs,
         seconds=seconds,
         watch=watch,
         seed=studied.recipe.seed,
     )
     how = "validation stopped it" if fitted.stopped_early else "the clock stopped it"
-    print(f"sasrec: {fitted.epochs:.1f} epochs in {fitted.seconds:.0f} s; {how}", file=sys.stderr)
+    took = f"{fitted.epochs:.1f} epochs in {fitted.seconds:.0f} s"
+    print(f"sasrec: {fitted.model.config}, {took}; {how}", file=sys.stderr)
     return fitted
 
 
@@ -166,6 +176,24 @@ def run_parser(description: str, *, has_work: bool = True) -> argparse.ArgumentP
     if has_work:
         parser.add_argument("--work", type=Path, help="keeps what was said; default: beside --out")
     return parser
+
+
+def add_sasrec_options(parser: argparse.ArgumentParser) -> None:
+    """What a benchmark that trains SASRec beside a run is told of it."""
+    parser.add_argument(
+        "--sasrec-seconds", type=float, help="of each of its trainings; default: as the run's model"
+    )
+    parser.add_argument(
+        "--tune-sasrec",
+        action="store_true",
+        help="try four shapes, each for as long, and take the best on validation; what was best on "
+        "MovieLens-1M is the only one otherwise",
+    )
+
+
+def sasrec_configs(options: argparse.Namespace) -> Sequence[sasrec.SASRecConfig]:
+    """What `add_sasrec_options` asked for."""
+    return sasrec.GRID if options.tune_sasrec else sasrec.GRID[:1]
 
 
 @contextmanager

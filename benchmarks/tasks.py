@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measured import Measured
+from benchmarks.measured import Measured, add_means
 from benchmarks.steering import draw_requests, note_rows, third_task_rows
 from decant.measure import Answers, Asked, oracle_answers, popularity_answers
 from decant.recipes import Recipe, demo
@@ -244,30 +244,6 @@ def measure_seed(settings: Settings, measured: Measured, *, seed: int, work: Pat
         add("notes", name, metric, interval, n)
     for name, metric, interval, n in third_task_rows(both, book, market.truth, requests):
         add("fit", name, metric, interval, n)
-
-
-def add_means(measured: Measured) -> None:
-    """A row for each number that several seeds have: their mean, with an interval over seeds."""
-    seeded = [row for row in measured.rows if row.seed != "mean"]
-    keys = dict.fromkeys((row.task, row.split, row.model, row.metric) for row in seeded)
-    for task, split, model, metric in keys:
-        values = [
-            row.value
-            for row in seeded
-            if (row.task, row.split, row.model, row.metric) == (task, split, model, metric)
-        ]
-        if len(values) > 1:
-            half = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5
-            mean = float(np.mean(values))
-            measured.add(
-                task=task,
-                split=split,
-                model=model,
-                metric=metric,
-                interval=Interval(value=mean, low=mean - half, high=mean + half),
-                n=len(values),
-                seed="mean",
-            )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

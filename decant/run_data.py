@@ -4,20 +4,23 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from safetensors import SafetensorError
 
 from decant.layout import DATA, PROMPTER, RUNG_RECORD, RunLayout
-from foundation import Foundation
-from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
-from promptify.prompter import Prompter
 from promptify.splits import Split, Targets, leave_last, leave_one_out
 from promptify.task import Task
 from promptify.validation import BadInput
+
+if TYPE_CHECKING:
+    from foundation import Foundation
+    from promptify.assembly import PromptBook
+
+# Imports of models and prompts stand where they are loaded: a policy is tried on a log alone.
 
 
 def load_tasks(layout: RunLayout) -> tuple[Task, ...]:
@@ -28,12 +31,14 @@ def load_tasks(layout: RunLayout) -> tuple[Task, ...]:
         return tuple(Task.from_dict(task) for task in source["tasks"])
 
 
-def load_model(path: Path) -> Foundation:
+def load_model(path: Path) -> "Foundation":
     """The model of a stage of a run.
 
     Raises:
         BadInput: a file of it is missing, cut short or changed.
     """
+    from foundation import Foundation
+
     with reading(path):
         return Foundation.from_pretrained(path)
 
@@ -103,8 +108,10 @@ def load_split(layout: RunLayout, interactions: Interactions) -> Split:
     return split_of(interactions, load_tasks(layout), held_out_slates=held_out, test_slates=test)
 
 
-def load_book(layout: RunLayout) -> tuple[PromptBook, Split]:
+def load_book(layout: RunLayout) -> tuple["PromptBook", Split]:
     """A run's data as prompts, and its split."""
+    from promptify.prompter import Prompter
+
     with reading(layout.interactions):
         interactions = Interactions.load(layout.interactions)
     with reading(layout.folder / PROMPTER / "prompter.json"):

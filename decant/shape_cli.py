@@ -36,15 +36,15 @@ def search_shape_parser() -> ArgumentParser:
     return parser
 
 
-def run_search_shape(options: Namespace) -> Iterator[str]:
+def search_shape(options: Namespace) -> Iterator[str]:
     """Search; yields what came out, line by line.
 
     Args:
         options: as the parser gives them.
     """
-    from decant.architecture import search_config, search_shape
+    from decant import architecture
 
-    config = search_config(
+    config = architecture.search_config(
         options.run,
         epochs=options.epochs,
         parameters=options.parameters,
@@ -52,10 +52,10 @@ def run_search_shape(options: Namespace) -> Iterator[str]:
         num_trials=options.trials,
         requests=options.requests,
     )
-    done = search_shape(
+    done = architecture.search_shape(
         options.run, config=config, out=options.out, timed_requests=options.timed_requests
     )
     yield done.table
     if done.found.best is not None:
-        yield (f"\ndecant ladder {options.run} --shape {done.found.best.shape.code}")
+        yield f"\ndecant ladder {options.run} --shape {done.found.best.shape.code}"
     yield str(done.folder / "architecture.html")

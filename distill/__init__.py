@@ -1,5 +1,4 @@
-"""Big to small: pruning, repair, distillation, the gate, and the ladder that they make."""
+"""Big to small: policy and labels; pruning, repair, distillation, the gate, and their ladder.
 
-from distill.ladder import Hands, Ladder, LadderConfig, Rung
-
-__all__ = ["Hands", "Ladder", "LadderConfig", "Rung"]
+Nothing is imported here: a policy is read and tried without torch.
+"""

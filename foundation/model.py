@@ -17,11 +17,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from foundation import one_position
+from foundation import embedding, input_vectors, one_position
 from foundation.attention import check_decoder
-from foundation.batches import Batch, by_length, pad_pieces, positions_at_once, take_rows
+from foundation.batches import by_length, pad_pieces
 from foundation.calibration import Calibration
 from foundation.config import FoundationConfig
 from foundation.losses import action_log_probs, log_policy_of
@@ -42,9 +41,6 @@ if TYPE_CHECKING:
     from foundation.training import FitConfig, FitResult
     from promptify.assembly import PromptBook
     from promptify.splits import Split
-
-# Items read at once where each is a single position.
-_ITEMS_AT_ONCE = 16384
 
 
 class Foundation(nn.Module):
@@ -344,72 +340,21 @@ class Foundation(nn.Module):
         inline_slots_JD: Tensor | None = None,
     ) -> Tensor:
         """Input vectors of tokens and slots [R, T, D]."""
-        vocab_size = self.prompter.vocab_size
-        embeds_RTD: Tensor = self.decoder.get_input_embeddings()(ids_RT.clamp(max=vocab_size - 1))
-        is_slot_RT = ids_RT >= vocab_size
-        if slots is not None and self.uses_slots:
-            slots_RTD = slots.of((ids_RT - vocab_size).clamp(min=0))
-            return torch.where(is_slot_RT[..., None], slots_RTD.to(embeds_RTD.dtype), embeds_RTD)
-        if not bool(is_slot_RT.any()):
-            return embeds_RTD
-        items_N, where_N = torch.unique(ids_RT[is_slot_RT] - vocab_size, return_inverse=True)
-        slots_ND = self.slots(items_N[items_N < self.num_items])
-        if inline_slots_JD is not None:
-            # `unique` sorts: the catalogue's slots come first.
-            inline_J = items_N[items_N >= self.num_items] - self.num_items
-            slots_ND = torch.cat([slots_ND, inline_slots_JD[inline_J]])
-        slots_ND = slots_ND.to(embeds_RTD.dtype)
-        return embeds_RTD.index_put((is_slot_RT,), slots_ND[where_N])
+        return input_vectors.embed_ids(self, ids_RT, slots, inline_slots_JD)
 
     def slots(self, items_N: Tensor, fresh: FreshReadings | None = None) -> Tensor:
         """Slots of items of the catalogue, float [N, D]."""
-        chosen = self.item_pieces
-        if len(items_N) < self.num_items or bool((items_N.diff() != 1).any()):
-            chosen = chosen.take(items_N.cpu().numpy())
-        bag_ND = self.bags(chosen)
-        if self.training and self.settings.instruction_noise:
-            bag_ND = self._with_instruction(bag_ND, chosen)
-        return self.items.slots(items_N, bag_ND, fresh)
-
-    def _with_instruction(self, bag_ND: Tensor, pieces: Pieces) -> Tensor:
-        """The bags, some of them as if their text said words of an instruction too, [N, D]."""
-        told = self.prompter.instruction_pieces
-        task_N = torch.randint(len(told), (len(bag_ND),), device=bag_ND.device)
-        length_N = torch.from_numpy(pieces.lengths.astype(np.float32)).to(bag_ND.device)
-        most_N = torch.from_numpy(told.lengths.astype(np.float32)).to(bag_ND.device)[task_N]
-        # Up to the whole instruction twice over, against the length of the item's own text.
-        words_N = 2 * most_N * torch.rand_like(most_N)
-        words_N = words_N * (torch.rand_like(words_N) < self.settings.instruction_noise)
-        share_N1 = (words_N / (length_N + words_N))[:, None]
-        return torch.lerp(bag_ND, self.bags(told)[task_N], share_N1)
+        return input_vectors.slots(self, items_N, fresh)
 
     def inline_slots(self, rows: Rows) -> Tensor | None:
         """Slots of the items that rows bring with them, float [J, D]; None where there are none."""
         if not self.uses_slots or not len(rows.inline_items):
             return None
-        pieces = rows.inline_items
-        return self.slots_of_pieces(pieces)
-
-    def slots_of_pieces(self, pieces: Pieces) -> Tensor:
-        """Slots of items known by their text alone, float [N, D].
-
-        Args:
-            pieces: item texts, each ending with the arrow.
-
-        Raises:
-            BadInput: the text encoder is needed and gone, or another stands in its folder.
-        """
-        return told_slots(self, self.read_items(pieces))
+        return told_slots(self, self.read_items(rows.inline_items))
 
     def bags(self, pieces: Pieces) -> Tensor:
         """Mean token embedding of each piece, float [N, D]."""
-        bags: Tensor = F.embedding_bag(
-            torch.from_numpy(pieces.ids.astype(np.int64)).to(self.device),
-            self.decoder.get_input_embeddings().weight,
-            torch.from_numpy(pieces.offsets[:-1].copy()).to(self.device),
-            mode="mean",
-        )
-        return bags
+        return input_vectors.bags(self, pieces)
 
     def read_pieces(
         self, pieces: Pieces, chosen_N: NDArray[np.int64]
@@ -561,7 +506,6 @@ class Foundation(nn.Module):
             asking=asking,
         )
 
-    @torch.no_grad()
     def embed_users(
         self,
         rows: Rows,
@@ -585,19 +529,10 @@ class Foundation(nn.Module):
         Raises:
             ValueError: the model was not trained at that width.
         """
-        width = self.checked_width(width)
-        vectors_RV = np.zeros((len(rows), width), dtype=np.float32)
-        with tqdm(total=len(rows), desc="embed users", disable=not progress) as bar:
-            for chosen_B, hidden_BTD, batch in self._read_rows(
-                rows, max_positions or positions_at_once(self.device)
-            ):
-                last_BD = hidden_BTD[torch.arange(len(chosen_B)), batch.length_R - 1]
-                person_BV = self.person_head(last_BD)[:, :width]
-                vectors_RV[chosen_B] = person_BV.float().cpu().numpy()
-                bar.update(len(chosen_B))
-        return vectors_RV
+        return embedding.embed_users(
+            self, rows, width=width, max_positions=max_positions, progress=progress
+        )
 
-    @torch.no_grad()
     def embed_items(
         self,
         items: NDArray[np.int64] | Pieces | ItemReadings | None = None,
@@ -620,24 +555,7 @@ class Foundation(nn.Module):
         Raises:
             ValueError: the model was not trained at that width.
         """
-        width = self.checked_width(width)
-        self.eval()
-        if items is None or isinstance(items, np.ndarray):
-            rows_N = torch.arange(self.num_items) if items is None else torch.from_numpy(items)
-            rows_N = rows_N.to(self.device)
-            slots_ND, new_N = self.slots(rows_N), self.new_item_weight[rows_N]
-        else:
-            told = self.read_items(items) if isinstance(items, Pieces) else items
-            unknown_N = np.full(len(told.pieces), -1) if known_N is None else known_N
-            rows_N = torch.from_numpy(unknown_N).to(self.device)
-            slots_ND = told_slots(self, told, rows_N)
-            new_N = torch.where(rows_N >= 0, self.new_item_weight[rows_N.clamp(min=0)], 1.0)
-        if not len(slots_ND):  # which no decoder takes
-            return np.zeros((0, width), np.float32)
-        parts = [self.item_vectors(part) for part in slots_ND.split(_ITEMS_AT_ONCE)]
-        vectors_NV = torch.cat(parts).float() + new_N[:, None] * self.new_item_shift_V
-        result: NDArray[np.float32] = vectors_NV[:, :width].contiguous().cpu().numpy()
-        return result
+        return embedding.embed_items(self, items, known_N=known_N, width=width)
 
     def read_prefix(self, prefix: Rows) -> "PrefixReading":
         """Read one prefix: what `score` needs of it, and the person vector that retrieval needs.
@@ -709,18 +627,6 @@ class Foundation(nn.Module):
 
         most = MAX_CANDIDATE_BYTES if max_bytes is None else max_bytes
         return score(self, prefix, candidates, task=task, max_bytes=most)
-
-    @torch.no_grad()
-    def _read_rows(self, rows: Rows, max_positions: int) -> Any:
-        self.eval()
-        inline_slots_JD = self.inline_slots(rows)
-        for chosen_B in by_length(rows.lengths, max_positions=max_positions):
-            batch = Batch.of(
-                take_rows(rows, chosen_B),
-                pad_id=self.prompter.newline_id,
-                vocab_size=self.prompter.vocab_size,
-            ).to(self.device)
-            yield chosen_B, self.hidden(batch.ids_RT, inline_slots_JD=inline_slots_JD), batch
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a stock checkpoint, the heads and the prompter to `folder`, whole or not at all."""

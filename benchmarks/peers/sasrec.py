@@ -15,7 +15,7 @@ Legend: R rows, T positions, I items, D width, n requests.
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,12 +56,22 @@ class SASRecConfig:
     patience: int = 5
 
 
+GRID = (
+    SASRecConfig(),
+    SASRecConfig(events_per_batch=2048),
+    SASRecConfig(events_per_batch=2048, width=64),
+    SASRecConfig(events_per_batch=2048, width=64, dropout=0.5),
+)
+"""What suits data of other sizes than MovieLens-1M; see `fit_best`."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fitted:
     """A trained SASRec.
 
     Attributes:
         model: with the weights of its best validation.
+        best: NDCG@10 of that validation.
         seconds: `thread_seconds` spent training and validating.
         epochs: passes over the training events.
         stopped_early: whether validation ended it, and not the clock.
@@ -69,6 +79,7 @@ class Fitted:
     """
 
     model: "SASRec"
+    best: float
     seconds: float
     epochs: float
     stopped_early: bool
@@ -188,11 +199,38 @@ def fit(
         model.load_state_dict(best_state)
     return Fitted(
         model=model.eval(),
+        best=max(best, curve[-1][1]),
         seconds=thread_seconds() - began,
         epochs=curve[-1][0],
         stopped_early=misses >= config.patience,
         curve=tuple(curve),
     )
+
+
+def fit_best(
+    book: PromptBook,
+    split: Split,
+    *,
+    configs: Sequence[SASRecConfig],
+    seconds: float,
+    watch: Callable[[SASRec], float],
+    seed: int = 0,
+) -> Fitted:
+    """Train with each configuration for a number of seconds each; the best on validation.
+
+    Args:
+        book: as of `fit`.
+        split: as of `fit`.
+        configs: what is tried, such as `GRID`.
+        seconds: as of `fit`, for each.
+        watch: as of `fit`; what it says chooses.
+        seed: as of `fit`, the same for all.
+    """
+    tried = [
+        fit(book, split, config=config, seconds=seconds, watch=watch, seed=seed)
+        for config in configs
+    ]
+    return max(tried, key=lambda fitted: fitted.best)
 
 
 def _cosine(progress: float) -> float:

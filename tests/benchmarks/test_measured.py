@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.measured import Measured
+from benchmarks.measured import Measured, add_means
 from decant.results import read_csv
 from foundation.evaluation import Interval
 
@@ -51,3 +51,19 @@ def test_a_file_of_something_else_is_refused_and_left(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not that of a results file"):
         Measured("films", {}, out=out)
     assert out.read_text() == "a,b\n1,2\n"
+
+
+def test_a_mean_of_seeds_is_as_sure_as_all_of_their_people() -> None:
+    measured = Measured("some", {}, out=None, commit="c")
+    cells = {"task": "films", "split": "test", "model": "ours", "metric": "ndcg@10", "n": 10}
+    for seed, value in enumerate((0.1, 0.2, 0.3)):
+        measured.add(seed=seed, interval=Interval(value=value, low=value - 0.03, high=1), **cells)
+    measured.add(seed=0, interval=Interval(value=1, low=1, high=1), **{**cells, "model": "oracle"})
+    measured.add(seed=1, interval=Interval(value=1, low=1, high=1), **{**cells, "model": "oracle"})
+    add_means(measured)
+    ours, oracle = (row for row in measured.rows if row.seed == "mean")
+    assert ours.value == pytest.approx(0.2)
+    assert ours.ci_low == pytest.approx(0.2 - 0.03 / 3**0.5)
+    assert ours.ci_high == pytest.approx(0.2 + np.linalg.norm([0.9, 0.8, 0.7]) / 3)
+    assert ours.n == 30
+    assert (oracle.value, oracle.ci_low, oracle.ci_high) == (1, None, None)

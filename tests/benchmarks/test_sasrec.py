@@ -106,3 +106,19 @@ def test_it_stops_when_validation_does_not_improve(
     assert fitted.stopped_early
     assert fitted.seconds < 4
     assert [value for _, value in fitted.curve] == [0.5, 0.1, 0.1, 0.1]
+
+
+def test_the_best_of_several_on_validation_is_returned(
+    market_book: PromptBook, market_split: Split
+) -> None:
+    narrow, wide = TINY, replace(TINY, width=2 * TINY.width)
+    for good in (narrow, wide):
+
+        def watch(model: SASRec, good: SASRecConfig = good) -> float:
+            return 0.5 if model.config == good else 0.1
+
+        fitted = sasrec.fit_best(
+            market_book, market_split, configs=(narrow, wide), seconds=0.2, watch=watch
+        )
+        assert fitted.model.config == good
+        assert fitted.best == 0.5

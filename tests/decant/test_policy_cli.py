@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -59,6 +61,18 @@ def test_help_teaches(capsys):
         for word in ("check", "diff", "explain", "sample", "agree", "label")
         if word not in text
     ] == []
+
+
+def test_a_policy_is_tried_without_waiting_for_a_model(log_run):
+    code = """
+import sys
+from decant.cli import main
+main(sys.argv[1:])
+assert {"torch", "transformers"}.isdisjoint(sys.modules)
+"""
+    pair = ["--user", "member-00001", "--item", "job-00001", "--run", str(log_run)]
+    asked = [sys.executable, "-c", code, "policy", "explain", "job_market", *pair]
+    assert subprocess.run(asked, check=False).returncode == 0
 
 
 def test_check_tells_what_is_wrong_and_ends_with_1(capsys, log_run, sharper):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from foundation import FitConfig, FoundationConfig
+from foundation.input_vectors import with_instruction
 from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
 from foundation.plan import TrainingPlan
 from foundation.slots import FreshReadings, ItemTable
@@ -283,7 +284,7 @@ def test_words_of_the_instruction_are_mixed_into_some_texts_in_training_alone(ma
             foundation.bags(pieces)
             for pieces in (foundation.item_pieces, foundation.prompter.instruction_pieces)
         )
-        bags = foundation._with_instruction(own, foundation.item_pieces)
+        bags = with_instruction(foundation, own, foundation.item_pieces)
         moved = (bags - own).abs().sum(1) > 1e-6
         away = torch.stack([(bags - one).norm(dim=1) for one in instructions]).min(0).values
         before = torch.stack([(own - one).norm(dim=1) for one in instructions]).max(0).values

@@ -1,0 +1,186 @@
+"""`decant ladder`, `quantise`, `trim` and `export`: other models, made of the one a run has.
+
+decant ladder runs/films --to 0.05 --max-loss 0.01
+decant quantise runs/films
+decant trim runs/films --out runs/films-trimmed
+decant export runs/films --out ranker
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+# Imports stand in the commands that need them: `decant --help` must not wait for torch.
+
+
+def ladder_parser() -> ArgumentParser:
+    """The parser of `decant ladder`."""
+    parser = ArgumentParser(
+        description="Go down from a run's foundation, a little at a time: prune, repair, distil, "
+        "and ask the gate whether too much was lost; a step that fails is halved. Killed at any "
+        "moment, the same command goes on where it stopped. An undecided rung can be let through "
+        "by a waiver in RUN/waivers.json: a list of objects with rung, against (above or top), "
+        "metric, loss, reason, bought."
+    )
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument(
+        "--to",
+        type=float,
+        default=0.1,
+        help="share of the foundation's body parameters to end at; embeddings are not counted",
+    )
+    parser.add_argument(
+        "--shape",
+        type=str,
+        help="the shape to end at instead, as `decant search-shape` finds one: 4x240x2x160 is "
+        "layers, neurons, groups of heads and hidden width",
+    )
+    parser.add_argument(
+        "--max-loss",
+        type=float,
+        default=0.01,
+        help="share of AUC and NDCG@10 that a rung may lose against the one above; three times "
+        "that against the foundation",
+    )
+    parser.add_argument(
+        "--max-step", type=float, default=1 / 3, help="share of the body that may go at once"
+    )
+    parser.add_argument(
+        "--minutes-per-rung", type=float, default=3.0, help="of distillation, on this machine"
+    )
+    parser.add_argument("--epochs-per-rung", type=float, help="of distillation, instead of minutes")
+    parser.add_argument(
+        "--taught-by",
+        choices=["above", "top", "both"],
+        default="above",
+        help="who teaches a rung",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="a run folder of its own for the ladder, which leaves the run as it is",
+    )
+    parser.add_argument(
+        "--timed-requests", type=int, default=300, help="that latency is measured on"
+    )
+    return parser
+
+
+def quantise_parser() -> ArgumentParser:
+    """The parser of `decant quantise`."""
+    parser = ArgumentParser(
+        description="Put the model that serves in int8, calibrate it again, and ask the gate what "
+        "was lost and what time was won; where it passes, it is the run's next rung and serves. "
+        "For processors."
+    )
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument(
+        "--max-loss",
+        type=float,
+        default=0.01,
+        help="share of AUC and NDCG@10 that may be lost against the rung above; three times that "
+        "against the foundation",
+    )
+    parser.add_argument(
+        "--timed-requests", type=int, default=300, help="that latency is measured on"
+    )
+    return parser
+
+
+def trim_parser() -> ArgumentParser:
+    """The parser of `decant trim`."""
+    parser = ArgumentParser(
+        description="Leave out of a model's vocabulary what its people, items and prompts never "
+        "say, as most of a hub model's: a run of its own with the same scores. Items that were "
+        "added to the run since are not taken along."
+    )
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--out", type=Path, required=True, help="the new run folder")
+    parser.add_argument("--model", type=str, help="foundation or a rung; what serves by default")
+    parser.add_argument(
+        "--texts", type=Path, help="a file of lines whose words stay too, such as queries"
+    )
+    return parser
+
+
+def export_parser() -> ArgumentParser:
+    """The parser of `decant export`."""
+    parser = ArgumentParser(
+        description="Write a model of a run for those who have transformers and nothing of ours: "
+        "slots are rows of the vocabulary, and ids alone give the scores. export.json says how."
+    )
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("--model", type=str, help="foundation or a rung; what serves by default")
+    parser.add_argument(
+        "--kind",
+        choices=["causal", "classifier"],
+        default="causal",
+        help="a causal LM, or a sequence classifier whose classes are the actions",
+    )
+    parser.add_argument("--task", type=str, help="the surface; the first of the model by default")
+    return parser
+
+
+def ladder(options: Namespace) -> Iterator[str]:
+    """Carry out the `ladder` command."""
+    from dataclasses import replace
+
+    from decant.ladder import descend, ladder_config
+    from distill.anatomy import Shape
+
+    config = ladder_config(
+        options.run,
+        to=options.to,
+        shape=None if options.shape is None else Shape.parse(options.shape),
+        max_loss=options.max_loss,
+        max_loss_vs_top=3 * options.max_loss,
+        max_step=options.max_step,
+        minutes_per_rung=None if options.epochs_per_rung else options.minutes_per_rung,
+        taught_by=options.taught_by,
+    )
+    if options.epochs_per_rung:
+        config = replace(config, fit=replace(config.fit, epochs=options.epochs_per_rung))
+    done = descend(
+        options.run, config=config, out=options.out, timed_requests=options.timed_requests
+    )
+    yield done.table
+    yield f"\n{done.folder / 'ladder.html'}"
+
+
+def quantise(options: Namespace) -> Iterator[str]:
+    """Carry out the `quantise` command."""
+    from decant import quantising
+
+    done = quantising.quantise(
+        options.run, max_loss=options.max_loss, timed_requests=options.timed_requests
+    )
+    yield done.table()
+
+
+def trim(options: Namespace) -> Iterator[str]:
+    """Carry out the `trim` command."""
+    from decant import trimming
+
+    texts = tuple(options.texts.read_text("utf-8").splitlines()) if options.texts else ()
+    done = trimming.trim(options.run, options.out, model=options.model, texts=texts)
+    yield done.table()
+    yield f"\n{options.out}"
+
+
+def export(options: Namespace) -> Iterator[str]:
+    """Carry out the `export` command."""
+    from decant.layout import RunLayout
+    from decant.run_data import load_model
+    from distill.exports import export_causal, export_classifier
+    from promptify.validation import BadInput
+
+    layout = RunLayout(options.run)
+    foundation = load_model(layout.model(options.model or layout.served()))
+    names = [task.name for task in foundation.prompter.tasks]
+    if options.task is not None and options.task not in names:
+        raise BadInput(f"--task {options.task} is unknown; the model has {', '.join(names)}.")
+    export = {"causal": export_causal, "classifier": export_classifier}[options.kind]
+    export(foundation, options.out, task=0 if options.task is None else names.index(options.task))
+    yield str(options.out)
