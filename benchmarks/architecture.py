@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ladder import Bed, Descent, bed_of
+from benchmarks.ladder import Descent
+from benchmarks.ladder_beds import Bed, bed_of
 from benchmarks.measured import Measured
 from decant.architecture import LatencyRatio, search_config, search_shape, shapes_table
 from decant.run_data import load_model

@@ -13,11 +13,8 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from decant.atomic import write_whole
 from decant.judging import Judge
@@ -31,7 +28,7 @@ from decant.layout import (
     RUNG_RECORD,
     RunLayout,
 )
-from decant.measure import Answers, Asked
+from decant.on_test import OnTest
 from decant.pipeline import fit_on_validation, index_again, watch
 from decant.processes import training_device
 from decant.recipes import recipe_of
@@ -51,8 +48,6 @@ from distill.ladder import (
 )
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
-from foundation.evaluation import ndcg, paired_bootstrap
-from foundation.predictions import predict_targets
 from promptify.assembly import PromptBook
 from promptify.splits import Split, Targets
 from promptify.validation import BadInput
@@ -255,48 +250,6 @@ def _settle(model: Foundation, book: PromptBook, valid: Targets, requests: int |
     # A few numbers a task: each person's newest target is enough to fit them on.
     for task in range(len(book.prompter.tasks)):
         fit_on_validation(model, book, newest(valid), task=task, requests=requests)
-
-
-class OnTest:
-    """Rungs on the test targets, which decide nothing, against the top, which is asked once.
-
-    Args:
-        top: of the ladder.
-        book: pieces of the interactions.
-        split: of them.
-    """
-
-    def __init__(self, top: Foundation, book: PromptBook, split: Split) -> None:
-        self.top = top
-        self._book, self._targets = book, split.test
-        self._asked = Asked(book, split.test)
-
-    def metrics_of(self, model: Foundation) -> dict[str, Any]:
-        """Each metric with its interval, and the NDCG@10 lost against the top."""
-        of_rung = self._answers(model)
-        found: dict[str, Any] = {
-            metric: {"value": interval.value, "low": interval.low, "high": interval.high, "n": n}
-            for metric, (interval, n) in of_rung.metrics().items()
-        }
-        of_top = self._of_top
-        if of_rung.rank is not None and of_top.rank is not None and len(of_rung.rank):
-            lost = paired_bootstrap(ndcg(of_top.rank, 10), ndcg(of_rung.rank, 10), of_rung.user)
-            if np.isfinite([lost.value, lost.low, lost.high]).all():
-                found["loss_vs_top"] = {
-                    "value": lost.value,
-                    "low": lost.low,
-                    "high": lost.high,
-                    "n": len(of_rung.rank),
-                }
-        return found
-
-    @cached_property
-    def _of_top(self) -> Answers:
-        return self._answers(self.top)
-
-    def _answers(self, model: Foundation) -> Answers:
-        said = predict_targets(model, self._book, self._targets)
-        return self._asked.of(said, model.calibration(self._asked.task))
 
 
 def keep_rung(rung: Rung, on_test: OnTest, out: Path, *, name: str, above_name: str) -> None:

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decant.atomic import write_whole
-from decant.ladder import OnTest, keep_rung, ladder_below, ladder_config
+from decant.ladder import keep_rung, ladder_below, ladder_config
 from decant.layout import RUNG_RECORD, RunLayout
+from decant.on_test import OnTest
 from decant.pipeline import index_again
 from decant.run_data import load_book, load_model, reading, rung_record, sample_targets
 from decant.stages import Stages

@@ -13,12 +13,9 @@ down notch by notch; so the shape that is found is no worse by the search's own 
 
 Each draw is written down when it is done, as JSON, and depends on those before it and on the seed
 alone: killed at any moment, the same call draws again what was cut short and goes on from there.
-
-Legend: n requests, e events of their slates, I items, A actions.
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -28,8 +25,6 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
-import torch
-from numpy.typing import NDArray
 from optuna.distributions import IntDistribution
 from optuna.trial import TrialState
 from tqdm.auto import tqdm
@@ -44,24 +39,17 @@ from distill.anatomy import (
     shape_of,
 )
 from distill.distillation import distil
+from distill.exam import Exam
 from distill.importance import measure_importance
 from distill.kept import Kept
-from distill.losses import divergence
 from distill.pruning import keep
 from distill.repair import repair
 from distill.steps import calibration_rows, next_shape
 from distill.teaching import TeacherConfig
+from distill.whole_json import write_json
 from foundation import FitConfig, Foundation
-from foundation.evaluation import ndcg
-from foundation.predictions import (
-    rank_catalogue,
-    ranking_targets,
-    read_pairs,
-    served_items,
-    slate_events,
-)
 from promptify.assembly import PromptBook
-from promptify.splits import Split, Targets
+from promptify.splits import Split
 from promptify.validation import BadInput
 
 Ended = Literal["scored", "slow", "hopeless"]
@@ -261,7 +249,7 @@ class ArchitectureSearch:
                         "is_new": is_new,
                     }
                 )
-                _write_json(folder / _RECORD, {"search": self._identity(mark), "draws": draws})
+                write_json(folder / _RECORD, {"search": self._identity(mark), "draws": draws})
         shutil.rmtree(folder / "trial", ignore_errors=True)
         scored = [one for one in known.values() if one.divergence is not None]
         return Found(
@@ -408,60 +396,6 @@ class ArchitectureSearch:
         return draws
 
 
-class Exam:
-    """Held-out requests, and what the top says to them.
-
-    Args:
-        top: only read.
-        book: pieces of the interactions.
-        valid: held-out slates.
-        requests: at most so many, evenly spaced.
-    """
-
-    def __init__(self, top: Foundation, book: PromptBook, valid: Targets, *, requests: int) -> None:
-        count = min(requests, len(valid))
-        self._targets = valid[np.linspace(0, len(valid) - 1, count).astype(np.int64)]
-        self._book = book
-        self._rows = book.prefixes(self._targets, task=0)
-        event = slate_events(self._targets)
-        counts = self._targets.last_event - self._targets.first_event
-        self._request = np.repeat(np.arange(count), counts)
-        self._items = book.interactions.event_item[event]
-        self._wanted = ranking_targets(book, self._targets, task=0)
-        self._said = self._read(top)
-
-    def mark(self, model: Foundation) -> tuple[float, float]:
-        """How far a model is from the top, in nats a request, and its NDCG@10.
-
-        The divergence is KL(top ‖ model) of the retrieval softmax over the items that are served,
-        plus that of the actions, each as a mean.
-        """
-        next_nI, action_eA = self._read(model)
-        top_nI, top_eA = self._said
-        far = sum(
-            float(divergence(torch.from_numpy(said), torch.from_numpy(told), "forward_kl"))
-            / len(said)
-            for said, told in ((next_nI, top_nI), (action_eA, top_eA))
-        )
-        rank = rank_catalogue(
-            lambda start, stop: next_nI[start:stop],
-            self._wanted,
-            self._book,
-            seen=self._targets,
-            task=0,
-        )
-        return far, float(ndcg(rank, 10).mean()) if len(rank) else 0.0
-
-    def _read(self, model: Foundation) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Log-probabilities of what is next, float32 [n, I], and of actions, float32 [e, A]."""
-        vectors_eV, action_eA = read_pairs(model, self._rows, self._request, self._items, task=0)
-        first_n = np.searchsorted(self._request, np.arange(len(self._targets)))
-        logits_nI = torch.from_numpy(vectors_eV[first_n] @ model.embed_items().T)
-        logits_nI[:, ~torch.from_numpy(served_items(self._book, 0))] = float("-inf")
-        next_nI: NDArray[np.float32] = logits_nI.log_softmax(1).numpy()
-        return next_nI, action_eA
-
-
 def sizes(decoder: Any, dimension: Dimension) -> list[int]:
     """The sizes that a dimension can be pruned to, largest first, by the notches of the ladder.
 
@@ -479,9 +413,3 @@ def sizes(decoder: Any, dimension: Dimension) -> list[int]:
 
 def _tried(content: Mapping[str, Any]) -> Tried:
     return Tried(**{**content, "shape": Shape(**content["shape"])})
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    whole = path.with_name(f".{path.name}.{os.getpid()}")
-    whole.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    os.replace(whole, path)

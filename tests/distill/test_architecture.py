@@ -10,7 +10,8 @@ import pytest
 
 from distill import architecture
 from distill.anatomy import Shape, body_parameters, shape_of
-from distill.architecture import ArchitectureSearch, Exam, Found, SearchConfig, Tried, sizes
+from distill.architecture import ArchitectureSearch, Found, SearchConfig, Tried, sizes
+from distill.exam import Exam
 from foundation import FitConfig, Foundation
 from foundation.evaluation import ndcg
 from foundation.predictions import predict_targets

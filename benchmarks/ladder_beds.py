@@ -1,0 +1,142 @@
+"""Beds of the ladder's benchmark: which data, which top, how far down."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from decant import recipes
+from decant.recipes import Recipe
+from foundation import FitConfig
+from promptify.prompter import PrompterConfig
+from promptify.sources import SourceData
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bed:
+    """A data set, the top that is trained on it, and how far down it goes.
+
+    Args:
+        name: the `task` of the rows.
+        recipe: of the top.
+        load: makes the data; the same for every seed.
+        source: what it depends on, JSON values.
+        changes: fields of `LadderConfig`.
+        timed_requests: that the gate measures latency on.
+        fitting_requests: that each rung's `w` is chosen on, and the calibration of the other arms;
+            no row is ranked by either.
+    """
+
+    name: str
+    recipe: Recipe
+    load: Callable[[], SourceData]
+    source: Mapping[str, Any]
+    changes: Mapping[str, Any]
+    timed_requests: int = 60
+    fitting_requests: int = 200
+
+
+def bed_of(
+    name: str,
+    *,
+    data: Path | None,
+    smoke: bool,
+    minutes: float | None,
+    to: float | None,
+    held_out: int = 10,
+) -> Bed:
+    """A bed by name.
+
+    Args:
+        name: ``job_market``, ``job_market_text`` or ``ml1m``.
+        data: the zip of MovieLens-1M.
+        smoke: a top of seconds and a ladder of two rungs.
+        minutes: of distillation a rung.
+        to: share of the body at which the ladder ends.
+        held_out: slates of each person of MovieLens; the gate's second look is at all but one.
+
+    Raises:
+        ValueError: MovieLens is not where it should be.
+    """
+    from promptify.sources.job_market import job_market
+
+    changes: dict[str, Any] = {"to": to or 0.1, "minutes_per_rung": minutes or 3.0}
+    if name == "ml1m":
+        from promptify.sources.movielens import ml_1m
+
+        zipped = data or Path("../shared/data/ml-1m.zip")
+        recipe = replace(recipes.ml1m(), size="medium", held_out_slates=held_out)
+        return Bed(name=name, recipe=recipe, load=lambda: ml_1m(zipped), source={}, changes=changes)
+    recipe = replace(recipes.demo(), name=name, size="medium")
+    sizes: dict[str, int] = {}
+    is_slots = name == "job_market"
+    if not is_slots:
+        prompter = PrompterConfig(
+            form="text", max_prompt_tokens=640, max_item_tokens=48, vocab_size=2048
+        )
+        fit = replace(recipe.fit, epochs=1.0)
+        recipe = replace(recipe, prompter=prompter, fit=fit)
+    else:
+        # Few jobs, so that more targets are ranked among the first ten and less is left to chance;
+        # slots without readings, since a reading of the catalogue takes as long as a rung.
+        sizes = {
+            "num_members": 700,
+            "num_jobs": 300,
+            "num_impressions": 70_000,
+            "num_searched": 400,
+        }
+        fit = replace(
+            recipe.fit,
+            epochs=6,
+            positions_per_batch=2048,
+            reread_items=0,
+            text_positions=512,
+            evaluate_steps=0,
+            bf16=True,
+        )
+        recipe = replace(
+            recipe,
+            held_out_slates=20,
+            test_slates=10,
+            prompter=replace(recipe.prompter, max_prompt_tokens=768, vocab_size=4096),
+            foundation=replace(recipe.foundation, slot_parts=("bag", "residual")),
+            fit=fit,
+            rung=replace(recipe.rung, fit=replace(fit, epochs=0.75, learning_rate=5e-4)),
+        )
+        changes["minutes_per_rung"] = minutes
+    timed = 60
+    if smoke:
+        sizes = {"num_members": 120, "num_jobs": 60, "num_impressions": 1500}
+        fit = FitConfig(epochs=0.3, positions_per_batch=4096, reread_items=8, text_positions=256)
+        recipe = replace(
+            recipe,
+            size="tiny",
+            prompter=replace(recipe.prompter, vocab_size=512),
+            foundation=replace(recipe.foundation, vector_dim=16),
+            fit=fit,
+            rung=replace(recipe.rung, fit=fit),
+        )
+        timed = 3
+        changes = {
+            "to": 0.6,
+            "minutes_per_rung": None,
+            "max_loss": 0.95,
+            "max_loss_vs_top": 0.95,
+            "max_miscalibration": 1.0,
+            "max_slowdown": 9.0,
+            "calibration_rows": 20,
+        }
+    return Bed(
+        name=name,
+        recipe=recipe,
+        load=lambda: _looked_at(job_market(**sizes)) if is_slots else job_market(**sizes),
+        source=sizes,
+        changes=changes,
+        timed_requests=timed,
+    )
+
+
+def _looked_at(data: SourceData) -> SourceData:
+    """The same data; jobs that were looked at count as good ones, four for each applied to."""
+    jobs, *others = data.tasks
+    return replace(data, tasks=(replace(jobs, positive=("apply", "view")), *others))
