@@ -31,7 +31,6 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.measured import Measured
 from decant import recipes
-from decant.atomic import write_whole
 from decant.judging import milliseconds
 from decant.ladder import descend, ladder_config
 from decant.layout import FOUNDATION, RunLayout
@@ -55,6 +54,7 @@ from promptify.assembly import PromptBook
 from promptify.prompter import PrompterConfig
 from promptify.sources import SourceData
 from promptify.splits import Split
+from promptify.whole import write_whole
 
 ArmName = Literal["gradual", "one_shot", "no_repair", "finetune", "from_scratch"]
 ARMS: tuple[ArmName, ...] = ("gradual", "one_shot", "no_repair", "finetune", "from_scratch")

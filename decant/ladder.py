@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from decant.atomic import write_whole
 from decant.judging import Judge
 from decant.ladder_report import write_ladder_report
 from decant.layout import (
@@ -55,6 +54,7 @@ from foundation.predictions import predict_targets
 from promptify.assembly import PromptBook
 from promptify.splits import Split, Targets
 from promptify.validation import BadInput
+from promptify.whole import write_whole
 
 logger = logging.getLogger(__name__)
 
