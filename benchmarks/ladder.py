@@ -39,7 +39,6 @@ from transformers import AutoModelForCausalLM
 from benchmarks.ladder_beds import Bed, bed_of
 from benchmarks.measured import Measured
 from decant.architecture import LatencyRatio
-from decant.atomic import write_whole
 from decant.ladder import descend, ladder_config
 from decant.layout import FOUNDATION, RunLayout
 from decant.measure import Answers, Asked
@@ -58,6 +57,7 @@ from foundation.evaluation.bootstrap import Interval, bootstrap_interval, paired
 from foundation.predictions import predict_targets
 from foundation.sizes import start_as_averages
 from promptify.rows import Rows
+from promptify.whole import write_whole
 
 _TIMED_REQUESTS = 300
 """Of the last rung's latency, against the top."""

@@ -29,7 +29,6 @@ from safetensors.numpy import load_file, save_file
 from benchmarks.measured import thread_seconds
 from benchmarks.peers import sasrec
 from decant import recipes
-from decant.atomic import write_whole
 from decant.measure import Answers, Asked, last_item_answers, popularity_answers
 from decant.recipes import Recipe
 from decant.results import ResultRow, write_csv
@@ -43,6 +42,7 @@ from promptify.assembly import PromptBook
 from promptify.prompter import Prompter
 from promptify.sources import SourceData
 from promptify.splits import Split, leave_one_out
+from promptify.whole import write_whole
 
 WATCHED_REQUESTS = 500
 RANK_METRICS: dict[str, Callable[[NDArray[np.int64], int], NDArray[np.float64]]] = {

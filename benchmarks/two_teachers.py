@@ -40,7 +40,6 @@ from sklearn.metrics import cohen_kappa_score
 
 from benchmarks.measured import Measured
 from benchmarks.teacher_arms import ARMS, GRADES, SMOKE, Market, Said, Sizes, mixed
-from decant.atomic import write_whole
 from decant.panels import MARKERS, SERIES, to_png
 from foundation import Foundation
 from foundation.batches import take_rows
@@ -55,6 +54,7 @@ from foundation.evaluation import (
     precision_recall,
 )
 from foundation.predictions import slate_events
+from promptify.whole import write_whole
 
 BLENDS = tuple(np.linspace(0, 1, 11).round(1).tolist())
 SEGMENTS = ("seniority", "industry", "place")

@@ -6,6 +6,7 @@ Legend: I items of the catalogue, C candidates, V vector width, A actions of the
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from numbers import Integral, Real
 from typing import Any
 
@@ -101,11 +102,8 @@ def answer(
         raise BadInput(f"k={shown(k)} must be at least 1, and a whole number.")
     _check_blend(now, task, blend)
     if dropped := int(prefix.num_dropped_events[0]):
-        logger.info(
-            "the oldest %s events of the history are left out: a prompt holds %s tokens",
-            f"{dropped:,}",
-            f"{now.book.prompter.config.max_prompt_tokens:,}",
-        )
+        say_cut(now.book.prompter.config.max_prompt_tokens)
+        logger.debug("the oldest %s events of the history are left out", f"{dropped:,}")
     for name, ids in (("allow", allow), ("deny", deny), ("candidates", candidates)):
         check_ids(now, name, ids)
     # Given candidates may be of another kind than the task ranks.
@@ -137,6 +135,16 @@ def answer(
     most = min(max(NUM_RETRIEVED, int(k)), now.interactions.num_items)
     rows_C, scores_C = now.nearest(person.vector_V, most, **filters)
     return _ranked(now, person, rows_C, scores_C, range(1, len(rows_C) + 1), **order)
+
+
+@cache
+def say_cut(max_prompt_tokens: int) -> None:
+    """Say that prompts have no room for whole histories, once for each size of prompts."""
+    logger.info(
+        "a history does not fit into a prompt of %s tokens: its oldest events are left out. "
+        "Recommender.load(max_prompt_tokens=...) tells more of them. This is said once.",
+        f"{max_prompt_tokens:,}",
+    )
 
 
 def retrieve(

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from decant.atomic import write_whole
 from decant.judging import milliseconds
 from decant.layout import FOUNDATION, RunLayout
 from decant.plots import SizePoint
@@ -31,6 +30,7 @@ from foundation.checkpoint import weights_hash
 from promptify.assembly import PromptBook
 from promptify.splits import Targets
 from promptify.validation import BadInput
+from promptify.whole import write_whole
 
 _SHOWN = 8
 

@@ -28,7 +28,6 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from decant.atomic import write_whole
 from decant.served import Served
 from foundation import Foundation
 from foundation.told_items import ItemReadings
@@ -37,6 +36,7 @@ from promptify.ingest import item_types, read_items
 from promptify.schema import Schema
 from promptify.sources.files import json_columns
 from promptify.validation import BadInput, BadRows, OnBadRows, shown
+from promptify.whole import write_whole
 from retrieval import ItemIndex
 from retrieval.manifest import sha256_of
 

@@ -14,7 +14,6 @@ Legend: N items of a shard, I of the model's catalogue, D hidden width, W text e
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -28,13 +27,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from decant.atomic import write_whole
 from foundation import Foundation
 from promptify.columns import ARROW_TYPES
 from promptify.ingest import STANDS_TWICE, read_item_part
 from promptify.schema import Schema
 from promptify.sources.files import MAX_BATCH_ROWS, read_batches
 from promptify.validation import BadInput, BadRows
+from promptify.whole import whole_file, write_whole
 from promptify.words import table_texts
 
 logger = logging.getLogger(__name__)
@@ -282,9 +281,5 @@ def as_lists(rows_NV: NDArray[np.float32]) -> pa.FixedSizeListArray:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
+    with whole_file(path) as partial:
         pq.write_table(table, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from decant.atomic import write_whole
 from decant.judging import gate_measurements, milliseconds
 from decant.layout import CLICK_TEACHER, DATA, POLICY_TEACHER, RunLayout
 from decant.measure import (
@@ -37,6 +36,7 @@ from decant.saved_oracle import SavedOracle
 from distill.gate import GateConfig, GateVerdict, verdict
 from foundation.predictions import predict_targets
 from promptify.splits import Split, Targets
+from promptify.whole import write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from decant.atomic import write_whole
 from decant.judging import Judge
 from decant.ladder_report import write_ladder_report
 from decant.layout import (
@@ -51,6 +50,7 @@ from foundation.checkpoint import weights_hash
 from promptify.assembly import PromptBook
 from promptify.splits import Split, Targets
 from promptify.validation import BadInput
+from promptify.whole import write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from decant.atomic import write_whole
 from decant.gate_tables import METRIC_NAMES, gate_table
 from decant.layout import FOUNDATION, RunLayout
 from decant.panels import format_count
@@ -15,6 +14,7 @@ from decant.run_record import RunRecord
 from distill.anatomy import shape_of
 from distill.gate import GateVerdict
 from distill.ladder import LadderConfig
+from promptify.whole import write_whole
 
 _SHOWN = ("ndcg@10", "auc")
 

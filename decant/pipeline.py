@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from decant.atomic import write_whole
 from decant.catalogue import SavedCatalogue
 from decant.evaluation import evaluate
 from decant.layout import DATA, EVALUATION, FOUNDATION, INDEX, PROMPTER, RUNG, RunLayout
@@ -57,6 +56,7 @@ from promptify.prompter import Prompter
 from promptify.sources import SourceData
 from promptify.splits import Split, Targets
 from promptify.task import Task
+from promptify.whole import write_whole
 
 logger = logging.getLogger(__name__)
 

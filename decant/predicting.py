@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from jsonargparse import Namespace
 from decant.answering import Prediction
 from decant.recommender import Recommender
 from promptify.validation import BadInput
+from promptify.whole import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -138,25 +138,20 @@ def write_predictions(
     Raises:
         ValueError: a user is unknown, or `where` or `blend` does not fit; nothing is written then.
     """
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     predictions = recommender.predict_many(
         user_ids, task=task, k=k, where=where, blend=blend, progress=True
     )
-    try:
-        with pq.ParquetWriter(partial, SCHEMA) as writer:
-            batch: list[dict[str, Any]] = []
-            for number, (user_id, found) in enumerate(predictions, start=1):
-                batch += [
-                    {"user_id": user_id, "rank": rank, **asdict(one)}
-                    for rank, one in enumerate(found, start=1)
-                ]
-                if number % BATCH_USERS == 0:
-                    writer.write_table(_table(batch))
-                    batch = []
-            writer.write_table(_table(batch))
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(out) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
+        batch: list[dict[str, Any]] = []
+        for number, (user_id, found) in enumerate(predictions, start=1):
+            batch += [
+                {"user_id": user_id, "rank": rank, **asdict(one)}
+                for rank, one in enumerate(found, start=1)
+            ]
+            if number % BATCH_USERS == 0:
+                writer.write_table(_table(batch))
+                batch = []
+        writer.write_table(_table(batch))
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from decant.atomic import write_whole
 from decant.ladder import keep_rung, ladder_below, ladder_config
 from decant.layout import RUNG_RECORD, RunLayout
 from decant.on_test import OnTest
@@ -33,6 +32,7 @@ from promptify.assembly import PromptBook
 from promptify.rows import Rows
 from promptify.splits import Targets
 from promptify.validation import BadInput
+from promptify.whole import write_whole
 
 _REQUESTS, _CANDIDATES = 100, 50
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from decant import panels, plots
-from decant.atomic import write_whole
 from decant.panels import format_count
 from decant.plots import HistoryPoint, ReliabilityLine, SizePoint
 from decant.run_record import RunRecord
+from promptify.whole import write_whole
 
 Status = Literal["pass", "fail", "undecided", "waived"]
 

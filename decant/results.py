@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from decant.atomic import write_whole
+from promptify.whole import write_whole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,6 @@ Between the rooms: a foundation makes vectors, an index finds what lies near the
 found goes back into training as arrays.
 """
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from foundation.training_vectors import training_vectors
 from promptify.assembly import PromptBook
 from promptify.splits import Split, Targets
 from promptify.validation import BadInput
+from promptify.whole import whole_file
 from retrieval.mining import mine_hard_negatives
 
 
@@ -231,9 +231,8 @@ def _kept(path: Path, make: Callable[[], NDArray[np.int32]]) -> NDArray[np.int32
         if not leads():
             return made  # The same: every process has the same weights.
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.stem}.partial-{os.getpid()}.npy")
-        np.save(partial, made, allow_pickle=False)
-        os.replace(partial, path)
+        with whole_file(path) as partial, partial.open("wb") as file:
+            np.save(file, made, allow_pickle=False)
     kept: NDArray[np.int32] = np.load(path, mmap_mode="r", allow_pickle=False)
     return kept
 

@@ -91,7 +91,8 @@ def write_labels(
     done = label(
         ExecutableJudge(Grader(teaching.policy, tables)),
         tables,
-        scratch / "judged",
+        # Killed, and gone on with after another line of prose, which labels tell too.
+        scratch / f"judged-{teaching.policy.digest}",
         LabelConfig(count=count, seed=seed),
         golden=teaching.golden,
     )
@@ -118,7 +119,9 @@ def read_graded(
     """
     folder = layout.folder / LABELS
     with reading(folder / "judged"):
-        labels = read_labels(folder / "judged", golden=teaching.golden)
+        labels = read_labels(folder / "judged", golden=None)
+    if teaching.golden is not None:
+        teaching.golden.refuse_held_out(labels, file=str(folder / "judged"))
     with reading(_held_path(folder)):
         held = pq.read_table(_held_path(folder))
         is_learned_n = np.ones(len(labels), np.bool_)

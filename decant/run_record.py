@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from decant.atomic import write_whole
+from promptify.whole import write_whole
 
 _RECORDED_PACKAGES = (
     "decant",

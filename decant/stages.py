@@ -27,8 +27,8 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from decant import processes
-from decant.atomic import write_whole
 from decant.run_record import json_hash, utc_now
+from promptify.whole import write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,6 @@ import yaml
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from decant.atomic import write_whole
 from decant.layout import FOUNDATION, RunLayout
 from decant.measure import Asked
 from decant.pipeline import Job, run
@@ -37,6 +36,7 @@ from foundation.checkpoint import weights_hash
 from foundation.evaluation import Interval, auc, bootstrap_interval, ndcg, paired_bootstrap
 from foundation.predictions import predict_targets
 from promptify.validation import BadInput
+from promptify.whole import write_whole
 
 logger = logging.getLogger(__name__)
 

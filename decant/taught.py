@@ -63,7 +63,8 @@ from promptify.interactions import Interactions
 logger = logging.getLogger(__name__)
 
 TEACHERS: dict[str, Role] = {POLICY_TEACHER: "policy", CLICK_TEACHER: "click"}
-_TRAINING = ("promptify", "foundation", "distill")
+# Which labels are learned is decided where they are read.
+_FROM_LABELS = ("promptify", "foundation", "distill", "decant.run_labels")
 
 
 def run_taught(job: Job, teaching: Teaching, *, dry_run: bool = False) -> Finished:
@@ -103,7 +104,7 @@ def run_taught(job: Job, teaching: Teaching, *, dry_run: bool = False) -> Finish
             lambda out, scratch: _labels(layout, recipe, teaching, out, scratch),
             inputs={**teaching.label_inputs(), "seed": recipe.seed},
             uses=(DATA,),
-            code=("promptify", "distill.policy"),
+            code=("promptify", "distill.policy", "decant.run_labels"),
         )
         stages.run(
             PROMPTER,
@@ -117,15 +118,15 @@ def run_taught(job: Job, teaching: Teaching, *, dry_run: bool = False) -> Finish
             lambda out, scratch: _click_teacher(layout, recipe, teaching, out, scratch),
             inputs={**top_inputs(recipe), **compared},
             uses=(DATA, PROMPTER),
-            code=_TRAINING,
+            code=("promptify", "foundation", "distill"),
             together=True,
         )
         stages.run(
             POLICY_TEACHER,
             lambda out, scratch: _policy_teacher(layout, recipe, teaching, out, scratch),
-            inputs={"fit": asdict(recipe.rung.fit), **asked},
+            inputs={"fit": asdict(recipe.fit), **asked},
             uses=(DATA, LABELS, PROMPTER, CLICK_TEACHER),
-            code=_TRAINING,
+            code=_FROM_LABELS,
             together=True,
         )
         stages.run(
@@ -133,7 +134,7 @@ def run_taught(job: Job, teaching: Teaching, *, dry_run: bool = False) -> Finish
             lambda out, scratch: _student(layout, recipe, teaching, out, scratch),
             inputs=taught,
             uses=(DATA, LABELS, PROMPTER, CLICK_TEACHER, POLICY_TEACHER),
-            code=_TRAINING,
+            code=_FROM_LABELS,
             together=True,
         )
         served = STUDENT
@@ -144,7 +145,7 @@ def run_taught(job: Job, teaching: Teaching, *, dry_run: bool = False) -> Finish
                 lambda out, scratch: _rung(layout, recipe, teaching, out, scratch),
                 inputs=taught,
                 uses=(DATA, LABELS, PROMPTER, CLICK_TEACHER, POLICY_TEACHER, STUDENT),
-                code=_TRAINING,
+                code=_FROM_LABELS,
                 together=True,
             )
         if leads() and not dry_run:
@@ -212,7 +213,7 @@ def _policy_teacher(
         (),
         book,
         split,
-        config=_padded(recipe.rung.fit),
+        config=_padded(recipe.fit),
         asking=Asking(pairs=pairs, questions_per_row=teaching.questions_per_row),
         student_config=StudentConfig(beta=0, gamma=0),
         out=scratch,

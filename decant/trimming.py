@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from decant.atomic import write_whole
 from decant.layout import DATA, PROMPTER, RunLayout
 from decant.pipeline import index_again
 from decant.run_data import load_book, load_model, sample_targets
@@ -24,6 +23,7 @@ from foundation.batches import take_rows
 from promptify.assembly import PromptBook
 from promptify.splits import Targets
 from promptify.validation import BadInput
+from promptify.whole import write_whole
 
 TRIMMED = "trimmed.json"
 _MOST_DIFFERENCE = 1e-4

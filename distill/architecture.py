@@ -46,11 +46,11 @@ from distill.pruning import keep
 from distill.repair import repair
 from distill.steps import calibration_rows, next_shape
 from distill.teaching import TeacherConfig
-from distill.whole_json import write_json
 from foundation import FitConfig, Foundation
 from promptify.assembly import PromptBook
 from promptify.splits import Split
 from promptify.validation import BadInput
+from promptify.whole import write_whole
 
 Ended = Literal["scored", "slow", "hopeless"]
 
@@ -197,6 +197,7 @@ class ArchitectureSearch:
         )
         self._importance = measure_importance(top, self._rows)
         self._exam = Exam(top, book, split.valid, requests=config.requests)
+        self._times: dict[Shape, float] = {}
 
     def run(self, folder: Path, *, mark: str) -> Found:
         """Search, or go on with it.
@@ -249,7 +250,8 @@ class ArchitectureSearch:
                         "is_new": is_new,
                     }
                 )
-                write_json(folder / _RECORD, {"search": self._identity(mark), "draws": draws})
+                record = {"search": self._identity(mark), "draws": draws}
+                write_whole(folder / _RECORD, json.dumps(record, indent=1) + "\n")
         shutil.rmtree(folder / "trial", ignore_errors=True)
         scored = [one for one in known.values() if one.divergence is not None]
         return Found(
@@ -284,10 +286,10 @@ class ArchitectureSearch:
     ) -> Tried:
         began = time.monotonic()
         shutil.rmtree(folder, ignore_errors=True)
-        kept = Kept.most_important(self._importance, shape)
-        student = keep(self.top, kept, self._importance.energy)
-        said: dict[str, Any] = {"ended": "slow", "latency": self.latency(student)}
+        said: dict[str, Any] = {"ended": "slow", "latency": self._time(shape)}
         if self.config.latency is None or said["latency"] <= self.config.latency:
+            kept = Kept.most_important(self._importance, shape)
+            student = keep(self.top, kept, self._importance.energy)
             repair(student, self.top, kept, self._rows)
             said["repaired"], _ = self._exam.mark(student)
             trial.report(said["repaired"], 0)
@@ -366,8 +368,10 @@ class ArchitectureSearch:
             )
 
     def _time(self, shape: Shape) -> float:
-        kept = Kept.most_important(self._importance, shape)
-        return self.latency(keep(self.top, kept, self._importance.energy))
+        if shape not in self._times:
+            kept = Kept.most_important(self._importance, shape)
+            self._times[shape] = self.latency(keep(self.top, kept, self._importance.energy))
+        return self._times[shape]
 
     def _ratio(self, shape: Shape) -> float:
         return body_parameters(self.top.decoder, shape) / self.top.num_parameters()

@@ -14,8 +14,6 @@ heads, which stock loaders do not know.
 
 import copy
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -31,6 +29,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from foundation import Foundation, one_position
 from foundation.int8 import stock_state
 from promptify.validation import BadInput
+from promptify.whole import whole_folder
 
 
 @torch.no_grad()
@@ -177,13 +176,5 @@ def _whole(folder: Path) -> Iterator[Path]:
     """A folder that is there whole or not at all."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder} is not empty; export to another folder, or delete it first.")
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with whole_folder(folder) as partial:
         yield partial
-        if folder.exists():
-            folder.rmdir()
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

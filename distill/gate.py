@@ -11,7 +11,6 @@ The rung fails with any metric, passes with all, and is undecided otherwise.
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -26,6 +25,7 @@ from foundation.evaluation import (
     calibration_error_of_users,
     mean_of_users,
 )
+from promptify.whole import write_whole
 
 Metric = Literal["auc", "ndcg@10", "ece", "latency_ms"]
 Status = Literal["pass", "fail", "undecided"]
@@ -240,13 +240,8 @@ class GateVerdict:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all."""
-        path = Path(path)
-        whole = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            whole.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", "utf-8")
-            os.replace(whole, path)
-        finally:
-            whole.unlink(missing_ok=True)
+        text = json.dumps(asdict(self), indent=2, allow_nan=False)
+        write_whole(Path(path), text + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -35,12 +35,12 @@ from distill.pruning import keep
 from distill.repair import repair
 from distill.steps import calibration_rows, next_shape
 from distill.teaching import TeacherConfig
-from distill.whole_json import write_json
 from foundation import FitConfig, FitResult, Foundation
 from foundation.plan import TrainingPlan
 from promptify.assembly import PromptBook
 from promptify.rows import Rows
 from promptify.splits import Split, Targets
+from promptify.whole import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -286,7 +286,7 @@ class Ladder:
                     rows = self.calibration_rows()
                     repairs = [asdict(one) for one in repair(student, above, kept, rows)]
                 student.save_pretrained(folder / "start")
-            write_json(
+            _write_json(
                 plan, {"shape": None if shape is None else asdict(shape), "repairs": repairs}
             )
         shape = _read_json(plan)["shape"]
@@ -307,7 +307,7 @@ class Ladder:
             if self.config.minutes_per_rung is not None:
                 student = Foundation.from_pretrained(folder / "start").to(self.device)
                 epochs = self._affordable(student, above)
-            write_json(path, {"epochs": epochs})
+            _write_json(path, {"epochs": epochs})
         return float(_read_json(path)["epochs"])
 
     def _affordable(self, student: Foundation, above: Foundation) -> float:
@@ -383,7 +383,7 @@ class Ladder:
             )
         student.to("cpu")
         self.hands.settle(student)
-        write_json(folder / "history.json", asdict(result))
+        _write_json(folder / "history.json", asdict(result))
         student.save_pretrained(done)
         shutil.rmtree(folder / "fit", ignore_errors=True)
 
@@ -424,7 +424,7 @@ class Ladder:
             for name, one in verdicts.items():
                 one.save(folder / "verdicts" / f"{name}.json")
             status = together([one.status for one in verdicts.values()])
-            write_json(judged, {"status": status, "num_targets": len(self.split.valid)})
+            _write_json(judged, {"status": status, "num_targets": len(self.split.valid)})
         return _read_json(judged)
 
 
@@ -454,6 +454,10 @@ def rungs_left(end: float, ratio: float, step: float) -> int:
 def body_ratio(top: Foundation, shape: Shape) -> float:
     """Body parameters of a shape as a share of the top's."""
     return body_parameters(top.decoder, shape) / top.num_parameters()
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -14,7 +14,6 @@ k top classes.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +35,7 @@ from foundation.training import FitConfig
 from promptify.assembly import PromptBook
 from promptify.splits import Split
 from promptify.validation import BadInput
+from promptify.whole import whole_file
 
 # What of a training's configuration decides which rows a step holds, and what is read in them.
 _PLAN_FIELDS = (
@@ -112,15 +112,14 @@ def store_signal(
         [pa.field(name, pa.large_list(kind)) for name, kind in _COLUMNS.items()],
         metadata={"decant": json.dumps(about)},
     )
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-            for step in tqdm(range(plan.num_batches), desc="ask the teacher"):
-                inputs = {name: value.to(teacher.device) for name, value in plan[step].items()}
-                writer.write_batch(_record(live.teach(inputs, teacher_config), schema))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        whole_file(path) as partial,
+        pa.OSFile(str(partial), "wb") as file,
+        pa.ipc.new_file(file, schema) as writer,
+    ):
+        for step in tqdm(range(plan.num_batches), desc="ask the teacher"):
+            inputs = {name: value.to(teacher.device) for name, value in plan[step].items()}
+            writer.write_batch(_record(live.teach(inputs, teacher_config), schema))
 
 
 def _record(taught: Taught, schema: pa.Schema) -> pa.RecordBatch:

@@ -30,6 +30,7 @@ from foundation.sizes import decoder_config, start_as_averages
 from promptify.pieces import Pieces
 from promptify.prompter import Prompter
 from promptify.validation import BadInput
+from promptify.whole import whole_file
 
 if TYPE_CHECKING:
     from foundation.model import Foundation
@@ -211,9 +212,8 @@ def weights_hash(folder: Path) -> str:
 
 def write_weights(state: dict[str, Tensor], path: Path) -> None:
     """Write tensors to a safetensors file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    save_file({k: v.detach().contiguous().cpu() for k, v in state.items()}, partial)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        save_file({k: v.detach().contiguous().cpu() for k, v in state.items()}, partial)
 
 
 def refuse_code(folder: Path) -> None:

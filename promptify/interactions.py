@@ -4,9 +4,6 @@ Legend: U users, I items, E events.
 """
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +16,7 @@ from numpy.typing import NDArray
 from promptify.pieces import placed
 from promptify.schema import Schema
 from promptify.validation import BadInput, BadRows, shown
+from promptify.whole import whole_folder
 
 if TYPE_CHECKING:
     import datasets
@@ -246,10 +244,7 @@ class Interactions:
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise BadInput(f"{folder} exists already; choose another folder or remove it.")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            part.chmod(0o755)
+        with whole_folder(folder) as part:
             _write(part / "users.arrow", self.users.data.table)
             _write(part / "items.arrow", self.items.data.table)
             _write(part / "events.arrow", self.events.data.table)
@@ -265,10 +260,6 @@ class Interactions:
                 "schema": self.schema.to_dict(),
             }
             (part / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-            os.replace(part, folder)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -12,9 +12,6 @@ Legend: E events of the log, U users, I items.
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -32,6 +29,7 @@ from promptify.pieces import Pieces
 from promptify.prompter import Prompter
 from promptify.splits import Split, Targets
 from promptify.validation import BadInput
+from promptify.whole import whole_folder
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -115,10 +113,7 @@ def save_prepared(book: PromptBook, split: Split, folder: Path) -> None:
     if folder.exists():
         raise BadInput(f"{folder} exists already; choose another folder or remove it.")
     log = book.interactions
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        part.chmod(0o755)
+    with whole_folder(folder) as part:
         arrays = _arrays(book, split)
         save_file({name: _narrow(array) for name, array in arrays.items()}, part / _ARRAYS)
         book.prompter.save(part / _PROMPTER)
@@ -133,10 +128,6 @@ def save_prepared(book: PromptBook, split: Split, folder: Path) -> None:
         }
         text = json.dumps(manifest, ensure_ascii=False) + "\n"
         (part / _MANIFEST).write_text(text, encoding="utf-8")
-        os.replace(part, folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def load_prepared(folder: Path) -> tuple[PromptBook, Split]:

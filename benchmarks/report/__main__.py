@@ -16,8 +16,8 @@ from pathlib import Path
 from benchmarks.report.pages import page, write_page
 from benchmarks.report.readme import refreshed
 from benchmarks.report.spreadsheet import write_spreadsheet
-from decant.atomic import write_whole
 from decant.results import ResultRow, read_csv
+from promptify.whole import write_whole
 
 RESULTS = Path("benchmarks/results")
 

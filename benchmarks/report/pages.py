@@ -6,9 +6,9 @@ from importlib import resources
 from pathlib import Path
 
 from benchmarks.report.figures import CAPTIONS, figures_of
-from decant.atomic import write_whole
 from decant.panels import to_png
 from decant.results import ResultRow
+from promptify.whole import write_whole
 
 Files = Mapping[str, Sequence[ResultRow]]
 

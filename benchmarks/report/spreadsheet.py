@@ -8,8 +8,8 @@ from pathlib import Path
 
 import xlsxwriter
 
-from decant.atomic import write_whole
 from decant.results import COLUMNS, ResultRow
+from promptify.whole import write_whole
 
 _WIDTHS = {"benchmark": 14, "task": 18, "split": 28, "model": 26, "metric": 26, "hardware": 40}
 # The workbook says when it was made; a moment of its own would make other bytes of the same rows.

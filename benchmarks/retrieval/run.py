@@ -14,14 +14,16 @@ Vectors lie as learned ones do (`benchmarks.retrieval.vectors`). Parts, in the c
     corruption  saved files corrupted at random and loaded in other processes: what became of each
     ranking     retrieve-then-rank against ranking everything, with the ceiling
 
-Rows are written as they are known; what FILE.csv has already is not measured again. Vectors and
-indexes are made in the folder --work and used again from there.
+Rows are written as they are known; what FILE.csv has already, of the same scale, model, threads and
+seed, is not measured again. Vectors and indexes are made in the folder --work, in one of their own
+for each of these, and used again from there.
 """
 
 import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -31,8 +33,10 @@ from benchmarks.measured import Measured
 from benchmarks.retrieval import ranking
 from benchmarks.retrieval.parts import FLAT, HNSW, IVF, IVF_PQ, Parts, Scale
 from benchmarks.retrieval.vectors import Process
+from decant.layout import RunLayout
 from decant.results import ResultRow
 from decant.run_record import hardware
+from foundation.checkpoint import weights_hash
 
 PARTS = ("kinds", "auto", "filters", "churn", "corruption", "ranking")
 
@@ -160,6 +164,12 @@ def verdicts(rows: Sequence[ResultRow]) -> str:
     return "\n".join(lines)
 
 
+def _served_weights(run: Path) -> str:
+    """What says which model ranks."""
+    layout = RunLayout(run)
+    return weights_hash(layout.model(layout.served()))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and say by the exit code whether everything could be measured."""
     parser = argparse.ArgumentParser(
@@ -175,19 +185,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, help="of FAISS, for every index")
     parser.add_argument("--seed", type=int, default=0, help="of corruptions and the model")
     options = parser.parse_args(arguments)
-    measured = Measured(
-        "retrieval",
-        {"smoke": options.smoke, "threads": options.threads, "seed": options.seed},
-        out=options.out,
-        threads=options.threads,
-    )
+    scale = SMOKE if options.smoke else FULL
+    try:
+        measured = Measured(
+            "retrieval",
+            {
+                "scale": asdict(scale),
+                "run": None if options.run is None else _served_weights(options.run),
+                "threads": options.threads,
+                "seed": options.seed,
+            },
+            out=options.out,
+            threads=options.threads,
+        )
+    except (ValueError, OSError) as error:
+        print(f"benchmarks.retrieval: error: {error}", file=sys.stderr)
+        return 1
     print(f"{options.threads} threads. {hardware()}")
     failed = False
     with tempfile.TemporaryDirectory(prefix="retrieval-") as scratch:
         parts = Parts(
             measured,
-            SMOKE if options.smoke else FULL,
-            work=options.work or Path(scratch),
+            scale,
+            work=(options.work or Path(scratch)) / measured.config_hash,
             threads=options.threads,
             seed=options.seed,
             run=options.run,

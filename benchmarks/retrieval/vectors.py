@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from promptify.whole import whole_file
+
 Floats = NDArray[np.float32]
 
 K = 100
@@ -164,7 +166,5 @@ def drawn(
 
 
 def _save(path: Path, array: NDArray[np.generic]) -> None:
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    with whole_file(path) as part, part.open("wb") as file:
         np.save(file, array)
-    part.rename(path)

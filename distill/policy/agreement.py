@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import cohen_kappa_score
 
 from distill.policy.golden import LABELS, GoldenSet
-from distill.policy.shards import write_text
 from distill.policy.sheets import Sheet
 from promptify.validation import BadInput
+from promptify.whole import write_whole
 
 Int8 = NDArray[np.int8]
 Bool = NDArray[np.bool_]
@@ -213,4 +213,4 @@ def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[object]]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
     writer.writerows(rows)
-    write_text(path, text.getvalue())
+    write_whole(path, text.getvalue())

@@ -11,9 +11,6 @@ pairs: drawn at random, three of four would be hopeless and the good ones too fe
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +29,7 @@ from distill.policy.sheets import write_sheets
 from distill.policy.tables import PolicyTables
 from distill.policy.values import Int64, Lists, Texts
 from promptify.validation import BadInput, shown
+from promptify.whole import whole_folder
 from promptify.words import percentile_cuts, percentile_words
 
 MANIFEST, PAIRS, LABELS = "golden.json", "pairs.parquet", "labels.csv"
@@ -198,21 +196,12 @@ def sample_golden(
 
 
 def _write(folder: Path, table: pa.Table, about: dict[str, Any], grader: Grader) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        part.chmod(0o755)
+    with whole_folder(folder) as part:
         pq.write_table(table, part / PAIRS)
         digest = hashlib.sha256((part / PAIRS).read_bytes()).hexdigest()
         text = json.dumps({**about, "sha256": digest}, indent=2)
         (part / MANIFEST).write_text(text + "\n", "utf-8")
         write_sheets(part, table, grader, title=f"{about['policy']} {about['version']}")
-        if folder.exists():
-            folder.rmdir()
-        os.replace(part, folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def _named(user: str, item: str, query: str | None) -> str:

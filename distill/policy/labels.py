@@ -27,9 +27,10 @@ from distill.policy.document import MAX_GRADE
 from distill.policy.drawing import SOURCES, Drawn, draw_pairs
 from distill.policy.golden import GoldenSet
 from distill.policy.judges import Judge, Judged, Vetted
-from distill.policy.shards import read_about, sha256, whole_shard, write_shard, write_text
+from distill.policy.shards import read_about, sha256, whole_shard, write_shard
 from distill.policy.tables import Pairs, PolicyTables
 from promptify.validation import BadInput
+from promptify.whole import write_whole
 
 MANIFEST, PLAN = "labels.json", "plan.arrow"
 LABEL_SCHEMA = pa.schema(
@@ -281,7 +282,7 @@ def _judged(
         "vetted": None if vetted is None else asdict(vetted),
         "shards": shards,
     }
-    write_text(folder / MANIFEST, json.dumps(whole, indent=2) + "\n")
+    write_whole(folder / MANIFEST, json.dumps(whole, indent=2) + "\n")
     return Labelled(folder=folder, about=whole, num_judged=num_judged, seconds=seconds)
 
 
@@ -348,4 +349,4 @@ def _write_aside(path: Path, pairs: Pairs, judged: Judged, tables: PolicyTables)
         for at, said in sorted(judged.why_not.items())
     ]
     if lines:
-        write_text(path, "\n".join(lines) + "\n")
+        write_whole(path, "\n".join(lines) + "\n")

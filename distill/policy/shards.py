@@ -1,13 +1,14 @@
-"""Files that are there whole or not at all; those of Arrow say what they are of."""
+"""Arrow files that are there whole or not at all, and say what they are of."""
 
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
+from promptify.whole import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -58,24 +59,13 @@ def write_shard(path: Path, table: pa.Table, about: dict[str, Any]) -> None:
         table: written as it is.
         about: what it is of, plain JSON values.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     table = table.replace_schema_metadata({_METADATA: json.dumps(about)})
-    try:
-        with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text as UTF-8; a file that is there is replaced."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, "utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        whole_file(path) as partial,
+        pa.OSFile(str(partial), "wb") as file,
+        pa.ipc.new_file(file, table.schema) as writer,
+    ):
+        writer.write_table(table)
 
 
 def sha256(path: Path) -> str:

@@ -1,6 +1,7 @@
 import os
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,29 @@ def test_every_part_measures_and_is_not_measured_again(
     written = out.read_bytes()
     assert run.main(arguments) == 0
     assert out.read_bytes() == written
+
+
+def test_rows_of_another_scale_are_not_taken_for_those_that_are_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*FAST, "--parts", "churn", "--out", str(tmp_path / "retrieval.csv")]
+    assert run.main(arguments) == 0
+    before = read_csv(tmp_path / "retrieval.csv")
+    monkeypatch.setattr(run, "SMOKE", replace(run.SMOKE, churn_batch=100))
+    assert run.main(arguments) == 0
+    rows = read_csv(tmp_path / "retrieval.csv")
+    assert len(rows) == 2 * len(before)
+    assert len({row.config_hash for row in rows}) == 2
+
+
+def test_a_model_that_is_not_there_is_said_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main([*FAST, "--parts", "churn", "--run", str(tmp_path / "gone")]) == 1
+    said = capsys.readouterr()
+    assert "benchmarks.retrieval: error: " in said.err
+    assert "gone" in said.err
+    assert said.out == ""
 
 
 def kinds_of(rows: list[ResultRow]) -> set[str]:

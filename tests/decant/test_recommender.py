@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from decant import HistoryItem, Recommender
+from decant import HistoryItem, Recommender, answering
 from foundation.calibration import Calibration
 from retrieval.milvus import MilvusIndex
 
@@ -253,19 +253,31 @@ def test_a_history_over_the_budget_keeps_its_newest_events_and_says_what_it_leav
     recommender, caplog
 ):
     old = [{"item": "job-00005", "action": "view"}] * 1000
-    with caplog.at_level("INFO", logger="decant"):
+    with caplog.at_level("DEBUG", logger="decant"):
         kept = recommender.predict_next_actions(PROFILE, HISTORY, candidates=["job-00009"])
     assert not caplog.records
-    with caplog.at_level("INFO", logger="decant"):
+    with caplog.at_level("DEBUG", logger="decant"):
         found = recommender.predict_next_actions(PROFILE, old + HISTORY, candidates=["job-00009"])
-    [record] = caplog.records
-    dropped = int(record.getMessage().split("oldest ")[1].split()[0].replace(",", ""))
+    [said] = [one.getMessage() for one in caplog.records if one.levelname == "DEBUG"]
+    dropped = int(said.split("oldest ")[1].split()[0].replace(",", ""))
     assert 0 < dropped < 1002
     fits = recommender.predict_next_actions(
         PROFILE, (old + HISTORY)[dropped:], candidates=["job-00009"]
     )
     assert found[0].score == pytest.approx(fits[0].score, abs=1e-5)
     assert found[0].score != kept[0].score
+
+
+def test_that_histories_are_cut_is_said_once_however_many_requests_there_are(recommender, caplog):
+    answering.say_cut.cache_clear()
+    old = [{"item": "job-00005", "action": "view"}] * 1000
+    with caplog.at_level("INFO", logger="decant"):
+        for number in range(3):
+            recommender.predict_next_actions(PROFILE, old[number:], candidates=["job-00009"])
+    [said] = [one.getMessage() for one in caplog.records]
+    budget = recommender.book.prompter.config.max_prompt_tokens
+    assert f"a prompt of {budget:,} tokens" in said
+    assert "said once" in said
 
 
 def test_many_people_are_served_in_their_order_as_one_by_one(recommender):

@@ -1,0 +1,82 @@
+"""Files and folders that are there whole or not at all.
+
+    write_whole(folder / "manifest.json", text)
+    with whole_file(folder / "items.parquet") as partial:
+        pq.write_table(table, partial)
+    with whole_folder(folder) as partial:
+        ...
+
+What is being written stands beside its place, under a hidden name with `partial` in it, and is
+renamed when it is whole. Where that fails nothing is left, and what stood there still does.
+"""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that no reader, crash or full disk ever shows half of it.
+
+    Args:
+        path: the file; its folder must exist. A file already there is replaced.
+        content: text (written as UTF-8, newlines as given) or bytes.
+
+    Raises:
+        OSError: the folder is missing, not writable or full; what stood at `path` still does.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with whole_file(path) as partial, partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write a file, which takes its place when the block ends.
+
+    Args:
+        path: the file; its folder must exist. A file already there is replaced.
+
+    Yields:
+        Another path of the same folder. If the block raises, what it wrote is removed.
+    """
+    partial = _beside(path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes its place when the block ends.
+
+    Args:
+        folder: is made, with those above it. One that is there must be empty.
+
+    Yields:
+        An empty folder beside it. If the block raises, it is removed with what it holds.
+
+    Raises:
+        OSError: there is something in the folder.
+    """
+    partial = _beside(folder)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.exists():
+            folder.rmdir()
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    # Two threads, or two processes, may write the same file: the last one to end it wins.
+    return path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")

@@ -1,0 +1,98 @@
+"""What is written is whole, or what stood there before still stands."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from promptify.whole import whole_file, whole_folder, write_whole
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_text_takes_the_place_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_whole(path, "old")
+    write_whole(path, "né\r\n")
+    assert path.read_bytes() == "né\r\n".encode()
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_others_may_read_it_as_any_file(tmp_path: Path) -> None:
+    write_whole(tmp_path / "ours", b"")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    with whole_folder(tmp_path / "folder"):
+        pass
+    (tmp_path / "made").mkdir()
+    assert (tmp_path / "folder").stat().st_mode == (tmp_path / "made").stat().st_mode
+
+
+def test_a_file_that_is_cut_short_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    write_whole(path, "old")
+
+    def cut() -> None:
+        with whole_file(path) as partial:
+            partial.write_text("ha")
+            raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        cut()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.npy"]
+
+
+def test_a_full_disk_leaves_the_old_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    write_whole(path, "old")
+
+    def full(_: int) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_a_file_that_is_written_twice_at_once_is_one_of_the_two(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with whole_file(path) as one, whole_file(path) as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert path.read_text() == "one"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_folder_is_there_when_its_block_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "above" / "folder"
+    folder.mkdir(parents=True)  # An empty one is in nobody's way.
+    with whole_folder(folder) as partial:
+        (partial / "file").touch()
+        assert names(folder) == []
+    assert names(folder) == ["file"]
+    assert names(folder.parent) == ["folder"]
+
+
+def test_a_folder_that_is_cut_short_is_not_there(tmp_path: Path) -> None:
+    def cut() -> None:
+        with whole_folder(tmp_path / "folder") as partial:
+            (partial / "file").touch()
+            raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        cut()
+    assert names(tmp_path) == []
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine").touch()
+    with pytest.raises(OSError, match="folder"), whole_folder(tmp_path / "folder") as partial:
+        (partial / "file").touch()
+    assert names(tmp_path / "folder") == ["mine"]
+    assert names(tmp_path) == ["folder"]
