@@ -2,6 +2,7 @@
 
 decant demo
 decant run ml1m --data ml-1m.zip --out runs/films
+decant run demo --policy mine.md --out runs/two
 decant ladder runs/films --to 0.05 --max-loss 0.01
 decant sweep films.yaml --grid fit.learning_rate=1e-3,3e-3 seed=0,1 --out runs/films-sweep
 decant predict runs/films --user 42 -k 10

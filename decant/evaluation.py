@@ -3,28 +3,30 @@
 evaluation/answers-foundation.safetensors   what each system said, target by target
 evaluation/metrics.json                     the numbers of the report
 evaluation/results.csv                      the same as result rows
-evaluation/verdict.json                     the gate on rung-1 against the foundation
+evaluation/verdict.json                     the gate on what serves, against the one above
 """
 
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from decant.judging import gate_measurements, milliseconds
-from decant.layout import DATA, FOUNDATION, RUNG, RunLayout
+from decant.layout import CLICK_TEACHER, DATA, POLICY_TEACHER, RunLayout
 from decant.measure import (
     Answers,
     Asked,
+    Reranked,
     last_item_answers,
     oracle_answers,
     popularity_answers,
     rerank,
 )
+from decant.policy_measure import Found, PolicyMeasure
 from decant.recipes import Recipe
 from decant.recommender import Recommender
 from decant.results import ResultRow, write_csv
@@ -44,6 +46,10 @@ HISTORY_LENGTHS = (0, 1, 2, 5, 10, 20, 50, 100)
 
 MAX_COHORT = 500
 """People whose histories are cut for that plot, at most."""
+BLENDS = (0.0, 0.5, 1.0)
+"""How much policy counts in the rows of what is served, in a run with a policy."""
+GRADED_REQUESTS = 300
+"""Requests whose first ten are graded, of a model that does not serve."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,15 +61,24 @@ class Evaluated:
         params: body parameters; None where there are none.
         answers: to the test requests.
         ms_per_request: median of the whole request; None where it is not served.
+        policy: of a run with a policy, what that says of it.
     """
 
     model: str
     params: int | None
     answers: Answers
     ms_per_request: float | None = None
+    policy: Found = field(default_factory=dict)
 
 
-def evaluate(layout: RunLayout, recipe: Recipe, record: RunRecord, out: Path) -> None:
+def evaluate(
+    layout: RunLayout,
+    recipe: Recipe,
+    record: RunRecord,
+    out: Path,
+    *,
+    policy: PolicyMeasure | None = None,
+) -> None:
     """Measure everything once on the test targets and write it to `out`.
 
     Args:
@@ -71,13 +86,15 @@ def evaluate(layout: RunLayout, recipe: Recipe, record: RunRecord, out: Path) ->
         recipe: how many requests are re-ranked and timed.
         record: whose hardware, commit and seed the result rows carry.
         out: the stage's folder.
+        policy: measures by the policy, in a run with one.
     """
     started = time.monotonic()
     recommenders = {
         name: Recommender.load(layout.folder, model=name, with_saved_items=False)
-        for name in (FOUNDATION, RUNG)
+        for name in layout.compared()
     }
-    book = recommenders[RUNG].book
+    *_, served = recommenders
+    book = recommenders[served].book
     split = load_split(layout, book.interactions)
     asked = Asked(book, split.test)
     timed = milliseconds(recommenders, split.test, recipe.timed_requests)
@@ -96,7 +113,10 @@ def evaluate(layout: RunLayout, recipe: Recipe, record: RunRecord, out: Path) ->
                 ms_per_request=timed[name],
             )
         )
-    systems.append(_system(recommenders[RUNG], asked, systems[-1], recipe))
+    few, scored = _reranked(recommenders[served], asked, recipe.measured_users)
+    systems.append(_system(recommenders[served], asked, systems[-1], few, scored))
+    if policy is not None:
+        systems = _by_policy(policy, layout, recommenders, asked, systems, few, scored)
     systems += [
         Evaluated(model="popularity", params=None, answers=popularity_answers(asked, split.train)),
         Evaluated(
@@ -127,18 +147,34 @@ def evaluate(layout: RunLayout, recipe: Recipe, record: RunRecord, out: Path) ->
         _save_answers(system.answers, out / f"answers-{system.model}.safetensors")
 
 
-def _system(recommender: Recommender, asked: Asked, served: Evaluated, recipe: Recipe) -> Evaluated:
-    """Retrieve 200 and re-rank them by the full score; the rest keep their order."""
-    everyone = asked.targets
-    some = sample_targets(everyone, recipe.measured_users)
-    smaller = Asked(asked.book, some, task=asked.task)
-    scored = rerank(recommender, smaller)
+def _reranked(recommender: Recommender, asked: Asked, count: int | None) -> tuple[Asked, Reranked]:
+    """Some of the requests, and the 200 items that are retrieved and scored for each."""
+    few = Asked(asked.book, sample_targets(asked.targets, count), task=asked.task)
+    return few, rerank(recommender, few)
+
+
+def _system(
+    recommender: Recommender,
+    asked: Asked,
+    served: Evaluated,
+    few: Asked,
+    scored: Reranked,
+    *,
+    blend: float = 0.0,
+) -> Evaluated:
+    """What is retrieved, ordered as a request is; the rest keep their order."""
     foundation = recommender.foundation
     alone = served.answers.rank
     assert alone is not None
-    in_sample = np.isin(everyone.first_event[asked.wanted.request], some.first_event)
-    rank = scored.ranks(foundation.rank_weight(asked.task), alone[in_sample])
-    in_events = np.isin(asked.event, smaller.event)
+    in_sample = np.isin(asked.targets.first_event[asked.wanted.request], few.targets.first_event)
+    weight = foundation.rank_weight(asked.task)
+    rank = scored.ranks(weight, alone[in_sample], blend=blend)
+    if blend:
+        # A blend orders items; what becomes of an item is no other than without.
+        return Evaluated(
+            model=f"system, blend={blend:g}", params=served.params, answers=few.answers(rank, None)
+        )
+    in_events = np.isin(asked.event, few.event)
     probability = served.answers.action_probability
     uncalibrated = served.answers.uncalibrated_probability
     assert probability is not None
@@ -146,27 +182,71 @@ def _system(recommender: Recommender, asked: Asked, served: Evaluated, recipe: R
     return Evaluated(
         model="system",
         params=served.params,
-        answers=smaller.answers(rank, probability[in_events], uncalibrated=uncalibrated[in_events]),
+        answers=few.answers(rank, probability[in_events], uncalibrated=uncalibrated[in_events]),
         ms_per_request=served.ms_per_request,
     )
+
+
+def _by_policy(
+    policy: PolicyMeasure,
+    layout: RunLayout,
+    recommenders: dict[str, Recommender],
+    asked: Asked,
+    systems: list[Evaluated],
+    few: Asked,
+    scored: Reranked,
+) -> list[Evaluated]:
+    """What policy says of each system; beside them its teacher, and what a request can blend."""
+    *_, served, system = systems
+    student = recommenders[served.model]
+    weight = student.foundation.rank_weight(asked.task)
+    blended = [
+        system,
+        *(_system(student, asked, served, few, scored, blend=blend) for blend in BLENDS[1:]),
+    ]
+    graded = [
+        replace(one, policy=policy.top_grade(few, scored, weight, blend=blend))
+        for one, blend in zip(blended, BLENDS, strict=True)
+    ]
+    teacher = Recommender.load(layout.folder, model=POLICY_TEACHER, with_saved_items=False)
+    rows = [
+        Evaluated(
+            model=POLICY_TEACHER,
+            params=teacher.foundation.num_parameters(),
+            answers=asked.answers(None, None),
+            policy=policy.alignment(teacher.foundation, asked)
+            | policy.top_grade(*_reranked(teacher, asked, GRADED_REQUESTS), 0.0, blend=1.0),
+        )
+    ]
+    for one in systems[:-1]:
+        recommender = recommenders[one.model]
+        if one.model == CLICK_TEACHER:
+            weight = recommender.foundation.rank_weight(asked.task)
+            some = _reranked(recommender, asked, GRADED_REQUESTS)
+            rows.append(replace(one, policy=policy.top_grade(*some, weight, blend=0.0)))
+        else:
+            rows.append(replace(one, policy=policy.alignment(recommender.foundation, asked)))
+    return [*rows, *graded]
 
 
 def _judge(
     recommenders: dict[str, Recommender], split: Split, timed: dict[str, float]
 ) -> GateVerdict:
-    """The gate on the rung against the model above it, on validation targets."""
+    """The gate on what serves against the model above it, on validation targets."""
     measured = {
         name: gate_measurements(
             recommender.foundation, recommender.book, split.valid, latency_ms=timed[name]
         )
-        for name, recommender in recommenders.items()
+        for name, recommender in list(recommenders.items())[-2:]
     }
-    return verdict(measured[FOUNDATION], measured[RUNG], GateConfig.with_max_loss(0.01))
+    above, served = measured.values()
+    return verdict(above, served, GateConfig.with_max_loss(0.01))
 
 
 def _by_history(recommenders: dict[str, Recommender], targets: Targets) -> list[dict[str, object]]:
     """Quality with histories cut to a few lengths: the same users and targets at each."""
-    book = recommenders[RUNG].book
+    *_, served = recommenders.values()
+    book = served.book
     # Only those with the longest length, so that every point speaks of the same people.
     counts = targets.history_end - targets.history_start
     lengths = [n for n in HISTORY_LENGTHS if (counts >= n).sum() >= min(200, len(targets))]
@@ -196,7 +276,7 @@ def _metrics(systems: list[Evaluated], history: list[dict[str, object]]) -> dict
                 "ms_per_request": system.ms_per_request,
                 "metrics": {
                     name: asdict(interval) | {"n": n}
-                    for name, (interval, n) in system.answers.metrics().items()
+                    for name, (interval, n) in (system.answers.metrics() | system.policy).items()
                 },
                 "reliability": [asdict(curve) for curve in system.answers.reliability()],
             }
@@ -215,16 +295,18 @@ def _result_rows(
         protocol = "leave-one-out"
         if recipe.held_out_slates != 2:
             protocol = f"leave-last-{recipe.held_out_slates}"
-        protocols = [(protocol, system.answers)]
+        protocols = [("quality", protocol, system.answers.metrics())]
+        if system.policy:
+            protocols.append(("teachers", protocol, _of_teachers(system)))
         if not system.answers.is_positive_target.all():
             positive = system.answers.positive_targets()
-            protocols.append((f"{protocol}, positive targets", positive))
-        for split, answers in protocols:
-            for metric, (interval, n) in answers.metrics().items():
+            protocols.append(("quality", f"{protocol}, positive targets", positive.metrics()))
+        for benchmark, split, metrics in protocols:
+            for metric, (interval, n) in metrics.items():
                 has_interval = interval.low < interval.high
                 rows.append(
                     ResultRow(
-                        benchmark="quality",
+                        benchmark=benchmark,
                         task=recipe.name,
                         split=split,
                         model=system.model,
@@ -245,6 +327,12 @@ def _result_rows(
                     )
                 )
     return rows
+
+
+def _of_teachers(system: Evaluated) -> Found:
+    """What policy says, and the AUC of actions by the name that it has beside it."""
+    known = system.answers.metrics()
+    return {**system.policy, **({"click_auc": known["auc"]} if "auc" in known else {})}
 
 
 def _save_answers(answers: Answers, path: Path) -> None:

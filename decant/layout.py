@@ -7,6 +7,9 @@ foundation/model/         the top model; rung-1/model/, … the smaller ones
 rung-2/rung.json          of a rung of the ladder: what was tried, what came out, what it rests on
 rung-2/verdict-above.json the gate's verdict against the rung above; verdict-top.json: the top
 waivers.json              signed exceptions to undecided verdicts, written by hand
+labels/judged/            of a run with a policy: every label, with the rules that made it
+labels/held_out.parquet   of these, what is measured on and never learned
+policy-teacher/model/, click-teacher/model/, student/model/   of a run with a policy; student serves
 evaluation/               predictions, metrics and tables
 index/items/              the served model's index of the log's items
 catalogue/                items added, told anew or withdrawn since, with their index
@@ -28,6 +31,12 @@ DATA, PROMPTER, FOUNDATION, RUNG, EVALUATION, INDEX, CATALOGUE = (
     "evaluation",
     "index",
     "catalogue",
+)
+LABELS, POLICY_TEACHER, CLICK_TEACHER, STUDENT = (
+    "labels",
+    "policy-teacher",
+    "click-teacher",
+    "student",
 )
 RUNG_RECORD = "rung.json"
 
@@ -69,6 +78,12 @@ class RunLayout:
             BadInput: the run has no model of that name.
         """
         path = self.folder / name / "model"
+        if name == FOUNDATION and self.top == STUDENT:
+            raise BadInput(
+                f"{self.folder} is a run with a policy, whose top is its student; what goes down "
+                "from a foundation would lose the grades. Ask for the student, or train a run "
+                "without --policy."
+            )
         if not path.is_dir():
             names = ", ".join(self.models()) or "none yet"
             raise BadInput(
@@ -80,8 +95,21 @@ class RunLayout:
     def models(self) -> list[str]:
         """Names of the finished models, the largest first."""
         rungs = [p.name for p in self.folder.glob("rung-*") if _number(p.name) is not None]
-        names = [FOUNDATION, *sorted(rungs, key=lambda name: _number(name) or 0)]
+        tops = [FOUNDATION, POLICY_TEACHER, CLICK_TEACHER, STUDENT]
+        names = [*tops, *sorted(rungs, key=lambda name: _number(name) or 0)]
         return [name for name in names if (self.folder / name / "model").is_dir()]
+
+    @property
+    def top(self) -> str:
+        """The model that rungs go down from: the student of a run with a policy."""
+        return STUDENT if (self.folder / STUDENT).is_dir() else FOUNDATION
+
+    def compared(self) -> tuple[str, ...]:
+        """The models that an evaluation compares, the largest first; the last one serves."""
+        if self.top == FOUNDATION:
+            return FOUNDATION, RUNG
+        has_rung = (self.folder / RUNG).is_dir() and not self.is_of_ladder(RUNG)
+        return (CLICK_TEACHER, STUDENT, RUNG) if has_rung else (CLICK_TEACHER, STUDENT)
 
     def is_of_ladder(self, name: str) -> bool:
         """Whether a model is a rung that `decant ladder` made."""
@@ -93,7 +121,7 @@ class RunLayout:
         return not path.is_file() or bool(json.loads(path.read_text("utf-8"))["accepted"])
 
     def served(self) -> str:
-        """The model that serves: the lowest rung that the gate let through.
+        """The model that serves: the lowest rung that the gate let through, and no teacher.
 
         Raises:
             BadInput: the folder is missing, is no run, or no model is finished.
@@ -102,12 +130,13 @@ class RunLayout:
             raise BadInput(f"{self.folder} is not a folder; give the --out of a `decant run`.")
         if not (self.folder / "recipe.json").exists():
             raise BadInput(f"{self.folder} is not a run folder; give the --out of a `decant run`.")
-        if not self.models():
+        names = [name for name in self.models() if name not in (POLICY_TEACHER, CLICK_TEACHER)]
+        if not names:
             raise BadInput(
                 f"{self.folder} holds no finished model yet. "
                 f"Give the same `decant run` command again."
             )
-        return [name for name in self.models() if self.is_accepted(name)][-1]
+        return [name for name in names if self.is_accepted(name)][-1]
 
 
 def _number(name: str) -> int | None:

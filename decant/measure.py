@@ -30,6 +30,7 @@ from foundation.evaluation import (
 )
 from foundation.predictions import (
     Predictions,
+    log_policy,
     log_positive,
     rank_catalogue,
     ranking_targets,
@@ -304,27 +305,59 @@ class Reranked:
     """What the ranker said of the items that retrieval found.
 
     Attributes:
+        item_nK: int64 [n, K], rows of `items`, −1 where nothing was found.
         retrieval_nK: float32 [n, K], inner products, −inf where nothing was found.
         log_positive_nK: float32 [n, K], log probability of a good action, calibrated.
         target_place: int64 [m], the target's place among the retrieved, from 0; −1 where it is not.
         request: int64 [m], the request of each target.
+        log_policy_nK: float32 [n, K], log of the expected grade as a share of the best; None where
+            the task has no grades.
     """
 
+    item_nK: NDArray[np.int64]
     retrieval_nK: NDArray[np.float32]
     log_positive_nK: NDArray[np.float32]
     target_place: NDArray[np.int64]
     request: NDArray[np.int64]
+    log_policy_nK: NDArray[np.float32] | None = None
 
-    def ranks(self, weight: float, otherwise: NDArray[np.int64]) -> NDArray[np.int64]:
+    def scores(self, weight: float, *, blend: float = 0.0) -> NDArray[np.float32]:
+        """What the retrieved are ordered by, float32 [n, K]; −inf where nothing was found.
+
+        Args:
+            weight: `w` of the ranking formula.
+            blend: how much policy counts, as in a request; of a task with grades.
+        """
+        is_found_nK = np.isfinite(self.retrieval_nK)
+        weighted_nK = np.float32(weight) * np.where(
+            is_found_nK, self.log_positive_nK, np.float32(0)
+        )
+        total_nK: NDArray[np.float32] = self.retrieval_nK + weighted_nK
+        if not blend:
+            return total_nK
+        assert self.log_policy_nK is not None
+        policy_nK: NDArray[np.float32] = np.float32(blend) * self.log_policy_nK
+        if blend < 1:
+            policy_nK = policy_nK + np.float32(1 - blend) * total_nK
+        return policy_nK
+
+    def best_items(self, weight: float, *, blend: float = 0.0, k: int = 10) -> NDArray[np.int64]:
+        """Rows of the items that stand first, int64 [n, k]; −1 where there are fewer."""
+        order_nK = np.argsort(-self.scores(weight, blend=blend), axis=1, kind="stable")
+        best: NDArray[np.int64] = np.take_along_axis(self.item_nK, order_nK[:, :k], axis=1)
+        return best
+
+    def ranks(
+        self, weight: float, otherwise: NDArray[np.int64], *, blend: float = 0.0
+    ) -> NDArray[np.int64]:
         """Rank of each target when the retrieved are ordered by the full score, int64 [m].
 
         Args:
             weight: `w` of the ranking formula.
             otherwise: int64 [m], the rank by retrieval alone, for a target that was not retrieved.
+            blend: how much policy counts.
         """
-        is_found_nK = np.isfinite(self.retrieval_nK)
-        weighted_nK = weight * np.where(is_found_nK, self.log_positive_nK, 0.0)
-        total_nK = self.retrieval_nK + weighted_nK
+        total_nK = self.scores(weight, blend=blend)
         score_mK = total_nK[self.request]
         place = np.maximum(self.target_place, 0)
         own = score_mK[np.arange(len(place)), place][:, None]
@@ -375,20 +408,27 @@ def rerank(
     item_nK = np.array(
         [[-1 if item is None else log.item_row(item) for item in one] for one in found.ids]
     ).reshape(found.ids.shape)
-    good_A = np.array(asked.book.prompter.tasks[asked.task].is_positive)
+    task = asked.book.prompter.tasks[asked.task]
     calibrate = foundation.calibration(asked.task)
-    log_positive_nK = np.full(found.scores.shape, -np.inf, dtype=np.float32)
+    log_positive_nK = np.full(item_nK.shape, -np.inf, dtype=np.float32)
+    log_policy_nK = log_positive_nK.copy()
     for request in tqdm(range(len(targets)), desc="re-rank", disable=not progress):
         kept = item_nK[request] >= 0
-        log_probs = foundation.score(
+        said = foundation.score_both(
             take_rows(rows, np.array([request])), item_nK[request][kept], task=asked.task
         )
-        log_positive_nK[request, kept] = log_positive(calibrate(log_probs), good_A)
+        log_positive_nK[request, kept] = log_positive(
+            calibrate(said.action_CA), np.array(task.is_positive)
+        )
+        if task.grades:
+            log_policy_nK[request, kept] = log_policy(said.grade_CG)
     is_target_mK = item_nK[wanted.request] == wanted.item[:, None]
     place = np.where(is_target_mK.any(1), is_target_mK.argmax(1), -1)
     return Reranked(
+        item_nK=item_nK,
         retrieval_nK=recommender.whole_scores(vectors_nV, item_nK, found.scores),
         log_positive_nK=log_positive_nK,
         target_place=place,
         request=wanted.request,
+        log_policy_nK=log_policy_nK if task.grades else None,
     )

@@ -20,7 +20,7 @@ from decant.evaluation import evaluate
 from decant.layout import DATA, EVALUATION, FOUNDATION, INDEX, PROMPTER, RUNG, RunLayout
 from decant.measure import Asked, Reranked, rerank
 from decant.processes import leads, training_device
-from decant.recipes import Recipe
+from decant.recipes import Recipe, RungConfig
 from decant.recommender import Recommender, build_index
 from decant.reporting import write_run_report
 from decant.retriever import fit_with_mining
@@ -54,6 +54,7 @@ from promptify.interactions import Interactions
 from promptify.prompter import Prompter
 from promptify.sources import SourceData
 from promptify.splits import Split, Targets
+from promptify.task import Task
 from promptify.whole import write_whole
 
 logger = logging.getLogger(__name__)
@@ -122,8 +123,8 @@ def run(job: Job, *, dry_run: bool = False, until: str | None = None) -> Finishe
     ) as stages:
         stages.run(
             DATA,
-            lambda out, _: _data(job, out),
-            inputs={**job.source, "held_out_slates": recipe.held_out_slates},
+            lambda out, _: read_data(job, out),
+            inputs=data_inputs(job),
             code=("promptify",),
         )
         stages.run(
@@ -137,13 +138,8 @@ def run(job: Job, *, dry_run: bool = False, until: str | None = None) -> Finishe
             FOUNDATION,
             lambda out, scratch: _foundation(layout, recipe, old_model, out, scratch),
             inputs={
-                "size": recipe.size,
-                "model": recipe.model,
-                **_encoder_input(recipe),
-                "foundation": asdict(recipe.foundation),
-                "fit": asdict(recipe.fit),
+                **top_inputs(recipe),
                 "mining": asdict(recipe.mining) if recipe.mining else None,
-                "seed": recipe.seed,
                 **continued,
             },
             uses=(DATA, PROMPTER),
@@ -172,14 +168,27 @@ def run(job: Job, *, dry_run: bool = False, until: str | None = None) -> Finishe
     return Finished(stages=stages.plan(), table=table)
 
 
-def _encoder_input(recipe: Recipe) -> dict[str, str]:
-    """The text encoder by content; nothing without one."""
-    if recipe.text_encoder is None:
-        return {}
-    return {"text_encoder": encoder_hash(Path(recipe.text_encoder))}
+def data_inputs(job: Job) -> dict[str, Any]:
+    """All that the data stage depends on."""
+    return {**job.source, "held_out_slates": job.recipe.held_out_slates}
 
 
-def _data(job: Job, out: Path) -> None:
+def top_inputs(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe the model at the top depends on; a text encoder by content."""
+    inputs = {
+        "size": recipe.size,
+        "model": recipe.model,
+        "foundation": asdict(recipe.foundation),
+        "fit": asdict(recipe.fit),
+        "seed": recipe.seed,
+    }
+    if recipe.text_encoder is not None:
+        inputs["text_encoder"] = encoder_hash(Path(recipe.text_encoder))
+    return inputs
+
+
+def read_data(job: Job, out: Path) -> None:
+    """The data stage: read a source, and keep its log, its tasks and its oracle."""
     data = job.load()
     # A log too short to hold anything out is refused before anything is kept of it.
     held_out = job.recipe.held_out_slates
@@ -196,14 +205,18 @@ def _data(job: Job, out: Path) -> None:
 
 
 def _prompter(layout: RunLayout, recipe: Recipe, old_model: RunLayout | None, out: Path) -> None:
-    with reading(layout.interactions):
-        interactions = Interactions.load(layout.interactions)
-    tasks = load_tasks(layout)
     if old_model is not None:
         # The old model knows only its own tokens and words.
         with reading(old_model.folder / PROMPTER / "prompter.json"):
             Prompter.load(old_model.folder / PROMPTER).save(out)
         return
+    fit_prompter(layout, recipe, load_tasks(layout), out)
+
+
+def fit_prompter(layout: RunLayout, recipe: Recipe, tasks: tuple[Task, ...], out: Path) -> None:
+    """The prompter stage: words and tokenizer, fitted on the training events."""
+    with reading(layout.interactions):
+        interactions = Interactions.load(layout.interactions)
     split = load_split(layout, interactions)
     tokenizer = None
     if recipe.model is not None:
@@ -224,16 +237,7 @@ def _foundation(
         old = load_model(old_model.model(FOUNDATION))
         foundation = old.with_catalogue(book, split.train)
     else:
-        foundation = Foundation.create(
-            book.prompter,
-            book,
-            split.train,
-            size=recipe.size,
-            model=recipe.model,
-            text_encoder=recipe.text_encoder,
-            config=recipe.foundation,
-            seed=recipe.seed,
-        )
+        foundation = untrained(recipe, book, split)
     logger.info("foundation: %s body parameters", f"{foundation.num_parameters():,}")
     foundation.to(training_device())
     options: dict[str, Any] = {
@@ -245,29 +249,51 @@ def _foundation(
         result = foundation.fit(book, split, **options)
     else:
         result = fit_with_mining(foundation, book, split, mining=recipe.mining, **options)
-    _finish_model(foundation, result, book, split, out, scratch)
+    finish_model(foundation, result, book, split, out, scratch)
+
+
+def untrained(recipe: Recipe, book: PromptBook, split: Split) -> Foundation:
+    """A recipe's model before its training."""
+    return Foundation.create(
+        book.prompter,
+        book,
+        split.train,
+        size=recipe.size,
+        model=recipe.model,
+        text_encoder=recipe.text_encoder,
+        config=recipe.foundation,
+        seed=recipe.seed,
+    )
+
+
+def pruned(
+    above: Foundation, rung: RungConfig, book: PromptBook, split: Split, *, seed: int
+) -> Foundation:
+    """What of a model a rung keeps, before it is taught."""
+    rng = np.random.default_rng(seed)
+    windows = book.windows(split.train, seed=seed, epoch=0)
+    count = min(rung.calibration_rows, len(windows))
+    chosen = np.sort(rng.choice(len(windows), size=count, replace=False))
+    rows = book.assemble(windows[chosen], seed=seed, epoch=0)
+    there = shape_of(above.decoder)
+    shape = replace(
+        there,
+        layers=rung.num_layers or there.layers,
+        neurons=rung.intermediate_size or there.neurons,
+    )
+    below = prune(above, measure_importance(above, rows), shape, rows=rows)
+    logger.info(
+        "%s of %s body parameters are kept",
+        f"{below.num_parameters():,}",
+        f"{above.num_parameters():,}",
+    )
+    return below
 
 
 def _rung(layout: RunLayout, recipe: Recipe, out: Path, scratch: Path) -> None:
     book, split = load_book(layout)
     teacher = load_model(layout.model(FOUNDATION))
-    rng = np.random.default_rng(recipe.seed)
-    windows = book.windows(split.train, seed=recipe.seed, epoch=0)
-    count = min(recipe.rung.calibration_rows, len(windows))
-    chosen = np.sort(rng.choice(len(windows), size=count, replace=False))
-    rows = book.assemble(windows[chosen], seed=recipe.seed, epoch=0)
-    there = shape_of(teacher.decoder)
-    shape = replace(
-        there,
-        layers=recipe.rung.num_layers or there.layers,
-        neurons=recipe.rung.intermediate_size or there.neurons,
-    )
-    student = prune(teacher, measure_importance(teacher, rows), shape, rows=rows)
-    logger.info(
-        "rung-1: %s of %s body parameters",
-        f"{student.num_parameters():,}",
-        f"{teacher.num_parameters():,}",
-    )
+    student = pruned(teacher, recipe.rung, book, split, seed=recipe.seed)
     student.to(training_device())
     result = distil(
         student,
@@ -279,7 +305,7 @@ def _rung(layout: RunLayout, recipe: Recipe, out: Path, scratch: Path) -> None:
         out=scratch,
         validate=lambda: watch(student, book, split.valid),
     )
-    _finish_model(student, result, book, split, out, scratch)
+    finish_model(student, result, book, split, out, scratch)
 
 
 def watch(foundation: Foundation, book: PromptBook, valid: Targets) -> dict[str, float]:
@@ -295,19 +321,31 @@ def watch(foundation: Foundation, book: PromptBook, valid: Targets) -> dict[str,
     return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
-def _finish_model(
+def finish_model(
     foundation: Foundation,
     result: FitResult,
     book: PromptBook,
     split: Split,
     out: Path,
     scratch: Path,
+    *,
+    calibrated: bool = True,
 ) -> None:
-    """Calibrate and fit the rank weight on validation, save, and keep what training logged."""
+    """Calibrate and fit the rank weight on validation, save, and keep what training logged.
+
+    Args:
+        foundation: trained.
+        result: of its training.
+        book: pieces of the interactions.
+        split: whose validation targets are used.
+        out: the stage's folder.
+        scratch: where training wrote.
+        calibrated: False for a model whose actions are not asked for.
+    """
     if not leads():
         return
     foundation.to("cpu")
-    for task in range(len(book.prompter.tasks)):
+    for task in range(len(book.prompter.tasks) if calibrated else 0):
         # A few numbers a task: each person's newest target is enough to fit them on.
         fit_on_validation(foundation, book, tiers(split.valid)[0], task=task)
     foundation.save_pretrained(out / "model")

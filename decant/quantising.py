@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decant.ladder import keep_rung, ladder_below, ladder_config
-from decant.layout import FOUNDATION, RUNG_RECORD, RunLayout
+from decant.layout import RUNG_RECORD, RunLayout
 from decant.pipeline import index_again
 from decant.run_data import load_book, load_model, reading, rung_record, sample_targets
 from decant.stages import Stages
@@ -124,9 +124,10 @@ def quantise(folder: Path, *, max_loss: float = 0.01, timed_requests: int = 300)
         raise BadInput(f"{above_name} serves {folder} and is in int8 already.")
     book, split = load_book(layout)
     config = ladder_config(folder, max_loss=max_loss, max_loss_vs_top=3 * max_loss)
-    top = above if above_name == FOUNDATION else load_model(layout.model(FOUNDATION))
+    top = above if above_name == layout.top else load_model(layout.model(layout.top))
     ladder = ladder_below(top, book, split, config, timed_requests=timed_requests)
-    numbers = [int(one.removeprefix("rung-")) for one in layout.models() if one != FOUNDATION]
+    rungs = [one for one in layout.models() if one.startswith("rung-")]
+    numbers = [int(one.removeprefix("rung-")) for one in rungs]
     name = f"rung-{max(numbers, default=0) + 1}"
     found: list[Quantised] = []
 
@@ -169,7 +170,7 @@ def quantise(folder: Path, *, max_loss: float = 0.01, timed_requests: int = 300)
                     "weights": "int8",
                     "max_loss": max_loss,
                     "above": weights_hash(layout.model(above_name)),
-                    "top": weights_hash(layout.model(FOUNDATION)),
+                    "top": weights_hash(layout.model(layout.top)),
                 },
                 code=("promptify", "foundation", "distill"),
             )

@@ -30,6 +30,8 @@ class TableRow:
         ece: calibration error of what is served.
         ece_uncalibrated: the same before calibration.
         ms_per_request: median milliseconds for one request.
+        policy_alignment: share of held-out pairs whose grade is the policy's.
+        top10_grade: the policy's grade of the first ten, as a share of the best.
         note: a few words on what the model is.
     """
 
@@ -41,6 +43,8 @@ class TableRow:
     ece: float | None = None
     ece_uncalibrated: float | None = None
     ms_per_request: float | None = None
+    policy_alignment: float | None = None
+    top10_grade: float | None = None
     note: str = ""
 
 
@@ -163,6 +167,7 @@ _COLUMNS = (
     "uncalibrated",
     "ms / request",
 )
+_POLICY_COLUMNS = ("policy", "grade of 10")
 
 
 def format_table(rows: Sequence[TableRow]) -> str:
@@ -174,7 +179,7 @@ def format_table(rows: Sequence[TableRow]) -> str:
         ------  ----------  ------  -----  -------  ---  ------------  ------------
         rung-1       950 K  0.7812      –        –    –             –             –
     """
-    cells = [_COLUMNS, *(_cells(row) for row in rows)]
+    cells = _table_cells(rows)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, tuple("-" * width for width in widths))
     return "\n".join(
@@ -295,24 +300,34 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="scroll">{table}</div>'
 
 
+def _table_cells(table: Sequence[TableRow]) -> list[tuple[str, ...]]:
+    """The final table, its header first; columns of policy only where a row has any."""
+    has_policy = any(row.policy_alignment or row.top10_grade for row in table)
+    header = (*_COLUMNS, *_POLICY_COLUMNS) if has_policy else _COLUMNS
+    return [header, *(_cells(row)[: len(header)] for row in table)]
+
+
 def _cells(row: TableRow) -> tuple[str, ...]:
     quality = (row.auc, row.hr_at_10, row.ndcg_at_10, row.ece, row.ece_uncalibrated)
+    policy = (row.policy_alignment, row.top10_grade)
     return (
         row.model,
         "–" if row.params is None else format_count(row.params),
         *("–" if value is None else f"{value:.4f}" for value in quality),
         "–" if row.ms_per_request is None else f"{row.ms_per_request:.1f}",
+        *("–" if value is None else f"{value:.4f}" for value in policy),
     )
 
 
 def _results(report: Report) -> str:
+    header, *told = _table_cells(report.table)
     rows = []
-    for row in report.table:
-        model, *numbers = map(escape, _cells(row))
+    for row, cells in zip(report.table, told, strict=True):
+        model, *numbers = map(escape, cells)
         note = f"<small>{escape(row.note)}</small>" if row.note else ""
         rows.append([f'<td class="words"><strong>{model}</strong>{note}</td>', *numbers])
     notes = "".join(f'<p class="hint">{escape(note)}</p>' for note in report.notes)
-    return _table(_COLUMNS, rows) + notes
+    return _table(header, rows) + notes
 
 
 def _gate(gate: GateTable) -> str:

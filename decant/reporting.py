@@ -10,7 +10,7 @@ import numpy as np
 
 from decant.answering import Prediction
 from decant.gate_tables import METRIC_NAMES, gate_table
-from decant.layout import EVALUATION, FOUNDATION, RUNG, RunLayout
+from decant.layout import EVALUATION, RunLayout
 from decant.plots import HistoryPoint, ReliabilityLine, SizePoint
 from decant.predicting import brief
 from decant.recipes import Recipe
@@ -42,6 +42,12 @@ CURVES = {
     "loss/teacher_action": "teacher loss, action",
 }
 """Panels of the training curves, in order, by their names in `history.json`."""
+POLICY_CURVES = {
+    "loss/policy": "policy loss",
+    "loss/rare": "loss within slates",
+    "loss/teacher_slate": "teachers' loss within slates",
+}
+"""Those that a run with a policy has beside them."""
 CALIBRATIONS = {
     "none": "none",
     "temperature": "temperature",
@@ -51,7 +57,12 @@ CALIBRATIONS = {
 NOTES = {
     "foundation": "the top model, ranking the catalogue by p(item next)",
     "rung-1": "pruned and distilled from it, ranking the same way",
-    "system": "what is served: rung-1 retrieves 200 and re-ranks them",
+    "system": "what is served: the model above retrieves 200 and re-ranks them",
+    "policy-teacher": "learned grades alone, and says nothing of clicks",
+    "click-teacher": "learned what people did, ranking the catalogue by p(item next)",
+    "student": "of both teachers, pruned and distilled, ranking the same way",
+    "system, blend=0.5": "the same request, half by clicks and half by policy",
+    "system, blend=1": "the same request by policy alone",
     "popularity": "most interacted-with first",
     "last_item": "cosine neighbours of the newest item",
     "last_item_transitions": "what came soon after the newest item",
@@ -67,14 +78,15 @@ def write_run_report(layout: RunLayout, recipe: Recipe, record: RunRecord) -> st
     """
     evaluation = layout.folder / EVALUATION
     metrics = json.loads((evaluation / "metrics.json").read_text("utf-8"))
+    models = layout.compared()
     rungs = [rung_record(layout, name) for name in layout.models() if layout.is_of_ladder(name)]
     table = [_table_row(system) for system in metrics["systems"]]
     table += [_rung_row(record) for record in rungs]
     recommender = Recommender.load(layout.folder, with_saved_items=False)
     report = Report(
         title=f"Decant: {recipe.name}",
-        summary=_summary(recipe, recommender, metrics["systems"]),
-        facts=_facts(recommender, metrics["systems"]),
+        summary=_summary(recipe, recommender, metrics["systems"], models),
+        facts=_facts(recommender, metrics["systems"], models),
         table=table,
         curves=_curves(layout),
         by_history=[
@@ -85,14 +97,16 @@ def write_run_report(layout: RunLayout, recipe: Recipe, record: RunRecord) -> st
             for point in metrics["by_history"]
         ],
         by_size=_by_size([*metrics["systems"], *map(_as_system, rungs)]),
-        reliability=_reliability(metrics["systems"]),
+        reliability=_reliability(metrics["systems"], models),
         gates=[
             gate_table(
-                GateVerdict.load(evaluation / "verdict.json"), student=RUNG, teacher=FOUNDATION
+                GateVerdict.load(evaluation / "verdict.json"),
+                student=models[-1],
+                teacher=models[-2],
             )
         ],
         predictions=examples(recommender),
-        notes=_notes(metrics["systems"]),
+        notes=_notes(metrics["systems"], top=models[0]),
         run=record,
     )
     write_report(layout.folder, report)
@@ -112,6 +126,8 @@ def _table_row(system: dict[str, Any]) -> TableRow:
         ece=values.get("ece"),
         ece_uncalibrated=values.get("ece_uncalibrated"),
         ms_per_request=system["ms_per_request"],
+        policy_alignment=values.get("policy_alignment"),
+        top10_grade=values.get("top10_grade"),
         note=NOTES.get(system["model"], ""),
     )
 
@@ -134,22 +150,35 @@ def _rung_row(record: dict[str, Any]) -> TableRow:
     )
 
 
-def _summary(recipe: Recipe, recommender: Recommender, systems: list[dict[str, Any]]) -> str:
+def _summary(
+    recipe: Recipe,
+    recommender: Recommender,
+    systems: list[dict[str, Any]],
+    models: tuple[str, ...],
+) -> str:
     log = recommender.interactions
-    top, rung = systems[0], systems[1]
-    share = rung["params"] / top["params"]
+    params = {system["model"]: system["params"] for system in systems}
+    top = params[models[0]]
+    share = params[models[-1]] / top
+    also = (
+        ", taught policy as a teacher of its own"
+        if any("policy_alignment" in system["metrics"] for system in systems)
+        else ""
+    )
     return (
         f"{log.num_users:,} people, {log.num_items:,} items, {log.num_events:,} events, as "
-        f"{recipe.prompter.form} prompts. A decoder of {top['params']:,} body parameters was "
-        f"trained from {'scratch' if recipe.size else recipe.model}, pruned to {share:.0%} of them "
-        f"and distilled."
+        f"{recipe.prompter.form} prompts. A decoder of {top:,} body parameters was "
+        f"trained from {'scratch' if recipe.size else recipe.model}{also}, pruned to {share:.0%} "
+        f"of them and distilled."
     )
 
 
-def _facts(recommender: Recommender, systems: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def _facts(
+    recommender: Recommender, systems: list[dict[str, Any]], models: tuple[str, ...]
+) -> list[tuple[str, str]]:
     facts = []
     by_name = {system["model"]: system for system in systems}
-    for name in ("foundation", "rung-1", "system"):
+    for name in (*models, "system"):
         found = by_name[name]["metrics"].get("ndcg@10")
         if found:
             facts.append((f"NDCG@10, {name}", f"{found['value']:.4f}"))
@@ -162,14 +191,14 @@ def _facts(recommender: Recommender, systems: list[dict[str, Any]]) -> list[tupl
 
 
 def _curves(layout: RunLayout) -> dict[str, list[tuple[float, float]]]:
-    """`model/panel` to its points, panels in the order of `CURVES`."""
+    """`model/panel` to its points, panels in the order of `CURVES`, then of `POLICY_CURVES`."""
     logged = {
         model: json.loads((layout.folder / model / "history.json").read_text("utf-8"))["history"]
-        for model in (FOUNDATION, RUNG)
+        for model in layout.compared()
     }
     return {
         f"{model}/{panel}": [(step, value) for step, value in history[name]]
-        for name, panel in CURVES.items()
+        for name, panel in {**CURVES, **POLICY_CURVES}.items()
         for model, history in logged.items()
         if name in history
     }
@@ -180,7 +209,7 @@ def _by_size(systems: list[dict[str, Any]]) -> list[SizePoint]:
     for system in systems:
         for metric in ("ndcg@10", "auc"):
             found = system["metrics"].get(metric)
-            if found and system["model"] != "system":
+            if found and not system["model"].startswith("system"):
                 points.append(
                     SizePoint(
                         model=system["model"],
@@ -194,7 +223,7 @@ def _by_size(systems: list[dict[str, Any]]) -> list[SizePoint]:
     return points
 
 
-def _reliability(systems: list[dict[str, Any]]) -> list[ReliabilityLine]:
+def _reliability(systems: list[dict[str, Any]], models: tuple[str, ...]) -> list[ReliabilityLine]:
     return [
         ReliabilityLine(
             model=system["model"],
@@ -203,7 +232,7 @@ def _reliability(systems: list[dict[str, Any]]) -> list[ReliabilityLine]:
             happened=curve["happened"],
         )
         for system in systems
-        if system["model"] in (FOUNDATION, RUNG)
+        if system["model"] in models
         for curve in system["reliability"]
     ]
 
@@ -254,7 +283,7 @@ def _ranked_item(prediction: Prediction) -> RankedItem:
     )
 
 
-def _notes(systems: list[dict[str, Any]]) -> list[str]:
+def _notes(systems: list[dict[str, Any]], *, top: str) -> list[str]:
     notes = [
         "Leave-one-out: each person's last event (or slate) is the test, the one before validates. "
         "Full catalogue, seen items left out. Intervals are 95 % bootstrap intervals over people.",
@@ -263,12 +292,18 @@ def _notes(systems: list[dict[str, Any]]) -> list[str]:
         "bins of equally many events: as served, and as the model says it before calibration.",
         "ms / request is the median of retrieving 200 and ranking them, models asked in turn.",
     ]
+    if any("top10_grade" in system["metrics"] for system in systems):
+        notes.append(
+            "policy is the share of held-out labels whose grade a model says is the most probable; "
+            "grade of 10 is what the policy itself says of the first ten, as a share of the best "
+            "grade."
+        )
     ranked = {
         system["model"]: system["metrics"]["ndcg@10"]["n"]
         for system in systems
         if "ndcg@10" in system["metrics"]
     }
-    everyone, some = ranked.get(FOUNDATION, 0), ranked.get("system", 0)
+    everyone, some = ranked.get(top, 0), ranked.get("system", 0)
     if some < everyone:
         notes.append(
             f"The system row rests on {some:,} of the {everyone:,} ranking targets, evenly spaced, "

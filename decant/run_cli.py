@@ -2,6 +2,7 @@
 
 decant demo
 decant run ml1m --data ml-1m.zip --out runs/films
+decant run demo --policy mine.md --out runs/two
 decant sweep films.yaml --grid fit.learning_rate=1e-3,3e-3 seed=0,1 --out runs/films-sweep
 """
 
@@ -12,6 +13,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from decant.processes import leads
+from decant.teaching import Teaching, add_teaching
 
 # Imports stand in the commands that need them: `decant --help` must not wait for torch.
 
@@ -37,6 +39,10 @@ def run_parser() -> ArgumentParser:
 def add_sources(parser: ArgumentParser) -> None:
     """Add the sources of `decant run`; jsonargparse wants them added last."""
     sources = parser.add_subcommands(dest="source")
+    generated = ArgumentParser(description="The generated job market, as `decant demo` has it.")
+    _add_run_options(generated, out=None)
+    add_teaching(generated)
+    sources.add_subcommand("demo", generated, help="the generated job market")
     for name, what in (("ml1m", "MovieLens-1M"), ("ml100k", "MovieLens-100K")):
         source = ArgumentParser(description=f"{what}, from GroupLens' own zip.")
         source.add_argument("--data", type=Path, required=True, help=f"path of the zip of {what}")
@@ -110,6 +116,7 @@ def _add_run_options(parser: ArgumentParser, *, out: str | None, forms: bool = F
         "a ladder nine times the targets to decide on",
     )
     add_on_bad_rows(parser, "the run")
+    add_teaching(parser)
 
 
 def add_on_bad_rows(parser: ArgumentParser, beside: str) -> None:
@@ -167,6 +174,8 @@ def run(command: Namespace) -> Iterator[str]:
     from decant.sourcing import Source
 
     options = command[command.source]
+    if command.source == "demo":
+        return demo(options)
     given = Source(
         name=command.source,
         files={
@@ -189,6 +198,8 @@ def _execute(
 ) -> Iterator[str]:
     from decant import pipeline
 
+    # Before anything is read: a policy that cannot be is refused at once.
+    teaching = Teaching.of(options)
     continued_from = options.get("continue")
     job = pipeline.Job(
         recipe=recipe,
@@ -197,12 +208,18 @@ def _execute(
         out=options.out,
         continued_from=Path(continued_from) if continued_from else None,
     )
-    finished = pipeline.run(job, dry_run=options.dry_run)
+    if teaching is None:
+        finished = pipeline.run(job, dry_run=options.dry_run)
+    else:
+        from decant.taught import run_taught
+
+        finished = run_taught(job, teaching, dry_run=options.dry_run)
     if not leads():
         return
     if options.dry_run:
+        width = max(len(stage.name) for stage in finished.stages)
         for stage in finished.stages:
-            yield f"{stage.name:12} {'runs' if stage.runs else 'kept'}  ({stage.reason})"
+            yield f"{stage.name:{width}}  {'runs' if stage.runs else 'kept'}  ({stage.reason})"
         return
     yield finished.table
     yield f"\n{options.out / 'report.html'}"

@@ -17,7 +17,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -85,6 +85,8 @@ class Stages:
         recipe: what the run was asked for, JSON values only. The folder of a run with another
             recipe is refused, so that two runs never mix.
         continuing: accept another recipe, which becomes the folder's: the same folder, trained on.
+        swappable: keys of the recipe that may have another value, which becomes the folder's: what
+            depends on it runs again, all else is kept.
         dry_run: write nothing and run nothing; `run` only adds to the plan.
 
     Raises:
@@ -110,6 +112,7 @@ class Stages:
         *,
         recipe: Mapping[str, Any],
         continuing: bool = False,
+        swappable: Collection[str] = (),
         dry_run: bool = False,
     ) -> None:
         self.folder = folder
@@ -126,7 +129,7 @@ class Stages:
             folder.mkdir(parents=True, exist_ok=True)
             self._take_lock()
         try:
-            self._check_recipe(recipe, continuing)
+            self._check_recipe(recipe, continuing, swappable)
         except BaseException:
             self._withdraw()
             self.close()
@@ -243,14 +246,18 @@ class Stages:
                 "wait until it ends, or choose another folder"
             ) from None
 
-    def _check_recipe(self, recipe: Mapping[str, Any], continuing: bool) -> None:
+    def _check_recipe(
+        self, recipe: Mapping[str, Any], continuing: bool, swappable: Collection[str]
+    ) -> None:
         path = self.folder / "recipe.json"
         wanted = json.loads(json.dumps(recipe, allow_nan=False))
         if path.exists():
             found = _read_json(path)
-            if found != wanted and not continuing:
+            # A key that is not there is no other value of it: a run has it or has it not.
+            like = {**found, **{key: wanted[key] for key in swappable if key in found}}
+            if like != wanted and not continuing:
                 raise ValueError(
-                    f"folder {self.folder} holds another run ({_difference(found, wanted)}); "
+                    f"folder {self.folder} holds another run ({_difference(like, wanted)}); "
                     "choose another folder, or delete this one first"
                 )
         elif self.folder.exists() and any(entry.name != ".lock" for entry in self.folder.iterdir()):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from decant.layout import DATA, FOUNDATION, PROMPTER, RunLayout
+from decant.layout import DATA, PROMPTER, RunLayout
 from decant.pipeline import index_again
 from decant.run_data import load_book, load_model, sample_targets
 from distill.vocabulary import trim_vocabulary
@@ -105,10 +105,10 @@ def trim(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     shutil.copyfile(folder / "recipe.json", partial / "recipe.json")
-    for stage in (DATA, PROMPTER, FOUNDATION):
+    for stage in (DATA, PROMPTER, layout.top):
         shutil.copytree(folder / stage, partial / stage)
     small.prompter.save(partial / PROMPTER)
-    small.save_pretrained(partial / FOUNDATION / "model")
+    small.save_pretrained(partial / layout.top / "model")
     write_whole(partial / TRIMMED, json.dumps(asdict(found), indent=2) + "\n")
     index_again(RunLayout(partial))
     if out.exists():

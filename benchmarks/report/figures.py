@@ -22,6 +22,8 @@ CAPTIONS = {
     "beyond the prompt that was trained on.",
     "tokens": "The same people in prompts of so many tokens; dashed beyond the trained length, "
     "with positions scaled by YaRN.",
+    "windows": "Quality after the last events of a history, by which windows training had; bars "
+    "are 95 % intervals over people.",
     "cold-start": "Quality after the last events of a history, and gain over SASRec beside what "
     "LinkedIn published of another ranker and metric. Bars are 95 % intervals over people.",
     "latency": "Milliseconds of a whole request by how many ask at once, and the rate of them all. "
@@ -30,6 +32,10 @@ CAPTIONS = {
     "over people.",
     "scaling-model": "Loss and ranking against the parameters of the body, on a log scale.",
     "scaling-data": "Loss and ranking against the training events, on a log scale.",
+    "ablations": "What each arm has more or less than the whole model, on the same test targets; "
+    "bars are 95 % intervals over people.",
+    "cold-items": "Items never trained on, ranked among all items and among themselves, and what "
+    "the others pay for the room that is made; bars are 95 % intervals over people.",
     "attacks": "Places that an item rises when its text tries to persuade; below zero it falls.",
 }
 
@@ -130,6 +136,32 @@ def _retriever(rows: Rows) -> Makers:
             found = by_metric([row for row in test if row.task == task], {metric: heading})
             told |= {f"{name}, {task}": values for name, values in found.items()}
     return {"retriever": partial(dots, told)} if told else {}
+
+
+def _ablations(rows: Rows) -> Makers:
+    test = [row for row in told_once(rows) if row.split == "leave_one_out"]
+    told = {
+        f"{heading}, {task}": [
+            (row.model, estimate(row)) for row in test if (row.task, row.metric) == (task, metric)
+        ]
+        for task in dict.fromkeys(row.task for row in test)
+        for metric, heading in (("ndcg@10_vs_full", "NDCG@10"), ("auc_vs_full", "AUC"))
+    }
+    return {"ablations": partial(dots, told, across=0.0)}
+
+
+def _cold_items(rows: Rows) -> Makers:
+    test = [row for row in told_once(rows) if row.split == "leave_one_out_cold_item"]
+    headings = {
+        "hr@10_cold": "HR@10 of new items, among all",
+        "hr@10_cold_alone": "HR@10 of new items, among themselves",
+        "ndcg@10_warm": "NDCG@10 of known items",
+    }
+    told: dict[str, list[tuple[str, Estimate]]] = {}
+    for task in dict.fromkeys(row.task for row in test):
+        found = by_metric([row for row in test if row.task == task], headings)
+        told |= {f"{heading}, {task}": values for heading, values in found.items()}
+    return {"cold-items": partial(dots, told)}
 
 
 def _attacks(rows: Rows) -> Makers:
@@ -248,6 +280,22 @@ def _cold_start(rows: Rows) -> Makers:
     return {"cold-start": partial(curves, told, x_label="events of the history", ticks=ticks)}
 
 
+def _windows(rows: Rows) -> Makers:
+    test = [row for row in told_once(rows) if " test, " in row.split and row.metric == "ndcg@10"]
+    lengths = sorted({row.history_events for row in test if row.history_events is not None})
+    ticks = [*(str(length) for length in lengths), "all"]
+    told: dict[str, list[Curve]] = {}
+    for split in dict.fromkeys(row.split for row in test):
+        here = [row for row in test if row.split == split]
+        told[f"NDCG@10, {split.partition(', ')[2]}"] = [
+            _by_length(model, [row for row in here if row.model == model], lengths)
+            for model in dict.fromkeys(row.model for row in here)
+            # One number for all lengths makes no curve.
+            if model != "popularity"
+        ]
+    return {"windows": partial(curves, told, x_label="events of the history", ticks=ticks)}
+
+
 def _by_length(name: str, rows: Rows, lengths: Sequence[int]) -> Curve:
     places = [
         len(lengths) if row.history_events is None else lengths.index(row.history_events)
@@ -324,7 +372,11 @@ _MAKERS: dict[str, Callable[[Rows], Makers]] = {
     "people_search": _people_search,
     "retrieval": _kinds,
     "retriever": _retriever,
+    "ablations_parts": _ablations,
+    "ablations_slots": _ablations,
+    "cold_items": _cold_items,
     "persuasion": _attacks,
+    "context": _windows,
     "context_length": _context_length,
     "cold_start": _cold_start,
     "latency": _latency,

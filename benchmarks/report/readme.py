@@ -237,6 +237,28 @@ def context_length(files: Files, *, file: str) -> str:
     return markdown(("events of history", *map(str, lengths), "best at"), lines)
 
 
+def ablations(files: Files, *, file: str, arms: Mapping[str, str]) -> str:
+    """What a model loses without one of its parts, means of the seeds; the first arm has them all.
+
+    Args:
+        files: all rows.
+        file: of the study.
+        arms: models of the file, and what they are called.
+    """
+    lines = []
+    reference = next(iter(arms))
+    for arm, name in arms.items():
+        cells = []
+        for metric in ("ndcg@10", "auc"):
+            told = partial(one, files, file, split="leave_one_out", model=arm, seed="mean")
+            cells.append(decimal(told(metric=metric).value))
+            is_reference = arm == reference
+            cells.append("–" if is_reference else signed(told(metric=f"{metric}_vs_{reference}")))
+        lines.append((name, *cells))
+    header = ("", "NDCG@10", "difference", "AUC of `liked`", "difference")
+    return markdown(header, lines)
+
+
 TABLES: dict[str, Callable[[Files], str]] = {
     "ml1m": partial(quality, file="ml1m-slot-seed0", good="liked"),
     "job-market": partial(quality, file="demo-seed0", good="apply"),
@@ -246,6 +268,19 @@ TABLES: dict[str, Callable[[Files], str]] = {
     "training": training,
     "cold-start-ml100k": partial(cold_start, file="cold_start-ml100k"),
     "context-length-ml100k": partial(context_length, file="context_length-ml100k"),
+    "ablations-ml100k": partial(
+        ablations,
+        file="ablations-ml100k",
+        arms={
+            "full": "everything",
+            "no_text": "without text",
+            "no_residual": "without a residual per item",
+            "no_profile": "without profiles",
+            "no_actions": "without actions in prompts",
+            "no_lm_loss": "without the loss on text",
+            "no_instruction_noise": "without instructions in texts",
+        },
+    ),
     "ml1m-against-sasrec": partial(against_sasrec, file="quality-ml1m-4-epochs"),
 }
 """Tables that a page may hold, by the name in its marker."""
@@ -311,6 +346,16 @@ def with_interval(row: ResultRow, *, bold: bool = False) -> str:
     if row.ci_low is None or row.ci_high is None:
         return value
     return f"{value} [{decimal(row.ci_low)}, {decimal(row.ci_high)}]"
+
+
+def signed(row: ResultRow) -> str:
+    """A difference and its 95 % interval, each with its sign."""
+
+    def told(value: float) -> str:
+        return ("" if value < 0 else "+") + decimal(value)
+
+    ends = ", ".join(told(end) for end in (row.ci_low, row.ci_high) if end is not None)
+    return f"{told(row.value)} [{ends}]" if ends else told(row.value)
 
 
 def times(row: ResultRow, *, digits: int) -> str:

@@ -52,6 +52,8 @@ from distill.policy.rules import Rule, RuleReader
 from promptify.validation import BadInput, shown
 
 MAX_GRADE = 4
+GRADES = ("unfit", "doubtful", "passable", "fitting", "ideal")
+"""Words of the grades 0 to 4, for a task that has none of its own."""
 
 # Terms are evaluated within each other, on Python's own stack.
 _MAX_DEPTH = 8
@@ -87,6 +89,30 @@ class Policy:
     def digest(self) -> str:
         """Which document this is, prose included: 16 hexadecimal digits of its SHA-256."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What decides its grades, JSON values only: two documents that agree in it judge alike.
+
+        Prose, titles, name and version are no part of it.
+        """
+        parts = ("when", "unless", "weight")
+        return {
+            "cuts": list(self.cuts),
+            "terms": {name: term.text for name, term in self.terms.items()},
+            # Rows of a table have an order, keys of JSON have none.
+            "tables": {
+                name: [[row, *phrases] for row, phrases in table.rows.items()]
+                for name, table in self.tables.items()
+            },
+            "rules": {
+                str(rule.number): {
+                    rule.effect: rule.body.text if rule.body else rule.instruction,
+                    **{part: said.text for part in parts if (said := getattr(rule, part))},
+                }
+                for rule in self.rules
+            },
+        }
 
     @property
     def fields(self) -> tuple[tuple[str, str], ...]:

@@ -225,6 +225,27 @@ def test_what_was_published_stands_beside_the_gains(place: Path) -> None:
 @pytest.mark.parametrize(
     ("benchmark", "cells"),
     [
+        (
+            "ablations_parts",
+            [
+                {"split": "leave_one_out", "model": "no_text", "metric": f"{metric}_vs_full"}
+                for metric in ("ndcg@10", "auc")
+            ],
+        ),
+        (
+            "context",
+            [
+                {"split": "leave-last-10 test, all users", "model": "late", "history_events": n}
+                for n in (0, 5, None)
+            ],
+        ),
+        (
+            "cold_items",
+            [
+                {"split": "leave_one_out_cold_item", "metric": metric}
+                for metric in ("hr@10_cold", "hr@10_cold_alone", "ndcg@10_warm")
+            ],
+        ),
         ("drift", [{"split": f"global-time, t+{n}"} for n in (1, 2)]),
         (
             "latency",

@@ -108,9 +108,13 @@ def test_ranks_are_places_in_the_order_of_the_full_score(retrieval, action, num_
     place = np.tile(np.arange(5), 3)
     place[place >= np.array(num_found)[request]] = -1
     reranked = Reranked(
-        retrieval_nK=retrieval, log_positive_nK=action, target_place=place, request=request
+        item_nK=np.tile(np.arange(5), (3, 1)),
+        retrieval_nK=retrieval,
+        log_positive_nK=action,
+        target_place=place,
+        request=request,
     )
-    with np.errstate(all="raise"):
+    with np.errstate(all="raise", under="ignore"):
         rank = reranked.ranks(weight, np.full(15, 77))
     for target in range(15):
         if place[target] < 0:
@@ -140,6 +144,7 @@ def test_reranking_finds_each_target_where_retrieval_put_it(recommender, asked):
 
 def reranked(retrieval, action, place):
     return Reranked(
+        item_nK=np.tile(np.arange(retrieval.shape[1]), (len(place), 1)),
         retrieval_nK=retrieval.astype(np.float32),
         log_positive_nK=action.astype(np.float32),
         target_place=place,

@@ -281,3 +281,23 @@ def test_what_fails_in_one_process_leaves_the_folder_to_the_first(
             following.run("joint", broken, inputs={}, code=(), together=True)
         assert (folder / "recipe.json").exists()
         launch(0)
+
+
+def test_a_swappable_part_of_the_recipe_may_change_and_no_other(tmp_path):
+    log: Made = []
+
+    def given(recipe, **options):
+        with Stages(tmp_path, recipe=recipe, **options) as stages:
+            stages.run("policy", make(log), inputs=recipe["policy"])
+
+    given({"seed": 1, "policy": {"rule": 1}})
+    given({"seed": 1, "policy": {"rule": 2}}, swappable=("policy",))
+    assert len(log) == 2
+    assert json.loads((tmp_path / "recipe.json").read_text())["policy"] == {"rule": 2}
+    for other, options in (
+        ({"seed": 1, "policy": {"rule": 3}}, {}),
+        ({"seed": 2, "policy": {"rule": 3}}, {"swappable": ("policy",)}),
+    ):
+        with pytest.raises(ValueError, match="another run"):
+            given(other, **options)
+    assert len(log) == 2

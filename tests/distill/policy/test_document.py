@@ -1,5 +1,7 @@
 """`policy.md` as it is read: what it holds, and what is refused with which line."""
 
+import json
+
 import pytest
 
 from distill.policy import Policy
@@ -160,3 +162,30 @@ def test_what_comes_with_the_package():
     assert Policy.shipped("movielens").name == "movielens"
     with pytest.raises(BadInput, match="there are job_market, movielens"):
         Policy.shipped("../secrets")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_same"),
+    [
+        ("Said for people.", "Said for everybody.", True),
+        ("## 1. Pay", "## 1. What they are paid", True),
+        ("version: 1.10", "version: 1.11", True),
+        ("# no comment", "# another", False),
+        ("0.3 if", "0.4 if", False),
+        ("[0.1, 0.2", "[0.15, 0.2", False),
+        ("item.pay /", "item.pay *", False),
+        ('new to "it"', "trainee", False),
+    ],
+)
+def test_what_a_policy_means_is_what_decides_its_grades(before, after, is_same):
+    assert before in WHOLE
+    one, other = (Policy.parse(text).meaning for text in (WHOLE, WHOLE.replace(before, after)))
+    assert (one == other) == is_same
+    assert json.loads(json.dumps(one)) == one
+
+
+def test_the_order_of_a_table_is_part_of_what_a_policy_means():
+    first, second = (line for line in WHOLE.splitlines() if line.startswith(("junior", "senior")))
+    turned = WHOLE.replace(f"{first}\n{second}", f"{second}\n{first}")
+    one, other = (Policy.parse(text).meaning for text in (WHOLE, turned))
+    assert json.dumps(one, sort_keys=True) != json.dumps(other, sort_keys=True)
