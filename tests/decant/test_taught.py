@@ -153,7 +153,9 @@ def test_only_what_decides_something_reruns(two, job_of, changes, reruns):
     assert running(run_taught(job_of(two[0]), teaching_of(**changes), dry_run=True)) == reruns
 
 
-def test_a_changed_rule_leaves_what_it_does_not_touch_equal_to_the_byte(two, swapped, job_of):
+def test_a_changed_rule_leaves_what_it_does_not_touch_equal_to_the_byte(
+    two, swapped, typed, job_of
+):
     folder, plan = swapped
     assert [line.split()[0] for line in plan.splitlines() if "  runs  " in line] == OF_THE_POLICY
     for name in STAGES:
