@@ -27,6 +27,7 @@ from promptify.sources.job_market import job_market
 from promptify.sources.movielens import ml_1m, ml_100k
 from promptify.splits import Split, Targets, leave_one_out
 from promptify.validation import BadInput
+from promptify.whole import whole_file
 
 Part = Literal["valid", "test"]
 
@@ -206,10 +207,19 @@ def answers(
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write arrays by name, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial.npz")
     named: dict[str, Any] = dict(arrays)
-    np.savez_compressed(partial, **named)
-    partial.replace(path)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **named)
+
+
+def kept_arrays(
+    path: Path, make: Callable[[], Mapping[str, NDArray[Any]]]
+) -> dict[str, NDArray[Any]]:
+    """Arrays of a file by name; made, and written whole, where there is none."""
+    if not path.exists():
+        save_arrays(path, make())
+    with np.load(path, allow_pickle=False) as kept:
+        return {name: kept[name] for name in kept.files}
 
 
 def market_bed(*, smoke: bool = False) -> Bed:

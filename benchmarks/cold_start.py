@@ -21,7 +21,7 @@ history. Cut short, the same call goes on with what is missing.
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.arms import save_arrays
+from benchmarks.arms import kept_arrays
 from benchmarks.measured import Measured
 from benchmarks.peers import sasrec
 from benchmarks.published import COLD_START_GAINS
@@ -39,9 +39,8 @@ from benchmarks.studied import (
     add_sasrec_options,
     opened,
     run_parser,
-    sasrec_configs,
+    sasrec_of,
     train_like,
-    train_sasrec,
     without_profiles,
 )
 from decant.measure import Asked
@@ -161,7 +160,8 @@ class Contest:
         """Rank of each target at every length; and among cold items alone, where some are."""
         path = self.work / f"{self.measured.config_hash}-{name}.npz"
         lengths: dict[str, int | None] = {str(n): n for n in self.lengths} | {"all": None}
-        if not path.exists():
+
+        def asked_at_each() -> dict[str, NDArray[Any]]:
             scores = train()
             arrays: dict[str, NDArray[Any]] = {}
             for key, length in lengths.items():
@@ -171,9 +171,10 @@ class Contest:
                 arrays[key] = asked.ranks_by(of_requests)
                 if length is None and cold_I is not None:
                     arrays["alone"] = asked.ranks_by(_among(cold_I, of_requests))
-            save_arrays(path, arrays)
-        with np.load(path, allow_pickle=False) as kept:
-            return {lengths.get(key, key): kept[key] for key in kept.files}
+            return arrays
+
+        kept = kept_arrays(path, asked_at_each)
+        return {lengths.get(key, key): rank for key, rank in kept.items()}
 
     def _train_ours(self, data: SourceData, split: Split, name: str) -> Scores:
         """A model like the run's, on other data or another split."""
@@ -316,17 +317,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         with opened(options) as (studied, work):
-            seconds = options.sasrec_seconds or studied.fit_seconds
-            configs = sasrec_configs(options)
+            made_of, train = sasrec_of(options, studied)
             settings = {
                 "recipe": studied.recipe.to_dict(),
                 "weights": studied.weights,
                 "lengths": LENGTHS,
                 "taken out": (COLD_ITEMS, NEW_USERS),
-                "sasrec": [[asdict(config) for config in configs], seconds],
+                "sasrec": made_of,
             }
             measured = Measured("cold_start", settings, out=options.out)
-            train = partial(train_sasrec, studied, seconds=seconds, configs=configs)
             contest = Contest(studied, measured, work=work, train_sasrec=train)
             if options.part in (None, "users"):
                 contest.measure_users()

@@ -14,7 +14,6 @@ goes on: trainings from their last checkpoint, rows where they stopped.
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -24,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.length_study import Study, Table
-from benchmarks.measured import Measured
+from benchmarks.measured import Measured, work_of
 from decant.measure import Asked, popularity_answers
 from decant.recipes import Recipe, ml100k
 from decant.run_record import hardware
@@ -205,10 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of trainings; default 0")
     options = parser.parse_args(arguments)
     settings = smoke_settings() if options.smoke else full_settings()
-    with tempfile.TemporaryDirectory() as temporary:
-        work = options.work or (
-            options.out.with_suffix(".work") if options.out else Path(temporary)
-        )
+    with work_of(options) as work:
         try:
             measured = Measured("context", asdict(settings), out=options.out)
             for seed in options.seeds:

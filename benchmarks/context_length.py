@@ -33,9 +33,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from benchmarks.arms import save_arrays
+from benchmarks.arms import kept_arrays
 from benchmarks.histories import NUM_RETRIEVED, POLICIES, Histories, Policy
-from benchmarks.measured import Measured
+from benchmarks.measured import Measured, work_of
 from benchmarks.studied import named_run, run_parser
 from benchmarks.subjects import SMOKE, Subject, finished, trained
 from decant.layout import RunLayout
@@ -190,22 +190,19 @@ class Curves:
 
     def _said(self, length: Length) -> Said:
         path = self.work / f"{self.measured.config_hash}-{length.name}.npz"
-        if not path.exists():
-            rows = self.histories.prefixes(
-                length.policy, events=length.events, tokens=length.tokens
-            )
-            with self._positions(length.tokens if length.scaled else None):
-                found = predict_targets(self.model, self.book, self.targets, rows=rows)
-            answers = self.asked.of(found, self.model.calibration(0))
-            assert answers.action_probability is not None
-            arrays = {
-                "rank": found.rank,
-                "probability": answers.action_probability,
-                "read_tokens": rows.lengths,
-            }
-            save_arrays(path, arrays)
-        with np.load(path, allow_pickle=False) as kept:
-            return Said(**{name: kept[name] for name in kept.files})
+        return Said(**kept_arrays(path, partial(self._asked, length)))
+
+    def _asked(self, length: Length) -> dict[str, NDArray[Any]]:
+        rows = self.histories.prefixes(length.policy, events=length.events, tokens=length.tokens)
+        with self._positions(length.tokens if length.scaled else None):
+            found = predict_targets(self.model, self.book, self.targets, rows=rows)
+        answers = self.asked.of(found, self.model.calibration(0))
+        assert answers.action_probability is not None
+        return {
+            "rank": found.rank,
+            "probability": answers.action_probability,
+            "read_tokens": rows.lengths,
+        }
 
     @contextmanager
     def _positions(self, tokens: int | None) -> Iterator[None]:
@@ -382,12 +379,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        with tempfile.TemporaryDirectory() as temporary:
-            work = options.work or Path(temporary)
-            if options.work is None and options.out is not None:
-                work = options.out.with_suffix(".work")
+        with work_of(options) as work, tempfile.TemporaryDirectory() as scratch:
             if options.smoke:
-                subject, weights = trained("slot", SMOKE, seed=0, scratch=Path(temporary)), "smoke"
+                subject, weights = trained("slot", SMOKE, seed=0, scratch=Path(scratch)), "smoke"
             else:
                 folder = named_run(options)
                 subject = finished(folder, model=options.model)

@@ -14,7 +14,6 @@ model loses. Cut short, the same call goes on with the models that are missing.
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.arms import save_arrays
+from benchmarks.arms import kept_arrays
 from benchmarks.cold_start import of_foundation
 from benchmarks.measured import Measured
 from benchmarks.peers import sasrec
@@ -31,9 +30,8 @@ from benchmarks.studied import (
     add_sasrec_options,
     opened,
     run_parser,
-    sasrec_configs,
+    sasrec_of,
     train_like,
-    train_sasrec,
 )
 from decant.measure import Asked, last_item_answers, popularity_answers
 from decant.run_record import hardware
@@ -134,14 +132,12 @@ class Ageing:
             )
 
     def _ranks(self, model: str, ask: Callable[[], NDArray[np.int64] | None]) -> NDArray[np.int64]:
-        path = self.work / f"{self.measured.config_hash}-{model}.npz"
-        if not path.exists():
+        def asked() -> dict[str, NDArray[Any]]:
             rank = ask()
             assert rank is not None
-            save_arrays(path, {"rank": rank})
-        with np.load(path, allow_pickle=False) as kept:
-            found: NDArray[np.int64] = kept["rank"]
-        return found
+            return {"rank": rank}
+
+        return kept_arrays(self.work / f"{self.measured.config_hash}-{model}.npz", asked)["rank"]
 
     def _ours(self) -> NDArray[np.int64]:
         scratch = self.work / f"{self.measured.config_hash}.training"
@@ -181,16 +177,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         with opened(options) as (studied, work):
-            seconds = options.sasrec_seconds or studied.fit_seconds
-            configs = sasrec_configs(options)
+            made_of, train = sasrec_of(options, studied)
             settings = {
                 "recipe": studied.recipe.to_dict(),
                 "data": studied.weights,
                 "shares": [TRAINED, LEFT_OUT, NUM_SPANS],
-                "sasrec": [[asdict(config) for config in configs], seconds],
+                "sasrec": made_of,
             }
             measured = Measured("drift", settings, out=options.out)
-            train = partial(train_sasrec, studied, seconds=seconds, configs=configs)
             Ageing(studied, measured, work=work, train_sasrec=train).measure()
     except (ValueError, OSError) as error:
         print(f"benchmarks.drift: error: {error}", file=sys.stderr)

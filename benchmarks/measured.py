@@ -1,7 +1,10 @@
 """Rows of a long benchmark: each is written the moment it is known, and not measured twice."""
 
+import argparse
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +26,19 @@ def thread_seconds() -> float:
     trainings that are given as much of it are given as much computing.
     """
     return time.process_time() / torch.get_num_threads()
+
+
+@contextmanager
+def work_of(options: argparse.Namespace) -> Iterator[Path]:
+    """The folder of what a benchmark keeps between calls.
+
+    Args:
+        options: with `work`, the folder, or None; and `out`, the file of rows that it lies beside
+            then. Without either it is gone when the call ends.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        beside = options.out.with_suffix(".work") if options.out else Path(temporary)
+        yield options.work or beside
 
 
 class Measured:

@@ -21,7 +21,6 @@ Who asks is anonymous in every row. Intervals: topics are drawn, as queries abou
 import argparse
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measured import Measured, add_means
+from benchmarks.measured import Measured, add_means, work_of
 from benchmarks.people_queries import SETS, GradedSet, Part, SearchMarket
 from benchmarks.tasks import BookOfTasks
 from benchmarks.word_search import WordSearch
@@ -413,10 +412,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seeds = options.seeds[:1] if options.smoke else options.seeds
     if options.minilm is None:
         print("no --minilm FOLDER: its row is left out", file=sys.stderr)
-    with tempfile.TemporaryDirectory() as temporary:
-        work = options.work or (
-            options.out.with_suffix(".work") if options.out else Path(temporary)
-        )
+    with work_of(options) as work:
         try:
             measured = Measured("people_search", asdict(settings), out=options.out)
             for seed in seeds:

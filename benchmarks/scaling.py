@@ -25,7 +25,7 @@ import scipy.special
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from benchmarks.arms import save_arrays
+from benchmarks.arms import kept_arrays
 from benchmarks.cold_start import of_foundation
 from benchmarks.measured import Measured
 from benchmarks.studied import Studied, opened, run_parser, train_like
@@ -109,31 +109,30 @@ class Scaling:
     def _said(self, size: str, share: float) -> dict[str, NDArray[Any]]:
         """Loss and NDCG@10 of each target after one training; kept."""
         path = self.work / f"{self.measured.config_hash}-{size}-{share:g}.npz"
-        if not path.exists():
-            recipe = self.studied.recipe
-            if size in self.sizes:
-                recipe = replace(recipe, size=size, model=None)
-            studied = replace(self.studied, recipe=recipe)
-            split = some_people(self.studied, share)
-            scratch = path.with_suffix(".training")
-            model, book = train_like(studied, studied.data, split, scratch=scratch)
-            scores = of_foundation(model, book)(split.test)
-            wanted = self.asked.wanted
-            served_I = served_items(book, 0)
-            logits = [scores(row, row + 1)[0].astype(np.float64) for row in wanted.request]
-            loss = [
-                scipy.special.logsumexp(row[served_I]) - row[item]
-                for row, item in zip(logits, wanted.item, strict=True)
-            ]
-            arrays: dict[str, NDArray[Any]] = {
-                "loss": np.array(loss),
-                "ndcg": ndcg(self.asked.ranks_by(scores), 10),
-                "params": np.array(model.num_parameters()),
-                "events": np.array(int(split.train.sum())),
-            }
-            save_arrays(path, arrays)
-        with np.load(path, allow_pickle=False) as kept:
-            return {name: kept[name] for name in kept.files}
+        scratch = path.with_suffix(".training")
+        return kept_arrays(path, lambda: self._trained(size, share, scratch))
+
+    def _trained(self, size: str, share: float, scratch: Path) -> dict[str, NDArray[Any]]:
+        recipe = self.studied.recipe
+        if size in self.sizes:
+            recipe = replace(recipe, size=size, model=None)
+        studied = replace(self.studied, recipe=recipe)
+        split = some_people(self.studied, share)
+        model, book = train_like(studied, studied.data, split, scratch=scratch)
+        scores = of_foundation(model, book)(split.test)
+        wanted = self.asked.wanted
+        served_I = served_items(book, 0)
+        logits = [scores(row, row + 1)[0].astype(np.float64) for row in wanted.request]
+        loss = [
+            scipy.special.logsumexp(row[served_I]) - row[item]
+            for row, item in zip(logits, wanted.item, strict=True)
+        ]
+        return {
+            "loss": np.array(loss),
+            "ndcg": ndcg(self.asked.ranks_by(scores), 10),
+            "params": np.array(model.num_parameters()),
+            "events": np.array(int(split.train.sum())),
+        }
 
     def _add(self, interval: Interval, **cells: Any) -> None:
         self.measured.add(

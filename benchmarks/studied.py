@@ -4,12 +4,15 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.arms import Arm, Bed, Prepared, trained
+from benchmarks.measured import work_of
 from benchmarks.peers import sasrec
 from decant import recipes
 from decant.layout import FOUNDATION, RunLayout
@@ -191,9 +194,18 @@ def add_sasrec_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def sasrec_configs(options: argparse.Namespace) -> Sequence[sasrec.SASRecConfig]:
-    """What `add_sasrec_options` asked for."""
-    return sasrec.GRID if options.tune_sasrec else sasrec.GRID[:1]
+def sasrec_of(
+    options: argparse.Namespace, studied: Studied
+) -> tuple[list[Any], Callable[[Split], sasrec.Fitted]]:
+    """What `add_sasrec_options` asked for.
+
+    Returns:
+        What a result depends on, JSON values only, and SASRec's training on a split.
+    """
+    seconds = options.sasrec_seconds or studied.fit_seconds
+    configs = sasrec.GRID if options.tune_sasrec else sasrec.GRID[:1]
+    train = partial(train_sasrec, studied, seconds=seconds, configs=configs)
+    return [[asdict(config) for config in configs], seconds], train
 
 
 @contextmanager
@@ -206,12 +218,9 @@ def opened(options: argparse.Namespace) -> Iterator[tuple[Studied, Path]]:
     Raises:
         ValueError: no run is named, or it is not finished.
     """
-    with tempfile.TemporaryDirectory() as temporary:
-        work = options.work or Path(temporary)
-        if options.work is None and options.out is not None:
-            work = options.out.with_suffix(".work")
+    with work_of(options) as work, tempfile.TemporaryDirectory() as scratch:
         if options.smoke:
-            yield smoke(Path(temporary)), work
+            yield smoke(Path(scratch)), work
         else:
             yield of_run(named_run(options)), work
 

@@ -16,7 +16,6 @@ Cut short, the same call goes on: trainings from their last checkpoint, rows whe
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measured import Measured, add_means
+from benchmarks.measured import Measured, add_means, work_of
 from benchmarks.steering import draw_requests, note_rows, third_task_rows
 from decant.measure import Answers, Asked, oracle_answers, popularity_answers
 from decant.recipes import Recipe, demo
@@ -263,10 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         smoke_settings() if options.smoke else full_settings(options.epochs, options.impressions)
     )
     seeds = options.seeds[:1] if options.smoke else options.seeds
-    with tempfile.TemporaryDirectory() as temporary:
-        work = options.work or (
-            options.out.with_suffix(".work") if options.out else Path(temporary)
-        )
+    with work_of(options) as work:
         try:
             measured = Measured("tasks", asdict(settings), out=options.out)
             for seed in seeds:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from benchmarks.arms import save_arrays
+from benchmarks.arms import kept_arrays
 from benchmarks.measured import Measured
 from benchmarks.studied import Studied, opened, run_parser, train_like
 from decant.measure import Answers, Asked
@@ -162,17 +162,17 @@ class Wordings:
 
     def _said(self, arm: str, log: Interactions) -> Answers:
         path = self.work / f"{self.measured.config_hash}-{arm.replace(' ', '-')}.npz"
-        if not path.exists():
+
+        def told() -> dict[str, NDArray[Any]]:
             data = replace(self.studied.data, interactions=log)
             scratch = path.with_suffix(".training")
             model, book = train_like(self.studied, data, self.studied.split, scratch=scratch)
             answers = self.asked.of(predict_targets(model, book, self.studied.split.test))
-            arrays: dict[str, NDArray[Any]] = {"rank": _ranks(answers)}
-            if answers.action_probability is not None:
-                arrays["probability"] = answers.action_probability
-            save_arrays(path, arrays)
-        with np.load(path, allow_pickle=False) as kept:
-            return self.asked.answers(kept["rank"], kept["probability"])
+            assert answers.action_probability is not None
+            return {"rank": _ranks(answers), "probability": answers.action_probability}
+
+        kept = kept_arrays(path, told)
+        return self.asked.answers(kept["rank"], kept["probability"])
 
 
 def _ranks(answers: Answers) -> NDArray[np.int64]:

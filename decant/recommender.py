@@ -6,7 +6,7 @@ recommender.predict_next_actions({"age": "25-34"}, [{"item": "1", "action": "lik
 """
 
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,13 +19,11 @@ from decant.answering import Prediction, answer, check_ids, event_items, parsed,
 from decant.catalogue import SavedCatalogue, read_new_items
 from decant.constraints import Constraint, ruled
 from decant.history import HistoryItem, history_event
-from decant.layout import INDEX, RunLayout
-from decant.run_data import load_model, reading
+from decant.opening import build_index, open_run
 from decant.search import FacetUse, Found, SearchWords, search, search_task
 from decant.served import Served
 from decant.where import Where
 from foundation import Foundation
-from foundation.checkpoint import weights_hash
 from foundation.prefix_cache import PrefixCache
 from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
@@ -36,6 +34,8 @@ from retrieval import CandidateIndex, ItemIndex
 
 if TYPE_CHECKING:
     import pandas as pd
+
+__all__ = ["Recommender", "build_index"]
 
 
 class Recommender:
@@ -120,38 +120,13 @@ class Recommender:
             ValueError: the folder holds no finished run, a part of it is damaged, or its index is
                 another model's.
         """
-        layout = RunLayout(Path(folder))
-        served = model or layout.served()
-        path = layout.model(served)
-        foundation = load_model(path)
-        with reading(layout.interactions):
-            interactions = Interactions.load(layout.interactions)
-        if tuple(interactions.item_ids) != foundation.item_ids:
-            raise BadInput(
-                f"{folder}: the data and the model know different catalogues; "
-                f"was one of them copied from another run? Run `decant run` again."
-            )
-        if max_prompt_tokens is not None:
-            foundation.set_prompt_budget(max_prompt_tokens)
-        book = foundation.prompter.book(interactions)
-        made_with = weights_hash(path)
-        catalogue = SavedCatalogue(layout.catalogue)
-        saved = catalogue.read(interactions.schema) if with_saved_items else None
-        is_indexed = served == layout.served()
-        home = catalogue if is_indexed and with_saved_items else None
-        if saved is None:
-            if is_indexed and (layout.folder / INDEX).exists():
-                index = _load_index(layout.index, made_with, layout.folder)
-            else:
-                index = build_index(foundation, model_hash=made_with)
-            return cls(foundation, index, book, catalogue=home)
-        # Another model's is refused before anything is read again.
-        held = _load_index(saved.index, made_with, layout.folder) if is_indexed else None
-        foundation, book = saved.put_into(foundation, book, model_hash=made_with)
-        # `or` would not do: an index from which everything was removed is falsy.
-        if held is None:
-            held = build_index(foundation, model_hash=made_with, without=saved.removed)
-        return cls(foundation, held, book, told=saved.told, catalogue=home)
+        run = open_run(
+            Path(folder),
+            model=model,
+            max_prompt_tokens=max_prompt_tokens,
+            with_saved_items=with_saved_items,
+        )
+        return cls(run.foundation, run.index, run.book, told=run.told, catalogue=run.catalogue)
 
     def add_items(
         self,
@@ -521,35 +496,3 @@ class Recommender:
             scores_nK: what the index said of them.
         """
         return self._served.whole_scores(persons_nV, items_nK, scores_nK)
-
-
-def build_index(
-    foundation: Foundation,
-    *,
-    model_hash: str,
-    without: Collection[str] = (),
-    width: int | None = None,
-) -> ItemIndex:
-    """Embed a model's catalogue and index it.
-
-    Args:
-        foundation: makes the vectors.
-        model_hash: `foundation.checkpoint.weights_hash` of its folder.
-        without: ids of items that are not recommended.
-        width: the first numbers of each vector alone, one of `FoundationConfig.widths`.
-
-    Raises:
-        ValueError: the model was not trained at that width.
-    """
-    kept = [row for row, item in enumerate(foundation.item_ids) if item not in without]
-    rows = None if len(kept) == foundation.num_items else np.array(kept, np.int64)
-    ids = [foundation.item_ids[row] for row in kept]
-    return ItemIndex.build(foundation.embed_items(rows, width=width), ids, model_hash=model_hash)
-
-
-def _load_index(path: Path, model_hash: str, run: Path) -> ItemIndex:
-    try:
-        return ItemIndex.load(path, model_hash=model_hash)
-    except ValueError as error:
-        said = str(error).rstrip(".")
-        raise BadInput(f"{said}: `decant index {run}` does.") from error

@@ -167,7 +167,7 @@ _COLUMNS = (
     "uncalibrated",
     "ms / request",
 )
-_POLICY_COLUMNS = ("policy", "grade of 10")
+_POLICY_COLUMNS, _NUM_BEFORE = ("policy", "grade of 10"), 5
 
 
 def format_table(rows: Sequence[TableRow]) -> str:
@@ -302,20 +302,23 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _table_cells(table: Sequence[TableRow]) -> list[tuple[str, ...]]:
     """The final table, its header first; columns of policy only where a row has any."""
-    has_policy = any(row.policy_alignment or row.top10_grade for row in table)
-    header = (*_COLUMNS, *_POLICY_COLUMNS) if has_policy else _COLUMNS
-    return [header, *(_cells(row)[: len(header)] for row in table)]
+    has_policy = any(
+        value is not None for row in table for value in (row.policy_alignment, row.top10_grade)
+    )
+    policy = _POLICY_COLUMNS if has_policy else ()
+    # Beside what people did, before how sure the model is and how long it takes.
+    header = (*_COLUMNS[:_NUM_BEFORE], *policy, *_COLUMNS[_NUM_BEFORE:])
+    return [header, *(_cells(row, has_policy=has_policy) for row in table)]
 
 
-def _cells(row: TableRow) -> tuple[str, ...]:
-    quality = (row.auc, row.hr_at_10, row.ndcg_at_10, row.ece, row.ece_uncalibrated)
-    policy = (row.policy_alignment, row.top10_grade)
+def _cells(row: TableRow, *, has_policy: bool) -> tuple[str, ...]:
+    policy = (row.policy_alignment, row.top10_grade) if has_policy else ()
+    quality = (row.auc, row.hr_at_10, row.ndcg_at_10, *policy, row.ece, row.ece_uncalibrated)
     return (
         row.model,
         "–" if row.params is None else format_count(row.params),
         *("–" if value is None else f"{value:.4f}" for value in quality),
         "–" if row.ms_per_request is None else f"{row.ms_per_request:.1f}",
-        *("–" if value is None else f"{value:.4f}" for value in policy),
     )
 
 

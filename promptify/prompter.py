@@ -6,11 +6,10 @@ rows = book.prefixes(split.test)
 """
 
 import json
-import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
+from promptify.inline import HistoryEvent, one_row
 from promptify.interactions import Interactions
 from promptify.layout import UNKNOWN_TIME
 from promptify.pieces import Pieces, offsets_of
 from promptify.prompter_config import PrompterConfig
-from promptify.schema import MAX_SECONDS, Field, FieldKind, Schema
-from promptify.task import Task
+from promptify.schema import Schema
+from promptify.task import Task, distinct, grade_words, label_words, read_words
 from promptify.tokenizer import (
     END_OF_TEXT,
     check_label_words,
@@ -35,7 +35,6 @@ from promptify.tokenizer import (
 from promptify.validation import BadInput, shown
 from promptify.words import (
     SPAN_WORDS,
-    Columns,
     Neutralizer,
     Words,
     closed,
@@ -51,24 +50,6 @@ __all__ = ["HistoryEvent", "Prompter", "PrompterConfig", "item_texts"]
 
 _MANIFEST = "prompter.json"
 _FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HistoryEvent:
-    """One event of somebody who is not in the log.
-
-    Args:
-        item: the id of an item of the catalogue, or the fields of one that is not in it (with its
-            ``kind``, where that is not the kind its task ranks).
-        action: what was done.
-        timestamp: when, in seconds; None where it is not known.
-        task: on which surface; None for the one that is asked about.
-    """
-
-    item: str | Mapping[str, Any]
-    action: str
-    timestamp: int | None = None
-    task: str | None = None
 
 
 class Prompter:
@@ -102,12 +83,12 @@ class Prompter:
         tokenizer: PreTrainedTokenizerFast,
         words: Words,
     ) -> None:
-        self.tasks = _distinct(tasks)
+        self.tasks = distinct(tasks)
         self.config = config
         self.tokenizer = tokenizer
         self.words = words
-        self.label_words = _label_words(self.tasks)
-        self.grade_words = _grade_words(self.tasks)
+        self.label_words = label_words(self.tasks)
+        self.grade_words = grade_words(self.tasks)
         ids, self.arrow_id, self.newline_id = check_label_words(
             tokenizer, (*self.label_words, *self.grade_words)
         )
@@ -156,10 +137,10 @@ class Prompter:
             schema,
             users=users,
             items=columns_of(interactions.items, schema.item_columns, item_rows),
-            neutralize=Neutralizer.of(special, _read_words(_distinct(tasks))),
+            neutralize=Neutralizer.of(special, read_words(distinct(tasks))),
         )
         if tokenizer is None:
-            tasks = _distinct(tasks)
+            tasks = distinct(tasks)
             contexts = np.unique(interactions.event_context[train])
             told = [interactions.contexts[row] for row in contexts[contexts >= 0]]
             texts = [
@@ -172,7 +153,7 @@ class Prompter:
             tokenizer = train_tokenizer(
                 # A line is learned as it stands in a prompt: after a space.
                 (f" {text}" for text in texts),
-                label_words=_read_words(tasks),
+                label_words=read_words(tasks),
                 vocab_size=config.vocab_size,
             )
         return cls(tasks=tasks, config=config, tokenizer=tokenizer, words=words)
@@ -243,7 +224,7 @@ class Prompter:
             BadInput: the profile has a field that the schema lacks, or a number that is none.
         """
         fields = self.words.schema.user
-        return self.words.profiles(_one_row(profile, fields, "profile"), num_rows=1)[0]
+        return self.words.profiles(one_row(profile, fields, "profile"), num_rows=1)[0]
 
     def item_text(self, item: Mapping[str, Any], *, kind: str | None = None) -> str:
         """An item as a prompt tells it.
@@ -257,7 +238,7 @@ class Prompter:
         """
         told = self._kind_of(item, kind)
         values = {name: value for name, value in item.items() if name != "kind"}
-        columns = _one_row(values, self.words.schema.items[told], told)
+        columns = one_row(values, self.words.schema.items[told], told)
         return self.words.items(told, columns, num_rows=1)[0]
 
     def item_time(self, item: Mapping[str, Any], *, kind: str | None = None) -> int:
@@ -375,39 +356,13 @@ class Prompter:
                 words=Words(
                     schema=Schema.from_dict(manifest["schema"]),
                     cuts={(table, name): tuple(cuts) for table, name, cuts in manifest["cuts"]},
-                    neutralize=Neutralizer.of(tokenizer.added_tokens_encoder, _read_words(tasks)),
+                    neutralize=Neutralizer.of(tokenizer.added_tokens_encoder, read_words(tasks)),
                 ),
             )
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise BadInput(
                 f"{path} is not a saved prompter, or it is damaged ({error})."
             ) from error
-
-
-def _distinct(tasks: Sequence[Task]) -> tuple[Task, ...]:
-    names = [task.name for task in tasks]
-    if not names or len(set(names)) != len(names):
-        raise BadInput(f"tasks={names!r} must be one or more tasks with different names.")
-    return tuple(tasks)
-
-
-def _label_words(tasks: Sequence[Task]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(action for task in tasks for action in task.actions))
-
-
-def _grade_words(tasks: Sequence[Task]) -> tuple[str, ...]:
-    grades = tuple(dict.fromkeys(grade for task in tasks for grade in task.grades))
-    if shared := sorted(set(grades) & set(_label_words(tasks))):
-        raise BadInput(
-            f"{', '.join(shared)} is a grade of one task and an action of another; a grade needs a "
-            "word of its own."
-        )
-    return grades
-
-
-def _read_words(tasks: Sequence[Task]) -> tuple[str, ...]:
-    """All words that the model reads at an arrow."""
-    return (*_label_words(tasks), *_grade_words(tasks))
 
 
 def _instructions(tasks: Sequence[Task], neutralize: Neutralizer) -> list[str]:
@@ -420,42 +375,6 @@ def _instructions(tasks: Sequence[Task], neutralize: Neutralizer) -> list[str]:
                 f"Task.instruction={task.instruction!r} of task {task.name!r} holds no word."
             )
     return told
-
-
-def _one_row(values: Mapping[str, Any], fields: Sequence[Field], owner: str) -> Columns:
-    if not isinstance(values, Mapping):
-        raise BadInput(f"{owner} {shown(values)} must be an object of fields and values.")
-    kinds = {field.name: field.kind for field in fields}
-    unknown = sorted(str(name) for name in set(values) - set(kinds))
-    if unknown:
-        raise BadInput(f"{owner} has no field {', '.join(unknown)}; it knows {', '.join(kinds)}.")
-    for name, value in values.items():
-        if value is not None:
-            _check_value(f"{owner}: {name}", kinds[name], value)
-    return {name: [value] for name, value in values.items()}
-
-
-def _check_value(where: str, kind: FieldKind, value: Any) -> None:
-    if kind not in ("number", "time"):
-        try:
-            in_words(value)
-        except ValueError:
-            raise BadInput(f"{where} is too large a number to be read; give it as text.") from None
-        return
-    try:
-        number = float(value)
-    except OverflowError:
-        raise BadInput(f"{where} is too large a number; give one below 1e308.") from None
-    except (TypeError, ValueError):
-        raise BadInput(f"{where}={shown(value)} must be a number.") from None
-    if math.isinf(number):
-        raise BadInput(
-            f"{where}={shown(value)} must be a finite number; leave out what is unknown."
-        )
-    if kind == "time" and abs(number) >= MAX_SECONDS:
-        raise BadInput(
-            f"{where}={shown(value)} must be seconds since 1970; divide milliseconds by 1000."
-        )
 
 
 def _spaced(texts: Iterable[str]) -> list[str]:

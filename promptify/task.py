@@ -1,7 +1,10 @@
 """A task is a surface in words: what is asked, which answers there are, which are good."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
+
+from promptify.validation import BadInput
 
 NextTarget = Literal["any", "positive"]
 
@@ -112,3 +115,40 @@ class Task:
         if missing:
             raise ValueError(f"Task lacks {', '.join(missing)}.")
         return cls(**values)
+
+
+def distinct(tasks: Sequence[Task]) -> tuple[Task, ...]:
+    """Tasks that one model may serve.
+
+    Raises:
+        BadInput: there is none, or two have the same name.
+    """
+    names = [task.name for task in tasks]
+    if not names or len(set(names)) != len(names):
+        raise BadInput(f"tasks={names!r} must be one or more tasks with different names.")
+    return tuple(tasks)
+
+
+def label_words(tasks: Sequence[Task]) -> tuple[str, ...]:
+    """The actions of all tasks, in order of first appearance."""
+    return tuple(dict.fromkeys(action for task in tasks for action in task.actions))
+
+
+def grade_words(tasks: Sequence[Task]) -> tuple[str, ...]:
+    """The grades of all tasks, in order of first appearance.
+
+    Raises:
+        BadInput: one of them is an action of a task.
+    """
+    grades = tuple(dict.fromkeys(grade for task in tasks for grade in task.grades))
+    if shared := sorted(set(grades) & set(label_words(tasks))):
+        raise BadInput(
+            f"{', '.join(shared)} is a grade of one task and an action of another; a grade needs a "
+            "word of its own."
+        )
+    return grades
+
+
+def read_words(tasks: Sequence[Task]) -> tuple[str, ...]:
+    """All words that the model reads at an arrow."""
+    return (*label_words(tasks), *grade_words(tasks))

@@ -1,5 +1,6 @@
 import pytest
 
+from foundation import Foundation, FoundationConfig
 from promptify.assembly import PromptBook
 from promptify.prompter import Prompter, PrompterConfig
 from promptify.sources.job_market import TASKS, job_market
@@ -25,3 +26,16 @@ def market_book() -> PromptBook:
 @pytest.fixture(scope="session")
 def market_split(market_book: PromptBook) -> Split:
     return leave_one_out(market_book.interactions, surface="jobs")
+
+
+@pytest.fixture(scope="session")
+def market_model(market_book: PromptBook, market_split: Split) -> Foundation:
+    """A model of that market, untrained; it is asked and not changed."""
+    return Foundation.create(
+        market_book.prompter,
+        market_book,
+        market_split.train,
+        size="tiny",
+        config=FoundationConfig(vector_dim=8),
+        seed=0,
+    )

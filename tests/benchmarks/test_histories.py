@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.histories import NUM_RETRIEVED, POLICIES, Histories, best
-from foundation import Foundation, FoundationConfig
+from foundation import Foundation
 from promptify.assembly import PromptBook
 from promptify.prompter import Prompter
 from promptify.rows import Rows
@@ -14,16 +14,8 @@ from promptify.splits import Split
 
 
 @pytest.fixture(scope="module")
-def histories(market_book: PromptBook, market_split: Split) -> Histories:
-    model = Foundation.create(
-        market_book.prompter,
-        market_book,
-        market_split.train,
-        size="tiny",
-        config=FoundationConfig(vector_dim=8),
-        seed=0,
-    )
-    return Histories(model, market_book, market_split.test)
+def histories(market_model: Foundation, market_book: PromptBook, market_split: Split) -> Histories:
+    return Histories(market_model, market_book, market_split.test)
 
 
 def told(rows: Rows, row: int) -> list[int]:

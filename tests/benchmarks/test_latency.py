@@ -10,22 +10,14 @@ from benchmarks.measured import Measured
 from benchmarks.subjects import Subject
 from decant.recommender import Recommender, build_index
 from decant.results import read_csv
-from foundation import Foundation, FoundationConfig
+from foundation import Foundation
 from promptify.assembly import PromptBook
 from promptify.splits import Split
 
 
 @pytest.fixture(scope="module")
-def subject(market_book: PromptBook, market_split: Split) -> Subject:
-    model = Foundation.create(
-        market_book.prompter,
-        market_book,
-        market_split.train,
-        size="tiny",
-        config=FoundationConfig(vector_dim=8),
-        seed=0,
-    )
-    return Subject(foundation=model, book=market_book, split=market_split, task="job_market")
+def subject(market_model: Foundation, market_book: PromptBook, market_split: Split) -> Subject:
+    return Subject(foundation=market_model, book=market_book, split=market_split, task="job_market")
 
 
 def test_every_way_is_timed_at_every_level(subject: Subject, tmp_path: Path) -> None:

@@ -9,29 +9,21 @@ from benchmarks.studied import Studied
 from decant import recipes
 from decant.measure import Asked, popularity_answers
 from decant.results import read_csv
-from foundation import Foundation, FoundationConfig
+from foundation import Foundation
 from promptify.assembly import PromptBook
 from promptify.sources import SourceData
 from promptify.splits import Split
 
 
 @pytest.fixture(scope="module")
-def studied(market_book: PromptBook, market_split: Split) -> Studied:
-    model = Foundation.create(
-        market_book.prompter,
-        market_book,
-        market_split.train,
-        size="tiny",
-        config=FoundationConfig(vector_dim=8),
-        seed=0,
-    )
+def studied(market_model: Foundation, market_book: PromptBook, market_split: Split) -> Studied:
     log, tasks = market_book.interactions, tuple(market_book.prompter.tasks)
     return Studied(
         recipe=recipes.demo(),
         data=SourceData(interactions=log, tasks=tasks),
         split=market_split,
         book=market_book,
-        foundation=model,
+        foundation=market_model,
         weights="none",
         fit_seconds=1.0,
     )

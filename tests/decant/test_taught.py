@@ -207,10 +207,13 @@ def test_the_student_serves_and_a_request_blends(two, typed):
 def test_the_report_tells_policy_beside_clicks(two):
     folder, told = two
     header, _, *rows = told.partition("\n\n")[0].splitlines()
-    assert header.endswith("policy  grade of 10")
+    names = [name.strip() for name in header.split("  ") if name.strip()]
+    places = [names.index(name) - len(names) for name in ("policy", "grade of 10")]
     cells = {row.split("  ")[0]: row.split() for row in rows}
     assert set(cells) >= {"policy-teacher", "click-teacher", "student", "system, blend=0.5"}
-    assert cells["click-teacher"][-2] == "–"
+    assert [cells["click-teacher"][place] == "–" for place in places] == [True, False]
+    assert [cells["system, blend=1"][place] == "–" for place in places] == [True, False]
+    assert "–" not in (cells["policy-teacher"][place] for place in places)
     found = read_csv(folder / "results.csv")
     rows = {(r.model, r.metric): r for r in found if r.benchmark == "teachers"}
     assert {metric for _, metric in rows} == {"policy_alignment", "click_auc", "top10_grade"}
@@ -300,6 +303,16 @@ def test_what_check_warns_of_is_told_and_trained_on(two, caplog, tmp_path):
     assert "mine.md line" in caplog.text
     assert "never fires" in caplog.text
     assert (tmp_path / "out" / "held_out.parquet").exists()
+
+
+def test_of_few_labels_none_is_held_out(two, tmp_path):
+    book, split = load_book(RunLayout(two[0]))
+    tables = PolicyTables(book.interactions, book.prompter.tasks[0], events=split.train)
+    (tmp_path / "labels").mkdir()
+    write = {"seed": 0, "out": tmp_path / "labels", "scratch": tmp_path / "scratch"}
+    write_labels(teaching_of(labels=3), tables, split.test, **write)
+    learned, held_out = read_graded(RunLayout(tmp_path), book.interactions, teaching_of(labels=3))
+    assert (len(learned), len(held_out)) == (3, 0)
 
 
 def test_a_rule_for_a_judge_is_refused():

@@ -1,0 +1,107 @@
+"""A run folder opened to serve: its model, prompts over its catalogue, the index of its items."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from decant.catalogue import SavedCatalogue
+from decant.layout import INDEX, RunLayout
+from decant.run_data import load_model, reading
+from foundation import Foundation
+from foundation.checkpoint import weights_hash
+from promptify.assembly import PromptBook
+from promptify.interactions import Interactions
+from promptify.validation import BadInput
+from retrieval import ItemIndex
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class OpenRun:
+    """What a `Recommender` is made of.
+
+    Attributes:
+        foundation: the model that serves.
+        index: its items' vectors.
+        book: prompts over the catalogue and the log.
+        told: items of the catalogue that are not as the log has them; None for none.
+        catalogue: where what becomes of the catalogue is saved; None where it has no place.
+    """
+
+    foundation: Foundation
+    index: ItemIndex
+    book: PromptBook
+    told: pa.Table | None
+    catalogue: SavedCatalogue | None
+
+
+def open_run(
+    folder: Path, *, model: str | None, max_prompt_tokens: int | None, with_saved_items: bool
+) -> OpenRun:
+    """See `Recommender.load`."""
+    layout = RunLayout(folder)
+    served = model or layout.served()
+    path = layout.model(served)
+    foundation = load_model(path)
+    with reading(layout.interactions):
+        interactions = Interactions.load(layout.interactions)
+    if tuple(interactions.item_ids) != foundation.item_ids:
+        raise BadInput(
+            f"{folder}: the data and the model know different catalogues; "
+            f"was one of them copied from another run? Run `decant run` again."
+        )
+    if max_prompt_tokens is not None:
+        foundation.set_prompt_budget(max_prompt_tokens)
+    book = foundation.prompter.book(interactions)
+    made_with = weights_hash(path)
+    catalogue = SavedCatalogue(layout.catalogue)
+    saved = catalogue.read(interactions.schema) if with_saved_items else None
+    is_indexed = served == layout.served()
+    home = catalogue if is_indexed and with_saved_items else None
+    if saved is None:
+        if is_indexed and (layout.folder / INDEX).exists():
+            index = _load_index(layout.index, made_with, layout.folder)
+        else:
+            index = build_index(foundation, model_hash=made_with)
+        return OpenRun(foundation=foundation, index=index, book=book, told=None, catalogue=home)
+    # Another model's is refused before anything is read again.
+    held = _load_index(saved.index, made_with, layout.folder) if is_indexed else None
+    foundation, book = saved.put_into(foundation, book, model_hash=made_with)
+    # `or` would not do: an index from which everything was removed is falsy.
+    if held is None:
+        held = build_index(foundation, model_hash=made_with, without=saved.removed)
+    return OpenRun(foundation=foundation, index=held, book=book, told=saved.told, catalogue=home)
+
+
+def build_index(
+    foundation: Foundation,
+    *,
+    model_hash: str,
+    without: Collection[str] = (),
+    width: int | None = None,
+) -> ItemIndex:
+    """Embed a model's catalogue and index it.
+
+    Args:
+        foundation: makes the vectors.
+        model_hash: `foundation.checkpoint.weights_hash` of its folder.
+        without: ids of items that are not recommended.
+        width: the first numbers of each vector alone, one of `FoundationConfig.widths`.
+
+    Raises:
+        ValueError: the model was not trained at that width.
+    """
+    kept = [row for row, item in enumerate(foundation.item_ids) if item not in without]
+    rows = None if len(kept) == foundation.num_items else np.array(kept, np.int64)
+    ids = [foundation.item_ids[row] for row in kept]
+    return ItemIndex.build(foundation.embed_items(rows, width=width), ids, model_hash=model_hash)
+
+
+def _load_index(path: Path, model_hash: str, run: Path) -> ItemIndex:
+    try:
+        return ItemIndex.load(path, model_hash=model_hash)
+    except ValueError as error:
+        said = str(error).rstrip(".")
+        raise BadInput(f"{said}: `decant index {run}` does.") from error
