@@ -8,6 +8,7 @@ short while and asks how far it then is from the top on held-out requests: the d
 it retrieves and of what it says of actions, which tells shapes apart with far fewer requests than
 a count of hits. Time is measured before anything is repaired, so that a shape over its budget costs
 seconds; and one that is worse after the repair than half of those before it is not taught at all.
+The top alone teaches, and not the data: what is asked is how much of it a shape can hold.
 Shapes are drawn by optuna's TPE. The first one is the ladder's own: what it would come to by going
 down notch by notch; so the shape that is found is no worse by the search's own measure.
 
@@ -19,7 +20,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,7 +73,7 @@ class SearchConfig:
         latency: share of the top's time for a request that it may take; None for any.
         num_trials: shapes that are pruned and measured; draws that no budget allows are not
             counted.
-        fit: schedule of each short distillation.
+        fit: schedule of each short distillation; the data's own losses do not count in it.
         teacher: what the top teaches.
         calibration_rows: prompts that importance is measured and repairs are made on.
         requests: held-out requests that a shape is scored on.
@@ -198,6 +199,8 @@ class ArchitectureSearch:
         self._importance = measure_importance(top, self._rows)
         self._exam = Exam(top, book, split.valid, requests=config.requests)
         self._times: dict[Shape, float] = {}
+        # By the top alone: what the data has to say beyond it would lead away from what is scored.
+        self._fit = replace(config.fit, next_item_weight=0.0, action_weight=0.0, text_weight=0.0)
 
     def run(self, folder: Path, *, mark: str) -> Found:
         """Search, or go on with it.
@@ -300,7 +303,7 @@ class ArchitectureSearch:
                     self.top.to(self.device),
                     self.book,
                     self.split,
-                    config=self.config.fit,
+                    config=self._fit,
                     teacher_config=self.config.teacher,
                     out=folder,
                 )
