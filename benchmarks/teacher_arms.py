@@ -196,23 +196,38 @@ class School:
 
     def _fit(self, name: str) -> FitConfig:
         sizes, arm = self.sizes, ARMS[name]
-        epochs = sizes.student_epochs
-        if arm.place == 0:
-            epochs = sizes.policy_epochs if name == TEACHERS["policy"] else sizes.click_epochs
-        return replace(self.ground.bed.recipe.fit, epochs=epochs, seed=self.seed + arm.seed_shift)
+        fit = replace(
+            self.ground.bed.recipe.fit,
+            epochs=sizes.click_epochs if arm.place == 0 else sizes.student_epochs,
+            learning_rate=sizes.warm_learning_rate,
+            seed=self.seed + arm.seed_shift,
+        )
+        if name != TEACHERS["policy"]:
+            return fit
+        # A policy does not say what comes next, and that loss would be most of the gradient.
+        return replace(
+            fit,
+            epochs=sizes.policy_epochs,
+            learning_rate=sizes.learning_rate,
+            next_item_weight=0.0,
+        )
 
     def _start(self, name: str) -> Foundation:
         """What an arm's training starts from."""
         if name == TEACHERS["policy"]:
             return self._fresh(self.sizes.layers[0])
-        teacher = self.model(TEACHERS["policy"])
-        layers = self.sizes.layers[ARMS[name].place]
-        if ARMS[name].place == 0 or layers == self.sizes.layers[0]:
+        teacher, place = self.model(TEACHERS["policy"]), ARMS[name].place
+        layers = self.sizes.layers[place]
+        if place == 0 or layers == self.sizes.layers[0]:
             return teacher
-        valid = self.book.prefixes(self.split.valid, task=0)
-        rows = take_rows(valid, np.arange(min(len(valid), _CALIBRATION_ROWS)))
-        shape = replace(shape_of(teacher.decoder), layers=layers)
-        return prune(teacher, measure_importance(teacher, rows), shape, rows=rows)
+        folder = self._path(f"pruned to {layers}", ".model")
+        if not folder.exists():
+            valid = self.book.prefixes(self.split.valid, task=0)
+            rows = take_rows(valid, np.arange(min(len(valid), _CALIBRATION_ROWS)))
+            shape = replace(shape_of(teacher.decoder), layers=layers)
+            pruned = prune(teacher, measure_importance(teacher, rows), shape, rows=rows)
+            pruned.save_pretrained(folder)
+        return Foundation.from_pretrained(folder)
 
     def _fresh(self, layers: int) -> Foundation:
         torch.manual_seed(self.seed)
