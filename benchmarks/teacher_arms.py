@@ -59,6 +59,15 @@ class Arm:
     seed_shift: int = 0
 
 
+ALPHA = 3.0
+"""Weight of the grades; those of clicks and of distillation are 1.
+
+On seed 9, with 1, the student's alignment was .686 and its expected click AUC .612,
+against .708 and .619 of the students of one objective; with 3, .702 and .618. A weight of 10 on
+distillation moved them to .695 and .622.
+"""
+
+
 def _student(
     name: str, alpha: float, beta: float, gamma: float, *teachers: Role, **more: Any
 ) -> Arm:
@@ -71,15 +80,15 @@ ARMS = {
     for arm in (
         _student("policy teacher", 1, 0, 0, place=0),
         _student("click teacher", 0, 1, 0, place=0),
-        _student("student", 1, 1, 1, "policy", "click"),
-        _student("policy-only", 1, 0, 1, "policy"),
+        _student("student", ALPHA, 1, 1, "policy", "click"),
+        _student("policy-only", ALPHA, 0, 1, "policy"),
         _student("click-only", 0, 1, 1, "click"),
-        _student("policy half", 1, 0, 1, "policy", place=2),
+        _student("policy half", ALPHA, 0, 1, "policy", place=2),
         _student("click half", 0, 1, 1, "click", place=2),
-        _student("student, gamma 0", 1, 1, 0),
+        _student("student, gamma 0", ALPHA, 1, 0),
         _student("student, alpha 0", 0, 1, 1, "policy", "click"),
-        _student("student, beta 0", 1, 0, 1, "policy", "click"),
-        _student("student, other seed", 1, 1, 1, "policy", "click", seed_shift=1),
+        _student("student, beta 0", ALPHA, 0, 1, "policy", "click"),
+        _student("student, other seed", ALPHA, 1, 1, "policy", "click", seed_shift=1),
     )
 }
 TEACHERS: dict[Role, str] = {"policy": "policy teacher", "click": "click teacher"}
