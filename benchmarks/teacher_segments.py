@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.teacher_arms import Said
-from benchmarks.teacher_rows import Bench, Floats, Told, in_order
+from benchmarks.teacher_numbers import Floats, Told, in_order
+from benchmarks.teacher_rows import Bench
 
 _LEAST_IN_SEGMENT = 20
 _SHUFFLES = 20

@@ -45,7 +45,8 @@ from matplotlib.figure import Figure
 from benchmarks.measured import Measured
 from benchmarks.teacher_arms import ARMS, Said, School
 from benchmarks.teacher_beds import Ground, films, market
-from benchmarks.teacher_rows import Bench, mean_of_seeds, write
+from benchmarks.teacher_numbers import mean_of_seeds
+from benchmarks.teacher_rows import Bench, write
 from benchmarks.teacher_segments import fairness
 from decant.atomic import write_whole
 from decant.panels import MARKERS, SERIES, to_png

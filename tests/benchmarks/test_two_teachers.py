@@ -11,14 +11,14 @@ from benchmarks import two_teachers
 from benchmarks.measured import Measured
 from benchmarks.teacher_arms import ARMS, School, mixed
 from benchmarks.teacher_beds import SMOKE, in_sheets, market
-from benchmarks.teacher_rows import (
-    Bench,
+from benchmarks.teacher_numbers import (
     Kept,
     Told,
     expected_auc_of_users,
     in_order,
     mean_of_seeds,
 )
+from benchmarks.teacher_rows import Bench
 from benchmarks.teacher_segments import gap
 from decant.results import read_csv
 from foundation.evaluation import auc_of_users, mean_of_users
