@@ -64,9 +64,9 @@ ALPHA = 3.0
 
 At a student's start the gradient of the grades has a norm of .7 (a thousand pairs a step, most of
 them learned), that of actions 9.6 and of slates 6.1 (eight and three a step), that of distillation
-3.3. On seed 9, with a weight of 1, the student's alignment was .686 and its expected click AUC .612,
-against .708 and .619 of the students of one objective; with 3, .702 and .618. A weight of 10 on
-distillation moved these to .695 and .622.
+3.3. On seed 9, with a weight of 1, the student's alignment was .686 and its expected click AUC
+.612, against .708 and .619 of the students of one objective; with 3, .702 and .618. A weight of 10
+on distillation moved these to .695 and .622.
 """
 
 
