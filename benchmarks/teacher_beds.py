@@ -124,9 +124,7 @@ def films(path: Path, *, smoke: bool = False) -> Ground:
     """
     made: dict[str, Any] = {"viewers": 60 if smoke else 800, "ratings": 72, "sheet": 8}
     prompter = PrompterConfig(form="slot", max_item_tokens=32, vocab_size=2048)
-    # A viewer's row is short: an epoch is a quarter of the market's steps.
-    epochs = {"policy_epochs": 8.0, "click_epochs": 3.0, "student_epochs": 3.0}
-    sizes = SMOKE if smoke else Sizes(drawn_per_user=800, requests=50, **epochs)
+    sizes = SMOKE if smoke else Sizes(policy_epochs=3.0, drawn_per_user=800, requests=50)
     return Ground(
         bed=_bed("ml1m", lambda seed: in_sheets(ml_1m(path), seed, **made), made, prompter, smoke),
         policy="movielens",
