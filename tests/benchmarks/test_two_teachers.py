@@ -33,7 +33,7 @@ FILM_SCHEMA = Schema(
 )
 CALLED = [
     *("policy teacher", "click teacher", "student", "policy-only", "click-only"),
-    *("policy half", "click half", "student, other seed"),
+    "student, other seed",
 ]
 
 
