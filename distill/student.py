@@ -45,6 +45,9 @@ SLATES = (Lesson(subject="slates"),)
 class StudentConfig:
     """How much each part of the objective counts, used as given.
 
+    Losses are means over their own predictions, so that a thousand grades which are mostly learned
+    pull less than ten actions: where a student falls behind on one side, raise that side's weight.
+
     Args:
         alpha: of the grades.
         beta: of what people did.
