@@ -66,6 +66,9 @@ TEACHERS: dict[str, Role] = {POLICY_TEACHER: "policy", CLICK_TEACHER: "click"}
 # Which labels are learned is decided where they are read.
 _FROM_LABELS = ("promptify", "foundation", "distill", "decant.run_labels")
 
+_KEPT_RETRIEVAL = 0.2
+"""Share of the retrieval loss that a policy teacher keeps, for its student to go on from."""
+
 
 def run_taught(job: Job, teaching: Teaching, *, dry_run: bool = False) -> Finished:
     """Run a job with a policy, or what is left of it.
@@ -86,6 +89,7 @@ def run_taught(job: Job, teaching: Teaching, *, dry_run: bool = False) -> Finish
     taught = {
         "student": asdict(teaching.student),
         "rung": asdict(recipe.rung),
+        "epochs": recipe.fit.epochs,
         "seed": recipe.seed,
         **asked,
         **compared,
@@ -213,7 +217,12 @@ def _policy_teacher(
         (),
         book,
         split,
-        config=_padded(recipe.fit),
+        # The log's own losses would be most of the gradient: grades are what this one learns.
+        config=replace(
+            _padded(recipe.fit),
+            next_item_weight=_KEPT_RETRIEVAL * recipe.fit.next_item_weight,
+            text_weight=0.0,
+        ),
         asking=Asking(pairs=pairs, questions_per_row=teaching.questions_per_row),
         student_config=StudentConfig(beta=0, gamma=0),
         out=scratch,
@@ -225,7 +234,9 @@ def _student(
     layout: RunLayout, recipe: Recipe, teaching: Teaching, out: Path, scratch: Path
 ) -> None:
     above = load_model(layout.model(POLICY_TEACHER))
-    _teach_below(above, recipe.rung, layout, recipe, teaching, out, scratch)
+    # It learns two things at once, and from a teacher that retrieves less well: as long as a top.
+    rung = replace(recipe.rung, fit=replace(recipe.rung.fit, epochs=recipe.fit.epochs))
+    _teach_below(above, rung, layout, recipe, teaching, out, scratch)
 
 
 def _rung(layout: RunLayout, recipe: Recipe, teaching: Teaching, out: Path, scratch: Path) -> None:
