@@ -259,6 +259,30 @@ def ablations(files: Files, *, file: str, arms: Mapping[str, str]) -> str:
     return markdown(header, lines)
 
 
+def two_teachers(files: Files, *, file: str) -> str:
+    """Teachers, students and what is put together of them: policy, clicks, and both."""
+    names = {
+        "policy teacher": "policy teacher, three layers",
+        "click teacher": "click teacher, three layers",
+        "student": "**one student of both**, two layers",
+        "policy-only": "student of the policy teacher",
+        "click-only": "student of the click teacher",
+        "average of halves": "average of two students of one layer, as slow as it or slower",
+        "average of two": "average of two students of two layers, twice as slow",
+        "click-only, rules": "student of clicks, exact rules afterwards",
+        "student, rules": "one student of both, exact rules afterwards",
+    }
+    metrics = ("policy_alignment", "policy_concordance", "click_auc_expected", "best_balance")
+    rows = rows_of(files, file, seed="mean")
+    lines = []
+    for model, name in names.items():
+        found = {row.metric: row for row in rows if row.model == model}
+        cells = (with_interval(found[metric]) if metric in found else "–" for metric in metrics)
+        lines.append((name, *cells))
+    header = ("", "policy alignment", "policy concordance", "click AUC, expected", "best balance")
+    return markdown(header, lines)
+
+
 TABLES: dict[str, Callable[[Files], str]] = {
     "ml1m": partial(quality, file="ml1m-slot-seed0", good="liked"),
     "job-market": partial(quality, file="demo-seed0", good="apply"),
@@ -281,6 +305,7 @@ TABLES: dict[str, Callable[[Files], str]] = {
             "no_instruction_noise": "without instructions in texts",
         },
     ),
+    "two-teachers": partial(two_teachers, file="two-teachers"),
     "ml1m-against-sasrec": partial(against_sasrec, file="quality-ml1m-4-epochs"),
 }
 """Tables that a page may hold, by the name in its marker."""
