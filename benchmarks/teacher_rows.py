@@ -202,14 +202,22 @@ class Bench:
             for blend in BLENDS
         ]
 
-    def rules(self, name: str, said: Said) -> list[Point]:
-        """Clicks with the policy's own grades applied afterwards: what is below comes last."""
+    def rules(self, name: str, said: Said, *, blend: float) -> list[Point]:
+        """What a model says, and what the policy's own grades leave below a threshold last.
+
+        Args:
+            name: of the model.
+            said: by it.
+            blend: of what it says itself.
+        """
+        events = mixed(said.event_click, said.event_policy, blend)
+        pairs = mixed(said.pair_click, said.pair_policy, blend)
         return [
             self._point(
                 f"{name}, rules >= {least}",
                 least,
-                said.event_click - 1e3 * (self.event_grade < least),
-                said.pair_click - 1e3 * (self.labels.grade < least),
+                events - 1e3 * (self.event_grade < least),
+                pairs - 1e3 * (self.labels.grade < least),
             )
             for least in range(len(GRADES))
         ]

@@ -21,7 +21,8 @@ more than students. Labels are those of the policy document, see `benchmarks.tea
   Beside the student's curve stand `average of halves`, two models of one objective each, half as
   deep as the student, whose latencies add up to about the student's; `average of two`, the same
   with two of the student's size; and `click-only, rules >= g`, in which what the policy grades
-  below g comes last, exactly, since rules can be executed. `best_balance` is the mean of click AUC
+  below g comes last, exactly, since rules can be executed, as they can beside the student
+  (`student, rules >= g`, at a blend of a half). `best_balance` is the mean of click AUC
   (expected, where it can be) and `policy_concordance` at the best point of a curve, chosen for all
   alike on half of the people and measured on the other, both ways.
 * `..._loss_vs_...`: what is lost against another, as a share of it, the same people drawn for both;
@@ -61,7 +62,8 @@ MIXES = {
     "average of halves": ("click half", "policy half"),
     "average of two": ("click-only", "policy-only"),
 }
-RULES = "click-only, rules"
+RULED = {"click-only": 0.0, "student": 0.5}
+"""Models that rules are executed beside, and the blend of what they say themselves."""
 AGAINST = (
     ("policy-only", "policy"),
     ("policy teacher", "policy"),
@@ -88,8 +90,9 @@ def measure(school: School, measured: Measured, arms: Sequence[str]) -> Bench:
         name: bench.curve(name, said[click], said[policy])
         for name, (click, policy) in known.items()
     }
-    if "click-only" in said:
-        curves[RULES] = bench.rules("click-only", said["click-only"])
+    for name, blend in RULED.items():
+        if name in said:
+            curves[f"{name}, rules"] = bench.rules(name, said[name], blend=blend)
     balance = {name: bench.balance(name, points) for name, points in curves.items()}
     student = said.get("student")
     if student is None:
@@ -97,6 +100,9 @@ def measure(school: School, measured: Measured, arms: Sequence[str]) -> Bench:
     for name, told in balance.items():
         if name != "student":
             bench.loss("student", f"best_balance_loss_vs_{name}", balance["student"], told)
+    if "click-only" in said:
+        ruled, clicks = (balance[f"{name}, rules"] for name in ("student", "click-only"))
+        bench.loss("student, rules", "best_balance_loss_vs_click-only, rules", ruled, clicks)
     for other, side in AGAINST:
         if other in said:
             bench.compare("student", student, other, said[other], side)
@@ -156,13 +162,14 @@ def figure(measured: Measured) -> Figure:
 
     drawn = Figure(figsize=(7.2, 5.2), layout="constrained")
     axes = drawn.add_subplot()
-    for number, name in enumerate((*MIXES, RULES)):
-        joint = " >= " if name == RULES else ", blend="
+    for number, name in enumerate((*MIXES, *(f"{name}, rules" for name in RULED))):
+        is_ruled = name.endswith("rules")
+        joint = " >= " if is_ruled else ", blend="
         points = [place(m) for m, metric in value if m.startswith(name + joint) and metric == click]
         if not points:
             continue
         # Thresholds of a rule are no way from one end to the other.
-        line = "none" if name == RULES else "-"
+        line = "none" if is_ruled else "-"
         mark, color = MARKERS[number], SERIES[number]
         axes.plot(*zip(*points, strict=True), label=name, linestyle=line, color=color, marker=mark)
     for name in ("policy teacher", "click teacher", *(a for a in ARMS if a.endswith(" 0"))):
