@@ -22,7 +22,7 @@ from decant.run_data import load_book, load_model
 from decant.run_labels import read_graded, write_labels
 from decant.stages import Stages
 from decant.taught import run_taught
-from decant.teaching import Teaching
+from decant.teaching import WEIGHTS, Teaching
 from distill.policy import Grader, Pairs, Policy, PolicyTables
 from distill.policy.document import GRADES
 from distill.policy.golden import sample_golden
@@ -65,7 +65,7 @@ def teaching_of(text: str = TEXT, **changes: object) -> Teaching:
     return Teaching(
         **{
             "policy": Policy.parse(text, file="mine.md"),
-            "student": StudentConfig(),
+            "student": StudentConfig(**WEIGHTS),
             "labels": 1500,
             **changes,
         }
