@@ -187,6 +187,12 @@ def test_rows_say_what_was_answered(called: tuple[Path, list[str]]) -> None:
     assert told.value == pytest.approx(np.mean(shares))
     assert told.value == pytest.approx(rows["student", "policy_concordance"].value)
 
+    # Rules that let everything through change nothing; others put no pair in the wrong order.
+    for name, alone in (("student", "student, blend=0.5"), ("click-only", "click-only")):
+        order = [rows[f"{name}, rules >= {n}", "policy_concordance"].value for n in range(5)]
+        assert order[0] == pytest.approx(rows[alone, "policy_concordance"].value)
+        assert min(order) == order[0] < max(order)
+
     # What is held out is in no label that is learned from, and grades are the policy's.
     assert (labels.pairs.find(labels.user, labels.item) == -1).all()
     wanted = labels.grades(labels.user, labels.item)
