@@ -12,7 +12,6 @@ Legend: R rows, T positions, H query heads, K key-value heads, E head width, N a
 """
 
 import inspect
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -27,6 +26,10 @@ from promptify.validation import BadInput
 
 NAME = "packed_rows"
 _HALF = {torch.float16, torch.bfloat16}
+# Newer PyTorch shares heads only where it is asked to; 2.11 does, and has no word for it. Looked up
+# here, since layers that are compiled cannot.
+_CAN_SHARE_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters
+_SHARING_HEADS: dict[str, Any] = {"enable_gqa": True} if _CAN_SHARE_HEADS else {}
 
 
 def can_attend(decoder: Any) -> bool:
@@ -121,7 +124,7 @@ def packed_rows_attention(
             max_length_q,
             window_size=(sliding_window - 1 if sliding_window else -1, 0),
             **options,
-            **_sharing_heads(),
+            **_SHARING_HEADS,
         )
         return out_NHE[None], None
     rows = [
@@ -133,13 +136,6 @@ def packed_rows_attention(
 
 def _is_set(value: Any) -> bool:
     return value is not None and not (isinstance(value, float) and value == 0.0)
-
-
-@cache
-def _sharing_heads() -> dict[str, Any]:
-    """Newer PyTorch shares heads only where it is asked to; 2.11 does, and has no word for it."""
-    name = "enable_gqa"
-    return {name: True} if name in inspect.signature(varlen_attn).parameters else {}
 
 
 def _padded(

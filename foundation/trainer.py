@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import save_fsdp_optimizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.compiler import set_stance
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
@@ -204,7 +205,11 @@ class FoundationTrainer(Trainer):
         self._refresh()
         found: list[Any] = [None]
         if self.accelerator.is_main_process:
-            with attending(self.foundation.decoder, self.serving_attention):
+            # What is compiled is compiled for training's shapes alone.
+            with (
+                attending(self.foundation.decoder, self.serving_attention),
+                set_stance("force_eager"),
+            ):
                 found = [validate()]
         if self.accelerator.num_processes > 1:
             # All must agree on which weights are best and whether to stop.
@@ -229,7 +234,7 @@ class FoundationTrainer(Trainer):
     def _refresh(self) -> None:
         """Bring the whole module and the table of readings up to date."""
         self.gather()
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), set_stance("force_eager"):
             self.foundation.refresh_readings()
         self._refreshed_at = self.state.global_step
         if self.is_fsdp_enabled:

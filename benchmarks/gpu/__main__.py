@@ -13,10 +13,10 @@ Part 2: MovieLens-1M in text, a 100 M decoder from scratch: HR@10, NDCG@10, curv
 Part 3: the ladder from that model, then FAISS on the GPU against the CPU.
 Part 4: MovieLens-1M in slots, small models for many epochs: HR@10, NDCG@10, curves.
 
-A part takes less than --minutes. What does not fit is skipped, and log.txt says so; what fails is
-in errors.txt, and the next has its turn. The same call again makes what is not done. Needs neither
-the data nor what reads it: the prepared folder is enough. --smoke runs it all with tiny shapes, on
-a CPU too.
+A part takes less than --minutes, and makes the measurements that --only names where it is given.
+What does not fit is skipped, and log.txt says so; what fails is in errors.txt, and the next has its
+turn. The same call again makes what is not done. Needs neither the data nor what reads it: the
+prepared folder is enough. --smoke runs it all with tiny shapes, on a CPU too.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from benchmarks.gpu.prepare import prepare
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.training import Arm, measure_peak, measure_training
 from foundation import Foundation
+from foundation.predictions import Predictions
 from promptify.assembly import PromptBook
 from promptify.prepared import load_prepared
 from promptify.splits import Split
@@ -80,41 +81,66 @@ def part_1(session: Session, book: PromptBook, split: Split, *, smoke: bool) -> 
             positions=640 if smoke else 8192,
             steps=2 if smoke else 15,
         )
-        session.attempt(f"{arm.name}, {name}", measure, seconds=30)
+        # Compiling takes longer than what is timed.
+        seconds = 90 if arm.compiled else 30
+        session.attempt(f"{arm.name}, {name}", measure, seconds=seconds)
 
 
-def part_2(session: Session, book: PromptBook, split: Split, *, smoke: bool, work: Path) -> None:
+def part_2(
+    session: Session, book: PromptBook, split: Split, *, smoke: bool, work: Path, compiled: bool
+) -> None:
     """Films in text: the model, its test rows and curves."""
-    _films(session, book, split, films.SMOKE if smoke else films.FULL, work=work)
+    settings = films.SMOKE if smoke else films.FULL
+    _films(session, book, split, settings, work=work, compiled=compiled)
     session.attempt("baselines", partial(films.baselines, session, book, split), seconds=60)
 
 
-def part_4(session: Session, book: PromptBook, split: Split, *, smoke: bool, work: Path) -> None:
+def part_4(
+    session: Session, book: PromptBook, split: Split, *, smoke: bool, work: Path, compiled: bool
+) -> None:
     """Films in slots, likewise."""
     for settings in (films.SMOKE,) if smoke else films.SLOTS:
-        _films(session, book, split, settings, work=work / settings.name.replace(", ", "-"))
+        there = work / settings.name.replace(", ", "-")
+        _films(session, book, split, settings, work=there, compiled=compiled)
 
 
 def _films(
-    session: Session, book: PromptBook, split: Split, settings: films.Films, *, work: Path
+    session: Session,
+    book: PromptBook,
+    split: Split,
+    settings: films.Films,
+    *,
+    work: Path,
+    compiled: bool,
 ) -> None:
-    # Of a short part, half is for what comes after the training.
-    settings = replace(settings, seconds=min(settings.seconds, session.seconds_left / 2))
+    told = settings.name
+    if session.only and not any(word in f"training, {told}" for word in session.only):
+        return
+    # The model is made, and a few steps say how fast it is, before the training begins.
+    most = max(session.seconds_left / 2, session.seconds_left - settings.seconds_after - 30)
+    fit = replace(settings.fit, compile=compiled, seed=session.seed)
+    settings = replace(settings, seconds=min(settings.seconds, most), fit=fit)
     trained: list[Foundation] = []
+    found: list[Predictions] = []
 
     def train() -> None:
         trained.append(films.train(session, book, split, settings, work=work))
 
-    told = settings.name
     seconds = 1.35 * settings.seconds + 60
     session.attempt(f"training, {told}", train, seconds=seconds)
     if not trained and (work / "model").exists():
         train()
     if trained:
         [model] = trained
-        evaluate = partial(films.evaluate, session, book, split, model, name=told)
+
+        def evaluate() -> None:
+            found.append(films.evaluate(session, book, split, model, name=told))
+
+        def draw() -> None:
+            whole = found[0] if found else None
+            films.curves(session, book, split, model, name=told, whole=whole)
+
         session.attempt(f"test, {told}", evaluate, seconds=60)
-        draw = partial(films.curves, session, book, split, model, name=told)
         session.attempt(f"curves, {told}", draw, seconds=120)
 
 
@@ -154,6 +180,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--minutes", type=float, default=9.0, help="of each part; default 9")
     parser.add_argument("--commit", help="of the code, where it is not run from its repository")
+    parser.add_argument("--seed", type=int, default=0, help="of what parts 2 and 4 train")
+    parser.add_argument(
+        "--compile", action="store_true", help="parts 2 and 4 train with compiled layers"
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="WORDS", help="measurements whose names say so"
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, on a CPU too")
     options = parser.parse_args(arguments)
     is_cuda = torch.cuda.is_available()
@@ -176,9 +209,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             session.begin(60 * options.minutes)
             if part == 1:
                 part_1(session, book, split, smoke=options.smoke)
+            elif part == 3:
+                part_3(session, book, split, smoke=options.smoke, work=options.work)
             else:
-                run = {2: part_2, 3: part_3, 4: part_4}[part]
-                run(session, book, split, smoke=options.smoke, work=options.work)
+                run = {2: part_2, 4: part_4}[part]
+                run(
+                    session,
+                    book,
+                    split,
+                    smoke=options.smoke,
+                    work=options.work,
+                    compiled=options.compile,
+                )
     for session in sessions:
         print(session.measured.table())
         for name in session.failed:
@@ -190,10 +232,12 @@ def _session(part: int, options: argparse.Namespace, *, is_cuda: bool) -> Sessio
     return Session(
         part=part,
         out=options.out,
-        settings={"smoke": options.smoke},
+        settings={"smoke": options.smoke, "compile": options.compile, "seed": options.seed},
         device=torch.device("cuda" if is_cuda else "cpu"),
         commit=options.commit,
         slack=5.0 if options.smoke else 1.0,
+        only=options.only,
+        seed=options.seed,
     )
 
 

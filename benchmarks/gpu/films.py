@@ -84,8 +84,8 @@ SLOTS = (
             checkpoint_seconds=1e6,
             bf16=True,
         ),
-        seconds=40.0,
-        seconds_after=30.0,
+        seconds=240.0,
+        seconds_after=40.0,
     ),
     Films(
         name="slots, base",
@@ -99,8 +99,8 @@ SLOTS = (
             checkpoint_seconds=1e6,
             bf16=True,
         ),
-        seconds=40.0,
-        seconds_after=30.0,
+        seconds=240.0,
+        seconds_after=40.0,
     ),
 )
 """Films in slots: two positions an event, so that many epochs fit."""
@@ -186,7 +186,7 @@ def train(
 
 def _new(session: Session, book: PromptBook, split: Split, films: Films) -> Foundation:
     made = Foundation.create(
-        book.prompter, book, split.train, size=films.size, config=films.config, seed=0
+        book.prompter, book, split.train, size=films.size, config=films.config, seed=session.seed
     )
     return made.to(session.device)
 
@@ -246,9 +246,24 @@ def baselines(session: Session, book: PromptBook, split: Split) -> None:
 
 
 def curves(
-    session: Session, book: PromptBook, split: Split, model: Foundation, *, name: str
+    session: Session,
+    book: PromptBook,
+    split: Split,
+    model: Foundation,
+    *,
+    name: str,
+    whole: Predictions | None,
 ) -> None:
-    """Quality after the last so many events: of everybody, and of those with a long history."""
+    """Quality after the last so many events: of everybody, and of those with a long history.
+
+    Args:
+        session: takes the rows.
+        book: the prompts.
+        split: whose test targets are predicted.
+        model: that predicts.
+        name: in the column `model`.
+        whole: what `evaluate` found with whole histories; found anew when None.
+    """
     targets = split.test
     request = ranking_targets(book, targets, task=0).request
     history = (targets.history_end - targets.history_start)[request]
@@ -257,9 +272,12 @@ def curves(
     groups += [(f"{COHORT_EVENTS} events or more", is_long)] * bool(is_long.any())
     # The ends first: they say most if time runs out.
     for length in (None, 0, 10, 100, 1, 5, 50, 2, 20):
-        asked = targets if length is None else targets.cut(length)
-        with evaluating(session.device):
-            found = predict_targets(model, book, asked, full_history=targets)
+        if length is None and whole is not None:
+            found = whole
+        else:
+            asked = targets if length is None else targets.cut(length)
+            with evaluating(session.device):
+                found = predict_targets(model, book, asked, full_history=targets)
         for who, here in groups:
             interval = bootstrap_interval(ndcg(found.rank, 10)[here], found.user[here])
             _add(

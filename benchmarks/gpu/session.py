@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,8 @@ class Session:
         device: that is measured.
         commit: of the code, where it is measured away from its repository.
         slack: every measurement's budget times this; a CPU that others use too needs more than one.
+        only: measurements whose names say one of these; all when empty.
+        seed: of what is trained, in its rows.
     """
 
     def __init__(
@@ -77,8 +79,11 @@ class Session:
         device: torch.device,
         commit: str | None = None,
         slack: float = 1.0,
+        only: Sequence[str] = (),
+        seed: int = 0,
     ) -> None:
         self.part, self.out, self.device, self.slack = part, out, device, slack
+        self.only, self.seed = only, seed
         out.mkdir(parents=True, exist_ok=True)
         self.measured = Measured(
             "gpu",
@@ -116,6 +121,8 @@ class Session:
         Returns:
             Whether it was done, now or by an earlier call.
         """
+        if self.only and not any(word in name for word in self.only):
+            return False
         done = f"done     part {self.part}, {name} [{self.measured.config_hash}]"
         if self._log.exists() and any(
             line.startswith(done) for line in self._log.read_text("utf-8").splitlines()
@@ -167,4 +174,4 @@ class Session:
             self.say(f"         no {cells['metric']} of {cells['model']}: it is {value.value}")
             return
         peak = held_memory_bytes(self.device.type)
-        self.measured.add(seed=0, interval=value, **{"peak_bytes": peak, **cells})
+        self.measured.add(seed=self.seed, interval=value, **{"peak_bytes": peak, **cells})

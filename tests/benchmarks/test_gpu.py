@@ -93,6 +93,14 @@ def test_slack_lengthens_every_budget(session: Callable[..., Session]) -> None:
     assert asked.attempt("slow", lambda: time.sleep(0.3), seconds=0.05)
 
 
+def test_only_what_is_named_is_measured(tmp_path: Path) -> None:
+    options = ["--smoke", "--out", str(tmp_path), "--work", str(tmp_path), "--commit", "none"]
+    assert gpu.main(["--part", "1", *options, "--only", "peak", "shared prefix"]) == 0
+    rows = read_csv(tmp_path / "gpu-part1.csv")
+    assert {row.split for row in rows} == {"peak", "agreement"}
+    assert {row.task.partition(" against")[0] for row in rows} >= {"shared prefix"}
+
+
 @pytest.mark.parametrize("parts", [("1",), ("2", "3", "4")], ids=["part 1", "parts 2, 3 and 4"])
 def test_every_part_runs_with_tiny_shapes(parts: tuple[str, ...], tmp_path: Path) -> None:
     expected = {

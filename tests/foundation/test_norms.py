@@ -50,3 +50,28 @@ def test_other_dtypes_take_the_plain_way() -> None:
     wanted = decoder.model.norm(x)
     fuse_norms(decoder)
     assert torch.equal(decoder.model.norm(x), wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_kernel_of_a_gpu_is_the_plain_norm(dtype: torch.dtype, autocast: bool) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(Qwen3Config(**SHAPE)).model.norm.to("cuda", dtype)
+    torch.nn.init.normal_(plain.weight)
+    found = []
+    for fused in (False, True):
+        norm = copy.deepcopy(plain)
+        if fused:
+            fuse_norms(torch.nn.Sequential(norm))
+        x = torch.linspace(-2, 3, 7 * 16, device="cuda", dtype=dtype).reshape(7, 16)
+        x.requires_grad_()
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            out = norm(x)
+        out.float().sin().sum().backward()
+        found.append([t.detach().float() for t in (out, x.grad, norm.weight.grad)])
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-2
+    for wanted, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
