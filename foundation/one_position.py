@@ -24,12 +24,17 @@ NAME = "sdpa_one_position"
 def attend_with(decoder: Any) -> None:
     """Let a decoder that attends with SDPA use this attention; any other stays as it is.
 
+    One that bounds its logits (Gemma 2) attends as it is written out: SDPA knows no bound, and
+    transformers 5.17 takes it all the same.
+
     Args:
-        decoder: a causal LM of transformers; its weights and outputs stay the same.
+        decoder: a causal LM of transformers; its weights stay the same, and its outputs too but for
+            a bound that SDPA had dropped.
     """
     supported = getattr(decoder, "_supports_attention_backend", False)
     if supported and decoder.config._attn_implementation == "sdpa":
-        decoder.set_attn_implementation(NAME)
+        is_bounded = getattr(decoder.config, "attn_logit_softcapping", None) is not None
+        decoder.set_attn_implementation("eager" if is_bounded else NAME)
 
 
 def attention(

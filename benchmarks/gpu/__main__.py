@@ -63,13 +63,17 @@ def part_1(session: Session, book: PromptBook, split: Split, *, smoke: bool) -> 
         for other in scoring.OTHERS:
             measure = partial(scored.against, load, other)
             session.attempt(f"{load.name}, {other}", measure, seconds=60)
-        session.attempt(f"{load.name}, errors", partial(scored.errors, load), seconds=40)
+        session.attempt(f"{load.name}, errors", partial(scored.errors, load), seconds=60)
     del scored, agreement
     session.attempt("peak", lambda: measure_peak(session), seconds=20)
     shapes = SMOKE_SHAPES if smoke else SHAPES
-    arms = [(arm, next(iter(shapes))) for arm in ARMS_AT_ONE if session.device.type == "cuda"]
-    arms += [(arm, name) for arm in ARMS for name in shapes]
-    for arm, name in arms:
+    first = next(iter(shapes))
+    positions = 640 if smoke else 8192
+    arms = [(arm, first, positions) for arm in ARMS_AT_ONE if session.device.type == "cuda"]
+    arms += [(arm, name, positions) for arm in ARMS for name in shapes]
+    # A step waits for its calls: how much more does it do with more positions?
+    arms += [(Arm(), first, times * positions) for times in (4, 8)]
+    for arm, name, positions in arms:
         measure = partial(
             measure_training,
             session,
@@ -78,12 +82,12 @@ def part_1(session: Session, book: PromptBook, split: Split, *, smoke: bool) -> 
             name=name,
             shape=shapes[name],
             arm=arm,
-            positions=640 if smoke else 8192,
+            positions=positions,
             steps=2 if smoke else 15,
         )
         # Compiling takes longer than what is timed.
         seconds = 90 if arm.compiled else 30
-        session.attempt(f"{arm.name}, {name}", measure, seconds=seconds)
+        session.attempt(f"{arm.name}, {name}, {positions} positions", measure, seconds=seconds)
 
 
 def part_2(

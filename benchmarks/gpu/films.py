@@ -63,11 +63,11 @@ FULL = Films(
     config=FoundationConfig(vector_dim=256),
     fit=FitConfig(
         epochs=1,
-        # A step waits for calls, not for arithmetic: twice the steps cost little more.
-        positions_per_batch=16384,
+        # A step waits for calls, not for arithmetic.
+        positions_per_batch=32768,
         learning_rate=6e-4,
         reread_items=128,
-        text_positions=2048,
+        text_positions=4096,
         checkpoint_seconds=1e6,
         bf16=True,
     ),

@@ -2,7 +2,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
 
 from foundation import one_position
 
@@ -80,3 +86,11 @@ def test_right_padded_rows_with_a_mask_take_the_plain_way() -> None:
     plain = decoder(input_ids=ids, attention_mask=mask).logits
     one_position.attend_with(decoder)
     torch.testing.assert_close(decoder(input_ids=ids, attention_mask=mask).logits, plain)
+
+
+def test_bounded_logits_are_never_left_to_sdpa() -> None:
+    config = Gemma2Config(**SHAPE, attn_logit_softcapping=2.0, bos_token_id=None, pad_token_id=None)
+    decoder: Any = AutoModelForCausalLM.from_config(config)
+    decoder.config._attn_implementation = "sdpa"  # As transformers 5.17 has it.
+    one_position.attend_with(decoder)
+    assert decoder.config._attn_implementation == "eager"
