@@ -328,7 +328,8 @@ class Foundation(nn.Module):
             decoder_inputs: passed on (positions, attention mask, cache).
         """
         embeds_RTD = self.embed_ids(ids_RT, slots=slots, inline_slots_JD=inline_slots_JD)
-        out = self.decoder.model(inputs_embeds=self.input_dropout(embeds_RTD), **decoder_inputs)
+        with one_position.quick_kernels(embeds_RTD.device):
+            out = self.decoder.model(inputs_embeds=self.input_dropout(embeds_RTD), **decoder_inputs)
         hidden_RTD: Tensor = out.last_hidden_state
         return hidden_RTD
 

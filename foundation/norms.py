@@ -31,7 +31,7 @@ def fuse_norms(decoder: nn.Module) -> None:
 
 def _forward(module: Any, hidden_states: Tensor) -> Tensor:
     if hidden_states.device.type == "cuda":
-        return rms_norm(hidden_states, module.weight.shape, module.weight, module.variance_epsilon)
+        return by_kernel(hidden_states, module.weight, module.variance_epsilon)
     if hidden_states.dtype != torch.float32:
         plain: Tensor = type(module).forward(module, hidden_states)
         return plain
@@ -39,6 +39,16 @@ def _forward(module: Any, hidden_states: Tensor) -> Tensor:
         hidden_states, module.weight, module.variance_epsilon
     )
     return fused
+
+
+def by_kernel(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """The norm of `x`, float [..., D], by PyTorch's kernel, which takes one dtype alone.
+
+    Under autocast queries and keys come in bfloat16 and weights in float32: both are float32 then,
+    as the result is in transformers too.
+    """
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    return rms_norm(x.to(dtype), weight.shape, weight.to(dtype), epsilon)
 
 
 class FusedRMSNorm(torch.autograd.Function):

@@ -25,6 +25,7 @@ from foundation.attention import (
     whole_prefix_cache,
 )
 from foundation.batches import by_length, pad_pieces
+from foundation.one_position import quick_kernels
 from foundation.weights_state import WeightsState
 from promptify.pieces import Pieces
 from promptify.rows import Rows
@@ -112,11 +113,12 @@ def read_prefix(
         foundation.decoder.model, (torch.zeros_like(last_1), last_1), shared_prefix=False
     )
     inline_slots_JD = foundation.inline_slots(prefix)
-    hidden_1PD = model(
-        inputs_embeds=foundation.embed_ids(ids_P[None], inline_slots_JD=inline_slots_JD),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
+    with quick_kernels(foundation.device):
+        hidden_1PD = model(
+            inputs_embeds=foundation.embed_ids(ids_P[None], inline_slots_JD=inline_slots_JD),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
     return PrefixReading(
         ids_P=prefix.ids,
         inline_items=prefix.inline_items,

@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, Qwen3Config
 
-from foundation.norms import FusedRMSNorm, fuse_norms
+from foundation import norms
+from foundation.norms import FusedRMSNorm, by_kernel, fuse_norms
 
 SHAPE = {
     "vocab_size": 50,
@@ -50,6 +51,26 @@ def test_other_dtypes_take_the_plain_way() -> None:
     wanted = decoder.model.norm(x)
     fuse_norms(decoder)
     assert torch.equal(decoder.model.norm(x), wanted)
+
+
+@pytest.mark.parametrize("of_weight", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("of_x", [torch.float32, torch.bfloat16], ids=str)
+def test_the_kernel_is_given_one_dtype_and_gives_the_plain_one(
+    of_x: torch.dtype, of_weight: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = AutoModelForCausalLM.from_config(Qwen3Config(**SHAPE)).model.norm.to(of_weight)
+    torch.nn.init.normal_(plain.weight)
+    x = torch.linspace(-2, 3, 7 * 16).reshape(7, 16).to(of_x)
+    given = []
+
+    def kernel(x: torch.Tensor, shape: object, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        given.append((x.dtype, weight.dtype))
+        return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
+
+    monkeypatch.setattr(norms, "rms_norm", kernel)
+    got, wanted = by_kernel(x, plain.weight, plain.variance_epsilon), plain(x)
+    assert len(set(given[0])) == 1
+    torch.testing.assert_close(got, wanted, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.gpu

@@ -94,3 +94,16 @@ def test_bounded_logits_are_never_left_to_sdpa() -> None:
     decoder.config._attn_implementation = "sdpa"  # As transformers 5.17 has it.
     one_position.attend_with(decoder)
     assert decoder.config._attn_implementation == "eager"
+
+
+def test_no_kernel_that_plans_each_shape_is_asked_on_a_gpu() -> None:
+    def allowed() -> bool:
+        return torch.backends.cuda.cudnn_sdp_enabled()
+
+    assert allowed()
+    with one_position.quick_kernels(torch.device("cuda")):
+        assert not allowed()
+        assert torch.backends.cuda.flash_sdp_enabled()
+    with one_position.quick_kernels(torch.device("cpu")):
+        assert allowed()
+    assert allowed()
