@@ -149,7 +149,8 @@ class Descent:
         folder.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
         student = self._start(arm, above, shape, folder)
-        fit = replace(self.config.fit, epochs=epochs)
+        plain = arm in ("finetune", "from_scratch")
+        fit = (replace(self.config, teacher=None) if plain else self.config).schedule(epochs)
         if arm == "from_scratch":
             # What suits a model that knows something already is half of what it was trained with.
             fit = replace(fit, learning_rate=self.recipe.fit.learning_rate)
@@ -162,7 +163,7 @@ class Descent:
             if fit.evaluate_steps
             else None,
         }
-        if arm in ("finetune", "from_scratch"):
+        if plain:
             student.fit(self.book, self.split, **options)
         else:
             assert self.config.teacher is not None

@@ -57,6 +57,13 @@ def ladder_parser() -> ArgumentParser:
         help="who teaches a rung",
     )
     parser.add_argument(
+        "--data-weight",
+        type=float,
+        default=0.0,
+        help="how much the data's own losses count beside the teacher's; 1 for as much as in "
+        "training",
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         help="a run folder of its own for the ladder, which leaves the run as it is",
@@ -139,6 +146,7 @@ def ladder(options: Namespace) -> Iterator[str]:
         max_step=options.max_step,
         minutes_per_rung=None if options.epochs_per_rung else options.minutes_per_rung,
         taught_by=options.taught_by,
+        data_weight=options.data_weight,
     )
     if options.epochs_per_rung:
         config = replace(config, fit=replace(config.fit, epochs=options.epochs_per_rung))

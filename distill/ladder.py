@@ -67,6 +67,8 @@ class LadderConfig:
             `fit.epochs`.
         fit: schedule of the distillations.
         teacher: what is taught, and how much it counts; None for plain training.
+        data_weight: how much the data's own losses count beside a teacher's, as a share of what
+            `fit` gives them. A repaired student is near its teacher, and noisy labels lead it away.
         taught_by: the rung above, the top, or both, each for half.
         calibration_rows: prompts that importance is measured and repairs are made on.
         repair: whether what stays is repaired by least squares.
@@ -84,6 +86,7 @@ class LadderConfig:
     minutes_per_rung: float | None = 3.0
     fit: FitConfig = field(default_factory=FitConfig)
     teacher: TeacherConfig | None = field(default_factory=TeacherConfig)
+    data_weight: float = 0.0
     taught_by: Literal["above", "top", "both"] = "above"
     calibration_rows: int = 1000
     repair: bool = True
@@ -102,6 +105,7 @@ class LadderConfig:
             "max_miscalibration",
             "max_slowdown",
             "num_halvings",
+            "data_weight",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"LadderConfig.{name}={getattr(self, name)} must not be negative.")
@@ -117,6 +121,17 @@ class LadderConfig:
             raise ValueError(
                 f"LadderConfig.calibration_rows={self.calibration_rows} must be at least 1."
             )
+
+    def schedule(self, epochs: float) -> FitConfig:
+        """Of a distillation of so many epochs, or of plain training where there is no teacher."""
+        fit, share = self.fit, 1.0 if self.teacher is None else self.data_weight
+        return replace(
+            fit,
+            epochs=epochs,
+            next_item_weight=share * fit.next_item_weight,
+            action_weight=share * fit.action_weight,
+            text_weight=share * fit.text_weight,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,6 +158,7 @@ class Attempt:
         shape: what it came to; None where no notch was small enough.
         epochs: of the distillation.
         status: the gate's, against the rung above and the top together.
+        failed: metrics that lost too much against either.
         num_targets: held-out slates that the gate rested on.
     """
 
@@ -150,6 +166,7 @@ class Attempt:
     shape: Shape | None
     epochs: float = 0.0
     status: Status = "fail"
+    failed: tuple[str, ...] = ()
     num_targets: int = 0
 
 
@@ -252,6 +269,7 @@ class Ladder:
             shape=shape,
             epochs=epochs,
             status=judged["status"],
+            failed=tuple(judged["failed"]),
             num_targets=judged["num_targets"],
         )
         if attempt.status == "fail":
@@ -351,7 +369,7 @@ class Ladder:
         if done.exists():
             return
         student = Foundation.from_pretrained(folder / "start").to(self.device)
-        fit = replace(self.config.fit, epochs=epochs)
+        fit = self.config.schedule(epochs)
         steps = len(TrainingPlan(self.book, self.split.train, fit)) // fit.accumulate
         if fit.evaluate_steps:
             fit = replace(fit, evaluate_steps=max(1, min(fit.evaluate_steps, steps // 4)))
@@ -395,7 +413,8 @@ class Ladder:
             folder: holds the candidate's `model`; takes the verdicts.
 
         Returns:
-            ``status`` against both together, and ``num_targets`` that it rests on.
+            ``status`` against both together, the metrics that ``failed``, and ``num_targets`` that
+            it rests on.
         """
         judged = folder / "judged.json"
         if not judged.exists():
@@ -424,7 +443,10 @@ class Ladder:
             for name, one in verdicts.items():
                 one.save(folder / "verdicts" / f"{name}.json")
             status = together([one.status for one in verdicts.values()])
-            _write_json(judged, {"status": status, "num_targets": len(self.split.valid)})
+            metrics = [one for verdict_ in verdicts.values() for one in verdict_.metrics]
+            failed = sorted({one.metric for one in metrics if one.status == "fail"})
+            told = {"status": status, "failed": failed, "num_targets": len(self.split.valid)}
+            _write_json(judged, told)
         return _read_json(judged)
 
 

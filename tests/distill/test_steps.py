@@ -9,6 +9,7 @@ from distill.anatomy import DIMENSIONS, Shape, body_parameters, check_shape, sha
 from distill.importance import Importance
 from distill.ladder import LadderConfig, newest, rungs_left, together
 from distill.steps import next_shape, relative_importance
+from foundation.training import FitConfig
 from promptify.splits import Targets
 from promptify.validation import BadInput
 
@@ -149,8 +150,20 @@ def test_rungs_to_the_end() -> None:
         ({"num_halvings": -1}, r"LadderConfig\.num_halvings=-1 must not be negative"),
         ({"taught_by": "nobody"}, "must be above, top or both"),
         ({"calibration_rows": 0}, "must be at least 1"),
+        ({"data_weight": -0.1}, "data_weight=-0.1 must not be negative"),
     ],
 )
 def test_a_ladder_that_cannot_be_is_refused(values: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         LadderConfig(**values)
+
+
+def test_a_teacher_is_followed_and_without_one_the_data_is() -> None:
+    fit = FitConfig(epochs=9, action_weight=0.5, text_weight=0.1)
+    followed = LadderConfig(fit=fit).schedule(2.0)
+    assert followed.epochs == 2.0
+    assert set(followed.loss_weights.values()) == {0.0}
+    mixed = LadderConfig(fit=fit, data_weight=0.5).schedule(2.0)
+    assert mixed.loss_weights == {"next_item": 0.5, "action": 0.25, "text": 0.05}
+    plain = LadderConfig(fit=fit, teacher=None).schedule(2.0)
+    assert plain == replace(fit, epochs=2.0)
