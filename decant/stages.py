@@ -8,15 +8,16 @@ Layout of a run folder::
     train/                a finished stage: its files and `stage.json`
 """
 
-import ast
 import hashlib
 import importlib.util
+import io
 import json
 import logging
 import re
 import shutil
 import tempfile
 import time
+import tokenize
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -348,7 +349,7 @@ def _make_record(
 
 @cache
 def _code_hash(name: str) -> str:
-    """Hash of a package's or module's syntax trees: what it does, without comments and layout."""
+    """Hash of what a package or module says, the same for every version of Python."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise ValueError(f"code {name!r} is not a package or module that can be imported")
@@ -356,11 +357,22 @@ def _code_hash(name: str) -> str:
     root = origin.parent
     files = sorted(root.rglob("*.py")) if spec.submodule_search_locations else [origin]
     return json_hash(
-        {
-            file.relative_to(root).as_posix(): ast.dump(ast.parse(file.read_text("utf-8")))
-            for file in files
-        }
+        {file.relative_to(root).as_posix(): _stripped(file.read_text("utf-8")) for file in files}
     )
+
+
+def _stripped(source: str) -> str:
+    """Source without comments and blank lines.
+
+    A syntax tree would be stricter about what counts, but is written otherwise by every version of
+    Python: a run that was begun on another machine would start anew.
+    """
+    lines = source.split("\n")
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -68,6 +68,15 @@ def test_changed_code_runs_a_stage_and_a_comment_does_not(tmp_path, monkeypatch)
     assert len(log) == 2
 
 
+def test_what_code_says_is_the_same_for_every_python():
+    from decant import stages as module
+
+    source = 'def f(x):  # why\n\n    """What # it is."""\n    return f"{x!r:>4} # {x}"  \n'
+    stripped = module._stripped(source)
+    assert stripped == 'def f(x):\n    """What # it is."""\n    return f"{x!r:>4} # {x}"'
+    assert module._stripped(source.replace("    return", "return")) != stripped
+
+
 def test_the_default_code_is_that_of_the_rooms(tmp_path):
     with Stages(tmp_path, recipe={}) as stages:
         out = stages.run("data", make([]), inputs={})
