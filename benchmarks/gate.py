@@ -1,6 +1,7 @@
 """How often the gate errs: models with a planted loss that it lets through, and equals it refuses.
 
     python -m benchmarks.gate [--metrics ndcg@10 auc] [--draws N] [--smoke] [--out FILE.csv]
+    python -m benchmarks.gate --run RUN [--out FILE.csv]
 
 A reference and a candidate are drawn for some number of people and targets. On a share of the
 targets the two say the same, as models of one ladder do, on the others they were drawn apart. The
@@ -8,6 +9,10 @@ loss is planted exactly: of the candidate's hits a share is missed, or of its pr
 is noise. `gate_false_accept` is how often a loss of 2 % passes a gate of 1 %; `gate_false_reject`
 how often no loss at all fails; the rest is undecided, which asks for more targets. Intervals are
 Wilson's, 95 %.
+
+With a run the gate's clock is looked at instead: the run's model is timed against itself, in turn,
+as a rung is against the one above. `slowdown_p95` is what such a pair comes out at in one of twenty
+cases, in parts of its time; a rung must be let come out as much slower (`--max-slowdown`).
 """
 
 import argparse
@@ -17,7 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +30,10 @@ from scipy.stats import binomtest
 from tqdm.auto import tqdm
 
 from benchmarks.measured import Measured
+from benchmarks.subjects import Subject, finished
+from decant.judging import milliseconds
+from decant.recipes import recipe_of
+from decant.recommender import Recommender, build_index
 from distill.gate import GateConfig, Measurements, Tolerance, verdict
 from foundation.evaluation import Interval
 
@@ -67,6 +76,9 @@ DESIGNS = (
     Design(metric="auc", num_users=1000, targets_per_user=1),
     Design(metric="auc", num_users=1000, targets_per_user=9),
 )
+TIMED_REQUESTS = (60, 300)
+"""Requests that a rung is timed on: in the ladder's benchmark, and by `decant ladder`."""
+ROUNDS = 40
 SMOKE_DESIGNS = (Design(metric="ndcg@10", num_users=200, targets_per_user=1),)
 
 
@@ -173,8 +185,49 @@ def measure(designs: Sequence[Design], *, draws: int, measured: Measured, seed: 
                 )
 
 
+def measure_clock(
+    subject: Subject, *, counts: Sequence[int], rounds: int, measured: Measured
+) -> None:
+    """Time a model against itself.
+
+    Args:
+        subject: the model.
+        counts: numbers of requests that a timing rests on.
+        rounds: pairs of timings for each.
+        measured: takes the rows.
+    """
+    index = build_index(subject.foundation, model_hash="unsaved")
+    pair = {
+        name: Recommender(subject.foundation, index, subject.book) for name in ("above", "rung")
+    }
+    for requests in counts:
+        cells = {"task": subject.task, "split": f"{requests} requests", "model": "itself"}
+        if measured.has(metric="slowdown_p95", seed=0, **cells):
+            continue
+        began = time.monotonic()
+        slower = []
+        for _ in tqdm(range(rounds), desc=f"{requests} requests"):
+            taken = milliseconds(pair, subject.split.valid, requests)
+            slower.append(taken["rung"] / taken["above"] - 1)
+        value = float(np.percentile(np.abs(slower), 95))
+        rng = np.random.default_rng(0)
+        drawn_again = np.abs(rng.choice(slower, size=(2000, rounds)))
+        ends = np.percentile(np.percentile(drawn_again, 95, axis=1), [2.5, 97.5])
+        measured.add(
+            seed=0,
+            interval=Interval(value=value, low=float(ends[0]), high=float(ends[1])),
+            metric="slowdown_p95",
+            n=rounds,
+            seconds=round(time.monotonic() - began, 1),
+            **cells,
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="How often the gate errs, by simulation.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, help="whose model is timed against itself, and no more")
     parser.add_argument(
         "--metrics", nargs="+", choices=["ndcg@10", "auc"], default=["ndcg@10", "auc"]
     )
@@ -185,21 +238,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     designs: tuple[Design, ...] = SMOKE_DESIGNS if options.smoke else DESIGNS
     designs = tuple(design for design in designs if design.metric in options.metrics)
     draws = 20 if options.smoke else options.draws
+    settings: dict[str, Any] = {
+        "draws": draws,
+        "loss": PLANTED_LOSS,
+        "tolerance": TOLERANCE,
+        "agreement": _AGREEMENT,
+    }
     try:
-        measured = Measured(
-            "ladder",
-            {
-                "draws": draws,
-                "loss": PLANTED_LOSS,
-                "tolerance": TOLERANCE,
-                "agreement": _AGREEMENT,
-            },
-            out=options.out,
-        )
+        if options.run:
+            subject = finished(options.run)
+            settings = {"clock": recipe_of(options.run).to_dict(), "rounds": ROUNDS}
+        measured = Measured("ladder", settings, out=options.out)
+        if options.run:
+            measure_clock(subject, counts=TIMED_REQUESTS, rounds=ROUNDS, measured=measured)
+        else:
+            measure(designs, draws=draws, measured=measured)
     except ValueError as error:
         print(f"benchmarks.gate: error: {error}", file=sys.stderr)
         return 1
-    measure(designs, draws=draws, measured=measured)
     print(measured.table())
     return 0
 

@@ -1,9 +1,16 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from benchmarks.gate import Design, drawn, main
+from benchmarks.gate import Design, drawn, main, measure_clock
+from benchmarks.measured import Measured
+from benchmarks.subjects import Subject
 from decant.results import read_csv
+from foundation import Foundation
 from foundation.evaluation import auc
+from promptify.assembly import PromptBook
+from promptify.splits import Split
 
 
 @pytest.mark.parametrize("metric", ["ndcg@10", "auc"])
@@ -36,3 +43,25 @@ def test_it_counts_and_goes_on_where_it_stopped(tmp_path, capsys) -> None:
     assert main(["--smoke", "--out", str(out)]) == 0
     assert out.read_bytes() == before
     assert "gate_false_accept" in capsys.readouterr().out
+
+
+def test_a_model_is_timed_against_itself(
+    market_model: Foundation, market_book: PromptBook, market_split: Split, tmp_path: Path
+) -> None:
+    out = tmp_path / "gate.csv"
+    subject = Subject(foundation=market_model, book=market_book, split=market_split, task="market")
+
+    def measured() -> Measured:
+        return Measured("ladder", {}, out=out)
+
+    measure_clock(subject, counts=(2, 3), rounds=3, measured=measured())
+    rows = read_csv(out)
+    assert [(row.metric, row.split, row.n) for row in rows] == [
+        ("slowdown_p95", "2 requests", 3),
+        ("slowdown_p95", "3 requests", 3),
+    ]
+    assert all(0 <= row.ci_low <= row.value <= row.ci_high < 9 for row in rows)
+    before = out.read_bytes()
+    measure_clock(subject, counts=(2, 3), rounds=3, measured=measured())
+    assert out.read_bytes() == before
+    assert main(["--run", str(tmp_path / "none")]) == 1
