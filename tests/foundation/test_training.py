@@ -419,6 +419,39 @@ def test_compiled_layers_compute_the_same_and_are_undone(
     assert torch.equal(after, before)
 
 
+def test_validation_and_the_catalogue_are_read_uncompiled(
+    make: Any,
+    books: dict[str, PromptBook],
+    split: Split,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is compiled would be compiled anew for their shapes, a minute each."""
+    foundation = make("slot")
+    asked: list[tuple[str, bool]] = []
+
+    def is_compiled() -> bool:
+        compiled: bool = torch.compile(torch.compiler.is_compiling, backend="eager")()
+        return compiled
+
+    def validate() -> dict[str, float]:
+        asked.append(("validation", is_compiled()))
+        return {"ndcg@10": 0.0}
+
+    refresh = type(foundation).refresh_readings
+
+    def refreshed(model: Any) -> None:
+        asked.append(("catalogue", is_compiled()))
+        refresh(model)
+
+    monkeypatch.setattr(type(foundation), "refresh_readings", refreshed)
+    config = changed(QUICK, epochs=0.1, evaluate_steps=1)
+    foundation.fit(books["slot"], split, config=config, out=tmp_path, validate=validate)
+    # The last reading of the catalogue comes when the layers are whole again.
+    assert set(asked[:-1]) == {("validation", False), ("catalogue", False)}
+    assert is_compiled()
+
+
 def test_tables_learn_faster_and_do_not_decay(
     make: Any, books: dict[str, PromptBook], split: Split, tmp_path: Path
 ) -> None:
