@@ -36,6 +36,8 @@ CAPTIONS = {
     "bars are 95 % intervals over people.",
     "cold-items": "Items never trained on, ranked among all items and among themselves, and what "
     "the others pay for the room that is made; bars are 95 % intervals over people.",
+    "ladder": "Each rung of a ladder against the parameters of its body, the first seed, on test "
+    "targets; time is a request's, as a share of the top's. Bars are 95 % intervals over people.",
     "attacks": "Places that an item rises when its text tries to persuade; below zero it falls.",
 }
 
@@ -363,6 +365,29 @@ def _scaling(rows: Rows) -> Makers:
     return made
 
 
+def _ladder(rows: Rows) -> Makers:
+    """The first seed's rungs as a curve; other ways to the last one's shape as points."""
+    seed = next((row.seed for row in rows if row.split == "test"), None)
+    test = [row for row in rows if row.split == "test" and row.seed == seed]
+    told: dict[str, list[Curve]] = {}
+    for metric, heading in (("ndcg@10", "NDCG@10"), ("auc", "AUC"), ("latency_ratio", "time")):
+        shown = [row for row in test if row.metric == metric and row.params]
+        for arm in dict.fromkeys(row.model.partition(" ")[0] for row in shown):
+            if arm == "foundation":
+                continue
+            # The gradual ladder begins at the top; the others have one rung that is told.
+            begins = ("foundation", arm) if arm == "gradual" else (arm,)
+            mine = [row for row in shown if row.model.partition(" ")[0] in begins]
+            told.setdefault(heading, []).append(
+                Curve(
+                    name=arm.replace("_", " "),
+                    places=[float(row.params or 0) for row in mine],
+                    points=[estimate(row) for row in mine],
+                )
+            )
+    return {"ladder": partial(curves, told, x_label="parameters of the body")} if told else {}
+
+
 _MAKERS: dict[str, Callable[[Rows], Makers]] = {
     "quality": _quality,
     "wording": _quality,
@@ -382,4 +407,5 @@ _MAKERS: dict[str, Callable[[Rows], Makers]] = {
     "latency": _latency,
     "drift": _drift,
     "scaling": _scaling,
+    "ladder": _ladder,
 }

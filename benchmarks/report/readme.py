@@ -14,6 +14,7 @@ from functools import partial
 from benchmarks.published import COLD_START_GAINS
 from decant.results import ResultRow
 
+_LOSSES = ("loss_vs_top", "loss_vs_gradual")
 Files = Mapping[str, Sequence[ResultRow]]
 
 _MARKED = re.compile(r"<!-- table: (?P<name>[\w-]+) -->\n.*?<!-- /table -->", re.DOTALL)
@@ -283,6 +284,51 @@ def two_teachers(files: Files, *, file: str) -> str:
     return markdown(header, lines)
 
 
+def ladder(files: Files, *, file: str) -> str:
+    """The gradual ladder of the first seed: what each rung keeps of the top, on test targets."""
+    rows = rows_of(files, file, split="test")
+    seed = next(row.seed for row in rows)
+    lines = []
+    for model in _models([row for row in rows if row.seed == seed], split="test"):
+        if model != "foundation" and not model.startswith("gradual"):
+            continue
+        found = {row.metric: row for row in rows if (row.model, row.seed) == (model, seed)}
+        is_top = model == "foundation"
+        lines.append(
+            (
+                "the top" if is_top else model.removeprefix("gradual "),
+                _parameters(found["ndcg@10"].params),
+                "1" if is_top else decimal(found["params_ratio"].value),
+                "1" if is_top else decimal(found["latency_ratio"].value),
+                with_interval(found["auc"]),
+                with_interval(found["ndcg@10"]),
+                "–" if is_top else _lost(found["loss_vs_top"]),
+            )
+        )
+    header = ("", "parameters", "of the body", "of the time", "AUC", "NDCG@10", "NDCG@10 lost")
+    return markdown(header, lines)
+
+
+def ladder_arms(files: Files, *, file: str) -> str:
+    """Ways to the last rung's shape, means of the seeds on the same test targets."""
+    names = {
+        "foundation": "the top",
+        "gradual": "a little at a time",
+        "one_shot": "all at once, as many tokens",
+        "no_repair": "a little at a time, without repair",
+        "finetune": "a little at a time, without a teacher",
+        "from_scratch": "from scratch, as many tokens",
+    }
+    rows = rows_of(files, file, seed="mean")
+    lines = []
+    for model, name in names.items():
+        found = {row.metric: row for row in rows if row.model == model}
+        if found:
+            lost = (_lost(found[m]) if m in found else "–" for m in _LOSSES)
+            lines.append((name, with_interval(found["ndcg@10"]), *lost))
+    return markdown(("", "NDCG@10", "lost against the top", "… against a little at a time"), lines)
+
+
 TABLES: dict[str, Callable[[Files], str]] = {
     "ml1m": partial(quality, file="ml1m-slot-seed0", good="liked"),
     "job-market": partial(quality, file="demo-seed0", good="apply"),
@@ -306,6 +352,8 @@ TABLES: dict[str, Callable[[Files], str]] = {
         },
     ),
     "two-teachers": partial(two_teachers, file="two-teachers"),
+    "ladder": partial(ladder, file="ladder-job-market"),
+    "ladder-arms": partial(ladder_arms, file="ladder-job-market"),
     "ml1m-against-sasrec": partial(against_sasrec, file="quality-ml1m-4-epochs"),
 }
 """Tables that a page may hold, by the name in its marker."""
@@ -400,6 +448,13 @@ def _percent(row: ResultRow) -> str:
     value, ends = f"{100 * row.value:+.0f} %", (row.ci_low, row.ci_high)
     told = ", ".join(f"{100 * end:+.0f}" for end in ends if end is not None)
     return (f"{value} [{told}]" if told else value).replace("-", "−")
+
+
+def _lost(row: ResultRow) -> str:
+    """A share that was lost, in percent, with its interval; below zero it was won."""
+    ends = ", ".join(f"{100 * end:.1f}" for end in (row.ci_low, row.ci_high) if end is not None)
+    told = f"{100 * row.value:.1f} %"
+    return (f"{told} [{ends}]" if ends else told).replace("-", "−")
 
 
 def _parameters(count: int | None) -> str:

@@ -158,6 +158,32 @@ def test_of_several_seeds_their_mean_is_told() -> None:
     assert told_once(rows) == rows[:1]
 
 
+def test_a_ladder_is_told_rung_by_rung_and_by_what_else_leads_there() -> None:
+    def told(model: str, metric: str, value: float, seed: int | str = 0) -> ResultRow:
+        return row(
+            benchmark="ladder", split="test", model=model, metric=metric, value=value, seed=seed
+        )
+
+    rung = {"params_ratio": 0.5, "latency_ratio": 0.6, "loss_vs_top": -0.01}
+    rows = [
+        *(told(model, m, 0.1) for model in ("foundation", "gradual rung-1") for m in ("auc", "ndcg@10")),
+        *(told("gradual rung-1", metric, value) for metric, value in rung.items()),
+        told("one_shot rung-1", "ndcg@10", 0.3),
+        told("foundation", "ndcg@10", 0.1, "mean"),
+        told("one_shot", "ndcg@10", 0.3, "mean"),
+        told("one_shot", "loss_vs_top", 0.02, "mean"),
+    ]  # fmt: skip
+    files = {"ladder": rows}
+    rungs = readme.ladder(files, file="ladder").splitlines()
+    assert [line.split(" | ")[0] for line in rungs[2:]] == ["| the top", "| rung-1"]
+    assert ".500 | .600" in rungs[3]
+    assert "−1.0 %" in rungs[3]
+    arms = readme.ladder_arms(files, file="ladder").splitlines()
+    assert len(arms) == 4
+    assert arms[3].startswith("| all at once, as many tokens | .300")
+    assert "2.0 %" in arms[3]
+
+
 def test_figures_have_a_caption_each() -> None:
     files = report.load(ROOT / "benchmarks" / "results")
     drawn = {plot for rows in files.values() for plot in figures_of(rows)}
@@ -247,6 +273,17 @@ def test_what_was_published_stands_beside_the_gains(place: Path) -> None:
             ],
         ),
         ("drift", [{"split": f"global-time, t+{n}"} for n in (1, 2)]),
+        (
+            "ladder",
+            [
+                {"split": "test", "model": model, "params": params, "metric": "ndcg@10", "seed": 0}
+                for model, params in (
+                    ("foundation", 100),
+                    ("gradual rung-1", 50),
+                    ("one_shot rung-1", 50),
+                )
+            ],
+        ),
         (
             "latency",
             [
