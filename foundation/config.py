@@ -42,8 +42,8 @@ class FoundationConfig:
             so that its text alone learns to stand for it, as a new item's must. It cost more than
             it brought wherever it was measured.
         instruction_noise: probability that an item's text is told with words of a task's
-            instruction among it in a training step, so that an item that says them wins nothing:
-            they stand in every prompt, and every person is near them.
+            instruction, or with a label, among it in a training step, so that an item that says
+            them wins nothing: they stand in every prompt, and every person is near them.
         text_encoder: the encoder behind the part ``encoder``; `Foundation.create` fills it in.
         dropout: probability of zeroing an input coordinate in training.
         rank_weight: `w` of the ranking formula, per task, fitted on validation.

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from promptify.pieces import Pieces
 
+# About as often as a person's prompt says it.
+_LABELS_SAID = 12
+
 if TYPE_CHECKING:
     from foundation.model import Foundation
     from foundation.slots import FreshReadings, StepSlots
@@ -47,7 +50,7 @@ def slots(foundation: "Foundation", items_N: Tensor, fresh: "FreshReadings | Non
     """Slots of items of the catalogue, float [N, D].
 
     Args:
-        foundation: whose catalogue; in training some items are told with words of an instruction.
+        foundation: whose catalogue; in training some items are told with words of our prompts.
         items_N: int64, rows of the catalogue.
         fresh: readings made in this step.
     """
@@ -56,7 +59,7 @@ def slots(foundation: "Foundation", items_N: Tensor, fresh: "FreshReadings | Non
         chosen = chosen.take(items_N.cpu().numpy())
     bag_ND = bags(foundation, chosen)
     if foundation.training and foundation.settings.instruction_noise:
-        bag_ND = with_instruction(foundation, bag_ND, chosen)
+        bag_ND = with_own_words(foundation, bag_ND, chosen)
     return foundation.items.slots(items_N, bag_ND, fresh)
 
 
@@ -71,14 +74,19 @@ def bags(foundation: "Foundation", pieces: Pieces) -> Tensor:
     return bag_ND
 
 
-def with_instruction(foundation: "Foundation", bag_ND: Tensor, pieces: Pieces) -> Tensor:
-    """The bags, some of them as if their text said words of an instruction too, [N, D]."""
-    told = foundation.prompter.instruction_pieces
-    task_N = torch.randint(len(told), (len(bag_ND),), device=bag_ND.device)
+def with_own_words(foundation: "Foundation", bag_ND: Tensor, pieces: Pieces) -> Tensor:
+    """The bags, some of them as if their text said what our prompts say of themselves too, [N, D].
+
+    Words of an instruction, or a label again and again: they stand in every prompt.
+    """
+    prompter = foundation.prompter
+    labels = Pieces.of([np.repeat(label, _LABELS_SAID) for label in prompter.label_ids])
+    told = Pieces.joined([prompter.instruction_pieces, labels])
+    own_N = torch.randint(len(told), (len(bag_ND),), device=bag_ND.device)
     length_N = torch.from_numpy(pieces.lengths.astype(np.float32)).to(bag_ND.device)
-    most_N = torch.from_numpy(told.lengths.astype(np.float32)).to(bag_ND.device)[task_N]
-    # Up to the whole instruction twice over, against the length of the item's own text.
+    most_N = torch.from_numpy(told.lengths.astype(np.float32)).to(bag_ND.device)[own_N]
+    # Up to all of it twice over, against the length of the item's own text.
     words_N = 2 * most_N * torch.rand_like(most_N)
     words_N = words_N * (torch.rand_like(words_N) < foundation.settings.instruction_noise)
     share_N1 = (words_N / (length_N + words_N))[:, None]
-    return torch.lerp(bag_ND, bags(foundation, told)[task_N], share_N1)
+    return torch.lerp(bag_ND, bags(foundation, told)[own_N], share_N1)

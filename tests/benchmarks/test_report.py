@@ -166,7 +166,8 @@ def test_a_ladder_is_told_rung_by_rung_and_by_what_else_leads_there() -> None:
 
     rung = {"params_ratio": 0.5, "latency_ratio": 0.6, "loss_vs_top": -0.01}
     rows = [
-        *(told(model, m, 0.1) for model in ("foundation", "gradual rung-1") for m in ("auc", "ndcg@10")),
+        *(told("foundation", metric, 0.1) for metric in ("auc", "ndcg@10")),
+        *(told("gradual rung-1", metric, 0.1) for metric in ("auc", "ndcg@10")),
         *(told("gradual rung-1", metric, value) for metric, value in rung.items()),
         told("one_shot rung-1", "ndcg@10", 0.3),
         told("foundation", "ndcg@10", 0.1, "mean"),

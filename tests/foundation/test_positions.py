@@ -50,18 +50,19 @@ def test_scaled_positions_are_those_of_the_stock_configuration_and_can_be_taken_
     scaled = logits_of(decoder)
     assert (scaled - plain).abs().max() > 1e-4
     assert trained_positions(decoder) == 64
-    assert reaches(decoder, 160)
-    assert not reaches(decoder, 161)
+    # Half as much again is left at the end.
+    assert reaches(decoder, 240)
+    assert not reaches(decoder, 241)
 
     decoder.save_pretrained(tmp_path)
     stock = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert stock.config.rope_parameters["rope_type"] == "yarn"
-    assert stock.config.rope_parameters["factor"] == 2.5
+    assert stock.config.rope_parameters["factor"] == 3.75
     torch.testing.assert_close(logits_of(stock), scaled, rtol=0, atol=0)
 
     # From there to another length and back, as if it had never been.
     scale_positions(stock, prompt_tokens=128)
-    assert stock.config.rope_parameters["factor"] == 2
+    assert stock.config.rope_parameters["factor"] == 3
     scale_positions(stock, prompt_tokens=30)
     torch.testing.assert_close(logits_of(stock), plain, rtol=0, atol=0)
     assert trained_positions(stock) == 64
@@ -122,7 +123,7 @@ def test_a_prompter_of_longer_prompts_scales_the_model_that_is_loaded_with_it(
     foundation.save_pretrained(tmp_path / "model")
     foundation.prompter.with_budget(384).save(tmp_path / "model" / "prompter")
     loaded = Foundation.from_pretrained(tmp_path / "model")
-    assert loaded.decoder.config.rope_parameters["factor"] == 2
+    assert loaded.decoder.config.rope_parameters["factor"] == 3
 
 
 def test_candidates_are_scored_beside_each_other_as_one_by_one(

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from foundation import FitConfig, FoundationConfig
-from foundation.input_vectors import with_instruction
+from foundation.input_vectors import with_own_words
 from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
 from foundation.plan import TrainingPlan
 from foundation.slots import FreshReadings, ItemTable
 from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
+from promptify.pieces import Pieces
 from promptify.splits import Split
 
 CONFIG = FoundationConfig(half_exposure=2.0)
@@ -270,7 +271,7 @@ def noisy(foundation: Any, probability: float) -> Any:
     return foundation
 
 
-def test_words_of_the_instruction_are_mixed_into_some_texts_in_training_alone(make: Any) -> None:
+def test_words_of_our_prompts_are_mixed_into_some_texts_in_training_alone(make: Any) -> None:
     foundation = noisy(make("slot", dropout=0.0), 0.5)
     items = torch.arange(foundation.num_items)
     with torch.no_grad():
@@ -279,17 +280,26 @@ def test_words_of_the_instruction_are_mixed_into_some_texts_in_training_alone(ma
         trained = foundation.train().slots(items)
         is_mixed = (trained - told).abs().sum(1) > 1e-6
         assert 0.25 < float(is_mixed.float().mean()) < 0.75
-        # What is mixed in moves a bag toward an instruction's, and not past it.
-        own, instructions = (
-            foundation.bags(pieces)
-            for pieces in (foundation.item_pieces, foundation.prompter.instruction_pieces)
+        # What is mixed in moves a bag toward an instruction's or a label's, and not past it.
+        prompter = foundation.prompter
+        said = Pieces.joined(
+            [prompter.instruction_pieces, Pieces.of([[label] for label in prompter.label_ids])]
         )
-        bags = with_instruction(foundation, own, foundation.item_pieces)
-        moved = (bags - own).abs().sum(1) > 1e-6
-        away = torch.stack([(bags - one).norm(dim=1) for one in instructions]).min(0).values
-        before = torch.stack([(own - one).norm(dim=1) for one in instructions]).max(0).values
-        assert moved.any()
-        assert (away < before)[moved].all()
+        own, ours = foundation.bags(foundation.item_pieces), foundation.bags(said)
+        moved = torch.cat(
+            [with_own_words(foundation, own, foundation.item_pieces) - own for _ in range(20)]
+        )
+        own = own.repeat(20, 1)
+        is_moved = moved.norm(dim=1) > 1e-6
+        # Toward which: the direction of a move is that of what was mixed in.
+        toward = torch.stack(
+            [torch.cosine_similarity(moved, one - own, dim=1) for one in ours], dim=1
+        )
+        best, which = toward[is_moved].max(1)
+        assert (best > 0.999).all()
+        assert set(which.tolist()) == set(range(len(ours)))
+        away = (moved + own - ours[toward.argmax(1)]).norm(dim=1)
+        assert (away < (own - ours[toward.argmax(1)]).norm(dim=1))[is_moved].all()
         torch.testing.assert_close(foundation.eval().slots(items), told)
 
 
