@@ -10,7 +10,8 @@ filtered by the whole history, so that a cut says nothing about warmth.
 
 Up to the prompt that the run trained on, lengths are *trained*. Beyond, they are *extrapolated*,
 with positions as they are (`plain`) and scaled by YaRN (`scaled`); the split of a row says which.
-The peak is where quality is best, with the interval of its place over people (drawn once for all
+`ndcg@10_vs_trained` is what a longer one has more than the longest trained, target by target. The
+peak is where quality is best, with the interval of its place over people (drawn once for all
 lengths). Its height is chosen on the targets that it is read off, so it flatters itself a little.
 
 `p50_ms` and `p95_ms` are of reading one prompt, lengths in turn on the same people (for `relevant`
@@ -125,7 +126,7 @@ class Curves:
         least: int = LEAST_COHORT,
     ) -> None:
         self.model, self.book, self.task = subject.foundation, subject.book, subject.task
-        self.name = name
+        self.name, self.seed = name, subject.seed
         self.split_name = subject.split.name.replace("_", "-")
         self.targets = subject.split.test
         self.measured = measured
@@ -240,7 +241,7 @@ class Curves:
             params=self.model.num_parameters(),
             context_tokens=length.tokens or self.trained_tokens,
             history_events=length.events,
-            seed=0,
+            seed=self.seed,
             interval=interval,
             **cells,
         )
@@ -278,6 +279,16 @@ class Curves:
             above = paired_bootstrap(values[lengths[-1]], values[at], user, statistic="difference")
             metric = f"ndcg@10_peak_vs_longest_{unit}"
             self._add(above, every, split=split, metric=metric, n=len(user))
+            # What lies beyond the training, against the longest that does not, target by target.
+            last = [one for one in lengths if kinds[one] == "trained"][-1]
+            for one in lengths:
+                if kinds[one] != "trained":
+                    beyond = paired_bootstrap(
+                        values[last], values[one], user, statistic="difference"
+                    )
+                    split = self._split(kind, who)
+                    metric = "ndcg@10_vs_trained"
+                    self._add(beyond, one, split=split, metric=metric, n=len(user))
 
     def _cost_rows(self, lengths: Sequence[Length], said: dict[Length, Said]) -> None:
         """Milliseconds of a reading and bytes of what it leaves, lengths in turn."""

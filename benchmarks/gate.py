@@ -202,7 +202,7 @@ def measure_clock(
     }
     for requests in counts:
         cells = {"task": subject.task, "split": f"{requests} requests", "model": "itself"}
-        if measured.has(metric="slowdown_p95", seed=0, **cells):
+        if measured.has(metric="slowdown_p95", seed=subject.seed, **cells):
             continue
         began = time.monotonic()
         slower = []
@@ -214,7 +214,7 @@ def measure_clock(
         drawn_again = np.abs(rng.choice(slower, size=(2000, rounds)))
         ends = np.percentile(np.percentile(drawn_again, 95, axis=1), [2.5, 97.5])
         measured.add(
-            seed=0,
+            seed=subject.seed,
             interval=Interval(value=value, low=float(ends[0]), high=float(ends[1])),
             metric="slowdown_p95",
             n=rounds,

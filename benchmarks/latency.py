@@ -122,7 +122,7 @@ def measure(
             model=f"{name}, {way}",
             params=subject.foundation.num_parameters(),
             context_tokens=subject.book.prompter.config.max_prompt_tokens,
-            seed=0,
+            seed=subject.seed,
         )
         for percent in (50, 95, 99):
             interval = percentile(np.array(values), percent)

@@ -26,12 +26,14 @@ class Subject:
         book: prompts over its catalogue and log.
         split: whose test requests are asked.
         task: of its result rows.
+        seed: of its training.
     """
 
     foundation: Foundation
     book: PromptBook
     split: Split
     task: str
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +103,7 @@ def trained(form: str, sizes: Sizes, *, seed: int, scratch: Path) -> Subject:
     # Ranking two hundred texts is dear, and `w` is one number.
     some = sample_targets(split.valid, NUM_FITTING_REQUESTS)
     fit_on_validation(foundation, book, some, task=0)
-    return Subject(foundation=foundation, book=book, split=split, task="job_market")
+    return Subject(foundation=foundation, book=book, split=split, task="job_market", seed=seed)
 
 
 def finished(folder: Path, *, model: str | None = None) -> Subject:
@@ -113,9 +115,11 @@ def finished(folder: Path, *, model: str | None = None) -> Subject:
     layout = RunLayout(folder)
     served = layout.served()
     book, split = load_book(layout)
+    recipe = recipe_of(folder)
     return Subject(
         foundation=load_model(layout.model(model or served)),
         book=book,
         split=split,
-        task=recipe_of(folder).name,
+        task=recipe.name,
+        seed=recipe.seed,
     )

@@ -92,6 +92,18 @@ def test_what_was_trained_is_told_from_what_is_extrapolated(measured: Measured) 
     assert all(row.value <= 150 for row in read)
 
 
+def test_what_lies_beyond_is_held_against_the_longest_trained(measured: Measured) -> None:
+    beyond = rows_of(measured, metric="ndcg@10_vs_trained", history_events=None)
+    assert {row.context_tokens for row in beyond} == {192, 256}
+    for row in beyond:
+        same = {"model": row.model, "metric": "ndcg@10", "history_events": None}
+        [there] = rows_of(measured, **same, context_tokens=row.context_tokens, split=row.split)
+        who = row.split.rpartition("extrapolated")[0]
+        [trained] = rows_of(measured, **same, context_tokens=150, split=f"{who}trained length")
+        assert row.value == pytest.approx(there.value - trained.value)
+        assert row.ci_low <= row.value <= row.ci_high
+
+
 def test_the_model_is_left_as_it_was(subject: Subject, measured: Measured) -> None:
     assert measured.rows
     assert subject.foundation.prompter.config.max_prompt_tokens == 150
