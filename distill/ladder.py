@@ -59,8 +59,8 @@ class LadderConfig:
         max_loss: share of AUC and NDCG@10 that a rung may lose against the one above.
         max_loss_vs_top: the same against the top.
         max_miscalibration: by which the calibration error may rise against either.
-        max_slowdown: share by which a rung's latency may come out higher: a guess at what timing
-            the same model twice cannot tell apart.
+        max_slowdown: share by which a rung's latency may come out higher: more than the same model
+            timed twice on 300 requests does in nineteen of twenty cases.
         max_step: share of the body parameters that a rung may give up at once.
         num_halvings: how often a step that fails is halved before the ladder ends.
         minutes_per_rung: time for the distillation of a rung, on this machine; None to train for
