@@ -80,7 +80,7 @@ def with_own_words(foundation: "Foundation", bag_ND: Tensor, pieces: Pieces) -> 
     Words of an instruction, or a label again and again: they stand in every prompt.
     """
     prompter = foundation.prompter
-    labels = Pieces.of([np.repeat(label, _LABELS_SAID) for label in prompter.label_ids])
+    labels = Pieces.of([[label] * _LABELS_SAID for label in prompter.label_ids.tolist()])
     told = Pieces.joined([prompter.instruction_pieces, labels])
     own_N = torch.randint(len(told), (len(bag_ND),), device=bag_ND.device)
     length_N = torch.from_numpy(pieces.lengths.astype(np.float32)).to(bag_ND.device)
