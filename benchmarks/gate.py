@@ -12,7 +12,8 @@ Wilson's, 95 %.
 
 With a run the gate's clock is looked at instead: the run's model is timed against itself, in turn,
 as a rung is against the one above. `slowdown_p95` is what such a pair comes out at in one of twenty
-cases, in parts of its time; a rung must be let come out as much slower (`--max-slowdown`).
+cases, in parts of its time; a rung must be let come out as much slower, which is
+`LadderConfig.max_slowdown`.
 """
 
 import argparse

@@ -27,7 +27,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -364,7 +364,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             held_out=options.held_out,
         )
         seeds = options.seed[:1] if options.smoke else options.seed
-        settings = {"recipe": bed.recipe.to_dict(), "ladder": dict(bed.changes)}
+        # Whole, so that rows of another default are other rows.
+        ladder = asdict(LadderConfig(**bed.changes))
+        settings = {"recipe": bed.recipe.to_dict(), "ladder": ladder}
         out = Measured("ladder", settings, out=options.out)
         measure(bed, options.arm, seeds, options.work, out)
     except (ValueError, OSError) as error:

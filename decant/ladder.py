@@ -206,9 +206,11 @@ def _rungs(stages: Stages, layout: RunLayout, ladder: Ladder) -> tuple[list[str]
             tried = ", ".join(f"{100 * a.step:.1f} %" for a in stopped.rung.attempts)
             smallest = stopped.rung.attempts[-1]
             failed = sorted({metric for a in stopped.rung.attempts for metric in a.failed})
-            why = f"the gate fails each, by {' and '.join(failed)}"
-            if smallest.shape is None:
-                why = "no part is that small"
+            why = (
+                "no part is that small"
+                if smallest.shape is None
+                else f"the gate fails each, by {' and '.join(failed)}"
+            )
             return made, f"below {above_name} no step passes (tried {tried}: {why})"
         step = rung_record(layout, name)["step"]
         above, above_name = load_model(layout.model(name)), name

@@ -362,17 +362,26 @@ def _code_hash(name: str) -> str:
 
 
 def _stripped(source: str) -> str:
-    """Source without comments and blank lines.
+    """Source without comments and blank lines; what stands in strings is kept to the letter.
 
     A syntax tree would be stricter about what counts, but is written otherwise by every version of
     Python: a run that was begun on another machine would start anew.
     """
     lines = source.split("\n")
+    in_strings: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        (row, column), (last_row, _) = token.start, token.end
         if token.type == tokenize.COMMENT:
-            row, column = token.start
             lines[row - 1] = lines[row - 1][:column]
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+        elif token.string.strip():
+            # Strings alone go over several lines; layout does too, and is empty.
+            in_strings |= set(range(row, last_row + 1)) if row < last_row else set()
+    kept = [
+        line if row in in_strings else line.rstrip()
+        for row, line in enumerate(lines, start=1)
+        if row in in_strings or line.strip()
+    ]
+    return "\n".join(kept)
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

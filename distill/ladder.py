@@ -443,8 +443,14 @@ class Ladder:
             for name, one in verdicts.items():
                 one.save(folder / "verdicts" / f"{name}.json")
             status = together([one.status for one in verdicts.values()])
-            metrics = [one for verdict_ in verdicts.values() for one in verdict_.metrics]
-            failed = sorted({one.metric for one in metrics if one.status == "fail"})
+            failed = sorted(
+                {
+                    metric.metric
+                    for one in verdicts.values()
+                    for metric in one.metrics
+                    if metric.status == "fail"
+                }
+            )
             told = {"status": status, "failed": failed, "num_targets": len(self.split.valid)}
             _write_json(judged, told)
         return _read_json(judged)

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from promptify.pieces import Pieces
 
-# About as often as a person's prompt says it.
-_LABELS_SAID = 12
-
 if TYPE_CHECKING:
     from foundation.model import Foundation
     from foundation.slots import FreshReadings, StepSlots
+
+# About as often as a person's prompt says it.
+_LABELS_SAID = 12
 
 
 def embed_ids(

@@ -70,7 +70,7 @@ def scale_positions(decoder: Any, *, prompt_tokens: int) -> None:
     config.max_position_embeddings = trained
     if prompt_tokens > trained:
         factor = _ROOM * prompt_tokens / trained
-        config.max_position_embeddings = int(trained * factor)
+        config.max_position_embeddings = int(_ROOM * prompt_tokens)
         config.rope_parameters |= {
             "rope_type": "yarn",
             "factor": factor,

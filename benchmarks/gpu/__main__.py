@@ -63,7 +63,7 @@ def part_1(session: Session, book: PromptBook, split: Split, *, smoke: bool) -> 
         for other in scoring.OTHERS:
             measure = partial(scored.against, load, other)
             session.attempt(f"{load.name}, {other}", measure, seconds=60)
-        session.attempt(f"{load.name}, errors", partial(scored.errors, load), seconds=60)
+        session.attempt(f"{load.name}, errors", partial(scored.errors, load), seconds=90)
     del scored, agreement
     session.attempt("peak", lambda: measure_peak(session), seconds=20)
     shapes = SMOKE_SHAPES if smoke else SHAPES

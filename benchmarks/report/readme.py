@@ -12,6 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from benchmarks.published import COLD_START_GAINS
+from benchmarks.report.cells import (
+    decimal,
+    lost,
+    markdown,
+    parameters,
+    percent,
+    short,
+    signed,
+    times,
+    with_interval,
+)
 from decant.results import ResultRow
 
 _LOSSES = ("loss_vs_top", "loss_vs_gradual")
@@ -54,7 +65,7 @@ def quality(files: Files, *, file: str, good: str) -> str:
         lines.append(
             (
                 model,
-                _parameters(found["ndcg@10"].params),
+                parameters(found["ndcg@10"].params),
                 "–" if auc is None else decimal(auc.value),
                 with_interval(found["hr@10"]),
                 with_interval(found["ndcg@10"]),
@@ -79,7 +90,7 @@ def against_sasrec(files: Files, *, file: str) -> str:
         lines.append(
             (
                 model,
-                _parameters(next((row.params for row in mine if row.params), None)),
+                parameters(next((row.params for row in mine if row.params), None)),
                 f"{sum(minutes) / len(minutes):.1f}" if trained and minutes else "–",
                 str(len(seeds)) if trained else "–",
                 with_interval(told["hr@10"]),
@@ -144,10 +155,10 @@ def index_kinds(files: Files) -> str:
             lines.append(
                 (
                     f"{kind}, {size}",
-                    f"{_short(found['build_seconds'])} s",
+                    f"{short(found['build_seconds'])} s",
                     f"{found['disk_bytes'] / 1e6:,.0f} MB",
                     decimal(found["recall@100"]),
-                    f"{_short(found['p50_ms'])} / {_short(found['p99_ms'])} ms",
+                    f"{short(found['p50_ms'])} / {short(found['p99_ms'])} ms",
                     f"{found['queries_per_s']:,.0f}",
                     f"{over[0]:.0f} µs / {100 * over[1]:.1f} %",
                     f"{ids[0]:.0f} µs / {100 * ids[1]:.1f} %",
@@ -214,7 +225,7 @@ def cold_start(files: Files, *, file: str) -> str:
     for peer, name in (("sasrec", "SASRec"), ("last_item", "last_item")):
         found = {row.history_events: row for row in rows
                  if (row.model, row.metric) == ("foundation", f"gain_vs_{peer}")}  # fmt: skip
-        cells = (_percent(found[n]) if n in found else "–" for n in lengths)
+        cells = (percent(found[n]) if n in found else "–" for n in lengths)
         lines.append((f"foundation, gain over {name}", *cells))
     published = (f"{100 * COLD_START_GAINS[n]:+.1f} %" if n in COLD_START_GAINS else "–"
                  for n in lengths)  # fmt: skip
@@ -297,12 +308,12 @@ def ladder(files: Files, *, file: str) -> str:
         lines.append(
             (
                 "the top" if is_top else model.removeprefix("gradual "),
-                _parameters(found["ndcg@10"].params),
+                parameters(found["ndcg@10"].params),
                 "1" if is_top else decimal(found["params_ratio"].value),
                 "1" if is_top else decimal(found["latency_ratio"].value),
                 with_interval(found["auc"]),
                 with_interval(found["ndcg@10"]),
-                "–" if is_top else _lost(found["loss_vs_top"]),
+                "–" if is_top else lost(found["loss_vs_top"]),
             )
         )
     header = ("", "parameters", "of the body", "of the time", "AUC", "NDCG@10", "NDCG@10 lost")
@@ -324,8 +335,8 @@ def ladder_arms(files: Files, *, file: str) -> str:
     for model, name in names.items():
         found = {row.metric: row for row in rows if row.model == model}
         if found:
-            lost = (_lost(found[m]) if m in found else "–" for m in _LOSSES)
-            lines.append((name, with_interval(found["ndcg@10"]), *lost))
+            losses = (lost(found[m]) if m in found else "–" for m in _LOSSES)
+            lines.append((name, with_interval(found["ndcg@10"]), *losses))
     return markdown(("", "NDCG@10", "lost against the top", "… against a little at a time"), lines)
 
 
@@ -389,79 +400,5 @@ def one(files: Files, file: str, **cells: object) -> ResultRow:
     return found[0]
 
 
-def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table as Markdown, without a newline at its end.
-
-    Example:
-        >>> print(markdown(("model", "NDCG@10"), [("ours", ".182")]))
-        | model | NDCG@10 |
-        | --- | --- |
-        | ours | .182 |
-    """
-    rule = ["---"] * len(header)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
-
-
-def decimal(value: float, *, digits: int = 3) -> str:
-    """A number as tables have it: no zero before the point, a true minus.
-
-    Example:
-        >>> decimal(0.1818), decimal(-0.0104), decimal(1)
-        ('.182', '−.010', '1.000')
-    """
-    text = f"{abs(value):.{digits}f}"
-    return ("−" if value < 0 else "") + (text[1:] if text.startswith("0.") else text)
-
-
-def with_interval(row: ResultRow, *, bold: bool = False) -> str:
-    """A row's value and its 95 % interval, where it has one."""
-    value = f"**{decimal(row.value)}**" if bold else decimal(row.value)
-    if row.ci_low is None or row.ci_high is None:
-        return value
-    return f"{value} [{decimal(row.ci_low)}, {decimal(row.ci_high)}]"
-
-
-def signed(row: ResultRow) -> str:
-    """A difference and its 95 % interval, each with its sign."""
-
-    def told(value: float) -> str:
-        return ("" if value < 0 else "+") + decimal(value)
-
-    ends = ", ".join(told(end) for end in (row.ci_low, row.ci_high) if end is not None)
-    return f"{told(row.value)} [{ends}]" if ends else told(row.value)
-
-
-def times(row: ResultRow, *, digits: int) -> str:
-    """A ratio and its interval; none after the point from a hundred on."""
-    digits = 0 if row.value >= 100 else digits
-    ends = [row.ci_low, row.ci_high]
-    told = ", ".join(decimal(end, digits=digits) for end in ends if end is not None)
-    value = decimal(row.value, digits=digits)
-    return f"{value} [{told}]" if told else value
-
-
 def _models(rows: Sequence[ResultRow], *, split: str) -> list[str]:
     return list(dict.fromkeys(row.model for row in rows if row.split == split))
-
-
-def _percent(row: ResultRow) -> str:
-    value, ends = f"{100 * row.value:+.0f} %", (row.ci_low, row.ci_high)
-    told = ", ".join(f"{100 * end:+.0f}" for end in ends if end is not None)
-    return (f"{value} [{told}]" if told else value).replace("-", "−")
-
-
-def _lost(row: ResultRow) -> str:
-    """A share that was lost, in percent, with its interval; below zero it was won."""
-    ends = ", ".join(f"{100 * end:.1f}" for end in (row.ci_low, row.ci_high) if end is not None)
-    told = f"{100 * row.value:.1f} %"
-    return (f"{told} [{ends}]" if ends else told).replace("-", "−")
-
-
-def _parameters(count: int | None) -> str:
-    return "–" if count is None else f"{count / 1000:,.0f} K"
-
-
-def _short(value: float) -> str:
-    """About two figures: 127.95 is 128, 2.878 is 2.9, .2634 is .26."""
-    digits = 0 if value >= 9.95 else 1 if value >= 1 else 2
-    return decimal(value, digits=digits)

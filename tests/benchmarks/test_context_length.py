@@ -38,7 +38,7 @@ def subject() -> Subject:
         config=FoundationConfig(vector_dim=8),
         seed=0,
     )
-    return Subject(foundation=model, book=book, split=split, task="job_market")
+    return Subject(foundation=model, book=book, split=split, task="job_market", seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,10 @@ def rows_of(measured: Measured, **cells: object) -> list[ResultRow]:
         for row in measured.rows
         if all(getattr(row, name) == value for name, value in cells.items())
     ]
+
+
+def test_rows_carry_the_seed_of_the_training(measured: Measured) -> None:
+    assert {row.seed for row in measured.rows} == {3}
 
 
 def test_every_length_is_asked_of_the_same_people(measured: Measured) -> None:

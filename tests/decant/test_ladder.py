@@ -201,6 +201,23 @@ def test_killed_anywhere_it_ends_with_the_same_ladder(
     assert weights(out) == weights(laddered)
 
 
+def test_a_rung_is_taught_by_its_teacher_alone_unless_the_data_is_asked_for(
+    top_run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    weights: list[set[float]] = []
+
+    def taught(*_: object, config, **__: object):
+        weights.append(set(config.loss_weights.values()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(steps, "distil", taught)
+    for share in (0.0, 1.0):
+        config = lenient(top_run, data_weight=share)
+        with pytest.raises(KeyboardInterrupt):
+            descend(top_run, config=config, out=tmp_path / str(share), timed_requests=3)
+    assert weights == [{0.0}, set(config.fit.loss_weights.values())]
+
+
 def test_a_step_that_fails_is_halved_until_none_is_left(top_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     config = lenient(top_run, max_loss=0.0, max_loss_vs_top=0.0, num_halvings=1, max_step=0.3)

@@ -75,6 +75,9 @@ def test_what_code_says_is_the_same_for_every_python():
     stripped = module._stripped(source)
     assert stripped == 'def f(x):\n    """What # it is."""\n    return f"{x!r:>4} # {x}"'
     assert module._stripped(source.replace("    return", "return")) != stripped
+    # A prompt's text may have blank lines, and they are told to the model.
+    told = 'TEXT = """a\n\nb  \n"""\n\nX = f"""{TEXT}\n\nc"""\n'
+    assert module._stripped(told) == told.replace('"""\n\nX', '"""\nX').rstrip()
 
 
 def test_the_default_code_is_that_of_the_rooms(tmp_path):

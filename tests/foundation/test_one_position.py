@@ -1,5 +1,7 @@
+from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -10,7 +12,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from foundation import one_position
+from foundation import one_position, scoring
+from foundation.batches import take_rows
+from promptify.assembly import PromptBook
+from promptify.splits import Split
 
 SHAPE = {
     "vocab_size": 50,
@@ -94,6 +99,27 @@ def test_bounded_logits_are_never_left_to_sdpa() -> None:
     decoder.config._attn_implementation = "sdpa"  # As transformers 5.17 has it.
     one_position.attend_with(decoder)
     assert decoder.config._attn_implementation == "eager"
+
+
+def test_rows_and_prefixes_are_read_by_quick_kernels(
+    make: Any, books: dict[str, PromptBook], split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[str] = []
+
+    def recorded(name: str) -> Any:
+        def context(device: torch.device) -> Any:
+            entered.append(name)
+            return nullcontext()
+
+        return context
+
+    foundation = make("slot")
+    prefix = take_rows(books["slot"].prefixes(split.test), np.array([0]))
+    monkeypatch.setattr(one_position, "quick_kernels", recorded("rows"))
+    monkeypatch.setattr(scoring, "quick_kernels", recorded("prefix"))
+    foundation.embed_users(prefix)
+    foundation.read_prefix(prefix)
+    assert entered == ["rows", "prefix"]
 
 
 def test_no_kernel_that_plans_each_shape_is_asked_on_a_gpu() -> None:
