@@ -96,17 +96,31 @@ def test_what_was_trained_is_told_from_what_is_extrapolated(measured: Measured) 
     assert all(row.value <= 150 for row in read)
 
 
-def test_what_lies_beyond_is_held_against_the_longest_trained(measured: Measured) -> None:
-    beyond = rows_of(measured, metric="ndcg@10_vs_trained", history_events=None)
-    assert {row.context_tokens for row in beyond} == {192, 256}
-    for row in beyond:
-        same = {"model": row.model, "metric": "ndcg@10", "history_events": None}
-        [there] = rows_of(measured, **same, context_tokens=row.context_tokens, split=row.split)
-        who = row.split.rpartition("extrapolated")[0]
-        [trained] = rows_of(measured, **same, context_tokens=150, split=f"{who}trained length")
-        assert row.value == pytest.approx(there.value - trained.value)
-        # A difference that no draw of people changes has no interval.
-        assert row.ci_low is None or row.ci_low <= row.value <= row.ci_high
+def test_what_lies_beyond_is_held_against_the_longest_trained(
+    subject: Subject, tmp_path: Path
+) -> None:
+    curves = Curves(
+        subject, Measured("context_length", {}, out=None), work=tmp_path, name="foundation"
+    )
+    ranked, asked = len(curves.asked.wanted.request), len(curves.targets)
+
+    def said(rank: int) -> benchmark.Said:
+        return benchmark.Said(
+            rank=np.full(ranked, rank),
+            probability=np.zeros(0),
+            read_tokens=np.full(asked, 100),
+        )
+
+    lengths = {
+        benchmark.Length(policy="recent", tokens=100): said(4),
+        benchmark.Length(policy="recent", tokens=150): said(1),
+        benchmark.Length(policy="recent", tokens=192, scaled=True): said(2),
+    }
+    curves._peak_rows(lengths, curves.asked, "tokens", "all users")
+    [row] = rows_of(curves.measured, metric="ndcg@10_vs_trained")
+    assert row.context_tokens == 192
+    assert "extrapolated, scaled" in row.split
+    assert row.value == pytest.approx(1 / np.log2(3) - 1)
 
 
 def test_the_model_is_left_as_it_was(subject: Subject, measured: Measured) -> None:
