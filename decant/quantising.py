@@ -132,7 +132,7 @@ def quantise(
     """
     if weights != "int8" and not has_kernels(weights):
         raise BadInput(
-            f"--weights {weights} is for GPUs that compute in {weights}, and this machine has none; "
+            f"--weights {weights} is for GPUs that compute in {weights}, and there is none here; "
             "--weights int8 is for processors."
         )
     layout = RunLayout(folder)
@@ -165,7 +165,7 @@ def quantise(
             asked, reference = small, above
         else:
             to_grid(small, weights)
-            asked, reference = _on_gpu(small), copy.deepcopy(above).to("cuda")
+            asked, reference = _on_gpu(small), copy.deepcopy(above).cuda()
         ladder.hands.settle(asked)
         small.settings = asked.settings
         small.save_pretrained(scratch / "model")

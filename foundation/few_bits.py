@@ -206,16 +206,27 @@ def int8_product(input_MK: Tensor, codes_NK: Tensor, scale_1N: Tensor) -> Tensor
     num_positions = len(input_MK)
     if num_positions < _LEAST_INT8_POSITIONS:
         input_MK = F.pad(input_MK, (0, 0, 0, _LEAST_INT8_POSITIONS - num_positions))
+    rounded_MK, scale_M1 = int8_inputs(input_MK)
+    sum_MN = torch._int_mm(rounded_MK, codes_NK.T)
+    return int8_outputs(sum_MN, scale_M1, scale_1N)[:num_positions]
+
+
+def int8_inputs(input_MK: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs in int8, and the scale of each position, float32 [M, 1]."""
     scale_M1 = _largest(input_MK) / _LARGEST_INT8
-    sum_MN = torch._int_mm((input_MK / scale_M1).round().to(torch.int8), codes_NK.T)
-    return (sum_MN * scale_M1 * scale_1N).bfloat16()[:num_positions]
+    return (input_MK / scale_M1).round().to(torch.int8), scale_M1
+
+
+def int8_outputs(sum_MN: Tensor, scale_M1: Tensor, scale_1N: Tensor) -> Tensor:
+    """What int32 sums of products stand for, bfloat16."""
+    return (sum_MN * scale_M1 * scale_1N).bfloat16()
 
 
 def fp8_product(input_MK: Tensor, codes_NK: Tensor, scale_1N: Tensor) -> Tensor:
     """Inputs, rounded to e4m3, times e4m3 weights, bfloat16 [M, N]."""
-    scale_M1 = _largest(input_MK) / _LARGEST_FP8
+    rounded_MK, scale_M1 = fp8_inputs(input_MK)
     return torch._scaled_mm(
-        (input_MK / scale_M1).to(_FP8),
+        rounded_MK,
         codes_NK.T,
         scale_a=scale_M1,
         scale_b=scale_1N,
@@ -224,12 +235,18 @@ def fp8_product(input_MK: Tensor, codes_NK: Tensor, scale_1N: Tensor) -> Tensor:
     )
 
 
+def fp8_inputs(input_MK: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs in e4m3, and the scale of each position, float32 [M, 1]."""
+    scale_M1 = _largest(input_MK) / _LARGEST_FP8
+    return (input_MK / scale_M1).to(_FP8), scale_M1
+
+
 def _largest(input_MK: Tensor) -> Tensor:
     """The largest magnitude at each position, float32 [M, 1], above zero."""
     norm_M1: Tensor = torch.linalg.vector_norm(
         input_MK, torch.inf, dim=1, keepdim=True, dtype=torch.float32
     )
-    return norm_M1.clamp_(min=_TINY)
+    return norm_M1.clamp(min=_TINY)
 
 
 def has_kernels(weights: str) -> bool:

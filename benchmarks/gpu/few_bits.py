@@ -30,13 +30,18 @@ from promptify.assembly import PromptBook
 
 Weights = Literal["int8", "fp8", "int4"]
 WEIGHTS: tuple[Weights, ...] = ("fp8", "int8", "int4")
-COMPILED: tuple[Weights, ...] = ("fp8", "int8")
-"""Those that round inputs, which a compiler makes one kernel."""
+COMPILED: dict[Weights, tuple[str, ...]] = {
+    "fp8": ("fp8_inputs",),
+    "int8": ("int8_inputs", "int8_outputs"),
+}
+"""What stands around the products of those that round inputs: a kernel each, when compiled."""
 
 SHAPES = ("Qwen3-0.6B shape", "0.1B")
 
-# Tokens of the prefix, candidates, tokens of each.
-_LOAD, _SMOKE_LOAD = (512, 100, 16), (40, 4, 3)
+# Tokens of the prefix, candidates, tokens of each. A step waits for its calls in the first, and for
+# its products in the second.
+_LOADS = ((512, 100, 16), (12288, 50, 150))
+_SMOKE_LOADS = ((40, 4, 3), (60, 5, 6))
 _TURNS, _SMOKE_TURNS = 21, 3
 # torchao's layers take hundreds of times as long to call as PyTorch's.
 _PEER_TURNS = 5
@@ -58,7 +63,7 @@ class FewBits:
         self, session: Session, book: PromptBook, *, name: str, shape: Shape, smoke: bool
     ) -> None:
         self.session, self.book, self.name, self.shape = session, book, name, shape
-        self.load = _SMOKE_LOAD if smoke else _LOAD
+        self.loads = _SMOKE_LOADS if smoke else _LOADS
         self.turns = _SMOKE_TURNS if smoke else _TURNS
         self.checked = 2 if smoke else _CHECKED_REQUESTS
 
@@ -74,8 +79,8 @@ class FewBits:
 
     @cached_property
     def requests(self) -> list[Request]:
-        """Of random tokens."""
-        return [Request.draw(self.whole, self.load, seed=seed) for seed in range(self.checked)]
+        """Of random tokens, under the first load."""
+        return [Request.draw(self.whole, self.loads[0], seed=seed) for seed in range(self.checked)]
 
     @cached_property
     def exact_nCA(self) -> Scores:
@@ -128,15 +133,19 @@ class FewBits:
 
     def _against_half(self, small: Foundation, model: str, *, turns: int | None = None) -> None:
         turns = turns or self.turns
-        both = [timed(ours(one), self.requests[0]) for one in (self.half, small)]
-        for _ in range(3):
-            [once() for once in both]
-        seconds = np.array(
-            [[once()[0] for once in both] for _ in tqdm(range(turns), leave=False, delay=2)]
-        )
-        self._add(model, "speedup_vs_bf16", median(seconds[:, 0] / seconds[:, 1]), n=turns)
-        self._add(model, "turn_ms", median(1000 * seconds[:, 1]), n=turns)
-        self._add(f"{model}: bf16 beside it", "turn_ms", median(1000 * seconds[:, 0]), n=turns)
+        for load in self.loads:
+            request = Request.draw(self.whole, load, seed=0)
+            both = [timed(ours(one), request) for one in (self.half, small)]
+            for once in (*both, *both):
+                once()
+            seconds = np.array(
+                [[once()[0] for once in both] for _ in tqdm(range(turns), leave=False, delay=2)]
+            )
+            ratio = median(seconds[:, 0] / seconds[:, 1])
+            self._add(model, "speedup_vs_bf16", ratio, n=turns, load=load)
+            for name, column in ((f"bf16 beside {model}", 0), (model, 1)):
+                taken = median(1000 * seconds[:, column])
+                self._add(name, "turn_ms", taken, n=turns, load=load)
 
     def _bytes(self, small: Foundation, model: str) -> None:
         layers = small.decoder.model.layers
@@ -160,15 +169,22 @@ class FewBits:
         self._add(model, "top1_agreement_all", float(is_same_n.mean()), n=n)
 
     def _add(
-        self, model: str, metric: str, value: float | tuple[float, tuple[float, float]], *, n: int
+        self,
+        model: str,
+        metric: str,
+        value: float | tuple[float, tuple[float, float]],
+        *,
+        n: int,
+        load: tuple[int, int, int] | None = None,
     ) -> None:
+        load = load or self.loads[0]
         self.session.add(
             value,
-            task="x".join(map(str, self.load)),
+            task="x".join(map(str, load)),
             split=f"few bits, {self.name}",
             model=model,
             params=self.whole.num_parameters(),
-            context_tokens=self.load[0],
+            context_tokens=load[0],
             metric=metric,
             n=n,
         )
@@ -176,14 +192,15 @@ class FewBits:
 
 @contextmanager
 def _compiled(weights: Weights) -> Iterator[None]:
-    """Compile the product of these weights for a while."""
-    name = f"{weights}_product"
-    product = getattr(few_bits, name)
-    setattr(few_bits, name, torch.compile(product, dynamic=True))
+    """Compile for a while what stands around the products."""
+    plain = {name: getattr(few_bits, name) for name in COMPILED[weights]}
+    for name, function in plain.items():
+        setattr(few_bits, name, torch.compile(function, dynamic=True))
     try:
         yield
     finally:
-        setattr(few_bits, name, product)
+        for name, function in plain.items():
+            setattr(few_bits, name, function)
 
 
 def _put_torchao(decoder: Any, weights: Weights) -> None:
