@@ -177,8 +177,8 @@ def round_layers(decoder: Any, weights: GridWeights) -> None:
 def on_grid(weight_NK: Tensor, weights: GridWeights) -> Tensor:
     """The nearest numbers that a few bits can tell, float32 [N, K]."""
     codes_NK, scale_NG = (round_to_fp8 if weights == "fp8" else round_to_int4)(weight_NK)
-    grouped_NGk = codes_NK.float().unflatten(1, (scale_NG.shape[1], -1))
-    return (grouped_NGk * scale_NG[..., None]).flatten(1)
+    codes_NGk: Tensor = codes_NK.float().unflatten(1, (scale_NG.shape[1], -1))
+    return (codes_NGk * scale_NG[..., None]).flatten(1)
 
 
 def round_to_fp8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
