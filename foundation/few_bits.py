@@ -23,6 +23,7 @@ groups whose extreme is code -8 as in llama.cpp's Q4_0.
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
@@ -45,11 +46,38 @@ _TINY = torch.finfo(torch.bfloat16).tiny
 _LEAST_INT8_POSITIONS = 32
 
 
+# Inputs of a product: what its kernel takes of them.
+Inputs = tuple[Tensor, ...]
+
+
+class LastInputs:
+    """The inputs that were rounded last: layers that read the same ones round them once.
+
+    Queries, keys and values are made of the same, and the two halves of an MLP.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[ref[Tensor], int, Inputs] | None = None
+
+    def get(self, input: Tensor) -> Inputs | None:
+        """What these inputs were rounded to; None where others were, or they changed since."""
+        last = self._last
+        if last is None or last[0]() is not input or input.is_inference():
+            return None
+        return last[2] if last[1] == input._version else None
+
+    def put(self, input: Tensor, rounded: Inputs) -> None:
+        """Keep them in the place of those before."""
+        if not input.is_inference():
+            self._last = ref(input), input._version, rounded
+
+
 class FewBitsLinear(nn.Module):
     """A linear layer over codes and scales, bfloat16 in and out; inference alone.
 
     Args:
         linear: with weights on the grid, [N, K] and, where it has one, the bias [N].
+        last: shared by the layers of a decoder.
     """
 
     multiples: ClassVar[tuple[int, int]]
@@ -59,7 +87,7 @@ class FewBitsLinear(nn.Module):
     codes: Tensor
     scale: Tensor
 
-    def __init__(self, linear: nn.Linear | Int8Linear) -> None:
+    def __init__(self, linear: nn.Linear | Int8Linear, last: LastInputs) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         codes, scale = self.pack(linear)
@@ -67,10 +95,15 @@ class FewBitsLinear(nn.Module):
         self.register_buffer("scale", scale)
         bias = linear.bias
         self.bias = None if bias is None else nn.Parameter(bias.detach().bfloat16(), False)
+        self.last = last
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., K] to [..., N]."""
-        out_MN = self.product(input.reshape(-1, self.in_features))
+        inputs = self.last.get(input)
+        if inputs is None:
+            inputs = self.inputs(input.reshape(-1, self.in_features))
+            self.last.put(input, inputs)
+        out_MN = self.product(*inputs)
         if self.bias is not None:
             out_MN = out_MN + self.bias
         return out_MN.view(*input.shape[:-1], self.out_features)
@@ -86,7 +119,11 @@ class FewBitsLinear(nn.Module):
         """A layer's codes and scales as the kernel wants them."""
         raise NotImplementedError
 
-    def product(self, input_MK: Tensor) -> Tensor:
+    def inputs(self, input_MK: Tensor) -> Inputs:
+        """What the kernel takes of the inputs."""
+        raise NotImplementedError
+
+    def product(self, *inputs: Any) -> Tensor:
         """Inputs times weights, [M, N]."""
         raise NotImplementedError
 
@@ -99,8 +136,14 @@ class _Int8(FewBitsLinear):
     def pack(linear: Int8Linear) -> tuple[Tensor, Tensor]:
         return linear.weight.data, linear.scale_N[None]
 
-    def product(self, input_MK: Tensor) -> Tensor:
-        return int8_product(input_MK, self.codes, self.scale)
+    def inputs(self, input_MK: Tensor) -> Inputs:
+        rounded_MK, scale_M1 = int8_inputs(input_MK)
+        missing = max(0, _LEAST_INT8_POSITIONS - len(rounded_MK))
+        return F.pad(rounded_MK, (0, 0, 0, missing)) if missing else rounded_MK, scale_M1
+
+    def product(self, rounded_MK: Tensor, scale_M1: Tensor) -> Tensor:
+        sum_MN = torch._int_mm(rounded_MK, self.codes.T)[: len(scale_M1)]
+        return int8_outputs(sum_MN, scale_M1, self.scale)
 
 
 class _Fp8(FewBitsLinear):
@@ -112,8 +155,18 @@ class _Fp8(FewBitsLinear):
         codes_NK, scale_N1 = round_to_fp8(linear.weight.detach())
         return codes_NK, scale_N1.T.contiguous()
 
-    def product(self, input_MK: Tensor) -> Tensor:
-        return fp8_product(input_MK, self.codes, self.scale)
+    def inputs(self, input_MK: Tensor) -> Inputs:
+        return fp8_inputs(input_MK)
+
+    def product(self, rounded_MK: Tensor, scale_M1: Tensor) -> Tensor:
+        return torch._scaled_mm(
+            rounded_MK,
+            self.codes.T,
+            scale_a=scale_M1,
+            scale_b=self.scale,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
+        )
 
 
 class _Int4(FewBitsLinear):
@@ -131,6 +184,9 @@ class _Int4(FewBitsLinear):
         packed = torch.ops.aten._convert_weight_to_int4pack(pairs.contiguous(), tiles)
         scale_GN = scale_NG.T.bfloat16()
         return packed, torch.stack([scale_GN, torch.zeros_like(scale_GN)], -1)
+
+    def inputs(self, input_MK: Tensor) -> Inputs:
+        return (input_MK,)
 
     def product(self, input_MK: Tensor) -> Tensor:
         out_MN: Tensor = torch.ops.aten._weight_int4pack_mm(
@@ -201,16 +257,6 @@ def round_to_int4(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
     return codes_NGk.flatten(1), scale_NG1[..., 0]
 
 
-def int8_product(input_MK: Tensor, codes_NK: Tensor, scale_1N: Tensor) -> Tensor:
-    """Inputs, rounded to int8, times int8 weights, bfloat16 [M, N]."""
-    num_positions = len(input_MK)
-    if num_positions < _LEAST_INT8_POSITIONS:
-        input_MK = F.pad(input_MK, (0, 0, 0, _LEAST_INT8_POSITIONS - num_positions))
-    rounded_MK, scale_M1 = int8_inputs(input_MK)
-    sum_MN = torch._int_mm(rounded_MK, codes_NK.T)
-    return int8_outputs(sum_MN, scale_M1, scale_1N)[:num_positions]
-
-
 def int8_inputs(input_MK: Tensor) -> tuple[Tensor, Tensor]:
     """Inputs in int8, and the scale of each position, float32 [M, 1]."""
     scale_M1 = _largest(input_MK) / _LARGEST_INT8
@@ -220,19 +266,6 @@ def int8_inputs(input_MK: Tensor) -> tuple[Tensor, Tensor]:
 def int8_outputs(sum_MN: Tensor, scale_M1: Tensor, scale_1N: Tensor) -> Tensor:
     """What int32 sums of products stand for, bfloat16."""
     return (sum_MN * scale_M1 * scale_1N).bfloat16()
-
-
-def fp8_product(input_MK: Tensor, codes_NK: Tensor, scale_1N: Tensor) -> Tensor:
-    """Inputs, rounded to e4m3, times e4m3 weights, bfloat16 [M, N]."""
-    rounded_MK, scale_M1 = fp8_inputs(input_MK)
-    return torch._scaled_mm(
-        rounded_MK,
-        codes_NK.T,
-        scale_a=scale_M1,
-        scale_b=scale_1N,
-        out_dtype=torch.bfloat16,
-        use_fast_accum=True,
-    )
 
 
 def fp8_inputs(input_MK: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,10 +323,10 @@ def put_few_bits(decoder: Any, weights: str) -> None:
         decoder: a causal LM of transformers, its weights on their grid; changed in place.
         weights: of `FoundationConfig`.
     """
-    layer = _LAYERS.get(weights)
+    layer, last = _LAYERS.get(weights), LastInputs()
     for parent, name, linear in list(_linears(decoder)):
         if layer is not None and layer.fits(linear):
-            setattr(parent, name, layer(linear))
+            setattr(parent, name, layer(linear, last))
         elif isinstance(linear, Int8Linear):
             setattr(parent, name, linear.stock_layer())
     for module in decoder.model.layers.modules():

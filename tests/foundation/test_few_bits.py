@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from foundation import FitConfig, Foundation
+from foundation import FitConfig, Foundation, few_bits
 from foundation.batches import take_rows
 from foundation.few_bits import (
     FewBitsLinear,
@@ -34,6 +34,17 @@ from promptify.splits import Split
 GRIDS = ("fp8", "int4")
 E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
 E4M3 = E4M3[E4M3.isfinite()].unique()
+
+TINY = Qwen3Config(
+    vocab_size=300,
+    hidden_size=128,
+    intermediate_size=384,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    initializer_range=128**-0.5,
+)
 
 
 def drawn(seed: int, outputs: int, inputs: int) -> Tensor:
@@ -137,6 +148,37 @@ def check_layer(weights: str, positions: int, outputs: int, inputs: int, device:
 @pytest.mark.parametrize("weights", ["int8", "fp8"])
 def test_a_layer_computes_what_is_written(weights: str, positions: int) -> None:
     check_layer(weights, positions, 48, 96, "cpu")
+
+
+def test_inputs_are_rounded_once_for_all_that_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = AutoModelForCausalLM.from_config(TINY).eval()
+    put_few_bits(decoder, "fp8")
+    rounding, rounded = few_bits.fp8_inputs, []
+    monkeypatch.setattr(
+        few_bits, "fp8_inputs", lambda given: rounded.append(given) or rounding(given)
+    )
+    embeds = torch.randn(1, 9, TINY.hidden_size)
+    with torch.no_grad():
+        wanted = decoder.model(inputs_embeds=embeds).last_hidden_state
+        # Queries, keys and values; the output; the MLP's halves; the way back.
+        assert len(rounded) == 4 * TINY.num_hidden_layers
+        monkeypatch.setattr(few_bits.LastInputs, "get", lambda self, input: None)
+        alone = decoder.model(inputs_embeds=embeds).last_hidden_state
+    assert len(rounded) == 11 * TINY.num_hidden_layers
+    assert torch.equal(alone, wanted)
+
+
+def test_inputs_that_were_written_to_are_rounded_again() -> None:
+    _, few = layer("fp8", 16, 32, bias=False)
+    given = torch.randn(4, 32).bfloat16()
+    few(given)
+    given *= 2
+    torch.testing.assert_close(few(given), few(given.clone()))
+    with torch.inference_mode():
+        other = torch.randn(4, 32).bfloat16()
+        before = few(other)
+        other *= 2
+        assert not torch.equal(few(other), before)
 
 
 def test_a_position_of_zeros_is_the_bias() -> None:
@@ -279,17 +321,7 @@ def test_a_decoder_on_a_gpu_reads_as_its_float32_numbers(weights: Any) -> None:
     if not has_kernels(weights):
         pytest.skip(f"needs a GPU that computes in {weights}")
     torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=300,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        initializer_range=128**-0.5,
-    )
-    plain = AutoModelForCausalLM.from_config(config).eval()
+    plain = AutoModelForCausalLM.from_config(TINY).eval()
     few = copy.deepcopy(plain)
     if weights in GRIDS:
         round_layers(plain, weights)
