@@ -29,6 +29,7 @@ from decant.served import Served, told_table
 from decant.stages import fingerprint
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
+from foundation.int8 import is_int8
 from foundation.told_items import ItemReadings
 from promptify.ingest import item_types
 from promptify.validation import BadInput, BadRows
@@ -67,7 +68,9 @@ def index(options: Namespace) -> list[str]:
     serves = layout is not None and options.out is None
     out = layout.catalogue_scratch if layout and serves else options.out
     shards = ShardFolder(folder=out)
-    foundation = load_model(model).to(processes.training_device())
+    foundation = load_model(model)
+    if not is_int8(foundation.decoder):  # which a processor alone computes
+        foundation.to(processes.training_device())
     width = foundation.checked_width(options.width)
     with _one_writer(out):
         plan = _plan(options, model, foundation, shards, width=width, with_items=serves)

@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import decant.embedding
-from decant import Recommender
+from decant import Recommender, processes
 from decant.cli import main
 from decant.layout import RunLayout
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
+from foundation.int8 import to_int8
 from retrieval import ItemIndex
 
 NUM_NEW = 25
@@ -107,6 +108,18 @@ def test_vectors_are_the_models_and_known_items_keep_what_was_learned_of_them(
     nearest = index.search(alone[:3], 3).ids
     exact = np.argsort(-(alone[:3] @ vectors.T), axis=1, kind="stable")[:, :3]
     assert nearest.tolist() == [[jobs[i]["item_id"] for i in row] for row in exact]
+
+
+def test_a_model_for_processors_stays_on_one(
+    model: Path, items: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Foundation.from_pretrained(model)
+    to_int8(small)
+    small.save_pretrained(tmp_path / "small")
+    monkeypatch.setattr(processes, "training_device", lambda: "cuda")
+    out = tmp_path / "out"
+    main(["index", str(tmp_path / "small"), "--items", str(items), "--out", str(out)])
+    assert len(ItemIndex.load(out / "index", model_hash=weights_hash(tmp_path / "small"))) > 0
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
