@@ -8,7 +8,7 @@ float32; what passes between layers on a GPU is bfloat16.
 
 int8    the int8 of `foundation.int8`; inputs by the largest at each position
 fp8     e4m3 numbers, a scale for each output; inputs likewise
-int4    a scale for each 32 inputs of an output; inputs stay bfloat16
+int4    a scale for each 32 inputs of an output; made bfloat16 where they are multiplied
 
 A saved model holds the float32 numbers: stock loaders read it, a machine without a GPU computes
 with them as with any others, and a GPU finds the same codes again. So the scales of fp8 and int4
@@ -171,28 +171,20 @@ class _Fp8(FewBitsLinear):
 
 class _Int4(FewBitsLinear):
     group: ClassVar[int] = 32
-    multiples = (group, 8)
+    multiples = (group, 1)
     capability = (8, 0)
 
     @staticmethod
     def pack(linear: nn.Linear) -> tuple[Tensor, Tensor]:
-        """Two codes a byte in the kernel's tiles, on the GPU; scales beside zeros [G, N, 2]."""
-        codes_NK, scale_NG = round_to_int4(linear.weight.detach().cuda())
-        above_NK = (codes_NK + 8).to(torch.uint8)
-        pairs = above_NK[:, ::2] << 4 | above_NK[:, 1::2]
-        tiles = next(tiles for tiles in (8, 4, 2) if linear.in_features % (16 * tiles) == 0)
-        packed = torch.ops.aten._convert_weight_to_int4pack(pairs.contiguous(), tiles)
-        scale_GN = scale_NG.T.bfloat16()
-        return packed, torch.stack([scale_GN, torch.zeros_like(scale_GN)], -1)
+        """Two codes a byte, int8 [N, K/2], and scales, bfloat16 [N, G]."""
+        codes_NK, scale_NG = round_to_int4(linear.weight.detach())
+        return codes_NK[:, 1::2] << 4 | codes_NK[:, ::2] & 15, scale_NG.bfloat16()
 
     def inputs(self, input_MK: Tensor) -> Inputs:
         return (input_MK,)
 
     def product(self, input_MK: Tensor) -> Tensor:
-        out_MN: Tensor = torch.ops.aten._weight_int4pack_mm(
-            input_MK, self.codes, self.group, self.scale
-        )
-        return out_MN
+        return F.linear(input_MK, int4_weight(self.codes, self.scale))
 
 
 _LAYERS: dict[str, type[FewBitsLinear]] = {"int8": _Int8, "fp8": _Fp8, "int4": _Int4}
@@ -272,6 +264,14 @@ def fp8_inputs(input_MK: Tensor) -> tuple[Tensor, Tensor]:
     """Inputs in e4m3, and the scale of each position, float32 [M, 1]."""
     scale_M1 = _largest(input_MK) / _LARGEST_FP8
     return (input_MK / scale_M1).to(_FP8), scale_M1
+
+
+def int4_weight(pairs: Tensor, scale_NG: Tensor) -> Tensor:
+    """Weights of two codes a byte, bfloat16 [N, K]."""
+    # The upper code brings its sign along when it is shifted; the lower is given its own.
+    codes_NK = torch.stack([(pairs & 15 ^ 8) - 8, pairs >> 4], -1).flatten(1)
+    weight_NGk: Tensor = codes_NK.unflatten(1, (scale_NG.shape[1], -1)) * scale_NG[..., None]
+    return weight_NGk.flatten(1)
 
 
 def _largest(input_MK: Tensor) -> Tensor:

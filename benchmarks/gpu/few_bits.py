@@ -33,8 +33,9 @@ WEIGHTS: tuple[Weights, ...] = ("fp8", "int8", "int4")
 COMPILED: dict[Weights, tuple[str, ...]] = {
     "fp8": ("fp8_inputs",),
     "int8": ("int8_inputs", "int8_outputs"),
+    "int4": ("int4_weight",),
 }
-"""What stands around the products of those that round inputs: a kernel each, when compiled."""
+"""What stands around the products: a kernel each, when compiled."""
 
 SHAPES = ("Qwen3-0.6B shape", "0.1B")
 
@@ -88,10 +89,7 @@ class FewBits:
         return np.stack([ours(self.whole)(request) for request in self.requests])
 
     def layers(self, weights: Weights) -> None:
-        """Rows of our layers, and of bfloat16 beside them; no kernel packs int4 without a GPU."""
-        if weights == "int4" and self.session.device.type != "cuda":
-            self.session.say(f"skipped  few bits, {self.name}, int4: there is no GPU")
-            return
+        """Rows of our layers, and of bfloat16 beside them."""
         small = self._rounded(weights)
         self._against_half(small, weights)
         self._bytes(small, weights)

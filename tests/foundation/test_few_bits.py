@@ -145,7 +145,7 @@ def check_layer(weights: str, positions: int, outputs: int, inputs: int, device:
 
 
 @pytest.mark.parametrize("positions", [1, 5, 70])
-@pytest.mark.parametrize("weights", ["int8", "fp8"])
+@pytest.mark.parametrize("weights", ["int8", "fp8", "int4"])
 def test_a_layer_computes_what_is_written(weights: str, positions: int) -> None:
     check_layer(weights, positions, 48, 96, "cpu")
 
@@ -182,7 +182,7 @@ def test_inputs_that_were_written_to_are_rounded_again() -> None:
 
 
 def test_a_position_of_zeros_is_the_bias() -> None:
-    for weights in ("int8", "fp8"):
+    for weights in ("int8", "fp8", "int4"):
         _, few = layer(weights, 16, 32, bias=True)
         out = few(torch.zeros(3, 32).bfloat16())
         torch.testing.assert_close(out, few.bias.expand(3, -1))
@@ -230,15 +230,15 @@ def test_a_rounded_model_is_float32_wherever_it_is_read(
             assert torch.equal(on_grid(tensor, weights), tensor)
 
 
-@pytest.mark.parametrize("weights", ["int8", "fp8", "float32"])
+@pytest.mark.parametrize("weights", ["int8", "fp8", "int4", "float32"])
 def test_in_few_bits_labels_are_read_in_float32(
     make: Any, form: str, book: PromptBook, split: Split, tmp_path: Path, weights: Any
 ) -> None:
     plain = make(form)
-    if weights == "fp8":
-        to_grid(plain, weights)
     if weights == "int8":
         to_int8(plain)
+    elif weights != "float32":
+        to_grid(plain, weights)
     wanted = scores(plain, book, split)
     few = copy.deepcopy(plain)
     put_few_bits(few.decoder, weights)
@@ -268,13 +268,14 @@ def test_in_few_bits_labels_are_read_in_float32(
     assert not (tmp_path / "few").exists()
 
 
-def test_a_loaded_model_finds_the_same_codes(make: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", GRIDS)
+def test_a_loaded_model_finds_the_same_codes(make: Any, tmp_path: Path, weights: Any) -> None:
     small = make("text")
-    to_grid(small, "fp8")
+    to_grid(small, weights)
     small.save_pretrained(tmp_path / "small")
     loaded = Foundation.from_pretrained(tmp_path / "small")
-    put_few_bits(small.decoder, "fp8")
-    put_few_bits(loaded.decoder, "fp8")
+    put_few_bits(small.decoder, weights)
+    put_few_bits(loaded.decoder, weights)
     for name, module in small.decoder.named_modules():
         if isinstance(module, FewBitsLinear):
             other = loaded.decoder.get_submodule(name)
