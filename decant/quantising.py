@@ -126,7 +126,8 @@ def quantise(folder: Path, *, max_loss: float = 0.01, timed_requests: int = 300)
     book, split = load_book(layout)
     config = ladder_config(folder, max_loss=max_loss, max_loss_vs_top=3 * max_loss)
     top = above if above_name == layout.top else load_model(layout.model(layout.top))
-    ladder = ladder_below(top, book, split, config, timed_requests=timed_requests)
+    # Int8 layers are computed on a CPU, and their latency is held against the others' there.
+    ladder = ladder_below(top, book, split, config, timed_requests=timed_requests, device="cpu")
     rungs = [one for one in layout.models() if one.startswith("rung-")]
     numbers = [int(one.removeprefix("rung-")) for one in rungs]
     name = f"rung-{max(numbers, default=0) + 1}"
