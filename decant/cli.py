@@ -96,7 +96,7 @@ def build_parser() -> ArgumentParser:
         help="a model as a stock checkpoint that ids alone can ask",
     )
     commands.add_subcommand(
-        "quantise", rungs_cli.quantise_parser(), help="the served model in int8, as a gated rung"
+        "quantise", rungs_cli.quantise_parser(), help="what serves in 8 or 4 bits, as a gated rung"
     )
     commands.add_subcommand(
         "trim", rungs_cli.trim_parser(), help="leave out the tokens that are never said"

@@ -12,6 +12,7 @@ from decant.layout import INDEX, RunLayout
 from decant.run_data import load_model, reading
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
+from foundation.few_bits import is_meant_for_gpu, to_gpu
 from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
 from promptify.validation import BadInput
@@ -45,6 +46,8 @@ def open_run(
     served = model or layout.served()
     path = layout.model(served)
     foundation = load_model(path)
+    if is_meant_for_gpu(foundation):
+        to_gpu(foundation)
     with reading(layout.interactions):
         interactions = Interactions.load(layout.interactions)
     if tuple(interactions.item_ids) != foundation.item_ids:

@@ -1,16 +1,19 @@
-"""A rung in int8: the served model's layers rounded, calibrated again, and put to the gate.
+"""A rung of few bits: the served model's layers rounded, calibrated again, and put to the gate.
 
-    decant quantise RUN
+    decant quantise RUN                # int8, for processors
+    decant quantise RUN --weights fp8  # or int4, for a GPU, and where there is one
 
 The rung is numbered below the others and serves where the gate lets it through. Beside the gate it
 is held to this: where the best item leads the next by more than the scores differ, it stays best.
+On a GPU the others are asked in bfloat16 there, as they would be, and the best items are float32's.
 """
 
 import copy
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +30,8 @@ from distill.ladder import Attempt, Rung
 from foundation import Foundation
 from foundation.batches import take_rows
 from foundation.checkpoint import weights_hash
-from foundation.int8 import is_int8, to_int8
+from foundation.few_bits import has_kernels, to_gpu, to_grid
+from foundation.int8 import to_int8
 from promptify.assembly import PromptBook
 from promptify.rows import Rows
 from promptify.splits import Targets
@@ -106,28 +110,49 @@ class _GateFailsError(Exception):
         self.found = found
 
 
-def quantise(folder: Path, *, max_loss: float = 0.01, timed_requests: int = 300) -> Quantised:
-    """Put the served model in int8, as the run's next rung.
+def quantise(
+    folder: Path,
+    *,
+    weights: Literal["int8", "fp8", "int4"] = "int8",
+    max_loss: float = 0.01,
+    timed_requests: int = 300,
+) -> Quantised:
+    """Round the weights of the served model, as the run's next rung.
 
     Args:
         folder: a finished run.
+        weights: to how few bits; int8 is measured on the processor, the others on the GPU.
         max_loss: share of AUC and NDCG@10 that may be lost against the rung above; three times that
             against the foundation.
         timed_requests: that latency is measured on.
 
     Raises:
-        BadInput: the folder is no finished run, or what serves is in int8 already.
+        BadInput: the folder is no finished run, what serves is rounded already, or there is no GPU
+            that computes in these weights.
     """
+    if weights != "int8" and not has_kernels(weights):
+        raise BadInput(
+            f"--weights {weights} is for GPUs that compute in {weights}, and there is none here; "
+            "--weights int8 is for processors."
+        )
     layout = RunLayout(folder)
     above_name = layout.served()
     above = load_model(layout.model(above_name))
-    if is_int8(above.decoder):
-        raise BadInput(f"{above_name} serves {folder} and is in int8 already.")
+    if above.settings.weights != "float32":
+        raise BadInput(f"{above_name} serves {folder} and is in {above.settings.weights} already.")
     book, split = load_book(layout)
     config = ladder_config(folder, max_loss=max_loss, max_loss_vs_top=3 * max_loss)
     top = above if above_name == layout.top else load_model(layout.model(layout.top))
-    # Int8 layers are computed on a CPU, and their latency is held against the others' there.
+    # Int8 is computed on a processor; what a GPU computes is copied there as it is asked.
     ladder = ladder_below(top, book, split, config, timed_requests=timed_requests, device="cpu")
+    if weights != "int8":
+        judge = ladder.hands.measure
+        ladder.hands = replace(
+            ladder.hands,
+            measure=lambda models, targets: judge(
+                {name: _on_gpu(model) for name, model in models.items()}, targets
+            ),
+        )
     rungs = [one for one in layout.models() if one.startswith("rung-")]
     numbers = [int(one.removeprefix("rung-")) for one in rungs]
     name = f"rung-{max(numbers, default=0) + 1}"
@@ -136,8 +161,14 @@ def quantise(folder: Path, *, max_loss: float = 0.01, timed_requests: int = 300)
     def make(out: Path, scratch: Path) -> None:
         shutil.rmtree(scratch / "model", ignore_errors=True)
         small = copy.deepcopy(above)
-        to_int8(small)
-        ladder.hands.settle(small)
+        if weights == "int8":
+            to_int8(small)
+            asked, reference = small, above
+        else:
+            to_grid(small, weights)
+            asked, reference = _on_gpu(small), copy.deepcopy(above).cuda()
+        ladder.hands.settle(asked)
+        small.settings = asked.settings
         small.save_pretrained(scratch / "model")
         (scratch / "judged.json").unlink(missing_ok=True)
         judged = ladder.judge(above, scratch)
@@ -145,7 +176,7 @@ def quantise(folder: Path, *, max_loss: float = 0.01, timed_requests: int = 300)
             GateVerdict.load(scratch / "verdicts" / "above.json"),
             GateVerdict.load(scratch / "verdicts" / "top.json"),
         )
-        top1 = top_agreement(above, small, book, split.valid)
+        top1 = top_agreement(reference, asked, book, split.valid)
         if judged["status"] == "fail" or top1.sure_same < top1.sure:
             raise _GateFailsError(Quantised(name=None, verdicts=verdicts, top1=top1))
         taken = Attempt(
@@ -157,7 +188,7 @@ def quantise(folder: Path, *, max_loss: float = 0.01, timed_requests: int = 300)
         rung = Rung(folder=scratch / "model", attempts=(taken,), above=verdicts[0], top=verdicts[1])
         keep_rung(rung, OnTest(top, book, split), out, name=name, above_name=above_name)
         record = json.loads((out / RUNG_RECORD).read_text("utf-8"))
-        record |= {"weights": "int8", "top1": asdict(top1)}
+        record |= {"weights": weights, "top1": asdict(top1)}
         write_whole(out / RUNG_RECORD, json.dumps(record, indent=2) + "\n")
         found.append(Quantised(name=name, verdicts=verdicts, top1=top1))
 
@@ -169,7 +200,7 @@ def quantise(folder: Path, *, max_loss: float = 0.01, timed_requests: int = 300)
                 name,
                 make,
                 inputs={
-                    "weights": "int8",
+                    "weights": weights,
                     "max_loss": max_loss,
                     "above": weights_hash(layout.model(above_name)),
                     "top": weights_hash(layout.model(layout.top)),
@@ -181,6 +212,13 @@ def quantise(folder: Path, *, max_loss: float = 0.01, timed_requests: int = 300)
     if rung_record(layout, name)["accepted"]:
         index_again(layout)
     return found[0]
+
+
+def _on_gpu(model: Foundation) -> Foundation:
+    """A copy as it is asked there."""
+    model = copy.deepcopy(model)
+    to_gpu(model)
+    return model
 
 
 def top_agreement(

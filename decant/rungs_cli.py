@@ -1,7 +1,7 @@
 """`decant ladder`, `quantise`, `trim` and `export`: other models, made of the one a run has.
 
 decant ladder runs/films --to 0.05 --max-loss 0.01
-decant quantise runs/films
+decant quantise runs/films --weights int8
 decant trim runs/films --out runs/films-trimmed
 decant export runs/films --out ranker
 """
@@ -77,11 +77,18 @@ def ladder_parser() -> ArgumentParser:
 def quantise_parser() -> ArgumentParser:
     """The parser of `decant quantise`."""
     parser = ArgumentParser(
-        description="Put the model that serves in int8, calibrate it again, and ask the gate what "
-        "was lost and what time was won; where it passes, it is the run's next rung and serves. "
-        "For processors."
+        description="Round the weights of the model that serves, calibrate it again, and ask the "
+        "gate what was lost and what time was won; where it passes, it is the run's next rung and "
+        "serves. A rung in fp8 or int4 is asked in them where there is a GPU, and in float32 where "
+        "there is none."
     )
     parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument(
+        "--weights",
+        choices=["int8", "fp8", "int4"],
+        default="int8",
+        help="int8 for processors; fp8 (8 bits) or int4 for a GPU",
+    )
     parser.add_argument(
         "--max-loss",
         type=float,
@@ -162,7 +169,10 @@ def quantise(options: Namespace) -> Iterator[str]:
     from decant import quantising
 
     done = quantising.quantise(
-        options.run, max_loss=options.max_loss, timed_requests=options.timed_requests
+        options.run,
+        weights=options.weights,
+        max_loss=options.max_loss,
+        timed_requests=options.timed_requests,
     )
     yield done.table()
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from foundation import Foundation, one_position
-from foundation.int8 import stock_state
+from foundation.few_bits import stock_state
 from promptify.validation import BadInput
 from promptify.whole import whole_folder
 

@@ -28,7 +28,8 @@ from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from foundation import Foundation
-from foundation.int8 import put_layers, stock_state
+from foundation.few_bits import stock_state
+from foundation.int8 import put_layers
 from promptify.assembly import PromptBook
 from promptify.pieces import Pieces
 from promptify.prompter import Prompter

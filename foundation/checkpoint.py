@@ -25,7 +25,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from foundation.config import FoundationConfig
-from foundation.int8 import put_layers, stock_state
+from foundation.few_bits import stock_state
+from foundation.int8 import put_layers
 from foundation.sizes import decoder_config, start_as_averages
 from promptify.pieces import Pieces
 from promptify.prompter import Prompter
@@ -107,7 +108,8 @@ def save(foundation: "Foundation", folder: Path) -> None:
     """Write a foundation to `folder`, whole or not at all; an older one there is replaced.
 
     Raises:
-        BadInput: the folder holds something that is not a foundation.
+        BadInput: the folder holds something that is not a foundation, or the model is in the form
+            in which it is asked on a GPU.
     """
     if folder.exists() and not (folder / "foundation.json").is_file() and any(folder.iterdir()):
         raise BadInput(f"{folder} holds other files than a foundation; save it elsewhere.")

@@ -48,7 +48,8 @@ class FoundationConfig:
         dropout: probability of zeroing an input coordinate in training.
         rank_weight: `w` of the ranking formula, per task, fitted on validation.
         calibration: of action probabilities, per task, fitted on validation.
-        weights: what the layers compute with; `foundation.int8.to_int8` sets it.
+        weights: what the layers' weights are rounded to; `foundation.int8.to_int8` and
+            `foundation.few_bits.to_grid` set it.
     """
 
     vector_dim: int = 128
@@ -61,7 +62,7 @@ class FoundationConfig:
     dropout: float = 0.1
     rank_weight: tuple[float, ...] = ()
     calibration: tuple[Calibration, ...] = ()
-    weights: Literal["float32", "int8"] = "float32"
+    weights: Literal["float32", "int8", "fp8", "int4"] = "float32"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rank_weight", tuple(self.rank_weight))
@@ -83,8 +84,10 @@ class FoundationConfig:
                 f"FoundationConfig.slot_parts={self.slot_parts!r} leaves out the text encoder; add "
                 "'encoder', or give no encoder."
             )
-        if self.weights not in ("float32", "int8"):
-            raise ValueError(f"FoundationConfig.weights={self.weights!r} must be float32 or int8.")
+        if self.weights not in ("float32", "int8", "fp8", "int4"):
+            raise ValueError(
+                f"FoundationConfig.weights={self.weights!r} must be float32, int8, fp8 or int4."
+            )
         if self.vector_dim < 1:
             raise ValueError(f"FoundationConfig.vector_dim={self.vector_dim} must be at least 1.")
         given = self.vector_widths

@@ -62,6 +62,13 @@ class Int8Linear(nn.Module):
         """The weights as float32 numbers [N, K]."""
         return self.weight.float() * self.scale_N[:, None]
 
+    def stock_layer(self) -> nn.Linear:
+        """A layer of float32 numbers that computes the same, but for the inputs' rounding."""
+        layer = nn.Linear(self.in_features, self.out_features, bias=False)
+        layer.weight = nn.Parameter(self.stock_weight(), requires_grad=False)
+        layer.bias = self.bias
+        return layer
+
     def _pack(self) -> Any:
         """The weights as the kernel wants them."""
         if self.weight.device.type != "cpu":
@@ -118,13 +125,3 @@ def put_layers(decoder: Any) -> None:
 def is_int8(decoder: Any) -> bool:
     """Whether a decoder's layers are in int8."""
     return any(isinstance(module, Int8Linear) for module in decoder.model.layers.modules())
-
-
-def stock_state(decoder: Any) -> dict[str, Tensor]:
-    """Weights of a decoder under the names and in the dtype that stock loaders know."""
-    state: dict[str, Tensor] = decoder.state_dict()
-    for name, module in decoder.named_modules():
-        if isinstance(module, Int8Linear):
-            del state[f"{name}.scale_N"]
-            state[f"{name}.weight"] = module.stock_weight()
-    return state

@@ -25,7 +25,6 @@ from foundation.asking import Asking
 from foundation.computing import TAKES_PACKED_ROWS, computing, training_attention
 from foundation.curves import Curves, QuietProgress
 from foundation.diverging import DivergedError
-from foundation.int8 import is_int8
 from foundation.plan import TrainingPlan
 from foundation.resuming import WATCHED, SaveByClock, Standing, last_whole_checkpoint
 from foundation.trainer import FoundationTrainer, only_batch
@@ -207,15 +206,16 @@ def fit(
         DivergedError: a loss is not a number; the last checkpoint is kept, and the batch written to
             `out`.
         ValueError: the validation does not return what `patience` waits for, the hard negatives or
-            what is asked do not fit, or the model is in int8.
+            what is asked do not fit, or the model's weights are rounded.
     """
     if config.patience and validate is None:
         raise ValueError(
             f"FitConfig.patience={config.patience} counts validations: give fit a validate="
         )
     decoder = foundation.decoder
-    if is_int8(decoder):
-        raise BadInput("a model in int8 cannot be trained; train the one that it was made of.")
+    weights = foundation.settings.weights
+    if weights != "float32":
+        raise BadInput(f"a model in {weights} cannot be trained; train the one it was made of.")
     started = time.monotonic()
     serving_attention = decoder.config._attn_implementation
     attention = training_attention(decoder, foundation.device.type, bf16=config.bf16)

@@ -6,8 +6,8 @@
     python -m benchmarks.gpu --part 1 2 3 4 --smoke --out DIR
 
 Part 1: the tests marked gpu; attention backends, packed rows and shared prefixes agree; scoring at
-        the shape of Qwen3-0.6B (16 options; 12k tokens and 50 candidates of 150); training tokens a
-        second at three shapes.
+        the shape of Qwen3-0.6B (16 options; 12k tokens and 50 candidates of 150), and with weights
+        in 8 and 4 bits; training tokens a second at three shapes.
 Part 2: MovieLens-1M in text, a 100 M decoder from scratch: HR@10, NDCG@10, curves. Its model stays
         in --work.
 Part 3: the ladder from that model, then FAISS on the GPU against the CPU.
@@ -20,6 +20,7 @@ prepared folder is enough. --smoke runs it all with tiny shapes, on a CPU too.
 """
 
 import argparse
+import importlib.util
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import films, ladder, scoring, search
+from benchmarks.gpu import few_bits, films, ladder, scoring, search
 from benchmarks.gpu.agreement import Agreement, run_gpu_tests
 from benchmarks.gpu.models import SHAPES, SMOKE_SHAPES
 from benchmarks.gpu.prepare import prepare
@@ -65,8 +66,10 @@ def part_1(session: Session, book: PromptBook, split: Split, *, smoke: bool) -> 
             session.attempt(f"{load.name}, {other}", measure, seconds=60)
         session.attempt(f"{load.name}, errors", partial(scored.errors, load), seconds=90)
     del scored, agreement
-    session.attempt("peak", lambda: measure_peak(session), seconds=20)
     shapes = SMOKE_SHAPES if smoke else SHAPES
+    for name in shapes if smoke else few_bits.SHAPES:
+        _few_bits(few_bits.FewBits(session, book, name=name, shape=shapes[name], smoke=smoke))
+    session.attempt("peak", lambda: measure_peak(session), seconds=20)
     first = next(iter(shapes))
     positions = 640 if smoke else 8192
     arms = [(arm, first, positions) for arm in ARMS_AT_ONE if session.device.type == "cuda"]
@@ -88,6 +91,24 @@ def part_1(session: Session, book: PromptBook, split: Split, *, smoke: bool) -> 
         # Compiling takes longer than what is timed.
         seconds = 90 if arm.compiled else 30
         session.attempt(f"{arm.name}, {name}, {positions} positions", measure, seconds=seconds)
+
+
+def _few_bits(scored: few_bits.FewBits) -> None:
+    """Scoring in few bits at one shape: our layers, then compiled, then torchao's."""
+    session, name = scored.session, f"few bits, {scored.name}"
+    for weights in few_bits.WEIGHTS:
+        session.attempt(f"{name}, {weights}", partial(scored.layers, weights), seconds=20)
+    if session.device.type != "cuda":
+        session.say(f"skipped  part 1, {name}, compiled and torchao: there is no GPU")
+        return
+    for weights in few_bits.COMPILED:
+        compiled = partial(scored.compiled, weights)
+        session.attempt(f"{name}, {weights}, compiled", compiled, seconds=45)
+    if importlib.util.find_spec("torchao") is None:
+        session.say(f"skipped  part 1, {name}, torchao: it is not installed here")
+        return
+    for weights in few_bits.WEIGHTS:
+        session.attempt(f"{name}, {weights}, torchao", partial(scored.peer, weights), seconds=20)
 
 
 def part_2(

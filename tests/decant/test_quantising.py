@@ -3,13 +3,16 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from decant import Recommender, quantising
+from decant import Recommender, ladder, quantising
 from decant.cli import main
 from decant.layout import RunLayout
 from decant.run_data import load_book, load_model, rung_record
+from foundation import Foundation, few_bits
 from foundation.int8 import is_int8
 from promptify.validation import BadInput
 
@@ -79,3 +82,49 @@ def test_what_changes_the_best_item_is_not_kept(
     assert "nothing was kept" in capsys.readouterr().out
     assert RunLayout(run).models() == ["foundation", "rung-1"]
     assert RunLayout(run).served() == "rung-1"
+
+
+def test_without_a_gpu_its_weights_are_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        main(["quantise", str(run), "--weights", "fp8"])
+    assert "--weights fp8 is for GPUs that compute in fp8, and there is none" in (
+        capsys.readouterr().err
+    )
+    assert RunLayout(run).models() == ["foundation", "rung-1"]
+
+
+def test_a_rung_for_a_gpu_is_asked_there_and_anywhere_else(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # PyTorch computes in fp8 on a processor too, slowly: all is as on a GPU but the device.
+    moved: list[torch.nn.Module] = []
+    for module in (few_bits, quantising):
+        monkeypatch.setattr(module, "has_kernels", lambda weights: True)
+    fit, settled = ladder.fit_on_validation, []
+
+    def fitted(model: Foundation, *given: Any, **options: Any) -> None:
+        settled.append(few_bits.is_for_gpu(model.decoder))
+        fit(model, *given, **options)
+
+    monkeypatch.setattr(ladder, "fit_on_validation", fitted)
+    monkeypatch.setattr(torch.nn.Module, "cuda", lambda self: moved.append(self) or self)
+    main(["quantise", str(run), "--weights", "fp8", "--max-loss", "0.9", "--timed-requests", "3"])
+    assert "rung-2" in capsys.readouterr().out
+    layout = RunLayout(run)
+    assert rung_record(layout, "rung-2")["weights"] == "fp8"
+    assert len(moved) >= 4
+    rung = load_model(layout.model("rung-2"))
+    assert rung.settings.weights == "fp8"
+    # It was calibrated as it is asked.
+    assert settled == [True] * len(rung.prompter.tasks)
+    answers = []
+    for here in (True, False):
+        monkeypatch.setattr(few_bits, "has_kernels", lambda weights, here=here: here)
+        served = Recommender.load(run, model="rung-2")
+        assert few_bits.is_for_gpu(served.foundation.decoder) == here
+        user = served.book.interactions.user_ids[0]
+        answers.append(served.predict_user(user, task="jobs", k=3))
+    assert len(answers[0]) == len(answers[1]) == 3

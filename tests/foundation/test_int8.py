@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from foundation import FitConfig, Foundation, FoundationConfig
 from foundation.batches import take_rows
-from foundation.int8 import Int8Linear, is_int8, stock_state, to_int8
+from foundation.few_bits import stock_state
+from foundation.int8 import Int8Linear, is_int8, to_int8
 from promptify.assembly import PromptBook
 from promptify.splits import Split
 
@@ -115,5 +116,5 @@ def test_what_cannot_be_is_said(
         to_int8(small)
     with pytest.raises(ValueError, match="in int8 cannot be trained"):
         small.fit(book, split, config=FitConfig(epochs=1), out=tmp_path)
-    with pytest.raises(ValueError, match="weights='int4' must be float32 or int8"):
-        FoundationConfig(weights="int4")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="weights='int2' must be float32, int8, fp8 or int4"):
+        FoundationConfig(weights="int2")  # type: ignore[arg-type]
