@@ -84,8 +84,8 @@ class ItemTable(nn.Module):
             return reading_ND
         where_N = fresh.position_I[items_N]
         is_fresh_N = where_N >= 0
-        # Most rows are not fresh and ask for the first: plain indexing would add up their gradients one
-        # by one on a GPU.
+        # Most rows are not fresh and ask for the first: plain indexing would add up their gradients
+        # one by one on a GPU.
         fresh_ND = F.embedding(where_N.clamp(min=0), fresh.reading_RD)
         return torch.where(is_fresh_N[:, None], fresh_ND, reading_ND)
 
