@@ -83,7 +83,7 @@ class Descent:
         run(job, until=FOUNDATION)
         self.layout = RunLayout(self.folder / "top")
         self.book, self.split = load_book(self.layout)
-        self.top = load_model(self.layout.model(FOUNDATION))
+        self.top = load_model(self.layout.model(FOUNDATION)).to(training_device())
         self.config: LadderConfig = ladder_config(self.layout.folder, **bed.changes)
         self._of_top: Importance | None = None
 
@@ -101,7 +101,7 @@ class Descent:
             folder = self.folder / arm / f"rung-{place}"
             if not (folder / "model").exists():
                 self.make(arm, above, shape, length, folder)
-            above = load_model(folder / "model")
+            above = load_model(folder / "model").to(training_device())
             made.append(above)
         return made
 
@@ -115,7 +115,9 @@ class Descent:
             fitting_requests=self.bed.fitting_requests,
         )
         layout = RunLayout(out)
-        return [load_model(layout.model(name)) for name in layout.models()[1:]]
+        return [
+            load_model(layout.model(name)).to(training_device()) for name in layout.models()[1:]
+        ]
 
     def latency_ratios(self) -> list[float]:
         """Median time of a request at each of the gradual ladder's rungs, as the gate took it.
@@ -154,8 +156,6 @@ class Descent:
         if arm == "from_scratch":
             # What suits a model that knows something already is half of what it was trained with.
             fit = replace(fit, learning_rate=self.recipe.fit.learning_rate)
-        device = training_device()
-        student.to(device)
         options: dict[str, Any] = {
             "config": fit,
             "out": folder / "fit",
@@ -169,14 +169,12 @@ class Descent:
             assert self.config.teacher is not None
             distil(
                 student,
-                above.to(device),
+                above,
                 self.book,
                 self.split,
                 teacher_config=self.config.teacher,
                 **options,
             )
-        for model in (student, above):
-            model.to("cpu")
         for task in range(len(self.book.prompter.tasks)):
             some = sample_targets(newest(self.split.valid), self.bed.fitting_requests)
             fit_on_validation(student, self.book, some, task=task, requests=0)
@@ -200,7 +198,7 @@ class Descent:
                 repaired = None if arm == "no_repair" else rows
                 made = prune(above, self._importance(above, rows), shape, rows=repaired)
             made.save_pretrained(start)
-        return load_model(start)
+        return load_model(start).to(training_device())
 
     def _importance(self, above: Foundation, rows: Rows) -> Importance:
         """Of a model's parts; of the top's, where three arms begin, measured once."""

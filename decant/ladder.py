@@ -226,6 +226,7 @@ def ladder_below(
     *,
     timed_requests: int,
     fitting_requests: int | None = None,
+    device: str | None = None,
 ) -> Ladder:
     """A ladder whose rungs are judged as they are served.
 
@@ -236,6 +237,8 @@ def ladder_below(
         config: how far, in what steps.
         timed_requests: that latency is measured on.
         fitting_requests: that `w` is chosen on, as in `fit_on_validation`.
+        device: where rungs are trained and measured, latency too; a GPU where there is one, when
+            left out.
     """
     return Ladder(
         top,
@@ -247,7 +250,7 @@ def ladder_below(
             settle=lambda model: _settle(model, book, split.valid, fitting_requests),
             watch=lambda model: watch(model, book, split.valid),
         ),
-        device=training_device(),
+        device=training_device() if device is None else device,
     )
 
 
@@ -274,7 +277,7 @@ def keep_rung(rung: Rung, on_test: OnTest, out: Path, *, name: str, above_name: 
     for against, verdict in (("above", rung.above), ("top", rung.top)):
         verdict.save(out / f"verdict-{against}.json")
     write_whole(out / "history.json", json.dumps(rung.history) + "\n")
-    model = load_model(out / "model")
+    model = load_model(out / "model").to(on_test.top.device)
     taken = rung.attempts[-1]
     latency = next(one for one in rung.above.metrics if one.metric == "latency_ms")
     from_top = next(one for one in rung.top.metrics if one.metric == "latency_ms")

@@ -293,12 +293,11 @@ def pruned(
 
 def _rung(layout: RunLayout, recipe: Recipe, out: Path, scratch: Path) -> None:
     book, split = load_book(layout)
-    teacher = load_model(layout.model(FOUNDATION))
+    teacher = load_model(layout.model(FOUNDATION)).to(training_device())
     student = pruned(teacher, recipe.rung, book, split, seed=recipe.seed)
-    student.to(training_device())
     result = distil(
         student,
-        teacher.to(training_device()),
+        teacher,
         book,
         split,
         config=recipe.rung.fit,
@@ -335,7 +334,7 @@ def finish_model(
     """Calibrate and fit the rank weight on validation, save, and keep what training logged.
 
     Args:
-        foundation: trained.
+        foundation: trained; stays on its device.
         result: of its training.
         book: pieces of the interactions.
         split: whose validation targets are used.
@@ -345,7 +344,6 @@ def finish_model(
     """
     if not leads():
         return
-    foundation.to("cpu")
     for task in range(len(book.prompter.tasks) if calibrated else 0):
         # A few numbers a task: each person's newest target is enough to fit them on.
         fit_on_validation(foundation, book, newest(split.valid), task=task)

@@ -143,7 +143,8 @@ def quantise(
     book, split = load_book(layout)
     config = ladder_config(folder, max_loss=max_loss, max_loss_vs_top=3 * max_loss)
     top = above if above_name == layout.top else load_model(layout.model(layout.top))
-    ladder = ladder_below(top, book, split, config, timed_requests=timed_requests)
+    # Int8 is computed on a processor; what a GPU computes is copied there as it is asked.
+    ladder = ladder_below(top, book, split, config, timed_requests=timed_requests, device="cpu")
     if weights != "int8":
         judge = ladder.hands.measure
         ladder.hands = replace(

@@ -233,14 +233,14 @@ def _policy_teacher(
 def _student(
     layout: RunLayout, recipe: Recipe, teaching: Teaching, out: Path, scratch: Path
 ) -> None:
-    above = load_model(layout.model(POLICY_TEACHER))
+    above = load_model(layout.model(POLICY_TEACHER)).to(training_device())
     # It learns two things at once, and from a teacher that retrieves less well: as long as a top.
     rung = replace(recipe.rung, fit=replace(recipe.rung.fit, epochs=recipe.fit.epochs))
     _teach_below(above, rung, layout, recipe, teaching, out, scratch)
 
 
 def _rung(layout: RunLayout, recipe: Recipe, teaching: Teaching, out: Path, scratch: Path) -> None:
-    above = load_model(layout.model(STUDENT))
+    above = load_model(layout.model(STUDENT)).to(training_device())
     there = shape_of(above.decoder)
     half = (
         replace(recipe.rung, num_layers=there.layers // 2, intermediate_size=None)
@@ -262,7 +262,7 @@ def _teach_below(
     """Prune a model and let both teachers teach what is left."""
     book, split = load_book(layout)
     pairs, _ = read_graded(layout, book.interactions, teaching)
-    below = pruned(above, rung, book, split, seed=recipe.seed).to(training_device())
+    below = pruned(above, rung, book, split, seed=recipe.seed)
     teachers = [
         (
             load_model(layout.model(name)).to(training_device()),

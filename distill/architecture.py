@@ -167,7 +167,7 @@ class ArchitectureSearch:
         split: which events train, and on which targets shapes are scored.
         config: the budget.
         latency: a model's time for a request as a share of the top's, measured in turn.
-        device: where shapes are taught.
+        device: where shapes are made, taught and measured; `top` is moved there.
 
     Raises:
         BadInput: no shape has as few parameters as the budget asks for.
@@ -183,8 +183,8 @@ class ArchitectureSearch:
         latency: Callable[[Foundation], float],
         device: str = "cpu",
     ) -> None:
-        self.top, self.book, self.split, self.config = top, book, split, config
-        self.latency, self.device = latency, device
+        self.top, self.book, self.split, self.config = top.to(device), book, split, config
+        self.latency = latency
         self._sizes = {dimension: sizes(top.decoder, dimension) for dimension in DIMENSIONS}
         self._smallest = Shape(**{name: found[-1] for name, found in self._sizes.items()})
         budget, least = config.parameters, self._ratio(self._smallest)
@@ -299,16 +299,14 @@ class ArchitectureSearch:
             said["ended"] = "hopeless"
             if not trial.should_prune():
                 distil(
-                    student.to(self.device),
-                    self.top.to(self.device),
+                    student,
+                    self.top,
                     self.book,
                     self.split,
                     config=self._fit,
                     teacher_config=self.config.teacher,
                     out=folder,
                 )
-                for model in (student, self.top):
-                    model.to("cpu")
                 said["divergence"], said["ndcg"] = self._exam.mark(student)
                 said["ended"] = "scored"
         return Tried(

@@ -193,12 +193,12 @@ class Ladder:
     """Goes down from a top model; see the module.
 
     Args:
-        top: the model at the top; only read.
+        top: the model at the top; only read, and moved to the device.
         book: pieces of the interactions.
         split: which events train, and on which targets the gate decides.
         config: how far, in what steps.
         hands: what measures and calibrates.
-        device: where rungs are trained.
+        device: where rungs are made, trained and measured.
 
     Raises:
         BadInput: the config ends at a shape that the top cannot be pruned to.
@@ -214,7 +214,7 @@ class Ladder:
         hands: Hands,
         device: str = "cpu",
     ) -> None:
-        self.top, self.book, self.split = top, book, split
+        self.top, self.book, self.split = top.to(device), book, split
         self.config, self.hands, self.device = config, hands, device
         if config.shape is not None:
             check_shape(top.decoder, config.shape)
@@ -230,11 +230,12 @@ class Ladder:
         """Take the next step, or go on with it where it was cut short.
 
         Args:
-            above: the rung above; only read.
+            above: the rung above; only read, and moved to the device.
             scratch: keeps what is done so far.
             step: share of the body parameters that may go; the largest of the config when left out.
         """
         step = self.config.max_step if step is None else step
+        above.to(self.device)
         attempts: list[Attempt] = []
         # The same for every step, and as dear as reading the calibration prompts.
         importance = cache(lambda: measure_importance(above, self.calibration_rows()))
@@ -359,9 +360,8 @@ class Ladder:
         assert config is not None
         if self.config.taught_by == "both" and above is not self.top:
             half = replace(config, weight=config.weight / 2)
-            return [(above.to(self.device), half), (self.top.to(self.device), half)]
-        teacher = self.top if self.config.taught_by == "top" else above
-        return [(teacher.to(self.device), config)]
+            return [(above, half), (self.top, half)]
+        return [(self.top if self.config.taught_by == "top" else above, config)]
 
     def _teach(self, above: Foundation, folder: Path, epochs: float) -> None:
         """Distil, calibrate and save."""
@@ -399,7 +399,6 @@ class Ladder:
                 also=also,
                 **options,
             )
-        student.to("cpu")
         self.hands.settle(student)
         _write_json(folder / "history.json", asdict(result))
         student.save_pretrained(done)
@@ -418,9 +417,7 @@ class Ladder:
         """
         judged = folder / "judged.json"
         if not judged.exists():
-            student = Foundation.from_pretrained(folder / "model")
-            for model in (above, self.top):
-                model.to("cpu")
+            student = Foundation.from_pretrained(folder / "model").to(self.device)
             measured = self.hands.measure(
                 {"top": self.top, "above": above, "rung": student}, self.split.valid
             )

@@ -89,4 +89,4 @@ def with_own_words(foundation: "Foundation", bag_ND: Tensor, pieces: Pieces) -> 
     words_N = 2 * most_N * torch.rand_like(most_N)
     words_N = words_N * (torch.rand_like(words_N) < foundation.settings.instruction_noise)
     share_N1 = (words_N / (length_N + words_N))[:, None]
-    return torch.lerp(bag_ND, bags(foundation, told)[own_N], share_N1)
+    return torch.lerp(bag_ND, F.embedding(own_N, bags(foundation, told)), share_N1)

@@ -84,7 +84,10 @@ class ItemTable(nn.Module):
             return reading_ND
         where_N = fresh.position_I[items_N]
         is_fresh_N = where_N >= 0
-        return torch.where(is_fresh_N[:, None], fresh.reading_RD[where_N.clamp(min=0)], reading_ND)
+        # Most rows are not fresh and ask for the first: plain indexing would add up their gradients
+        # one by one on a GPU.
+        fresh_ND = F.embedding(where_N.clamp(min=0), fresh.reading_RD)
+        return torch.where(is_fresh_N[:, None], fresh_ND, reading_ND)
 
     def slots(
         self, items_N: Tensor, bag_ND: Tensor, fresh: "FreshReadings | None" = None

@@ -44,7 +44,7 @@ class Films:
         size: a name in `foundation.sizes.SHAPES`.
         config: of the foundation.
         fit: of its training; the epochs are replaced by what fits the time.
-        seconds: of the training.
+        seconds: of the training, at most; what the part leaves for it where that is less.
         seconds_after: kept free for what comes after it.
         probe_steps: that say how many epochs fit.
     """
@@ -71,6 +71,7 @@ FULL = Films(
         checkpoint_seconds=1e6,
         bf16=True,
     ),
+    seconds=1200.0,
 )
 SLOTS = (
     Films(
