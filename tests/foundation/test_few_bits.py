@@ -339,8 +339,8 @@ def test_a_decoder_on_a_gpu_reads_as_its_float32_numbers(weights: Any) -> None:
         got = few.model(inputs_embeds=embeds.cuda()).last_hidden_state
     assert got.dtype == torch.float32
     error = float((got.cpu() - wanted).norm() / wanted.norm())
-    # Of random layers, whose roundings add up (an H100: .095 in int8, .122 in fp8); a wrong scale or
-    # order of codes is off by 1.
+    # Of random layers, whose roundings add up (an H100: .095 in int8, .122 in fp8); a wrong scale
+    # or order of codes is off by 1.
     assert error < {"int8": 0.2, "fp8": 0.2, "int4": 0.03, "float32": 0.03}[weights]
 
 
