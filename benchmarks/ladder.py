@@ -44,6 +44,7 @@ from decant.layout import FOUNDATION, RunLayout
 from decant.measure import Answers, Asked
 from decant.pipeline import Job, fit_on_validation, run, watch
 from decant.processes import training_device
+from decant.recipes import Recipe
 from decant.run_data import load_book, load_model, rung_record, sample_targets
 from distill.anatomy import Shape, stock_config
 from distill.distillation import distil
@@ -56,7 +57,9 @@ from foundation.evaluation import ndcg
 from foundation.evaluation.bootstrap import Interval, bootstrap_interval, paired_bootstrap
 from foundation.predictions import predict_targets
 from foundation.sizes import start_as_averages
+from promptify.assembly import PromptBook
 from promptify.rows import Rows
+from promptify.splits import Split
 from promptify.whole import write_whole
 
 _TIMED_REQUESTS = 300
@@ -187,7 +190,7 @@ class Descent:
         start = folder / "start"
         if not start.exists():
             if arm == "from_scratch":
-                made = self._random(shape)
+                made = random_below(self.top, shape, self.recipe, self.book, self.split)
             else:
                 rows = calibration_rows(
                     self.book,
@@ -208,29 +211,41 @@ class Descent:
             self._of_top = measure_importance(above, rows)
         return self._of_top
 
-    def _random(self, shape: Shape) -> Foundation:
-        torch.manual_seed(self.seed)
-        config = stock_config(self.top.decoder, shape)
-        config.initializer_range = shape.hidden**-0.5
-        decoder = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        start_as_averages(decoder)
-        made = Foundation(
-            decoder,
-            prompter=self.book.prompter,
-            config=self.recipe.foundation,
-            item_ids=self.top.item_ids,
-            item_pieces=self.top.item_pieces,
-        )
-        made.count_exposure(self.book.interactions.event_item[self.split.train])
-        made.encode_catalogue()
-        made.refresh_readings()
-        return made.eval()
-
     def answers(self, model: Foundation) -> Answers:
         """Of a model to the test requests."""
         asked = Asked(self.book, self.split.test)
         said = predict_targets(model, self.book, self.split.test)
         return asked.of(said, model.calibration(asked.task))
+
+
+def random_below(
+    top: Foundation, shape: Shape, recipe: Recipe, book: PromptBook, split: Split
+) -> Foundation:
+    """A model of a smaller shape that knows nothing.
+
+    Args:
+        top: whose catalogue and kind of decoder it has.
+        shape: of its decoder.
+        recipe: whose foundation and seed it has.
+        book: pieces of the interactions.
+        split: which events train.
+    """
+    torch.manual_seed(recipe.seed)
+    config = stock_config(top.decoder, shape)
+    config.initializer_range = shape.hidden**-0.5
+    decoder = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    start_as_averages(decoder)
+    made = Foundation(
+        decoder,
+        prompter=book.prompter,
+        config=recipe.foundation,
+        item_ids=top.item_ids,
+        item_pieces=top.item_pieces,
+    )
+    made.count_exposure(book.interactions.event_item[split.train])
+    made.encode_catalogue()
+    made.refresh_readings()
+    return made.eval()
 
 
 def measure(

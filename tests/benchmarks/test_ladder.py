@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from benchmarks import ladder
+from benchmarks import ladder, ladder_latency
 from decant import pipeline
 from decant.results import read_csv
 
@@ -42,6 +42,19 @@ def test_every_arm_is_measured_and_a_second_call_trains_nothing(
     assert ladder.main(arguments) == 0
     assert out.read_bytes() == before
     assert "loss_vs_top" in capsys.readouterr().out
+
+
+def test_the_time_of_smaller_shapes_with_random_weights(tmp_path, capsys) -> None:
+    out = tmp_path / "latency.csv"
+    arguments = ["job_market_text", "--smoke", "--shape", "1x64x1x32", "--out", str(out)]
+    assert ladder_latency.main(arguments) == 0
+    [size, latency] = read_csv(out)
+    assert (size.model, size.metric) == ("1x64x1x32", "params_ratio")
+    assert 0 < size.value < 1
+    assert (latency.metric, latency.n) == ("latency_ratio", 15)
+    assert latency.value > 0
+    assert ladder_latency.main([*arguments[:2], "--shape", "four"]) == 1
+    assert "shape 'four' is not four whole numbers" in capsys.readouterr().err
 
 
 def test_movielens_that_is_not_there_is_said(tmp_path, capsys) -> None:
