@@ -47,9 +47,9 @@ class FoundationConfig:
         text_encoder: the encoder behind the part ``encoder``; `Foundation.create` fills it in.
         window_tokens: positions of a prompt that each position attends to, itself included, in
             every layer of a decoder built from a size; None for all. What is longer than the
-            trained prompts is then read as well as they are; half of `max_prompt_tokens` lost
-            nothing where it was measured. The instruction and what is older still reach the end,
-            from layer to layer.
+            trained prompts is then read as well as they are. Half of `max_prompt_tokens` lost
+            nothing on films; much less than the profile's length lost a third on a job market,
+            since what is out of sight reaches the end from layer to layer alone.
         dropout: probability of zeroing an input coordinate in training.
         rank_weight: `w` of the ranking formula, per task, fitted on validation.
         calibration: of action probabilities, per task, fitted on validation.
