@@ -9,7 +9,8 @@ prompt; what is told of a history is chosen by a policy of `benchmarks.histories
 filtered by the whole history, so that a cut says nothing about warmth.
 
 Up to the prompt that the run trained on, lengths are *trained*. Beyond, they are *extrapolated*,
-with positions as they are (`plain`) and scaled by YaRN (`scaled`); the split of a row says which.
+with positions as they are (`plain`) and as `Foundation.set_prompt_budget` has them (`scaled`): by
+YaRN, or as they are where every layer attends within a window; the split of a row says which.
 `ndcg@10_vs_trained` is what a longer one has more than the longest trained, target by target. The
 peak is where quality is best, with the interval of its place over people (drawn once for all
 lengths). Its height is chosen on the targets that it is read off, so it flatters itself a little.
@@ -74,7 +75,7 @@ class Length:
         policy: what of a history is told.
         events: so many of it; None where tokens limit it.
         tokens: of the whole prompt; None where events limit it.
-        scaled: whether positions are scaled to that length; only beyond the trained.
+        scaled: whether positions are set to that length; only beyond the trained.
     """
 
     policy: Policy
@@ -207,7 +208,7 @@ class Curves:
 
     @contextmanager
     def _positions(self, tokens: int | None) -> Iterator[None]:
-        """Positions scaled to prompts of some length, and back again; as they are where None."""
+        """Positions set to prompts of some length, and back again; as they are where None."""
         if tokens is None:
             yield
             return

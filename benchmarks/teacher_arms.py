@@ -248,6 +248,7 @@ class School:
             recipe.size,
             vocab_size=prompter.vocab_size,
             max_positions=prompter.config.max_prompt_tokens,
+            window_tokens=recipe.foundation.window_tokens,
         )
         config.num_hidden_layers = layers
         config.layer_types = (config.layer_types or [])[:layers]

@@ -112,7 +112,8 @@ class Recommender:
             model: which model serves, ``"foundation"`` or a rung; the smallest rung when left out.
                 Another than the one that made the index gets an index of its own, in memory.
             max_prompt_tokens: longest prompt, if not that of the training: more history for those
-                who have it. A model that is asked beyond its trained length says so once.
+                who have it. A model that must stretch its positions for that says so; see
+                `foundation.positions`.
             with_saved_items: whether items are there as `save` and `decant index --items` left
                 them, or as the run's log has them: what is measured is of the log alone.
 

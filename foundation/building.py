@@ -39,8 +39,13 @@ def create(
     """See `Foundation.create`."""
     if (size is None) == (model is None):
         raise ValueError(f"give either size= or model=; got size={size!r}, model={model!r}.")
+    config = _with_encoder(config or FoundationConfig(), text_encoder)
+    _check_window(config.window_tokens, prompter, model)
     torch.manual_seed(seed)
-    decoder = load_decoder(model) if model is not None else new_decoder(str(size), prompter)
+    if model is not None:
+        decoder = load_decoder(model)
+    else:
+        decoder = new_decoder(str(size), prompter, window_tokens=config.window_tokens)
     num_embeddings = decoder.get_input_embeddings().num_embeddings
     if num_embeddings < prompter.vocab_size:
         raise BadInput(
@@ -50,13 +55,27 @@ def create(
     foundation = kind(
         decoder,
         prompter=prompter,
-        config=_with_encoder(config or FoundationConfig(), text_encoder),
+        config=config,
         item_ids=book.interactions.item_ids,
         item_pieces=book.item_pieces,
     )
     foundation.count_exposure(book.interactions.event_item[train])
     foundation.encode_catalogue()
     return foundation
+
+
+def _check_window(window_tokens: int | None, prompter: Prompter, model: str | Path | None) -> None:
+    longest = prompter.config.max_prompt_tokens
+    if window_tokens is not None and model is not None:
+        raise BadInput(
+            f"window_tokens={window_tokens} is for decoders built from a size; {model} says in its "
+            "config.json what it attends to. Leave it out."
+        )
+    if window_tokens is not None and window_tokens > longest:
+        raise BadInput(
+            f"window_tokens={window_tokens} is wider than any prompt, max_prompt_tokens={longest}: "
+            "it would never be trained. Give half of that."
+        )
 
 
 def _with_encoder(config: FoundationConfig, folder: str | Path | None) -> FoundationConfig:

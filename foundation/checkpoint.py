@@ -40,13 +40,14 @@ _CUT_SHORT = "It may have been cut short; copy the folder again or run the stage
 FILES = ("config.json", "heads.safetensors", "foundation.json", "catalogue.parquet", "prompter")
 
 
-def new_decoder(size: str, prompter: Prompter) -> Any:
+def new_decoder(size: str, prompter: Prompter, *, window_tokens: int | None) -> Any:
     """A decoder of a named size with random weights; the torch seed decides them."""
     config = decoder_config(
         size,
         vocab_size=prompter.vocab_size,
         # What is declared is what it will be trained at; see `foundation.positions`.
         max_positions=prompter.config.max_prompt_tokens,
+        window_tokens=window_tokens,
     )
     decoder = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     start_as_averages(decoder)

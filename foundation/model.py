@@ -227,8 +227,8 @@ class Foundation(nn.Module):
     def set_prompt_budget(self, max_prompt_tokens: int) -> None:
         """Read longer prompts from now on, or shorter ones; made by the new `prompter`.
 
-        Beyond the trained length the positions are scaled, which is said; see
-        `foundation.positions`.
+        Beyond the trained length the positions are scaled, which is said, but for a decoder that
+        attends within a window in every layer; see `foundation.positions`.
 
         Args:
             max_prompt_tokens: longest prompt.

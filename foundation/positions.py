@@ -1,13 +1,18 @@
-"""Prompts longer than the trained ones: rotary positions scaled by YaRN, and only then.
+"""Prompts longer than the trained ones: read as they are within a window, else scaled by YaRN.
 
 Rotary positions are numbers and not rows of a table: nothing breaks beyond the trained length, but
 attention meets distances that it has never seen, and more keys than it has ever shared itself
-among. YaRN slows down those rotations that had not come round within the trained length and
-sharpens attention a little. It is part of the stock configuration, so that a checkpoint saved so
-says so, and it is the same for every prompt, long or short: what is read beside each other, from a
-cache or alone is read alike. That costs short prompts a little; see `benchmarks.context_length`.
+among. A decoder that was trained with a window in every layer (`FoundationConfig.window_tokens`, or
+a checkpoint's own) meets neither, however long the prompt, and its positions stay as they are.
 
-Source: YaRN (Peng et al., arXiv 2309.00071), as in transformers.
+For any other there is YaRN: it slows down those rotations that had not come round within the
+trained length and sharpens attention a little. That costs quality, of short prompts too; see
+`benchmarks.context_length`. Both are part of the stock configuration, so that a checkpoint saved so
+says so, and the same for every prompt, long or short: what is read beside each other, from a cache
+or alone is read alike.
+
+Source: sliding windows as in Mistral 7B (arXiv 2310.06825), YaRN (Peng et al., arXiv 2309.00071),
+both as in transformers.
 """
 
 import logging
@@ -29,7 +34,8 @@ def trained_positions(decoder: Any) -> int | None:
         decoder: a causal LM of transformers.
 
     Returns:
-        Positions; None where the configuration does not say.
+        Positions; None where the configuration does not say. With a window in every layer, the
+        longest that it has been set to read.
     """
     declared: int | None = getattr(decoder.config, "max_position_embeddings", None)
     original: int | None = _rope(decoder).get("original_max_position_embeddings", declared)
@@ -37,7 +43,7 @@ def trained_positions(decoder: Any) -> int | None:
 
 
 def reaches(decoder: Any, prompt_tokens: int) -> bool:
-    """Whether a decoder reads prompts of some length as it is, trained at or scaled to it."""
+    """Whether a decoder reads prompts of some length as it is, trained at or set to it."""
     trained = trained_positions(decoder)
     return trained is None or prompt_tokens <= trained * _rope(decoder).get("factor", 1.0)
 
@@ -45,7 +51,7 @@ def reaches(decoder: Any, prompt_tokens: int) -> bool:
 def scale_positions(decoder: Any, *, prompt_tokens: int) -> None:
     """Set a decoder's positions for prompts of some length: YaRN where that is beyond its training.
 
-    Within the trained length they are the plain ones again.
+    Within the trained length, and with a window in every layer, they are the plain ones.
 
     Args:
         decoder: a causal LM of transformers; its configuration and rotary positions are changed in
@@ -59,6 +65,10 @@ def scale_positions(decoder: Any, *, prompt_tokens: int) -> None:
     trained, rope, config = trained_positions(decoder), _rope(decoder), decoder.config
     is_scaled = rope.get("rope_type") == "yarn"
     if trained is None or (prompt_tokens <= trained and not is_scaled):
+        return
+    if not is_scaled and _is_windowed(decoder, trained):
+        # No distance beyond the window is ever met: all there is to say is that it may be read.
+        config.max_position_embeddings = prompt_tokens
         return
     if rope.get("rope_type") not in ("default", "yarn"):
         raise BadInput(
@@ -85,6 +95,14 @@ def scale_positions(decoder: Any, *, prompt_tokens: int) -> None:
         )
     rotary = decoder.model.rotary_emb
     decoder.model.rotary_emb = type(rotary)(config).to(rotary.inv_freq.device)
+
+
+def _is_windowed(decoder: Any, trained: int) -> bool:
+    """Whether every layer attends within a window that fits in the trained length."""
+    config, window = decoder.config, getattr(decoder.config, "sliding_window", None)
+    # A configuration without types of layers means all of them.
+    types = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+    return window is not None and window <= trained and types == {"sliding_attention"}
 
 
 def _rope(decoder: Any) -> dict[str, Any]:

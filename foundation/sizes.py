@@ -24,13 +24,16 @@ SHAPES: dict[str, tuple[int, int, int, int, int]] = {
 }
 
 
-def decoder_config(size: str, *, vocab_size: int, max_positions: int = 4096) -> Qwen3Config:
+def decoder_config(
+    size: str, *, vocab_size: int, max_positions: int = 4096, window_tokens: int | None = None
+) -> Qwen3Config:
     """The stock configuration of a decoder built from a size name.
 
     Args:
         size: a key of `SHAPES`.
         vocab_size: rows of the token embedding.
         max_positions: longest sequence the rotary positions are declared for, in tokens.
+        window_tokens: positions that a position attends to, itself included; None for all.
 
     Returns:
         A `Qwen3Config` that stock transformers loads.
@@ -54,6 +57,9 @@ def decoder_config(size: str, *, vocab_size: int, max_positions: int = 4096) -> 
         num_key_value_heads=kv_heads,
         head_dim=hidden // heads,
         max_position_embeddings=max_positions,
+        use_sliding_window=window_tokens is not None,
+        sliding_window=window_tokens,
+        max_window_layers=0,  # Those below it attend to everything.
         tie_word_embeddings=True,
         # The family's 0.02 suits widths of thousands. At 64 wide it makes every layer start as
         # almost nothing, and hundreds of steps go by before text is read: unit gain at any width

@@ -21,7 +21,7 @@ CAPTIONS = {
     "events": "The same people after their last events alone, by what of a history is told; dashed "
     "beyond the prompt that was trained on.",
     "tokens": "The same people in prompts of so many tokens; dashed beyond the trained length, "
-    "with positions scaled by YaRN.",
+    "with positions scaled by YaRN, or within the window that was trained with.",
     "windows": "Quality after the last events of a history, by which windows training had; bars "
     "are 95 % intervals over people.",
     "cold-start": "Quality after the last events of a history, and gain over SASRec beside what "

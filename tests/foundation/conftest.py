@@ -55,14 +55,26 @@ def book(books: dict[str, PromptBook], form: str) -> PromptBook:
 def make(books: dict[str, PromptBook], split: Split) -> FoundationMaker:
     """A tiny model in which every part counts: nothing starts at zero or equal to another."""
 
-    def foundation(form: str = "slot", *, seed: int = 0, dropout: float = 0.1, **kind: Any) -> Any:
+    def foundation(
+        form: str = "slot",
+        *,
+        seed: int = 0,
+        dropout: float = 0.1,
+        window_tokens: int | None = None,
+        **kind: Any,
+    ) -> Any:
         book = books[form]
         made = Foundation.create(
             book.prompter,
             book,
             split.train,
             seed=seed,
-            config=FoundationConfig(vector_dim=16, dropout=dropout, instruction_noise=0.0),
+            config=FoundationConfig(
+                vector_dim=16,
+                dropout=dropout,
+                instruction_noise=0.0,
+                window_tokens=window_tokens,
+            ),
             **(kind or {"size": "tiny"}),
         )
         torch.manual_seed(seed + 100)

@@ -233,7 +233,8 @@ def test_a_decoder_with_too_few_tokens_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("vector_dim", 0), ("half_exposure", 0.0), ("dropout", 1.0)]
+    ("name", "value"),
+    [("vector_dim", 0), ("half_exposure", 0.0), ("dropout", 1.0), ("window_tokens", 0)],
 )
 def test_a_foundation_that_cannot_be_is_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"FoundationConfig.{name}={value} must"):

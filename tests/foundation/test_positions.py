@@ -1,17 +1,27 @@
 """Prompts longer than the trained ones."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
 
 from foundation import Foundation
 from foundation.batches import take_rows
 from foundation.positions import reaches, scale_positions, trained_positions
+from foundation.prefix_cache import PrefixCache
 from promptify.assembly import PromptBook
 from promptify.splits import Split
 from promptify.validation import BadInput
@@ -28,8 +38,12 @@ SMALL = {
 }
 
 
-def logits_of(decoder: Any) -> torch.Tensor:
-    ids_RT = torch.arange(40)[None]
+WINDOW = 24
+QWEN3 = {**SMALL, "use_sliding_window": True, "sliding_window": WINDOW}
+
+
+def logits_of(decoder: Any, ids_T: torch.Tensor | None = None) -> torch.Tensor:
+    ids_RT = (torch.arange(40) if ids_T is None else ids_T)[None]
     with torch.no_grad():
         logits: torch.Tensor = decoder.eval()(ids_RT).logits
     return logits
@@ -66,6 +80,72 @@ def test_scaled_positions_are_those_of_the_stock_configuration_and_can_be_taken_
     scale_positions(stock, prompt_tokens=30)
     torch.testing.assert_close(logits_of(stock), plain, rtol=0, atol=0)
     assert trained_positions(stock) == 64
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen3Config(**QWEN3, max_window_layers=0),
+        MistralConfig(**SMALL, sliding_window=WINDOW),
+        Gemma2Config(
+            **SMALL,
+            sliding_window=WINDOW,
+            layer_types=["sliding_attention"] * 2,
+            query_pre_attn_scalar=8,
+        ),
+        Gemma3TextConfig(
+            **SMALL,
+            sliding_window=WINDOW,
+            layer_types=["sliding_attention"] * 2,
+            query_pre_attn_scalar=8,
+        ),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_within_a_window_prompts_of_any_length_are_read_as_they_are(
+    config: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    decoder = AutoModelForCausalLM.from_config(config)
+    plain = logits_of(decoder)
+    with caplog.at_level(logging.WARNING, logger="foundation.positions"):
+        scale_positions(decoder, prompt_tokens=200)
+    assert not caplog.records
+    assert reaches(decoder, 200)
+    assert not reaches(decoder, 201)
+    torch.testing.assert_close(logits_of(decoder), plain, rtol=0, atol=0)
+
+    # The end of a long one is read as that end alone: nothing lies further back than two windows,
+    # and no distance is one that training had not met.
+    ids_T = torch.arange(200) * 7 % 50
+    reach = 2 * (WINDOW - 1) + 1
+    long = logits_of(decoder, ids_T)
+    torch.testing.assert_close(
+        long[:, -1], logits_of(decoder, ids_T[-reach:])[:, -1], rtol=0, atol=1e-5
+    )
+    other_T = ids_T.clone()
+    other_T[-reach] = (ids_T[-reach] + 1) % 50
+    assert (logits_of(decoder, other_T)[:, -1] - long[:, -1]).abs().max() > 1e-7
+
+    decoder.save_pretrained(tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(logits_of(stock, ids_T), long, rtol=0, atol=0)
+    assert reaches(stock, 200)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen3Config(**QWEN3, max_window_layers=1),
+        MistralConfig(**{**SMALL, "sliding_window": 65}),
+        MistralConfig(**SMALL, sliding_window=None),
+    ],
+    ids=["a layer without", "wider than training", "none"],
+)
+def test_what_sees_further_than_it_was_trained_is_scaled(config: Any) -> None:
+    decoder = AutoModelForCausalLM.from_config(config)
+    scale_positions(decoder, prompt_tokens=128)
+    assert decoder.config.rope_parameters["factor"] == 3
 
 
 @pytest.mark.parametrize(
@@ -126,10 +206,59 @@ def test_a_prompter_of_longer_prompts_scales_the_model_that_is_loaded_with_it(
     assert loaded.decoder.config.rope_parameters["factor"] == 3
 
 
-def test_candidates_are_scored_beside_each_other_as_one_by_one(
+def test_a_model_with_a_window_reads_longer_prompts_and_the_old_ones_as_ever(
+    make: Any, books: dict[str, PromptBook], split: Split, tmp_path: Path
+) -> None:
+    foundation = make("slot", window_tokens=64)
+    log = books["slot"].interactions
+    before = foundation.prompter.book(log).prefixes(split.test)
+    vectors = foundation.embed_users(before)
+    foundation.set_prompt_budget(384)
+    np.testing.assert_array_equal(foundation.embed_users(before), vectors)
+    after = foundation.prompter.book(log).prefixes(split.test)
+    assert after.lengths.max() > 192
+    foundation.save_pretrained(tmp_path / "model")
+    loaded = Foundation.from_pretrained(tmp_path / "model")
+    assert loaded.settings.window_tokens == 64
+    assert loaded.decoder.config.rope_parameters["rope_type"] == "default"
+    np.testing.assert_array_equal(loaded.embed_users(after), foundation.embed_users(after))
+
+
+def test_a_window_that_would_not_be_trained_or_is_a_checkpoints_own_is_refused(
+    make: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=r"window_tokens=193 .* max_prompt_tokens=192"):
+        make("slot", window_tokens=193)
+    with pytest.raises(BadInput, match="window_tokens=64 is for decoders built from a size"):
+        make("slot", window_tokens=64, model=tmp_path)
+
+
+def test_a_prefix_beyond_the_window_is_read_on_from_the_cache_as_from_its_start(
     make: Any, books: dict[str, PromptBook], split: Split
 ) -> None:
-    foundation = make("slot")
+    foundation = make("slot", window_tokens=64)
+    foundation.set_prompt_budget(384)
+    rows = foundation.prompter.book(books["slot"].interactions).prefixes(split.test)
+    whole = take_rows(rows, np.array([int(np.argmax(rows.lengths))]))
+    length = len(whole.ids) - 40
+    offsets = np.array([0, length])
+    beginning = replace(whole, ids=whole.ids[:length], row_offsets=offsets)
+    cache = PrefixCache()
+    cache.read(foundation, beginning)
+    read_on = cache.read(foundation, whole)
+    assert cache.extensions == 1
+    items = np.arange(5)
+    np.testing.assert_allclose(
+        foundation.score(read_on, items), foundation.score(whole, items), atol=1e-5
+    )
+    np.testing.assert_allclose(read_on.vector_V, foundation.embed_users(whole)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("window_tokens", [None, 64])
+def test_candidates_are_scored_beside_each_other_as_one_by_one(
+    make: Any, books: dict[str, PromptBook], split: Split, window_tokens: int | None
+) -> None:
+    foundation = make("slot", window_tokens=window_tokens)
     foundation.set_prompt_budget(384)
     book = foundation.prompter.book(books["slot"].interactions)
     rows = book.prefixes(split.test, task=0)
