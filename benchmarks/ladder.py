@@ -154,6 +154,19 @@ class Descent:
         folder.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
         student = self._start(arm, above, shape, folder)
+        if epochs:  # A rung that repair was enough for is not taught in any arm.
+            self._train(arm, above, student, epochs, folder)
+        for task in range(len(self.book.prompter.tasks)):
+            some = sample_targets(newest(self.split.valid), self.bed.fitting_requests)
+            fit_on_validation(student, self.book, some, task=task, requests=0)
+        student.save_pretrained(folder / "model")
+        took = {"seconds": round(time.monotonic() - began, 1)}
+        write_whole(folder / "took.json", json.dumps(took) + "\n")
+
+    def _train(
+        self, arm: ArmName, above: Foundation, student: Foundation, epochs: float, folder: Path
+    ) -> None:
+        """As an arm does."""
         plain = arm in ("finetune", "from_scratch")
         fit = (replace(self.config, teacher=None) if plain else self.config).schedule(epochs)
         if arm == "from_scratch":
@@ -178,12 +191,6 @@ class Descent:
                 teacher_config=self.config.teacher,
                 **options,
             )
-        for task in range(len(self.book.prompter.tasks)):
-            some = sample_targets(newest(self.split.valid), self.bed.fitting_requests)
-            fit_on_validation(student, self.book, some, task=task, requests=0)
-        student.save_pretrained(folder / "model")
-        took = {"seconds": round(time.monotonic() - began, 1)}
-        write_whole(folder / "took.json", json.dumps(took) + "\n")
 
     def _start(self, arm: ArmName, above: Foundation, shape: Shape, folder: Path) -> Foundation:
         """The student before it is trained; kept, so that a resumed training has the same one."""

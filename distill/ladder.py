@@ -1,17 +1,20 @@
-"""One rung after another: prune a little, repair, distil, calibrate, measure, and ask the gate.
+"""One rung after another: prune a little, repair, ask the gate; teach where repair is not enough.
 
     ladder = Ladder(top, book, split, config=LadderConfig(to=0.05), hands=...)
     rung = ladder.step_down(top, scratch=folder)
 
-A step that the gate fails is halved and taken again. Killed at any moment, the same call goes on
-where it stopped and ends with the same rung: every part of an attempt is written down when it is
-whole, and the next begins from what was written.
+A repaired model that passes is a rung as it is: teaching starts an optimiser anew, which moves it
+away from the rung above before it moves it back. A step that the gate fails even when taught is
+halved and taken again. Killed at any moment, the same call goes on where it stopped and ends with
+the same rung: every part of an attempt is written down when it is whole, and the next begins from
+what was written.
 
-attempt-1/plan.json        the shape, and how long it is to be taught
+attempt-1/plan.json        the shape
 attempt-1/start/           the pruned and repaired model
-attempt-1/fit/             checkpoints of the distillation
-attempt-1/model/           the model, distilled and calibrated
-attempt-1/verdicts/        the gate's verdicts against the rung above and the top
+attempt-1/repaired/        the same, calibrated, as `model`; the gate's verdicts against the rung
+                           above and the top, as `verdicts`
+attempt-1/taught/          the model, distilled and calibrated, and its verdicts likewise; `fit`,
+                           checkpoints of the distillation
 """
 
 import json
@@ -156,7 +159,7 @@ class Attempt:
     Attributes:
         step: share of the body parameters that it might give up.
         shape: what it came to; None where no notch was small enough.
-        epochs: of the distillation.
+        epochs: of the distillation; 0 where repair was enough.
         status: the gate's, against the rung above and the top together.
         failed: metrics that lost too much against either.
         num_targets: held-out slates that the gate rested on.
@@ -262,9 +265,15 @@ class Ladder:
         shape = self._start(above, importance, step, folder)
         if shape is None:
             return Attempt(step=step, shape=None), None
-        epochs = self._epochs(above, folder)
-        self._teach(above, folder, epochs)
-        judged = self.judge(above, folder)
+        tried: list[tuple[float, Path, dict[str, Any]]] = []
+        for make in (self._repaired, self._taught) if self.config.repair else (self._taught,):
+            epochs, made = make(above, folder)
+            tried.append((epochs, made, self.judge(above, made)))
+            if tried[-1][2]["status"] == "pass":
+                break
+        # What was taught, unless the gate fails that and not what it was taught from.
+        taken = [one for one in tried if one[2]["status"] != "fail"] or tried
+        epochs, made, judged = taken[-1]
         attempt = Attempt(
             step=step,
             shape=shape,
@@ -276,11 +285,11 @@ class Ladder:
         if attempt.status == "fail":
             return attempt, None
         return attempt, Rung(
-            folder=folder / "model",
+            folder=made / "model",
             attempts=(),
-            above=GateVerdict.load(folder / "verdicts" / "above.json"),
-            top=GateVerdict.load(folder / "verdicts" / "top.json"),
-            history=json.loads((folder / "history.json").read_text("utf-8")),
+            above=GateVerdict.load(made / "verdicts" / "above.json"),
+            top=GateVerdict.load(made / "verdicts" / "top.json"),
+            history=_read_json(made / "history.json") if epochs else {},
         )
 
     def _start(
@@ -363,19 +372,34 @@ class Ladder:
             return [(above, half), (self.top, half)]
         return [(self.top if self.config.taught_by == "top" else above, config)]
 
-    def _teach(self, above: Foundation, folder: Path, epochs: float) -> None:
+    def _repaired(self, above: Foundation, folder: Path) -> tuple[float, Path]:
+        """What pruning and repair left, calibrated: after 0 epochs, and where it is."""
+        made = folder / "repaired"
+        if not (made / "model").exists():
+            student = Foundation.from_pretrained(folder / "start").to(self.device)
+            self.hands.settle(student)
+            made.mkdir(exist_ok=True)
+            student.save_pretrained(made / "model")
+        return 0.0, made
+
+    def _taught(self, above: Foundation, folder: Path) -> tuple[float, Path]:
+        """The same, distilled: after how many epochs, and where it is."""
+        epochs, made = self._epochs(above, folder), folder / "taught"
+        if not (made / "model").exists():
+            made.mkdir(exist_ok=True)
+            self._teach(above, folder / "start", made, epochs)
+        return epochs, made
+
+    def _teach(self, above: Foundation, start: Path, made: Path, epochs: float) -> None:
         """Distil, calibrate and save."""
-        done = folder / "model"
-        if done.exists():
-            return
-        student = Foundation.from_pretrained(folder / "start").to(self.device)
+        student = Foundation.from_pretrained(start).to(self.device)
         fit = self.config.schedule(epochs)
         steps = len(TrainingPlan(self.book, self.split.train, fit)) // fit.accumulate
         if fit.evaluate_steps:
             fit = replace(fit, evaluate_steps=max(1, min(fit.evaluate_steps, steps // 4)))
         options: dict[str, Any] = {
             "config": fit,
-            "out": folder / "fit",
+            "out": made / "fit",
             "validate": (lambda: self.hands.watch(student)) if fit.evaluate_steps else None,
         }
         logger.info(
@@ -400,9 +424,9 @@ class Ladder:
                 **options,
             )
         self.hands.settle(student)
-        _write_json(folder / "history.json", asdict(result))
-        student.save_pretrained(done)
-        shutil.rmtree(folder / "fit", ignore_errors=True)
+        _write_json(made / "history.json", asdict(result))
+        student.save_pretrained(made / "model")
+        shutil.rmtree(made / "fit", ignore_errors=True)
 
     def judge(self, above: Foundation, folder: Path) -> dict[str, Any]:
         """Ask the gate, on all held-out slates there are.

@@ -218,6 +218,61 @@ def test_a_rung_is_taught_by_its_teacher_alone_unless_the_data_is_asked_for(
     assert weights == [{0.0}, set(config.fit.loss_weights.values())]
 
 
+@pytest.mark.parametrize(
+    ("repaired", "taught", "is_taught"),
+    [
+        ("pass", "not made", False),
+        ("fail", "pass", True),
+        ("undecided", "undecided", True),
+        ("undecided", "fail", False),
+        ("fail", "fail", None),
+    ],
+)
+def test_what_is_taken_of_a_repaired_and_a_taught_model(
+    top_run: Path,
+    tmp_path: Path,
+    monkeypatch,
+    repaired: str,
+    taught: str,
+    is_taught: bool | None,
+) -> None:
+    statuses = {"repaired": repaired, "taught": taught}
+    asked: list[str] = []
+
+    def judge(self, above: Foundation, folder: Path) -> dict[str, object]:
+        asked.append(folder.name)
+        return {"status": statuses[folder.name], "failed": [], "num_targets": 9}
+
+    def made(self, above: Foundation, folder: Path) -> tuple[float, Path]:
+        return 0.0, folder / "repaired"
+
+    def teach(self, above: Foundation, folder: Path) -> tuple[float, Path]:
+        (folder / "taught").mkdir(parents=True)
+        (folder / "taught" / "history.json").write_text("{}")
+        return 0.3, folder / "taught"
+
+    monkeypatch.setattr(steps.Ladder, "judge", judge)
+    monkeypatch.setattr(steps.Ladder, "_start", lambda *_: steps.Shape.parse("1x64x1x32"))
+    monkeypatch.setattr(steps.Ladder, "_repaired", made)
+    monkeypatch.setattr(steps.Ladder, "_taught", teach)
+    monkeypatch.setattr(steps.GateVerdict, "load", lambda path: None)
+    layout = RunLayout(top_run)
+    book, split = ladders.load_book(layout)
+    top = load_model(layout.model(FOUNDATION))
+    ladder = ladders.ladder_below(
+        top, book, split, lenient(top_run, num_halvings=0), timed_requests=3
+    )
+    rung = ladder.step_down(top, scratch=tmp_path)
+    assert asked == ["repaired", "taught"][: 1 if repaired == "pass" else 2]
+    if is_taught is None:
+        assert rung.folder is None
+    else:
+        assert rung.folder == tmp_path / "attempt-1" / ("taught" if is_taught else "repaired") / (
+            "model"
+        )
+        assert rung.attempts[-1].epochs == (0.3 if is_taught else 0.0)
+
+
 def test_a_step_that_fails_is_halved_until_none_is_left(top_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     config = lenient(top_run, max_loss=0.0, max_loss_vs_top=0.0, num_halvings=1, max_step=0.3)
