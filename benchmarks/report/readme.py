@@ -295,27 +295,35 @@ def two_teachers(files: Files, *, file: str) -> str:
     return markdown(header, lines)
 
 
+_OF_LADDER = ("foundation", "gradual")
+
+
 def ladder(files: Files, *, file: str) -> str:
-    """The gradual ladder of the first seed: what each rung keeps of the top, on test targets."""
-    rows = rows_of(files, file, split="test")
-    seed = next(row.seed for row in rows)
+    """The gradual ladder: what each rung keeps of the top, on test targets.
+
+    All rungs of the first seed; of others the top and the last.
+    """
+    rows = [row for row in rows_of(files, file, split="test") if row.seed != "mean"]
     lines = []
-    for model in _models([row for row in rows if row.seed == seed], split="test"):
-        if model != "foundation" and not model.startswith("gradual"):
-            continue
-        found = {row.metric: row for row in rows if (row.model, row.seed) == (model, seed)}
-        is_top = model == "foundation"
-        lines.append(
-            (
-                "the top" if is_top else model.removeprefix("gradual "),
-                parameters(found["ndcg@10"].params),
-                "1" if is_top else decimal(found["params_ratio"].value),
-                "1" if is_top else decimal(found["latency_ratio"].value),
-                with_interval(found["auc"]),
-                with_interval(found["ndcg@10"]),
-                "–" if is_top else lost(found["loss_vs_top"]),
+    for seed in dict.fromkeys(row.seed for row in rows):
+        mine = [row for row in rows if row.seed == seed]
+        models = [m for m in _models(mine, split="test") if m.split()[0] in _OF_LADDER]
+        is_first = seed == rows[0].seed
+        for model in models if is_first else [models[0], models[-1]]:
+            found = {row.metric: row for row in mine if row.model == model}
+            is_top = model == "foundation"
+            name = "the top" if is_top else model.removeprefix("gradual ")
+            lines.append(
+                (
+                    name if is_first else f"seed {seed}: {name}",
+                    parameters(found["ndcg@10"].params),
+                    "1" if is_top else decimal(found["params_ratio"].value),
+                    "1" if is_top else decimal(found["latency_ratio"].value),
+                    with_interval(found["auc"]),
+                    with_interval(found["ndcg@10"]),
+                    "–" if is_top else lost(found["loss_vs_top"]),
+                )
             )
-        )
     header = ("", "parameters", "of the body", "of the time", "AUC", "NDCG@10", "NDCG@10 lost")
     return markdown(header, lines)
 
@@ -364,7 +372,7 @@ TABLES: dict[str, Callable[[Files], str]] = {
     ),
     "two-teachers": partial(two_teachers, file="two-teachers"),
     "ladder": partial(ladder, file="ladder-job-market"),
-    "ladder-arms": partial(ladder_arms, file="ladder-job-market"),
+    "ladder-arms": partial(ladder_arms, file="ladder-job-market-taught"),
     "ml1m-against-sasrec": partial(against_sasrec, file="quality-ml1m-4-epochs"),
 }
 """Tables that a page may hold, by the name in its marker."""

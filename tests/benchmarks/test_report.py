@@ -170,13 +170,18 @@ def test_a_ladder_is_told_rung_by_rung_and_by_what_else_leads_there() -> None:
         *(told("gradual rung-1", metric, 0.1) for metric in ("auc", "ndcg@10")),
         *(told("gradual rung-1", metric, value) for metric, value in rung.items()),
         told("one_shot rung-1", "ndcg@10", 0.3),
+        *(told("foundation", metric, 0.2, 1) for metric in ("auc", "ndcg@10")),
+        *(told(f"gradual rung-{n}", "ndcg@10", 0.2, 1) for n in (1, 2)),
+        *(told(f"gradual rung-{n}", "auc", 0.2, 1) for n in (1, 2)),
+        *(told("gradual rung-2", metric, value, 1) for metric, value in rung.items()),
         told("foundation", "ndcg@10", 0.1, "mean"),
         told("one_shot", "ndcg@10", 0.3, "mean"),
         told("one_shot", "loss_vs_top", 0.02, "mean"),
     ]  # fmt: skip
     files = {"ladder": rows}
     rungs = readme.ladder(files, file="ladder").splitlines()
-    assert [line.split(" | ")[0] for line in rungs[2:]] == ["| the top", "| rung-1"]
+    names = [line.removeprefix("| ").split(" | ")[0] for line in rungs[2:]]
+    assert names == ["the top", "rung-1", "seed 1: the top", "seed 1: rung-2"]
     assert ".500 | .600" in rungs[3]
     assert "−1.0 %" in rungs[3]
     arms = readme.ladder_arms(files, file="ladder").splitlines()
