@@ -74,7 +74,8 @@ def bed_of(
         prompter = PrompterConfig(
             form="text", max_prompt_tokens=640, max_item_tokens=48, vocab_size=2048
         )
-        fit = replace(recipe.fit, epochs=1.0)
+        # After one epoch it ranks no better than chance, and a ladder from it says nothing.
+        fit = replace(recipe.fit, epochs=6.0)
         recipe = replace(recipe, prompter=prompter, fit=fit)
     else:
         # Few jobs, so that more targets are ranked among the first ten and less is left to chance;
