@@ -3,12 +3,13 @@
     python -m benchmarks.gate [--metrics ndcg@10 auc] [--draws N] [--smoke] [--out FILE.csv]
     python -m benchmarks.gate --run RUN [--out FILE.csv]
 
-A reference and a candidate are drawn for some number of people and targets. On a share of the
-targets the two say the same, as models of one ladder do, on the others they were drawn apart. The
-loss is planted exactly: of the candidate's hits a share is missed, or of its probabilities a share
-is noise. `gate_false_accept` is how often a loss of 2 % passes a gate of 1 %; `gate_false_reject`
-how often no loss at all fails; the rest is undecided, which asks for more targets. Intervals are
-Wilson's, 95 %.
+A reference and two candidates are drawn for some number of people and targets. On a share of the
+targets a candidate says what the reference says, as models of one ladder do, on the others it was
+drawn apart. The loss is planted exactly: of a candidate's hits a share is missed, or of its
+probabilities a share is noise. `gate_false_accept` is how often a loss of 2 % passes a gate of 1 %;
+`gate_false_reject` how often no loss at all fails; the rest is undecided, which asks for more
+targets. Rows of `two looks` are of a ladder's step: the first candidate is what repair left, and
+unless it passes the second is what teaching made of it. Intervals are Wilson's, 95 %.
 
 With a run the gate's clock is looked at instead: the run's model is timed against itself, in turn,
 as a rung is against the one above. `slowdown_p95` is what such a pair comes out at in one of twenty
@@ -19,7 +20,6 @@ cases, in parts of its time; a rung must be let come out as much slower, which i
 import argparse
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ from benchmarks.subjects import Subject, finished
 from decant.judging import milliseconds
 from decant.recipes import recipe_of
 from decant.recommender import Recommender, build_index
-from distill.gate import GateConfig, Measurements, Tolerance, verdict
+from distill.gate import GateConfig, Measurements, Status, Tolerance, verdict
 from foundation.evaluation import Interval
 
 PLANTED_LOSS = 0.02
@@ -85,8 +85,8 @@ SMOKE_DESIGNS = (Design(metric="ndcg@10", num_users=200, targets_per_user=1),)
 
 def drawn(
     design: Design, loss: float, rng: np.random.Generator
-) -> tuple[Measurements, Measurements]:
-    """A reference and a candidate that in the long run loses so much against it.
+) -> tuple[Measurements, list[Measurements]]:
+    """A reference and two candidates that in the long run lose so much against it.
 
     Args:
         design: people and targets.
@@ -94,13 +94,30 @@ def drawn(
         rng: draws.
     """
     user = np.repeat(np.arange(design.num_users), design.targets_per_user)
-    draw = _ndcg_pair if design.metric == "ndcg@10" else _auc_pair
+    draw = _of_ndcg if design.metric == "ndcg@10" else _of_auc
     return draw(user, loss, rng)
 
 
-def _ndcg_pair(
+def looked_twice(
+    reference: Measurements, candidates: Sequence[Measurements], config: GateConfig
+) -> tuple[Status, Status]:
+    """The gate's word on the first candidate, and on a ladder's step that may try the second.
+
+    Args:
+        reference: the rung above.
+        candidates: what repair left, and what teaching made of it.
+        config: what may be lost.
+    """
+    first = verdict(reference, candidates[0], config).status
+    if first == "pass":
+        return first, first
+    second = verdict(reference, candidates[1], config).status
+    return first, first if second == "fail" else second
+
+
+def _of_ndcg(
     user: NDArray[np.int64], loss: float, rng: np.random.Generator
-) -> tuple[Measurements, Measurements]:
+) -> tuple[Measurements, list[Measurements]]:
     # Some people are easier than others: targets of one person are alike.
     ease = rng.normal(scale=0.8, size=user[-1] + 1)[user]
     chance = np.clip(_HIT_RATE * np.exp(ease) / np.exp(0.32), 0, 0.95)
@@ -109,18 +126,21 @@ def _ndcg_pair(
         place = rng.integers(1, 11, size=len(user))
         return np.where(rng.random(len(user)) < chance, 1 / np.log2(1 + place), 0.0)
 
+    def candidate() -> NDArray[np.float64]:
+        apart = np.where(rng.random(len(user)) < _AGREEMENT, reference, ranked())
+        return np.where(rng.random(len(user)) < loss, 0.0, apart)
+
     reference = ranked()
-    candidate = np.where(rng.random(len(user)) < _AGREEMENT, reference, ranked())
-    candidate = np.where(rng.random(len(user)) < loss, 0.0, candidate)
-    before, after = (
-        Measurements(target_user=user, target_ndcg=one) for one in (reference, candidate)
+    before, *after = (
+        Measurements(target_user=user, target_ndcg=one)
+        for one in (reference, candidate(), candidate())
     )
     return before, after
 
 
-def _auc_pair(
+def _of_auc(
     user: NDArray[np.int64], loss: float, rng: np.random.Generator
-) -> tuple[Measurements, Measurements]:
+) -> tuple[Measurements, list[Measurements]]:
     label = rng.random(len(user)) < 0.4
     # Two normal scores a distance apart have this AUC.
     distance = np.sqrt(2) * 0.6744897501960817
@@ -130,16 +150,17 @@ def _auc_pair(
         scores: NDArray[np.float64] = rng.normal(size=len(user)) + distance * label
         return scores
 
+    def candidate() -> NDArray[np.float64]:
+        apart = np.where(rng.random(len(user)) < _AGREEMENT, reference, said())
+        # Of a share s of the events the score is another's, whatever their labels: the AUC falls
+        # by s (AUC - 1/2), since what the good ones lose in the mix of scores the bad ones win.
+        share = loss * _AUC / (_AUC - 0.5)
+        return np.where(rng.random(len(user)) < share, rng.permutation(apart), apart)
+
     reference = said()
-    candidate = np.where(rng.random(len(user)) < _AGREEMENT, reference, said())
-    # Of a share s of the events the score is another's, whatever their labels: the AUC falls by
-    # s (AUC - 1/2), since what the good ones lose in the mix of scores the bad ones win.
-    share = loss * _AUC / (_AUC - 0.5)
-    others = rng.permutation(candidate)
-    candidate = np.where(rng.random(len(user)) < share, others, candidate)
-    before, after = (
+    before, *after = (
         Measurements(event_user=user, event_label=label, event_probability=1 / (1 + np.exp(-one)))
-        for one in (reference, candidate)
+        for one in (reference, candidate(), candidate())
     )
     return before, after
 
@@ -149,7 +170,7 @@ def measure(designs: Sequence[Design], *, draws: int, measured: Measured, seed: 
 
     Args:
         designs: what the gate rests on.
-        draws: pairs of models for each, with a loss and without.
+        draws: of models for each, with a loss and without.
         measured: takes the rows.
         seed: of the draws.
     """
@@ -158,32 +179,35 @@ def measure(designs: Sequence[Design], *, draws: int, measured: Measured, seed: 
             (PLANTED_LOSS, "pass", "gate_false_accept"),
             (0.0, "fail", "gate_false_reject"),
         ):
-            cells = {"task": design.metric, "split": design.name, "model": f"loss {loss:.0%}"}
-            if measured.has(metric=name, seed=seed, **cells):
+            cells = {"task": design.metric, "model": f"loss {loss:.0%}"}
+            ways = design.name, f"{design.name}, two looks"
+            if measured.has(metric=name, seed=seed, split=ways[-1], **cells):
                 continue
             began = time.monotonic()
             config = GateConfig(
                 tolerances=(Tolerance(metric=design.metric, max_loss=TOLERANCE, kind="relative"),)
             )
             rng = np.random.default_rng([seed, number, int(loss > 0)])
-            found: Counter[str] = Counter(
-                verdict(*drawn(design, loss, rng), config).status
+            found = [
+                looked_twice(*drawn(design, loss, rng), config)
                 for _ in tqdm(range(draws), desc=f"{design.metric}, {design.name}, {loss:.0%}")
-            )
+            ]
             seconds = round(time.monotonic() - began, 1)
-            for metric, status in ((name, wrong), ("gate_undecided", "undecided")):
-                share = binomtest(found[status], draws)
-                ends = share.proportion_ci(method="wilson")
-                measured.add(
-                    seed=seed,
-                    interval=Interval(
-                        value=found[status] / draws, low=float(ends.low), high=float(ends.high)
-                    ),
-                    metric=metric,
-                    n=draws,
-                    seconds=seconds,
-                    **cells,
-                )
+            for way, verdicts in zip(ways, zip(*found, strict=True), strict=True):
+                for metric, status in ((name, wrong), ("gate_undecided", "undecided")):
+                    count = verdicts.count(status)
+                    ends = binomtest(count, draws).proportion_ci(method="wilson")
+                    measured.add(
+                        seed=seed,
+                        interval=Interval(
+                            value=count / draws, low=float(ends.low), high=float(ends.high)
+                        ),
+                        metric=metric,
+                        split=way,
+                        n=draws,
+                        seconds=seconds,
+                        **cells,
+                    )
 
 
 def measure_clock(
@@ -232,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--metrics", nargs="+", choices=["ndcg@10", "auc"], default=["ndcg@10", "auc"]
     )
-    parser.add_argument("--draws", type=int, default=400, help="pairs of models for each case")
+    parser.add_argument("--draws", type=int, default=400, help="of models for each case")
     parser.add_argument("--out", type=Path, help="write the rows as CSV; a second call goes on")
     parser.add_argument("--smoke", action="store_true", help="a few draws of the smallest case")
     options = parser.parse_args(arguments)

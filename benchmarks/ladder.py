@@ -36,6 +36,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
+from benchmarks.arms import kept_arrays
 from benchmarks.ladder_beds import Bed, bed_of
 from benchmarks.measured import Measured
 from decant.architecture import LatencyRatio
@@ -46,6 +47,7 @@ from decant.pipeline import Job, fit_on_validation, run, watch
 from decant.processes import training_device
 from decant.recipes import Recipe
 from decant.run_data import load_book, load_model, rung_record, sample_targets
+from decant.run_record import json_hash
 from distill.anatomy import Shape, stock_config
 from distill.distillation import distil
 from distill.importance import Importance, measure_importance
@@ -53,6 +55,7 @@ from distill.ladder import LadderConfig, newest
 from distill.pruning import prune
 from distill.steps import calibration_rows
 from foundation import Foundation
+from foundation.checkpoint import weights_hash
 from foundation.evaluation import ndcg
 from foundation.evaluation.bootstrap import Interval, bootstrap_interval, paired_bootstrap
 from foundation.predictions import predict_targets
@@ -86,12 +89,12 @@ class Descent:
         run(job, until=FOUNDATION)
         self.layout = RunLayout(self.folder / "top")
         self.book, self.split = load_book(self.layout)
-        self.top = load_model(self.layout.model(FOUNDATION)).to(training_device())
+        self.top = self.model(self.layout.model(FOUNDATION))
         self.config: LadderConfig = ladder_config(self.layout.folder, **bed.changes)
         self._of_top: Importance | None = None
 
-    def rungs(self, arm: ArmName) -> list[Foundation]:
-        """The models of an arm, from the top down; made if need be."""
+    def rungs(self, arm: ArmName) -> list[Path]:
+        """Folders of an arm's models, from the top down; made if need be."""
         if arm == "gradual":
             return self._gradual()
         shapes, epochs = self._came_to()
@@ -104,11 +107,11 @@ class Descent:
             folder = self.folder / arm / f"rung-{place}"
             if not (folder / "model").exists():
                 self.make(arm, above, shape, length, folder)
-            above = load_model(folder / "model").to(training_device())
-            made.append(above)
+            made.append(folder / "model")
+            above = self.model(made[-1])
         return made
 
-    def _gradual(self) -> list[Foundation]:
+    def _gradual(self) -> list[Path]:
         out = self.folder / "gradual"
         descend(
             self.layout.folder,
@@ -118,9 +121,7 @@ class Descent:
             fitting_requests=self.bed.fitting_requests,
         )
         layout = RunLayout(out)
-        return [
-            load_model(layout.model(name)).to(training_device()) for name in layout.models()[1:]
-        ]
+        return [layout.model(name) for name in layout.models()[1:]]
 
     def latency_ratios(self) -> list[float]:
         """Median time of a request at each of the gradual ladder's rungs, as the gate took it.
@@ -218,11 +219,21 @@ class Descent:
             self._of_top = measure_importance(above, rows)
         return self._of_top
 
-    def answers(self, model: Foundation) -> Answers:
-        """Of a model to the test requests."""
+    def model(self, folder: Path) -> Foundation:
+        """A model, on the device that trainings are on."""
+        return load_model(folder).to(training_device())
+
+    def answers(self, folder: Path) -> Answers:
+        """Of a model to the test requests; kept, since a reading of them all takes minutes."""
+        served = json.loads((folder / "foundation.json").read_text("utf-8"))
+        kept = self.folder / "answers" / f"{json_hash([weights_hash(folder), served])}.npz"
+        return Answers(**kept_arrays(kept, lambda: self._asked(self.model(folder))))
+
+    def _asked(self, model: Foundation) -> dict[str, NDArray[Any]]:
         asked = Asked(self.book, self.split.test)
         said = predict_targets(model, self.book, self.split.test)
-        return asked.of(said, model.calibration(asked.task))
+        found = asdict(asked.of(said, model.calibration(asked.task)))
+        return {name: values for name, values in found.items() if values is not None}
 
 
 def random_below(
@@ -271,18 +282,18 @@ def measure(
     user: NDArray[np.int64] | None = None
     for seed in seeds:
         descent = Descent(bed, seed, work)
-        top = descent.answers(descent.top)
+        top = descent.answers(descent.layout.model(FOUNDATION))
         _metric_rows(out, bed, seed, "foundation", descent.top, top, top)
         last.setdefault("foundation", []).append(_ndcg(top))
         user = top.user
         for arm in arms:
-            models = descent.rungs(arm)
+            folders = descent.rungs(arm)
             ratios = descent.latency_ratios() if arm == "gradual" else []
-            for place, model in enumerate(models, start=1):
-                is_last = place == len(models)
+            for place, folder in enumerate(folders, start=1):
+                is_last = place == len(folders)
                 if not (is_last or arm == "gradual"):
                     continue
-                answers = descent.answers(model)
+                answers, model = descent.answers(folder), descent.model(folder)
                 name = f"{arm} rung-{place}"
                 _metric_rows(out, bed, seed, name, model, answers, top)
                 if is_last:

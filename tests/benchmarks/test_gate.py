@@ -3,10 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.gate import Design, drawn, main, measure_clock
+from benchmarks.gate import Design, drawn, looked_twice, main, measure_clock
 from benchmarks.measured import Measured
 from benchmarks.subjects import Subject
 from decant.results import read_csv
+from distill.gate import GateConfig, Measurements, Tolerance
 from foundation import Foundation
 from foundation.evaluation import auc
 from promptify.assembly import PromptBook
@@ -18,13 +19,36 @@ def test_a_loss_is_planted_as_large_as_it_says(metric: str) -> None:
     rng = np.random.default_rng(0)
     design = Design(metric=metric, num_users=200_000, targets_per_user=1)
     for loss in (0.0, 0.02, 0.1):
-        before, after = drawn(design, loss, rng)
-        if metric == "ndcg@10":
-            was, now = (one.target_ndcg.mean() for one in (before, after))
-        else:
-            was, now = (auc(one.event_label, one.event_probability) for one in (before, after))
-            assert was == pytest.approx(0.75, abs=0.004)
-        assert (was - now) / was == pytest.approx(loss, abs=0.006)
+        before, candidates = drawn(design, loss, rng)
+        for after in candidates:
+            if metric == "ndcg@10":
+                was, now = (one.target_ndcg.mean() for one in (before, after))
+            else:
+                was, now = (auc(one.event_label, one.event_probability) for one in (before, after))
+                assert was == pytest.approx(0.75, abs=0.004)
+            assert (was - now) / was == pytest.approx(loss, abs=0.006)
+
+
+def test_a_step_is_taken_if_either_candidate_is_not_refused() -> None:
+    """As `distill.Ladder` does: what repair left is asked first, what is taught is preferred."""
+    user = np.arange(2000)
+    reference = np.random.default_rng(0).random(2000)
+    noise = np.random.default_rng(1).normal(scale=0.5, size=2000)
+    said = {
+        "pass": reference,
+        "undecided": reference + noise - noise.mean(),
+        "fail": 0.9 * reference,
+    }
+    config = GateConfig(tolerances=(Tolerance(metric="ndcg@10", max_loss=0.01, kind="relative"),))
+    made = {
+        name: Measurements(target_user=user, target_ndcg=values) for name, values in said.items()
+    }
+    for first, repaired in made.items():
+        for second, taught in made.items():
+            one, step = looked_twice(made["pass"], [repaired, taught], config)
+            assert one == first
+            expected = first if first == "pass" or second == "fail" else second
+            assert step == expected
 
 
 def test_it_counts_and_goes_on_where_it_stopped(tmp_path, capsys) -> None:
@@ -39,6 +63,10 @@ def test_it_counts_and_goes_on_where_it_stopped(tmp_path, capsys) -> None:
     }
     assert all(0 <= row.ci_low <= row.value <= row.ci_high <= 1 for row in rows)
     assert all(row.n == 20 for row in rows)
+    shares = {(row.split, row.model, row.metric): row.value for row in rows}
+    for split, model, metric in shares:
+        if metric == "gate_false_reject" and split.endswith("two looks"):
+            assert shares[split, model, metric] <= shares["200 people x 1", model, metric]
     before = out.read_bytes()
     assert main(["--smoke", "--out", str(out)]) == 0
     assert out.read_bytes() == before
