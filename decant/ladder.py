@@ -240,6 +240,7 @@ def ladder_below(
         device: where rungs are trained and measured, latency too; a GPU where there is one, when
             left out.
     """
+    split = config.asked(split)
     return Ladder(
         top,
         book,

@@ -51,6 +51,12 @@ def ladder_parser() -> ArgumentParser:
     )
     parser.add_argument("--epochs-per-rung", type=float, help="of distillation, instead of minutes")
     parser.add_argument(
+        "--gate-people",
+        type=int,
+        help="whose held-out slates the gate rests on and the report measures; all by default, "
+        "which takes longer than the training where there are very many",
+    )
+    parser.add_argument(
         "--taught-by",
         choices=["above", "top", "both"],
         default="above",
@@ -152,6 +158,7 @@ def ladder(options: Namespace) -> Iterator[str]:
         max_loss_vs_top=3 * options.max_loss,
         max_step=options.max_step,
         minutes_per_rung=None if options.epochs_per_rung else options.minutes_per_rung,
+        gate_people=options.gate_people,
         taught_by=options.taught_by,
         data_weight=options.data_weight,
     )

@@ -42,7 +42,7 @@ from foundation import FitConfig, FitResult, Foundation
 from foundation.plan import TrainingPlan
 from promptify.assembly import PromptBook
 from promptify.rows import Rows
-from promptify.splits import Split, Targets
+from promptify.splits import Split, Targets, fewer_people
 from promptify.whole import write_whole
 
 logger = logging.getLogger(__name__)
@@ -74,9 +74,10 @@ class LadderConfig:
             `fit` gives them. A repaired student is near its teacher, and noisy labels lead it away.
         taught_by: the rung above, the top, or both, each for half.
         calibration_rows: prompts that importance is measured and repairs are made on.
+        gate_people: whose held-out slates the gate rests on, drawn by the seed; all when None.
         repair: whether what stays is repaired by least squares.
         shape: that the ladder ends at, whatever `to` says; None to end at `to`.
-        seed: of the calibration prompts.
+        seed: of the calibration prompts, and of the gate's people.
     """
 
     to: float = 0.1
@@ -92,6 +93,7 @@ class LadderConfig:
     data_weight: float = 0.0
     taught_by: Literal["above", "top", "both"] = "above"
     calibration_rows: int = 1000
+    gate_people: int | None = None
     repair: bool = True
     shape: Shape | None = None
     seed: int = 0
@@ -124,6 +126,16 @@ class LadderConfig:
             raise ValueError(
                 f"LadderConfig.calibration_rows={self.calibration_rows} must be at least 1."
             )
+        if self.gate_people is not None and self.gate_people < 1:
+            raise ValueError(
+                f"LadderConfig.gate_people={self.gate_people} must be at least 1, or None for all."
+            )
+
+    def asked(self, split: Split) -> Split:
+        """The split with the targets that a ladder measures its rungs on."""
+        if self.gate_people is None:
+            return split
+        return fewer_people(split, self.gate_people, seed=self.seed)
 
     def schedule(self, epochs: float) -> FitConfig:
         """Of a distillation of so many epochs, or of plain training where there is no teacher."""
@@ -217,7 +229,7 @@ class Ladder:
         hands: Hands,
         device: str = "cpu",
     ) -> None:
-        self.top, self.book, self.split = top.to(device), book, split
+        self.top, self.book, self.split = top.to(device), book, config.asked(split)
         self.config, self.hands, self.device = config, hands, device
         if config.shape is not None:
             check_shape(top.decoder, config.shape)
@@ -429,7 +441,7 @@ class Ladder:
         shutil.rmtree(made / "fit", ignore_errors=True)
 
     def judge(self, above: Foundation, folder: Path) -> dict[str, Any]:
-        """Ask the gate, on all held-out slates there are.
+        """Ask the gate, on all held-out slates of the people it rests on.
 
         Args:
             above: the rung above; only read.

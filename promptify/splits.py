@@ -249,6 +249,30 @@ def new_user(
     )
 
 
+def fewer_people(split: Split, most: int, *, seed: int = 0) -> Split:
+    """The same training, and the targets of some of the people alone.
+
+    Args:
+        split: whose targets are too many to ask them all.
+        most: people who are kept, with all of their targets, of those who have any.
+        seed: which people; fewer of them lie in more.
+
+    Raises:
+        ValueError: `most` is below 1.
+    """
+    if most < 1:
+        raise ValueError(f"most={most} must be at least 1: somebody has to be asked.")
+    people = np.union1d(split.valid.user, split.test.user)
+    if len(people) <= most:
+        return split
+    kept = np.random.default_rng(seed).permutation(people)[:most]
+    return replace(
+        split,
+        valid=split.valid[np.isin(split.valid.user, kept)],
+        test=split.test[np.isin(split.test.user, kept)],
+    )
+
+
 def _slates(interactions: Interactions, surface: str | None) -> Targets:
     """Every slate (of one surface, if given) as a target, in the order of the log."""
     slate = interactions.event_slate

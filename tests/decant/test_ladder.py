@@ -273,6 +273,22 @@ def test_what_is_taken_of_a_repaired_and_a_taught_model(
         assert rung.attempts[-1].epochs == (0.3 if is_taught else 0.0)
 
 
+def test_the_gate_may_rest_on_some_of_the_people(top_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    _, split = ladders.load_book(RunLayout(top_run))
+    half = len(np.unique(split.test.user)) // 2
+    config = lenient(top_run, gate_people=half, to=0.8)
+    descend(top_run, config=config, out=out, timed_requests=3)
+    layout = RunLayout(out)
+    some = config.asked(split)
+    assert len(np.unique(some.test.user)) == half
+    record = rung_record(layout, "rung-1")
+    assert record["num_targets"] == len(some.valid) < len(split.valid)
+    assert 0 < record["test"]["ndcg@10"]["n"] <= len(some.test) < len(split.test)
+    with pytest.raises(ValueError, match="gate_people=0 must be at least 1, or None for all"):
+        LadderConfig(gate_people=0)
+
+
 def test_a_step_that_fails_is_halved_until_none_is_left(top_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     config = lenient(top_run, max_loss=0.0, max_loss_vs_top=0.0, num_halvings=1, max_step=0.3)
@@ -358,7 +374,13 @@ def test_in_the_run_s_own_folder_it_goes_on_after_the_run_s_own_rung(
     shutil.copytree(top_run, folder)
     own = (folder / "rung-1" / "model" / "model.safetensors").read_bytes()
     monkeypatch.setattr(ladders, "Judge", unhurried(ladders.Judge))
-    options = {"--to": 0.8, "--max-loss": 0.9, "--epochs-per-rung": 0.3, "--timed-requests": 3}
+    options = {
+        "--to": 0.8,
+        "--max-loss": 0.9,
+        "--epochs-per-rung": 0.3,
+        "--timed-requests": 3,
+        "--gate-people": 9,
+    }
     main(["ladder", str(folder), *[str(part) for pair in options.items() for part in pair]])
     said = capsys.readouterr().out
     assert "rung-2" in said

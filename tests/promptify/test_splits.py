@@ -14,6 +14,7 @@ from promptify.splits import (
     Split,
     Targets,
     cold_item,
+    fewer_people,
     global_time,
     leave_last,
     leave_one_out,
@@ -232,6 +233,28 @@ def test_seeds_choose_and_repeat() -> None:
     users = [test.user.tolist() for test in tests]
     assert users[0] == users[1]
     assert len({tuple(user) for user in users}) > 1
+
+
+def test_some_of_the_people_are_asked_for_all_they_have() -> None:
+    split = leave_last(steady(), num=3)
+    everybody = set(split.test.user.tolist())
+    before: set[int] = set()
+    for most in (1, 2, 3):
+        fewer = fewer_people(split, most, seed=1)
+        assert (fewer.train == split.train).all()
+        asked = set(fewer.test.user.tolist())
+        assert before < asked < everybody
+        assert len(asked) == most
+        for some, every in ((fewer.test, split.test), (fewer.valid, split.valid)):
+            assert set(some.user.tolist()) == asked
+            theirs = np.isin(every.user, list(asked))
+            assert some.first_event.tolist() == every.first_event[theirs].tolist()
+        before = asked
+    assert fewer_people(split, 4, seed=1) is split
+    draws = {tuple(fewer_people(split, 2, seed=seed).test.user.tolist()) for seed in range(9)}
+    assert len(draws) > 1
+    with pytest.raises(ValueError, match="most=0 must be at least 1"):
+        fewer_people(split, 0)
 
 
 def test_what_cannot_be_split_says_so() -> None:
