@@ -19,7 +19,7 @@ from benchmarks.ladder import Descent
 from benchmarks.ladder_beds import Bed, bed_of
 from benchmarks.measured import Measured
 from decant.architecture import LatencyRatio, search_config, search_shape, shapes_table
-from decant.run_data import load_model
+from decant.layout import FOUNDATION
 from distill.architecture import Tried
 from foundation.evaluation import Interval, ndcg, paired_bootstrap
 from promptify.validation import BadInput
@@ -67,15 +67,15 @@ def measure(
     ladders = found.tried[0]
     if found.best is None:
         raise BadInput(f"none of {trials} shapes was within the budget; try more.")
-    top = descent.answers(descent.top)
+    top = descent.answers(descent.layout.model(FOUNDATION))
     slower = LatencyRatio(descent.top, descent.book, descent.split.test, requests=timed)
     ranked = {}
     for who, one in (("ladder's shape", ladders), ("searched shape", found.best)):
         made = folder / one.shape.code
         if not (made / "model").exists():
             descent.make("one_shot", descent.top, one.shape, epochs, made)
-        model = load_model(made / "model")
-        answers = descent.answers(model)
+        model = descent.model(made / "model")
+        answers = descent.answers(made / "model")
         assert answers.rank is not None
         assert top.rank is not None
         ranked[who] = ndcg(answers.rank, 10)

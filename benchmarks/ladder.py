@@ -5,7 +5,8 @@
 
 The job market is one of few jobs and long histories, of each of which twenty slates are held out,
 ten for the gate and ten for test: one pass over a person reads all of them. What is to be ranked
-first is what somebody applied to or looked at: so both rest on thousands of targets. What a
+first is what somebody applied to or looked at: so both rest on thousands of targets. `large_market`
+is the same of eight times the people, of whom the gate and the test rest on as many. What a
 distillation may take is stated in epochs and is the same on any machine, however busy; `--minutes`
 states it in time.
 
@@ -37,7 +38,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from benchmarks.arms import kept_arrays
-from benchmarks.ladder_beds import Bed, bed_of
+from benchmarks.ladder_beds import BEDS, Bed, bed_of
 from benchmarks.measured import Measured
 from decant.architecture import LatencyRatio
 from decant.ladder import descend, ladder_config
@@ -91,6 +92,7 @@ class Descent:
         self.book, self.split = load_book(self.layout)
         self.top = self.model(self.layout.model(FOUNDATION))
         self.config: LadderConfig = ladder_config(self.layout.folder, **bed.changes)
+        self.split = self.config.asked(self.split)
         self._of_top: Importance | None = None
 
     def rungs(self, arm: ArmName) -> list[Path]:
@@ -368,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="A little at a time against all at once, and what each part is worth."
     )
-    parser.add_argument("task", choices=("job_market", "job_market_text", "ml1m"))
+    parser.add_argument("task", choices=BEDS)
     parser.add_argument("--arm", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seed", nargs="+", type=int, default=[0, 1, 2], metavar="N")
     parser.add_argument(
