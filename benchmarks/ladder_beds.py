@@ -12,7 +12,7 @@ from promptify.prompter import PrompterConfig
 from promptify.sources import SourceData
 
 BEDS = ("job_market", "large_market", "job_market_text", "ml1m")
-"""A market of jobs in slots, the same of eight times the people, one in text, and films in slots."""
+"""Jobs in slots, the same of eight times the people, jobs in text; films in slots."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
