@@ -1,4 +1,4 @@
-"""Hugging Face's `Trainer`, with summed losses, planned batches and two learning rates."""
+"""Hugging Face's `Trainer`, with summed losses, planned batches and learning rates of their own."""
 
 import copy
 import time
@@ -25,6 +25,10 @@ from foundation.utilisation import flops_utilisation, held_memory_bytes
 if TYPE_CHECKING:
     from foundation.model import Foundation
     from foundation.training import FitConfig
+
+
+RATE_WIDTH = 64
+"""Hidden width of the decoder that `FitConfig.learning_rate` is stated for."""
 
 
 class FoundationTrainer(Trainer):
@@ -148,30 +152,43 @@ class FoundationTrainer(Trainer):
         return norm
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW, in which rows of tables (embeddings, residuals) learn faster and do not decay.
+        """AdamW, in which rows of tables learn faster than matrices, and those by their width.
 
-        A row gets a gradient only when its token or item turns up: it must make more of each.
+        A row of a table (embeddings, residuals) gets a gradient only when its token or item turns
+        up: it must make more of each, and does not decay. Each entry of a matrix moves by as much a
+        step, whatever its width, so that what it does to a vector moves by as much more as it is
+        wide: a matrix learns by so much less.
         """
         module: Any = model or self.model
         decayed = set(self.get_decay_parameter_names(module))
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
                 is_table = "embed_tokens" in name or "residual" in name
-                groups.setdefault((is_table, name in decayed), []).append(parameter)
+                share = self.config.table_rate if is_table else self._share(name, parameter)
+                decays = name in decayed and not is_table
+                groups.setdefault((share, decays), []).append(parameter)
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, module)
         self.optimizer = optimizer_class(
             [
                 {
                     "params": parameters,
-                    "lr": self.args.learning_rate * (self.config.table_rate if is_table else 1),
-                    "weight_decay": 0.0 if is_table or not decays else self.args.weight_decay,
+                    "lr": self.args.learning_rate * share,
+                    "weight_decay": self.args.weight_decay if decays else 0.0,
                 }
-                for (is_table, decays), parameters in sorted(groups.items(), key=lambda g: g[0])
+                for (share, decays), parameters in sorted(groups.items(), key=lambda g: g[0])
             ],
             **options,
         )
         return self.optimizer
+
+    def _share(self, name: str, parameter: nn.Parameter) -> float:
+        """Of the learning rate that a parameter has, which is of no table."""
+        # Norms and biases move a vector by as much at any width, and adapters are narrow.
+        if parameter.ndim < 2 or "lora_" in name:
+            return 1.0
+        width: int = self.foundation.decoder.config.hidden_size
+        return min(1.0, RATE_WIDTH / width)
 
     # Curves and validation.
 

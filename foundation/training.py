@@ -50,8 +50,10 @@ class FitConfig:
             length, so that short histories are learned as well as long ones.
         positions_per_batch: positions of one micro-batch, padding among them.
         accumulate: micro-batches per optimiser step, of each process.
-        learning_rate: peak of a cosine schedule with a linear warm-up.
-        table_rate: how much faster embeddings and residuals learn than matrices.
+        learning_rate: peak of a cosine schedule with a linear warm-up, of a decoder up to 64 wide.
+            Matrices of a wider one learn at 64 / width of it (as in μP, arXiv 2203.03466), so that
+            the same rate suits decoders of any size.
+        table_rate: how much faster embeddings and residuals learn, at any width.
         warmup_fraction: share of the steps that warm up.
         weight_decay: of matrices; norms, biases, residuals and embeddings are not decayed.
         next_item_weight: of the retrieval loss.

@@ -65,7 +65,6 @@ FULL = Films(
         epochs=1,
         # A step waits for calls, not for arithmetic.
         positions_per_batch=32768,
-        learning_rate=6e-4,
         reread_items=128,
         text_positions=4096,
         checkpoint_seconds=1e6,

@@ -1,20 +1,23 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from transformers import TrainingArguments
 
 from foundation import FitConfig, Foundation
 from foundation.computing import computing
 from foundation.diverging import DivergedError
 from foundation.plan import TrainingPlan
 from foundation.resuming import last_whole_checkpoint
+from foundation.trainer import FoundationTrainer
 from foundation.utilisation import matrix_peak_flops
 from promptify.assembly import PromptBook
 from promptify.splits import Split
@@ -476,6 +479,35 @@ def test_tables_learn_faster_and_do_not_decay(
     assert decay[id(matrix)] == 0.5
     assert decay[id(foundation.person_head.bias)] == 0
     assert set(rate) == {id(p) for p in foundation.parameters()}
+
+
+@pytest.mark.parametrize(("width", "share"), [(32, 1.0), (64, 1.0), (256, 0.25)])
+def test_matrices_learn_by_their_width(width: int, share: float, monkeypatch: Any) -> None:
+    """Tables, norms, biases and adapters do not."""
+    module = nn.Module()
+    module.embed_tokens = nn.Embedding(5, width)
+    module.matrix = nn.Linear(width, 3)
+    module.lora_A = nn.Linear(width, 2, bias=False)
+    module.norm = nn.LayerNorm(width)
+    trainer = FoundationTrainer.__new__(FoundationTrainer)
+    trainer.config = changed(QUICK, table_rate=7.0)
+    trainer.args = TrainingArguments(learning_rate=2e-3, weight_decay=0.5, use_cpu=True)
+    trainer.foundation = SimpleNamespace(
+        decoder=SimpleNamespace(config=SimpleNamespace(hidden_size=width))
+    )
+    optimizer = trainer.create_optimizer(module)
+    name_of = {id(parameter): name for name, parameter in module.named_parameters()}
+    rates = {name_of[id(p)]: g["lr"] / 2e-3 for g in optimizer.param_groups for p in g["params"]}
+    assert rates == pytest.approx(
+        {
+            "embed_tokens.weight": 7.0,
+            "matrix.weight": share,
+            "matrix.bias": 1.0,
+            "lora_A.weight": 1.0,
+            "norm.weight": 1.0,
+            "norm.bias": 1.0,
+        }
+    )
 
 
 @pytest.mark.parametrize(
