@@ -372,7 +372,7 @@ TABLES: dict[str, Callable[[Files], str]] = {
     ),
     "two-teachers": partial(two_teachers, file="two-teachers"),
     "ladder": partial(ladder, file="ladder-job-market"),
-    "ladder-arms": partial(ladder_arms, file="ladder-job-market-taught"),
+    "ladder-arms": partial(ladder_arms, file="ladder-job-market"),
     "ml1m-against-sasrec": partial(against_sasrec, file="quality-ml1m-4-epochs"),
 }
 """Tables that a page may hold, by the name in its marker."""
