@@ -74,10 +74,11 @@ class LadderConfig:
             `fit` gives them. A repaired student is near its teacher, and noisy labels lead it away.
         taught_by: the rung above, the top, or both, each for half.
         calibration_rows: prompts that importance is measured and repairs are made on.
-        gate_people: whose held-out slates the gate rests on, drawn by the seed; all when None.
+        gate_people: whose held-out slates the gate rests on, the same whatever the seed; all when
+            None.
         repair: whether what stays is repaired by least squares.
         shape: that the ladder ends at, whatever `to` says; None to end at `to`.
-        seed: of the calibration prompts, and of the gate's people.
+        seed: of the calibration prompts.
     """
 
     to: float = 0.1
@@ -135,7 +136,8 @@ class LadderConfig:
         """The split with the targets that a ladder measures its rungs on."""
         if self.gate_people is None:
             return split
-        return fewer_people(split, self.gate_people, seed=self.seed)
+        # Ladders of several seeds are compared target by target.
+        return fewer_people(split, self.gate_people)
 
     def schedule(self, epochs: float) -> FitConfig:
         """Of a distillation of so many epochs, or of plain training where there is no teacher."""

@@ -33,6 +33,8 @@ def test_every_arm_is_measured_and_a_second_call_trains_nothing(
     assert ratios == sorted(ratios, reverse=True)
     assert ratios[-1] <= 0.6
     assert {r.model for r in rows if r.seed == "mean" and r.metric == "ndcg@10"} >= {"one_shot"}
+    # Each model was asked for itself.
+    assert len({row.value for row in rows if row.metric == "auc"}) > 2
     # As many tokens at once as in all rungs of the gradual ladder.
     record = json.loads((work / "job_market/seed-0/gradual/ladder.json").read_text())
     tokens = [one["attempts"][-1]["epochs"] for one in record["rungs"]]

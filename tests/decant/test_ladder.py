@@ -273,15 +273,28 @@ def test_what_is_taken_of_a_repaired_and_a_taught_model(
         assert rung.attempts[-1].epochs == (0.3 if is_taught else 0.0)
 
 
-def test_the_gate_may_rest_on_some_of_the_people(top_run: Path, tmp_path: Path) -> None:
+def test_the_gate_may_rest_on_some_of_the_people(
+    top_run: Path, tmp_path: Path, monkeypatch
+) -> None:
     out = tmp_path / "run"
+    settled: set[int] = set()
+    settle = ladders.fit_on_validation
+
+    def watched(model, book, targets, **options):
+        settled.update(targets.user.tolist())
+        return settle(model, book, targets, **options)
+
+    monkeypatch.setattr(ladders, "fit_on_validation", watched)
     _, split = ladders.load_book(RunLayout(top_run))
     half = len(np.unique(split.test.user)) // 2
     config = lenient(top_run, gate_people=half, to=0.8)
     descend(top_run, config=config, out=out, timed_requests=3)
     layout = RunLayout(out)
     some = config.asked(split)
+    assert (replace(config, seed=9).asked(split).test.user == some.test.user).all()
     assert len(np.unique(some.test.user)) == half
+    # Calibrated on the same people.
+    assert settled == set(some.valid.user.tolist())
     record = rung_record(layout, "rung-1")
     assert record["num_targets"] == len(some.valid) < len(split.valid)
     assert 0 < record["test"]["ndcg@10"]["n"] <= len(some.test) < len(split.test)
