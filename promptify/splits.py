@@ -258,6 +258,7 @@ def fewer_people(split: Split, most: int, *, seed: int = 0) -> Split:
         seed: which people; fewer of them lie in more.
 
     Raises:
+        BadInput: those who were drawn have nothing to validate on, or nothing to test.
         ValueError: `most` is below 1.
     """
     if most < 1:

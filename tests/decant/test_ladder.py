@@ -19,6 +19,7 @@ from distill import ladder as steps
 from distill.gate import GateVerdict
 from distill.ladder import LadderConfig
 from foundation import Foundation
+from promptify.splits import fewer_people
 
 # Losses that a tiny model on a handful of people shows mean nothing: every rung may pass.
 LENIENT = {
@@ -400,7 +401,10 @@ def test_in_the_run_s_own_folder_it_goes_on_after_the_run_s_own_rung(
     assert said.rstrip().endswith("ladder.html")
     assert rungs(folder)[:2] == ["rung-1", "rung-2"]
     assert (folder / "rung-1" / "model" / "model.safetensors").read_bytes() == own
-    assert rung_record(RunLayout(folder), "rung-2")["above"] == FOUNDATION
+    record = rung_record(RunLayout(folder), "rung-2")
+    assert record["above"] == FOUNDATION
+    _, split = ladders.load_book(RunLayout(folder))
+    assert record["num_targets"] == len(fewer_people(split, 9).valid)
 
 
 def test_minutes_become_epochs_once(top_run: Path, tmp_path: Path, monkeypatch) -> None:

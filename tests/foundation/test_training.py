@@ -482,7 +482,7 @@ def test_tables_learn_faster_and_do_not_decay(
 
 
 @pytest.mark.parametrize(("width", "share"), [(32, 1.0), (64, 1.0), (256, 0.25)])
-def test_matrices_learn_by_their_width(width: int, share: float, monkeypatch: Any) -> None:
+def test_matrices_learn_by_their_width(width: int, share: float) -> None:
     """Tables, norms, biases and adapters do not."""
     module = nn.Module()
     module.embed_tokens = nn.Embedding(5, width)
