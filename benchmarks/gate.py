@@ -36,6 +36,7 @@ from decant.judging import milliseconds
 from decant.recipes import recipe_of
 from decant.recommender import Recommender, build_index
 from distill.gate import GateConfig, Measurements, Status, Tolerance, verdict
+from distill.ladder import place_taken
 from foundation.evaluation import Interval
 
 PLANTED_LOSS = 0.02
@@ -111,8 +112,8 @@ def looked_twice(
     first = verdict(reference, candidates[0], config).status
     if first == "pass":
         return first, first
-    second = verdict(reference, candidates[1], config).status
-    return first, first if second == "fail" else second
+    both = first, verdict(reference, candidates[1], config).status
+    return first, both[place_taken(both)]
 
 
 def _of_ndcg(

@@ -21,7 +21,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -285,9 +285,7 @@ class Ladder:
             tried.append((epochs, made, self.judge(above, made)))
             if tried[-1][2]["status"] == "pass":
                 break
-        # What was taught, unless the gate fails that and not what it was taught from.
-        taken = [one for one in tried if one[2]["status"] != "fail"] or tried
-        epochs, made, judged = taken[-1]
+        epochs, made, judged = tried[place_taken([one[2]["status"] for one in tried])]
         attempt = Attempt(
             step=step,
             shape=shape,
@@ -498,6 +496,16 @@ def newest(valid: Targets) -> Targets:
         valid: held-out slates, each person's in time order.
     """
     return valid[np.append(valid.user[1:] != valid.user[:-1], True)]
+
+
+def place_taken(statuses: Sequence[Status]) -> int:
+    """Which candidate of a step is taken: what was taught, unless the gate fails that alone.
+
+    Args:
+        statuses: of what repair left and, where that was taught, of what came of it.
+    """
+    standing = [place for place, status in enumerate(statuses) if status != "fail"]
+    return standing[-1] if standing else len(statuses) - 1
 
 
 def together(statuses: list[Status]) -> Status:
