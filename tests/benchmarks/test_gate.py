@@ -63,10 +63,10 @@ def test_it_counts_and_goes_on_where_it_stopped(tmp_path, capsys) -> None:
     }
     assert all(0 <= row.ci_low <= row.value <= row.ci_high <= 1 for row in rows)
     assert all(row.n == 20 for row in rows)
-    shares = {(row.split, row.model, row.metric): row.value for row in rows}
-    for split, model, metric in shares:
-        if metric == "gate_false_reject" and split.endswith("two looks"):
-            assert shares[split, model, metric] <= shares["200 people x 1", model, metric]
+    one, two = "200 people x 1", "200 people x 1, two looks"
+    refused = {row.split: row.value for row in rows if row.metric == "gate_false_reject"}
+    assert set(refused) == {one, two}
+    assert refused[two] <= refused[one]
     before = out.read_bytes()
     assert main(["--smoke", "--out", str(out)]) == 0
     assert out.read_bytes() == before

@@ -286,7 +286,7 @@ def test_the_gate_may_rest_on_some_of_the_people(
         return settle(model, book, targets, **options)
 
     monkeypatch.setattr(ladders, "fit_on_validation", watched)
-    _, split = ladders.load_book(RunLayout(top_run))
+    book, split = ladders.load_book(RunLayout(top_run))
     half = len(np.unique(split.test.user)) // 2
     config = lenient(top_run, gate_people=half, to=0.8)
     descend(top_run, config=config, out=out, timed_requests=3)
@@ -294,6 +294,9 @@ def test_the_gate_may_rest_on_some_of_the_people(
     some = config.asked(split)
     assert (replace(config, seed=9).asked(split).test.user == some.test.user).all()
     assert len(np.unique(some.test.user)) == half
+    top = load_model(layout.model(FOUNDATION))
+    alone = steps.Ladder(top, book, split, config=config, hands=None)
+    assert (alone.split.valid.user == some.valid.user).all()
     # Calibrated on the same people.
     assert settled == set(some.valid.user.tolist())
     record = rung_record(layout, "rung-1")
