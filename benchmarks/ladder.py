@@ -6,9 +6,11 @@
 The job market is one of few jobs and long histories, of each of which twenty slates are held out,
 ten for the gate and ten for test: one pass over a person reads all of them. What is to be ranked
 first is what somebody applied to or looked at: so both rest on thousands of targets. `large_market`
-is the same of eight times the people, of whom the gate and the test rest on as many. What a
-distillation may take is stated in epochs and is the same on any machine, however busy; `--minutes`
-states it in time.
+is the same of eight times the people, of whom the gate and the test rest on as many.
+`job_market_text` tells half as long histories in words, and `ml1m` is MovieLens-1M in slots. What
+a training may take is stated in epochs that suit one core, three minutes a rung at most, and is the
+same on any machine, however busy; `--epochs` gives the top more where there is a GPU, and
+`--minutes` states a distillation in time.
 
 The top is trained first, and `gradual` is `decant ladder` from it. The other arms follow the shapes
 and the training tokens that it came to, so that they differ in one thing alone:
@@ -376,7 +378,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--minutes",
         type=float,
-        help="of distillation a rung, instead of job_market's epochs; 3 for the others by default",
+        help="of distillation a rung, instead of the bed's epochs",
+    )
+    parser.add_argument(
+        "--epochs", type=float, help="of the top, instead of the bed's, which suit one core"
     )
     parser.add_argument("--to", type=float, help="share of the body to end at; 0.1 by default")
     parser.add_argument("--data", type=Path, help="the zip of MovieLens-1M")
@@ -394,6 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             smoke=options.smoke,
             minutes=options.minutes,
             to=options.to,
+            epochs=options.epochs,
             held_out=options.held_out,
         )
         seeds = options.seed[:1] if options.smoke else options.seed

@@ -8,6 +8,7 @@ from typing import Any
 from decant import recipes
 from decant.recipes import Recipe
 from foundation import FitConfig
+from foundation.config import SlotPart
 from promptify.prompter import PrompterConfig
 from promptify.sources import SourceData
 
@@ -46,6 +47,7 @@ def bed_of(
     smoke: bool,
     minutes: float | None,
     to: float | None,
+    epochs: float | None = None,
     held_out: int = 10,
 ) -> Bed:
     """A bed by name.
@@ -54,47 +56,31 @@ def bed_of(
         name: one of `BEDS`.
         data: the zip of MovieLens-1M.
         smoke: a top of seconds and a ladder of two rungs.
-        minutes: of distillation a rung.
+        minutes: of distillation a rung, in place of the bed's epochs.
         to: share of the body at which the ladder ends.
-        held_out: slates of each person of MovieLens; the gate's second look is at all but one.
+        epochs: of the top, in place of the bed's, which suit a core.
+        held_out: slates of each person of MovieLens, half of them test.
 
     Raises:
         ValueError: MovieLens is not where it should be.
     """
     from promptify.sources.job_market import job_market
 
-    changes: dict[str, Any] = {"to": to or 0.1, "minutes_per_rung": minutes or 3.0}
+    changes: dict[str, Any] = {"to": to or 0.1, "minutes_per_rung": minutes}
+    # Slots without readings, since a reading of the catalogue takes as long as a rung.
+    parts: tuple[SlotPart, ...] = ("bag", "residual")
     if name == "ml1m":
         from promptify.sources.movielens import ml_1m
 
         zipped = data or Path("../shared/data/ml-1m.zip")
-        recipe = replace(recipes.ml1m(), size="medium", held_out_slates=held_out)
-        return Bed(name=name, recipe=recipe, load=lambda: ml_1m(zipped), source={}, changes=changes)
-    recipe = replace(recipes.demo(), name=name, size="medium")
-    sizes: dict[str, int] = {}
-    is_slots = name != "job_market_text"
-    # Eight times the people, each trained on once: as many steps, and no person learned by heart.
-    times = 8 if name == "large_market" else 1
-    if not is_slots:
-        prompter = PrompterConfig(
-            form="text", max_prompt_tokens=640, max_item_tokens=48, vocab_size=2048
+        recipe = replace(
+            recipes.ml1m(), size="medium", held_out_slates=held_out, test_slates=held_out // 2
         )
-        # After one epoch it ranks no better than chance, and a ladder from it says nothing.
-        fit = replace(recipe.fit, epochs=6.0)
-        recipe = replace(recipe, prompter=prompter, fit=fit)
-    else:
-        # Few jobs, so that more targets are ranked among the first ten and less is left to chance;
-        # slots without readings, since a reading of the catalogue takes as long as a rung.
-        sizes = {
-            "num_members": 700 * times,
-            "num_jobs": 300,
-            "num_impressions": 70_000 * times,
-            "num_searched": 400 * times,
-        }
         fit = replace(
             recipe.fit,
-            epochs=6 if times == 1 else 1,
-            positions_per_batch=2048,
+            epochs=epochs or 1.5,
+            # All films are read for every step, each at one position.
+            positions_per_batch=4096,
             reread_items=0,
             text_positions=512,
             evaluate_steps=0,
@@ -102,14 +88,63 @@ def bed_of(
         )
         recipe = replace(
             recipe,
+            foundation=replace(recipe.foundation, slot_parts=parts),
+            fit=fit,
+            rung=replace(recipe.rung, fit=replace(fit, epochs=0.07, learning_rate=5e-4)),
+        )
+        changes["gate_people"] = 1000
+        return Bed(name=name, recipe=recipe, load=lambda: ml_1m(zipped), source={}, changes=changes)
+    recipe = replace(recipes.demo(), name=name, size="medium")
+    is_slots = name != "job_market_text"
+    # Eight times the people, each trained on once: as many steps, and no person learned by heart.
+    times = 8 if name == "large_market" else 1
+    fit = replace(
+        recipe.fit,
+        positions_per_batch=2048,
+        text_positions=512,
+        evaluate_steps=0,
+        bf16=True,
+    )
+    if not is_slots:
+        # Half as long histories, all of which a prompt has room for.
+        sizes = {
+            "num_members": 1000,
+            "num_jobs": 300,
+            "num_impressions": 50_000,
+            "num_searched": 570,
+        }
+        prompter = PrompterConfig(
+            form="text", max_prompt_tokens=1408, max_item_tokens=24, vocab_size=2048
+        )
+        # After one epoch it ranks no better than chance, and a ladder from it says nothing.
+        fit = replace(fit, epochs=epochs or 3.0)
+        recipe = replace(
+            recipe,
+            held_out_slates=6,
+            test_slates=3,
+            prompter=prompter,
+            fit=fit,
+            rung=replace(recipe.rung, fit=replace(fit, epochs=0.18, learning_rate=5e-4)),
+        )
+        changes["gate_people"] = 700
+    else:
+        # Few jobs, so that more targets are ranked among the first ten and less is left to chance.
+        sizes = {
+            "num_members": 700 * times,
+            "num_jobs": 300,
+            "num_impressions": 70_000 * times,
+            "num_searched": 400 * times,
+        }
+        fit = replace(fit, epochs=epochs or (6 if times == 1 else 1), reread_items=0)
+        recipe = replace(
+            recipe,
             held_out_slates=20,
             test_slates=10,
             prompter=replace(recipe.prompter, max_prompt_tokens=768, vocab_size=4096),
-            foundation=replace(recipe.foundation, slot_parts=("bag", "residual")),
+            foundation=replace(recipe.foundation, slot_parts=parts),
             fit=fit,
             rung=replace(recipe.rung, fit=replace(fit, epochs=0.75 / times, learning_rate=5e-4)),
         )
-        changes["minutes_per_rung"] = minutes
         if times > 1:
             changes["gate_people"] = 700
     timed = 60
@@ -137,7 +172,7 @@ def bed_of(
     return Bed(
         name=name,
         recipe=recipe,
-        load=lambda: _looked_at(job_market(**sizes)) if is_slots else job_market(**sizes),
+        load=lambda: _looked_at(job_market(**sizes)),
         source=sizes,
         changes=changes,
         timed_requests=timed,
