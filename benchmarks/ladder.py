@@ -68,8 +68,8 @@ from promptify.rows import Rows
 from promptify.splits import Split
 from promptify.whole import write_whole
 
-_TIMED_REQUESTS = 300
-"""Of the last rung's latency, against the top."""
+_TIMED_AGAIN = 5
+"""How many times as many requests the last rung's latency rests on as a gate's."""
 
 ArmName = Literal["gradual", "one_shot", "no_repair", "finetune", "from_scratch"]
 ARMS: tuple[ArmName, ...] = ("gradual", "one_shot", "no_repair", "finetune", "from_scratch")
@@ -122,7 +122,6 @@ class Descent:
             config=self.config,
             out=out,
             timed_requests=self.bed.timed_requests,
-            fitting_requests=self.bed.fitting_requests,
         )
         layout = RunLayout(out)
         return [layout.model(name) for name in layout.models()[1:]]
@@ -162,7 +161,7 @@ class Descent:
         if epochs:  # A rung that repair was enough for is not taught in any arm.
             self._train(arm, above, student, epochs, folder)
         for task in range(len(self.book.prompter.tasks)):
-            some = sample_targets(newest(self.split.valid), self.bed.fitting_requests)
+            some = sample_targets(newest(self.split.valid), self.recipe.fitting_requests)
             fit_on_validation(student, self.book, some, task=task, requests=0)
         student.save_pretrained(folder / "model")
         took = {"seconds": round(time.monotonic() - began, 1)}
@@ -305,7 +304,7 @@ def measure(
                 if ratios:
                     slower = _exactly(ratios[place - 1])
                     if is_last:
-                        requests = 3 if bed.timed_requests < 10 else _TIMED_REQUESTS
+                        requests = _TIMED_AGAIN * bed.timed_requests
                         timed = LatencyRatio(
                             descent.top, descent.book, descent.split.test, requests=requests
                         )

@@ -27,8 +27,6 @@ class Bed:
         source: what it depends on, JSON values.
         changes: fields of `LadderConfig`.
         timed_requests: that the gate measures latency on.
-        fitting_requests: that each rung's `w` is chosen on, and the calibration of the other arms;
-            no row is ranked by either.
     """
 
     name: str
@@ -37,7 +35,6 @@ class Bed:
     source: Mapping[str, Any]
     changes: Mapping[str, Any]
     timed_requests: int = 60
-    fitting_requests: int = 200
 
 
 def bed_of(
@@ -66,6 +63,8 @@ def bed_of(
     """
     from promptify.sources.job_market import job_market
 
+    # No row is ranked by `w`.
+    few = 200
     changes: dict[str, Any] = {"to": to or 0.1, "minutes_per_rung": minutes}
     # Slots without readings, since a reading of the catalogue takes as long as a rung.
     parts: tuple[SlotPart, ...] = ("bag", "residual")
@@ -89,12 +88,13 @@ def bed_of(
         recipe = replace(
             recipe,
             foundation=replace(recipe.foundation, slot_parts=parts),
+            fitting_requests=few,
             fit=fit,
             rung=replace(recipe.rung, fit=replace(fit, epochs=0.07, learning_rate=5e-4)),
         )
         changes["gate_people"] = 1000
         return Bed(name=name, recipe=recipe, load=lambda: ml_1m(zipped), source={}, changes=changes)
-    recipe = replace(recipes.demo(), name=name, size="medium")
+    recipe = replace(recipes.demo(), name=name, size="medium", fitting_requests=few)
     is_slots = name != "job_market_text"
     # Eight times the people, each trained on once: as many steps, and no person learned by heart.
     times = 8 if name == "large_market" else 1
@@ -123,6 +123,8 @@ def bed_of(
             held_out_slates=6,
             test_slates=3,
             prompter=prompter,
+            # Two hundred candidates of a request are five thousand positions.
+            fitting_requests=60,
             fit=fit,
             rung=replace(recipe.rung, fit=replace(fit, epochs=0.18, learning_rate=5e-4)),
         )
@@ -147,7 +149,8 @@ def bed_of(
         )
         if times > 1:
             changes["gate_people"] = 700
-    timed = 60
+    # One in text is as many positions as thirty in slots.
+    timed = 60 if is_slots else 20
     if smoke:
         sizes = {"num_members": 120, "num_jobs": 60, "num_impressions": 1500}
         fit = FitConfig(epochs=0.3, positions_per_batch=4096, reread_items=8, text_positions=256)
@@ -158,6 +161,7 @@ def bed_of(
             foundation=replace(recipe.foundation, vector_dim=16),
             fit=fit,
             rung=replace(recipe.rung, fit=fit),
+            fitting_requests=10,
         )
         timed = 3
         changes = {

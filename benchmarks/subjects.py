@@ -102,7 +102,7 @@ def trained(form: str, sizes: Sizes, *, seed: int, scratch: Path) -> Subject:
     foundation.fit(book, split, config=fit, out=scratch / form)
     # Ranking two hundred texts is dear, and `w` is one number.
     some = sample_targets(split.valid, NUM_FITTING_REQUESTS)
-    fit_on_validation(foundation, book, some, task=0)
+    fit_on_validation(foundation, book, some, task=0, requests=NUM_FITTING_REQUESTS)
     return Subject(foundation=foundation, book=book, split=split, task="job_market", seed=seed)
 
 

@@ -112,7 +112,6 @@ def descend(
     config: LadderConfig,
     out: Path | None = None,
     timed_requests: int = 300,
-    fitting_requests: int | None = None,
 ) -> Descended:
     """Build a ladder below a run's foundation, or what is left of one.
 
@@ -122,7 +121,6 @@ def descend(
         out: a run folder of its own for the ladder, which starts with a copy of the run's data and
             foundation; the run's own when left out.
         timed_requests: that latency is measured on.
-        fitting_requests: that each rung's `w` is chosen on, as in `fit_on_validation`.
 
     Raises:
         ValueError: the folder holds no finished foundation, or another process writes to it.
@@ -143,7 +141,7 @@ def descend(
         split,
         config,
         timed_requests=timed_requests,
-        fitting_requests=fitting_requests,
+        fitting_requests=recipe_of(folder).fitting_requests,
     )
     with Stages(folder, recipe=recipe) as stages:
         made, ended = _rungs(stages, layout, ladder)
@@ -225,7 +223,7 @@ def ladder_below(
     config: LadderConfig,
     *,
     timed_requests: int,
-    fitting_requests: int | None = None,
+    fitting_requests: int,
     device: str | None = None,
 ) -> Ladder:
     """A ladder whose rungs are judged as they are served.
@@ -255,7 +253,7 @@ def ladder_below(
     )
 
 
-def _settle(model: Foundation, book: PromptBook, valid: Targets, requests: int | None) -> None:
+def _settle(model: Foundation, book: PromptBook, valid: Targets, requests: int) -> None:
     # A few numbers a task: each person's newest target is enough to fit them on.
     for task in range(len(book.prompter.tasks)):
         fit_on_validation(model, book, newest(valid), task=task, requests=requests)

@@ -62,8 +62,6 @@ logger = logging.getLogger(__name__)
 
 RANK_WEIGHTS = (0.0, *(2.0**power for power in range(-4, 4)))
 """What `w` of the ranking formula is chosen from."""
-NUM_FITTING_REQUESTS = 1000
-"""Validation requests that `w` is chosen on."""
 NUM_WATCHED_REQUESTS = 500
 """Validation requests that are measured while training."""
 
@@ -185,6 +183,7 @@ def top_inputs(recipe: Recipe) -> dict[str, Any]:
         "model": recipe.model,
         "foundation": asdict(recipe.foundation),
         "fit": asdict(recipe.fit),
+        "fitting_requests": recipe.fitting_requests,
         "seed": recipe.seed,
     }
     if recipe.text_encoder is not None:
@@ -254,7 +253,7 @@ def _foundation(
         result = foundation.fit(book, split, **options)
     else:
         result = fit_with_mining(foundation, book, split, mining=recipe.mining, **options)
-    finish_model(foundation, result, book, split, out, scratch)
+    finish_model(foundation, result, book, split, out, scratch, recipe=recipe)
 
 
 def untrained(recipe: Recipe, book: PromptBook, split: Split) -> Foundation:
@@ -305,7 +304,7 @@ def _rung(layout: RunLayout, recipe: Recipe, out: Path, scratch: Path) -> None:
         out=scratch,
         validate=lambda: watch(student, book, split.valid),
     )
-    finish_model(student, result, book, split, out, scratch)
+    finish_model(student, result, book, split, out, scratch, recipe=recipe)
 
 
 def watch(foundation: Foundation, book: PromptBook, valid: Targets) -> dict[str, float]:
@@ -329,6 +328,7 @@ def finish_model(
     out: Path,
     scratch: Path,
     *,
+    recipe: Recipe,
     calibrated: bool = True,
 ) -> None:
     """Calibrate and fit the rank weight on validation, save, and keep what training logged.
@@ -340,13 +340,15 @@ def finish_model(
         split: whose validation targets are used.
         out: the stage's folder.
         scratch: where training wrote.
+        recipe: says how many requests `w` is chosen on.
         calibrated: False for a model whose actions are not asked for.
     """
     if not leads():
         return
     for task in range(len(book.prompter.tasks) if calibrated else 0):
         # A few numbers a task: each person's newest target is enough to fit them on.
-        fit_on_validation(foundation, book, newest(split.valid), task=task)
+        some, requests = newest(split.valid), recipe.fitting_requests
+        fit_on_validation(foundation, book, some, task=task, requests=requests)
     foundation.save_pretrained(out / "model")
     write_whole(out / "history.json", json.dumps(asdict(result)) + "\n")
     for curves in sorted(scratch.rglob("tensorboard")):
@@ -361,7 +363,7 @@ def fit_on_validation(
     valid: Targets,
     *,
     task: int,
-    requests: int | None = None,
+    requests: int,
 ) -> None:
     """Set a task's calibration, then its `w`, which weighs calibrated probabilities.
 
@@ -372,8 +374,7 @@ def fit_on_validation(
         book: pieces of the interactions.
         valid: held-out slates.
         task: index of the task.
-        requests: that `w` is chosen on, at most; 0 leaves `w` as it is, and `NUM_FITTING_REQUESTS`
-            are taken when left out.
+        requests: that `w` is chosen on, at most; 0 leaves `w` as it is.
     """
     log = book.interactions
     surface_n = np.array(log.surfaces)[log.event_surface[valid.first_event]]
@@ -387,7 +388,6 @@ def fit_on_validation(
     tasks = range(len(book.prompter.tasks))
     calibrations = [calibration if t == task else foundation.calibration(t) for t in tasks]
     foundation.settings = replace(foundation.settings, calibration=tuple(calibrations))
-    requests = NUM_FITTING_REQUESTS if requests is None else requests
     if requests:
         some = sample_targets(mine, requests)
         ranked = None if len(some) < len(mine) else predictions.rank

@@ -22,6 +22,7 @@ from decant.ladder import keep_rung, ladder_below, ladder_config
 from decant.layout import RUNG_RECORD, RunLayout
 from decant.on_test import OnTest
 from decant.pipeline import index_again
+from decant.recipes import recipe_of
 from decant.run_data import load_book, load_model, reading, rung_record, sample_targets
 from decant.stages import Stages
 from distill.anatomy import shape_of
@@ -144,7 +145,15 @@ def quantise(
     config = ladder_config(folder, max_loss=max_loss, max_loss_vs_top=3 * max_loss)
     top = above if above_name == layout.top else load_model(layout.model(layout.top))
     # Int8 is computed on a processor; what a GPU computes is copied there as it is asked.
-    ladder = ladder_below(top, book, split, config, timed_requests=timed_requests, device="cpu")
+    ladder = ladder_below(
+        top,
+        book,
+        split,
+        config,
+        timed_requests=timed_requests,
+        fitting_requests=recipe_of(folder).fitting_requests,
+        device="cpu",
+    )
     if weights != "int8":
         judge = ladder.hands.measure
         ladder.hands = replace(

@@ -55,6 +55,8 @@ class Recipe:
         held_out_slates: of each person: the last is test, those before it validate and are what
             the gate rests on. Two is leave-one-out; ten gives a ladder nine times the targets.
         test_slates: how many of the held-out are test, where one says too little.
+        fitting_requests: validation requests that `w` is chosen on, each with two hundred
+            candidates; few where candidates are long. 0 leaves it at 0.
         measured_users: at most so many test requests are re-ranked for the `system` row; all when
             None.
         timed_requests: requests that latency is measured on.
@@ -72,6 +74,7 @@ class Recipe:
     rung: RungConfig = field(default_factory=RungConfig)
     held_out_slates: int = 2
     test_slates: int = 1
+    fitting_requests: int = 1000
     measured_users: int | None = None
     timed_requests: int = 300
     seed: int = 0

@@ -202,7 +202,7 @@ def _click_teacher(
         out=scratch,
         validate=lambda: watch(teacher, book, split.valid),
     )
-    finish_model(teacher, result, book, split, out, scratch)
+    finish_model(teacher, result, book, split, out, scratch, recipe=recipe)
 
 
 def _policy_teacher(
@@ -227,7 +227,7 @@ def _policy_teacher(
         student_config=StudentConfig(beta=0, gamma=0),
         out=scratch,
     )
-    finish_model(teacher, result, book, split, out, scratch, calibrated=False)
+    finish_model(teacher, result, book, split, out, scratch, recipe=recipe, calibrated=False)
 
 
 def _student(
@@ -284,7 +284,7 @@ def _teach_below(
         student_config=teaching.student,
         out=scratch,
     )
-    finish_model(below, result, book, split, out, scratch)
+    finish_model(below, result, book, split, out, scratch, recipe=recipe)
 
 
 def _drop_rungs(layout: RunLayout, *, but: str) -> None:

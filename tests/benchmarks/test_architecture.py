@@ -1,7 +1,6 @@
 import pytest
 
 from benchmarks import architecture, ladder
-from decant import pipeline
 from decant.results import read_csv
 
 
@@ -9,7 +8,6 @@ from decant.results import read_csv
 def test_both_shapes_are_measured_and_a_second_call_makes_nothing(
     tmp_path, capsys, monkeypatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "NUM_FITTING_REQUESTS", 10)
     out, work = tmp_path / "architecture.csv", tmp_path / "work"
     arguments = ["--smoke", "--out", str(out), "--work", str(work)]
     assert architecture.main(arguments) == 0

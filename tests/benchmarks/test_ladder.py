@@ -3,7 +3,6 @@ import json
 import pytest
 
 from benchmarks import ladder, ladder_latency
-from decant import pipeline
 from decant.results import read_csv
 
 
@@ -11,7 +10,6 @@ from decant.results import read_csv
 def test_every_arm_is_measured_and_a_second_call_trains_nothing(
     tmp_path, capsys, monkeypatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "NUM_FITTING_REQUESTS", 10)
     out, work = tmp_path / "ladder.csv", tmp_path / "work"
     arguments = ["job_market", "--smoke", "--out", str(out), "--work", str(work)]
     assert ladder.main(arguments) == 0

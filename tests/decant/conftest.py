@@ -32,6 +32,7 @@ def recipe() -> Recipe:
         foundation=FoundationConfig(vector_dim=16),
         fit=fit,
         rung=RungConfig(num_layers=1, fit=fit, calibration_rows=20),
+        fitting_requests=10,
         measured_users=30,
         timed_requests=3,
     )

@@ -20,7 +20,6 @@ from distill.anatomy import Shape, shape_of
 def _few_requests():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "NUM_WATCHED_REQUESTS", 20)
-        patch.setattr(pipeline, "NUM_FITTING_REQUESTS", 10)
         yield
 
 

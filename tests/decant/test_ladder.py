@@ -37,7 +37,6 @@ def _few_requests():
     """So few that a rung takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "NUM_WATCHED_REQUESTS", 20)
-        patch.setattr(pipeline, "NUM_FITTING_REQUESTS", 10)
         yield
 
 
@@ -261,7 +260,7 @@ def test_what_is_taken_of_a_repaired_and_a_taught_model(
     book, split = ladders.load_book(layout)
     top = load_model(layout.model(FOUNDATION))
     ladder = ladders.ladder_below(
-        top, book, split, lenient(top_run, num_halvings=0), timed_requests=3
+        top, book, split, lenient(top_run, num_halvings=0), timed_requests=3, fitting_requests=10
     )
     rung = ladder.step_down(top, scratch=tmp_path)
     assert asked == ["repaired", "taught"][: 1 if repaired == "pass" else 2]
