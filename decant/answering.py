@@ -21,7 +21,6 @@ from foundation.prefix_cache import PrefixCache
 from foundation.scoring import PrefixReading
 from promptify.rows import Rows
 from promptify.validation import BadInput, shown
-from promptify.words import item_titles
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +217,7 @@ def _ranked(
     for constraint in constraints:
         best = best[constraint.order(rows_C[best], now)]
     best = best[:k]
-    titles = item_titles(now.book.prompter.words, now.interactions, rows_C[best])
+    titles = now.titles(rows_C[best])
     return [
         Prediction(
             item_id=now.interactions.item_ids[rows_C[place]],

@@ -22,6 +22,7 @@ from decant.history import HistoryItem, history_event
 from decant.opening import build_index, open_run
 from decant.search import FacetUse, Found, SearchWords, search, search_task
 from decant.served import Served
+from decant.turns import Turns
 from decant.where import Where
 from foundation import Foundation
 from foundation.prefix_cache import PrefixCache
@@ -52,7 +53,8 @@ class Recommender:
         catalogue: where `save` writes what became of the catalogue; None where it has no place.
 
     Any number of threads may ask, and items may be added and removed meanwhile: an answer is of one
-    moment, before a change or after it.
+    moment, before a change or after it. As many are answered at once as the machine has room for,
+    in the order in which they asked; see `decant.turns`.
 
     Raises:
         ValueError: the index holds an item that the catalogue lacks.
@@ -72,6 +74,7 @@ class Recommender:
         self.prefix_cache = PrefixCache() if prefix_cache is None else prefix_cache
         self._catalogue = catalogue
         self._writing = threading.Lock()
+        self._turns = Turns()
         # Every request reads this once: it goes on with what it saw, whatever comes in its place.
         self._served = Served.of(foundation, book, index, told=told)
         self._search_words: dict[int, SearchWords] = {}
@@ -253,20 +256,21 @@ class Recommender:
             profile, events, task=now.book.prompter.tasks[asked].name, context=query
         )
         seen = [event.item for event in events if isinstance(event.item, str)]
-        return answer(
-            now,
-            self.prefix_cache,
-            prefix,
-            task=asked,
-            seen=seen if exclude_seen else [],
-            candidates=candidates,
-            k=k,
-            allow=allow,
-            deny=deny,
-            where=where,
-            blend=blend,
-            constraints=constraints,
-        )
+        with self._turns.turn():
+            return answer(
+                now,
+                self.prefix_cache,
+                prefix,
+                task=asked,
+                seen=seen if exclude_seen else [],
+                candidates=candidates,
+                k=k,
+                allow=allow,
+                deny=deny,
+                where=where,
+                blend=blend,
+                constraints=constraints,
+            )
 
     def predict_user(
         self,
@@ -337,20 +341,21 @@ class Recommender:
         start, end = now.interactions.user_offsets[user : user + 2].tolist()
         if num_events is not None:
             start = max(start, end - num_events)
-        return answer(
-            now,
-            self.prefix_cache,
-            now.book.of_user(user, start, end, task=asked, context=query),
-            task=asked,
-            seen=event_items(now, start, end) if exclude_seen else [],
-            candidates=candidates,
-            k=k,
-            allow=allow,
-            deny=deny,
-            where=where,
-            blend=blend,
-            constraints=constraints,
-        )
+        with self._turns.turn():
+            return answer(
+                now,
+                self.prefix_cache,
+                now.book.of_user(user, start, end, task=asked, context=query),
+                task=asked,
+                seen=event_items(now, start, end) if exclude_seen else [],
+                candidates=candidates,
+                k=k,
+                allow=allow,
+                deny=deny,
+                where=where,
+                blend=blend,
+                constraints=constraints,
+            )
 
     def predict_target(self, target: Targets, *, task: int = 0, k: int = 10) -> list[Prediction]:
         """What would have been predicted at the moment of one held-out slate.
@@ -361,14 +366,15 @@ class Recommender:
             k: items wanted.
         """
         now = self._served
-        return answer(
-            now,
-            self.prefix_cache,
-            now.book.prefixes(target, task=task),
-            task=task,
-            seen=event_items(now, int(target.history_start[0]), int(target.history_end[0])),
-            k=k,
-        )
+        with self._turns.turn():
+            return answer(
+                now,
+                self.prefix_cache,
+                now.book.prefixes(target, task=task),
+                task=task,
+                seen=event_items(now, int(target.history_start[0]), int(target.history_end[0])),
+                k=k,
+            )
 
     def predict_many(
         self,
@@ -460,18 +466,19 @@ class Recommender:
             def prefix_of(context: str | None) -> Rows:
                 return book.of_user(row, start, end, task=asked, context=context)
 
-        return search(
-            now,
-            self.prefix_cache,
-            query,
-            words=self._words_of(now, asked),
-            prefix_of=prefix_of,
-            task=asked,
-            k=k,
-            where=where,
-            facets=facets,
-            ignore_facets=tuple(ignore_facets),
-        )
+        with self._turns.turn():
+            return search(
+                now,
+                self.prefix_cache,
+                query,
+                words=self._words_of(now, asked),
+                prefix_of=prefix_of,
+                task=asked,
+                k=k,
+                where=where,
+                facets=facets,
+                ignore_facets=tuple(ignore_facets),
+            )
 
     def search_words(self, task: int) -> SearchWords:
         """What search knows of the words of a task's items; made when it is first asked for."""

@@ -146,15 +146,23 @@ def git_commit() -> str | None:
     return answer.stdout.strip() or None
 
 
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def hardware() -> str:
     """The machine in words: processor, usable cores, memory, GPUs.
 
     Example: `AMD EPYC 9654, 2 cores, 23 GiB RAM, no GPU`.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     ram_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return f"{_processor()}, {cores} cores, {ram_gib:.0f} GiB RAM, {', '.join(gpus) or 'no GPU'}"
+    return (
+        f"{_processor()}, {num_cores()} cores, {ram_gib:.0f} GiB RAM, {', '.join(gpus) or 'no GPU'}"
+    )
 
 
 def _processor() -> str:

@@ -21,10 +21,13 @@ from foundation.predictions import served_items
 from promptify.assembly import PromptBook
 from promptify.pieces import placed
 from promptify.validation import BadInput, shown
+from promptify.words import item_titles
 from retrieval import CandidateIndex
 
 # Filters whose answers are kept; each is two bytes per item.
 MAX_KEPT_FILTERS = 64
+# Items whose titles are kept, some hundred bytes each. What is answered is mostly what was before.
+MAX_KEPT_TITLES = 1 << 16
 
 
 class Served:
@@ -68,6 +71,7 @@ class Served:
         self.admitted = lru_cache(MAX_KEPT_FILTERS)(
             partial(_admitted, book, is_held_I, row_of_index)
         )
+        self._titles: dict[int, str] = {}
 
     @classmethod
     def of(
@@ -102,6 +106,20 @@ class Served:
     def item_vectors_IV(self) -> NDArray[np.float32]:
         """Vectors of the catalogue, float32 [I, V]; made when candidates are first given."""
         return self.foundation.embed_items()
+
+    def titles(self, rows_C: NDArray[np.int64]) -> list[str]:
+        """Items as people see them; see `promptify.words.item_titles`."""
+        rows, kept = rows_C.tolist(), self._titles
+        found = {row: kept[row] for row in rows if row in kept}
+        new = [row for row in dict.fromkeys(rows) if row not in found]
+        if new:
+            told = item_titles(self.book.prompter.words, self.interactions, np.array(new))
+            found |= zip(new, told, strict=True)
+            if len(kept) + len(new) > MAX_KEPT_TITLES:
+                # Another table: threads may be reading this one.
+                kept = self._titles = {}
+            kept |= zip(new, told, strict=True)
+        return [found[row] for row in rows]
 
     def nearest(
         self, vector_V: NDArray[np.float32], k: int, **filters: Any

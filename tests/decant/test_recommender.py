@@ -2,9 +2,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from decant import HistoryItem, Recommender, answering
+from decant import HistoryItem, Recommender, answering, served
+from decant.served import Served
 from foundation.calibration import Calibration
+from promptify.interactions import Interactions
+from promptify.words import Words, item_titles
 from retrieval.milvus import MilvusIndex
 
 PROFILE = {"headline": "Nurse in oncology", "place": "Berlin, Germany"}
@@ -317,3 +321,30 @@ def test_an_index_in_a_database_answers_alike(recommender, tmp_path):
             assert [one.score for one in found] == pytest.approx(
                 [one.score for one in expected], abs=1e-4
             )
+
+
+def test_titles_are_kept_and_no_more_of_them_than_there_is_room_for(
+    recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = Served.of(recommender.foundation, recommender.book, recommender.index)
+    told: list[int] = []
+
+    def telling(words: Words, log: Interactions, rows: NDArray[np.int64]) -> list[str]:
+        told.extend(rows.tolist())
+        return item_titles(words, log, rows)
+
+    monkeypatch.setattr(served, "item_titles", telling)
+    monkeypatch.setattr(served, "MAX_KEPT_TITLES", 5)
+    plain = item_titles(now.book.prompter.words, now.interactions, np.arange(9))
+    for rows, new in (
+        ([3, 1, 3], [3, 1]),
+        ([1, 3], []),
+        ([0, 1, 2, 4], [0, 2, 4]),
+        ([1, 8, 7], [8, 7]),  # No room for two more: these two alone are kept.
+        ([7, 8], []),
+        ([1, 7], [1]),
+    ):
+        told.clear()
+        assert now.titles(np.array(rows)) == [plain[row] for row in rows]
+        assert told == new
+        assert len(now._titles) <= 5

@@ -1,0 +1,109 @@
+"""As many requests at once as there are places, first come, first served."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from decant import Recommender, turns
+from decant.turns import Turns, room
+
+PATIENCE_S = 5.0
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < end, "it never came to be"
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("places", [1, 2, 5])
+def test_no_more_than_there_are_places_and_in_order_of_arrival(places: int) -> None:
+    given = Turns(lambda: places)
+    finish = [threading.Event() for _ in range(12)]
+    inside: list[int] = []
+
+    def ask(number: int) -> None:
+        with given.turn():
+            inside.append(number)
+            finish[number].wait(PATIENCE_S)
+            inside.remove(number)
+
+    with ThreadPoolExecutor(12) as callers:
+        for number in range(12):
+            callers.submit(ask, number)
+            # Each has its place, or waits, before the next one asks.
+            wait_until(lambda n=number: len(inside) + len(given._waiting) == n + 1)
+        for number in range(12):
+            expected = list(range(number, min(number + places, 12)))
+            wait_until(lambda expected=expected: inside == expected)
+            finish[number].set()
+
+
+def test_a_place_is_given_back_by_who_fails_and_by_who_gives_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = Turns(lambda: 1)
+    with pytest.raises(ValueError, match="mine"), given.turn():
+        raise ValueError("mine")
+
+    class Interrupted:
+        """A lock whose second `acquire`, the waiting, ends in Ctrl-C."""
+
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def acquire(self) -> None:
+            self.asked += 1
+            if self.asked == 2:
+                if was_given:
+                    given._give_back()  # Its turn comes as it gives up.
+                raise KeyboardInterrupt
+
+        def release(self) -> None:
+            pass
+
+    for was_given in (False, True):
+        entered = given.turn()
+        entered.__enter__()
+        with monkeypatch.context() as patch:
+            patch.setattr(turns.threading, "Lock", Interrupted)
+            with pytest.raises(KeyboardInterrupt), given.turn():
+                pytest.fail("it had no turn")
+        if not was_given:
+            entered.__exit__(None, None, None)
+        assert given._taken == 0
+        assert not given._waiting
+
+
+def test_two_at_least_have_room_and_one_for_each_core_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for cores, threads, places in ((1, 1, 2), (2, 2, 2), (16, 16, 2), (16, 4, 4), (16, 1, 16)):
+        monkeypatch.setattr(turns, "num_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert room() == places
+
+
+def test_whoever_asks_a_recommender_waits_for_a_turn(
+    recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = Turns(lambda: 1)
+    monkeypatch.setattr(recommender, "_turns", given)
+    user = recommender.interactions.user_ids[0]
+    ways = [
+        lambda: recommender.predict_user(user, k=1),
+        lambda: recommender.predict_next_actions({}, k=1),
+        lambda: recommender.search("nurse", k=1).hits,
+    ]
+    for ask in ways:
+        with ThreadPoolExecutor(1) as caller:
+            with given.turn():
+                answer = caller.submit(ask)
+                wait_until(lambda: len(given._waiting) == 1)
+                assert not answer.done()
+            assert answer.result(PATIENCE_S)
