@@ -13,6 +13,7 @@ from decant import pipeline
 from decant.cli import main
 from decant.ladder import descend, ladder_config
 from decant.layout import FOUNDATION, RunLayout
+from decant.recipes import recipe_of
 from decant.recommender import Recommender
 from decant.run_data import load_model, rung_record
 from distill import ladder as steps
@@ -282,6 +283,7 @@ def test_the_gate_may_rest_on_some_of_the_people(
 
     def watched(model, book, targets, **options):
         settled.update(targets.user.tolist())
+        assert options["requests"] == recipe_of(top_run).fitting_requests
         return settle(model, book, targets, **options)
 
     monkeypatch.setattr(ladders, "fit_on_validation", watched)

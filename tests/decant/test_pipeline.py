@@ -10,6 +10,7 @@ import pytest
 from decant import pipeline
 from decant.layout import FOUNDATION, PROMPTER, RUNG, RunLayout
 from decant.pipeline import index_again, run
+from decant.recipes import Recipe
 from decant.recommender import Recommender
 from decant.reporting import CURVES, _curves
 from decant.results import COLUMNS, read_csv
@@ -18,6 +19,7 @@ from decant.stages import Stages
 from foundation.calibration import Calibration, calibrate_others, log_loss_of
 from foundation.evaluation import expected_calibration_error
 from foundation.predictions import predict_targets
+from foundation.training import FitResult
 
 SYSTEMS = (
     "foundation",
@@ -103,6 +105,23 @@ def test_the_result_rows_say_what_was_measured_on_what(tiny_run, recipe):
     assert n["system", "ndcg@10"] < n["rung-1", "ndcg@10"] == n["oracle", "ndcg@10"]
     sizes = {row.model: row.params for row in rows}
     assert sizes["rung-1"] < sizes["foundation"]
+
+
+def test_w_is_chosen_on_as_many_requests_as_the_recipe_says(
+    tiny_run: Path, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = RunLayout(tiny_run)
+    book, split = load_book(layout)
+    rung = load_model(layout.model(RUNG))
+    asked: list[int] = []
+    monkeypatch.setattr(
+        pipeline, "fit_on_validation", lambda *_, requests, **__: asked.append(requests)
+    )
+    result = FitResult(history={}, steps=1, seconds=1.0)
+    few = replace(recipe, fitting_requests=7)
+    pipeline.finish_model(rung, result, book, split, tmp_path, tmp_path / "none", recipe=few)
+    assert asked == [7, 7]  # Of each task.
+    assert pipeline.top_inputs(few) != pipeline.top_inputs(recipe)
 
 
 def test_a_model_is_calibrated_on_validation_and_keeps_what_cannot_be_fitted(tiny_run):

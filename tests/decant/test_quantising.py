@@ -11,6 +11,7 @@ import torch
 from decant import Recommender, ladder, quantising
 from decant.cli import main
 from decant.layout import RunLayout
+from decant.recipes import recipe_of
 from decant.run_data import load_book, load_model, rung_record
 from foundation import Foundation, few_bits
 from foundation.int8 import is_int8
@@ -107,6 +108,7 @@ def test_a_rung_for_a_gpu_is_asked_there_and_anywhere_else(
 
     def fitted(model: Foundation, *given: Any, **options: Any) -> None:
         settled.append(few_bits.is_for_gpu(model.decoder))
+        assert options["requests"] == recipe_of(run).fitting_requests
         fit(model, *given, **options)
 
     monkeypatch.setattr(ladder, "fit_on_validation", fitted)
