@@ -328,6 +328,23 @@ def ladder(files: Files, *, file: str) -> str:
     return markdown(header, lines)
 
 
+def latency(files: Files, *, file: str, way: str) -> str:
+    """A whole request by how many ask at once: percentiles, and answers a second.
+
+    Args:
+        files: rows by file.
+        file: of `benchmarks.latency`.
+        way: of asking, the end of the rows' model.
+    """
+    rows = [row for row in rows_of(files, file) if row.model.endswith(way)]
+    lines = []
+    for split in dict.fromkeys(row.split for row in rows):
+        found = {row.metric: row.value for row in rows if row.split == split}
+        cells = (short(found[metric]) for metric in ("p50_ms", "p95_ms", "p99_ms"))
+        lines.append((split, *cells, short(found["requests_per_s"])))
+    return markdown(("callers", "p50", "p95", "p99", "answers a second"), lines)
+
+
 def ladder_arms(files: Files, *, file: str) -> str:
     """Ways to the last rung's shape, means of the seeds on the same test targets."""
     names = {
@@ -371,6 +388,7 @@ TABLES: dict[str, Callable[[Files], str]] = {
         },
     ),
     "two-teachers": partial(two_teachers, file="two-teachers"),
+    "latency-demo": partial(latency, file="latency-demo", way="retrieve 200, rank 200"),
     "ladder": partial(ladder, file="ladder-job-market"),
     "ladder-arms": partial(ladder_arms, file="ladder-job-market"),
     "ml1m-against-sasrec": partial(against_sasrec, file="quality-ml1m-4-epochs"),
