@@ -46,7 +46,7 @@ class Turns:
         """Wait for a place, and keep it to the end of the block."""
         with self._lock:
             mine = None
-            if self._taken < self._places() and not self._waiting:
+            if not self._waiting and self._taken < self._places():
                 self._taken += 1
             else:
                 mine = threading.Lock()
@@ -72,7 +72,8 @@ class Turns:
 
     def _give_back(self) -> None:
         with self._lock:
-            if self._waiting:
-                self._waiting.popleft().release()  # The place goes from hand to hand.
-            else:
-                self._taken -= 1
+            self._taken -= 1
+            # Others than before, where threads were set meanwhile.
+            while self._waiting and self._taken < self._places():
+                self._taken += 1
+                self._waiting.popleft().release()

@@ -21,27 +21,57 @@ def wait_until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
+class Callers:
+    """Twelve who ask one after the other, and go when they are told to."""
+
+    def __init__(self, given: Turns) -> None:
+        self.given = given
+        self.inside: list[int] = []
+        self.finish = [threading.Event() for _ in range(12)]
+        self.pool = ThreadPoolExecutor(12)
+
+    def ask(self, number: int) -> None:
+        """Comes back when it has its place, or waits."""
+        there = len(self.inside) + len(self.given._waiting)
+        self.pool.submit(self._ask, number)
+        wait_until(lambda: len(self.inside) + len(self.given._waiting) == there + 1)
+
+    def _ask(self, number: int) -> None:
+        with self.given.turn():
+            self.inside.append(number)
+            self.finish[number].wait(PATIENCE_S)
+            self.inside.remove(number)
+
+    def goes(self, number: int, *, then: list[int]) -> None:
+        self.finish[number].set()
+        wait_until(lambda: sorted(self.inside) == then)
+
+
 @pytest.mark.parametrize("places", [1, 2, 5])
 def test_no_more_than_there_are_places_and_in_order_of_arrival(places: int) -> None:
-    given = Turns(lambda: places)
-    finish = [threading.Event() for _ in range(12)]
-    inside: list[int] = []
+    callers = Callers(Turns(lambda: places))
+    for number in range(12):
+        callers.ask(number)
+    assert callers.inside == list(range(places))
+    for number in range(12):
+        callers.goes(number, then=list(range(number + 1, min(number + 1 + places, 12))))
+    wait_until(lambda: callers.given._taken == 0)
 
-    def ask(number: int) -> None:
-        with given.turn():
-            inside.append(number)
-            finish[number].wait(PATIENCE_S)
-            inside.remove(number)
 
-    with ThreadPoolExecutor(12) as callers:
-        for number in range(12):
-            callers.submit(ask, number)
-            # Each has its place, or waits, before the next one asks.
-            wait_until(lambda n=number: len(inside) + len(given._waiting) == n + 1)
-        for number in range(12):
-            expected = list(range(number, min(number + places, 12)))
-            wait_until(lambda expected=expected: inside == expected)
-            finish[number].set()
+def test_places_may_become_more_or_fewer() -> None:
+    places = 1
+    callers = Callers(Turns(lambda: places))
+    for number in range(9):
+        callers.ask(number)
+    places = 3
+    callers.ask(9)  # It stands behind those who wait.
+    assert callers.inside == [0]
+    callers.goes(0, then=[1, 2, 3])
+    places = 2
+    callers.goes(1, then=[2, 3])
+    callers.goes(2, then=[3, 4])
+    for number in range(3, 10):
+        callers.goes(number, then=list(range(number + 1, min(number + 3, 10))))
 
 
 def test_a_place_is_given_back_by_who_fails_and_by_who_gives_up(
