@@ -5,7 +5,8 @@
 Legend: K next-item pairs, M action targets, N text positions, D hidden width of a teacher.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -41,6 +42,9 @@ def distil(
 ) -> FitResult:
     """Train `student` on the data and on what `teacher` thinks of it; resumes as `fit` does.
 
+    Where the data's own losses weigh nothing no input is dropped: a teacher reads all of its own,
+    and most of what a student of it would learn is to do with less (decision 60).
+
     Args:
         student: trained in place.
         teacher: a model, only read; or what one said before, from `stored.store_signal`.
@@ -59,16 +63,29 @@ def distil(
     teachers = [(teacher, teacher_config), *also]
     check_teachers(student, teachers, book, split, config=config)
     objective = Distillation(student, teachers)
-    return fit(
-        student,
-        book,
-        split,
-        config=config,
-        out=out,
-        objective=objective,
-        loss_weights=objective.loss_weights(config),
-        validate=validate,
-    )
+    learns_of_data = any(config.loss_weights.values())
+    with nullcontext() if learns_of_data else _whole_inputs(student):
+        return fit(
+            student,
+            book,
+            split,
+            config=config,
+            out=out,
+            objective=objective,
+            loss_weights=objective.loss_weights(config),
+            validate=validate,
+        )
+
+
+@contextmanager
+def _whole_inputs(student: Foundation) -> Iterator[None]:
+    """Drop none of a model's inputs for a while."""
+    dropped = student.input_dropout.p
+    student.input_dropout.p = 0.0
+    try:
+        yield
+    finally:
+        student.input_dropout.p = dropped
 
 
 def check_teachers(

@@ -50,6 +50,32 @@ def test_the_data_s_own_losses_are_the_student_s(make: Any, book: PromptBook, sp
         torch.testing.assert_close(sums[name], value)
 
 
+@pytest.mark.parametrize("data_weight", [0.0, 0.1])
+def test_inputs_are_dropped_for_the_data_s_sake_alone(
+    make: Any, book: PromptBook, split: Split, tmp_path: Path, data_weight: float
+) -> None:
+    student = make()
+    student.input_dropout.p = 0.5
+    config = FitConfig(
+        epochs=0.1,
+        positions_per_batch=2048,
+        reread_items=4,
+        text_positions=16,
+        next_item_weight=data_weight,
+        action_weight=0.0,
+        text_weight=0.0,
+    )
+    result = distil(
+        student, make(), book, split, config=config, teacher_config=TEACHES, out=tmp_path
+    )
+    [(_, first), *_] = result.history["loss/teacher_next_item"]
+    if data_weight:
+        assert first > 0.01
+    else:  # The teacher is the same model.
+        assert first == pytest.approx(0, abs=1e-3)
+    assert student.input_dropout.p == 0.5
+
+
 def test_only_the_student_learns(make: Any, book: PromptBook, split: Split) -> None:
     student, teacher = make(), make(seed=1, size="mini", vector_dim=8)
     objective = Distillation(student, [(teacher, TeacherConfig())])
