@@ -62,3 +62,15 @@ def test_movielens_that_is_not_there_is_said(tmp_path, capsys) -> None:
     arguments = ["ml1m", "--data", str(tmp_path / "no.zip"), "--work", str(tmp_path / "work")]
     assert ladder.main([*arguments, "--seed", "0"]) == 1
     assert "benchmarks.ladder: error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ladder.BEDS)
+def test_epochs_that_are_asked_for_are_the_tops_and_no_rungs(task, tmp_path, monkeypatch) -> None:
+    trained = []
+    monkeypatch.setattr(ladder, "measure", lambda bed, *others: trained.append(bed.recipe))
+    arguments = [task, "--seed", "0", "--work", str(tmp_path)]
+    assert ladder.main(arguments) == 0
+    assert ladder.main([*arguments, "--epochs", "7"]) == 0
+    as_stated, longer = trained
+    assert longer.fit.epochs == 7 != as_stated.fit.epochs
+    assert longer.rung == as_stated.rung

@@ -4,11 +4,15 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from decant import Recommender, turns
+from decant.layout import RunLayout
+from decant.run_data import load_book
 from decant.turns import Turns, room
 
 PATIENCE_S = 5.0
@@ -120,13 +124,16 @@ def test_two_at_least_have_room_and_one_for_each_core_of_its_own(
 
 
 def test_whoever_asks_a_recommender_waits_for_a_turn(
-    recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+    recommender: Recommender, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = Turns(lambda: 1)
     monkeypatch.setattr(recommender, "_turns", given)
     user = recommender.interactions.user_ids[0]
+    _, split = load_book(RunLayout(tiny_run))
+    slate = split.test[np.array([0])]
     ways = [
         lambda: recommender.predict_user(user, k=1),
+        lambda: recommender.predict_target(slate, k=1),
         lambda: recommender.predict_next_actions({}, k=1),
         lambda: recommender.search("nurse", k=1).hits,
     ]
