@@ -46,7 +46,8 @@ from decant.architecture import LatencyRatio
 from decant.ladder import descend, ladder_config
 from decant.layout import FOUNDATION, RunLayout
 from decant.measure import Answers, Asked
-from decant.pipeline import Job, fit_on_validation, run, watch
+from decant.on_validation import fit_on_validation, watch
+from decant.pipeline import Job, run
 from decant.processes import training_device
 from decant.recipes import Recipe
 from decant.run_data import load_book, load_model, rung_record, sample_targets
@@ -54,7 +55,8 @@ from decant.run_record import json_hash
 from distill.anatomy import Shape, stock_config
 from distill.distillation import distil
 from distill.importance import Importance, measure_importance
-from distill.ladder import LadderConfig, newest
+from distill.ladder import newest
+from distill.ladder_config import LadderConfig
 from distill.pruning import prune
 from distill.steps import calibration_rows
 from foundation import Foundation

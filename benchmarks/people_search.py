@@ -35,7 +35,7 @@ from benchmarks.tasks import BookOfTasks
 from benchmarks.word_search import WordSearch
 from decant.answering import NUM_RETRIEVED
 from decant.facets import folded_words
-from decant.pipeline import RANK_WEIGHTS
+from decant.on_validation import RANK_WEIGHTS
 from decant.recommender import Recommender, build_index
 from foundation import FitConfig, Foundation, FoundationConfig
 from foundation.evaluation import bootstrap_interval, paired_bootstrap

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from benchmarks.arms import Arm, Part, Prepared, save_arrays
 from decant.answering import NUM_RETRIEVED
 from decant.measure import Asked
-from decant.pipeline import RANK_WEIGHTS
+from decant.on_validation import RANK_WEIGHTS
 from decant.retriever import MiningConfig, ask_ranker, fit_with_mining
 from decant.run_data import sample_targets
 from decant.run_record import json_hash

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decant.layout import RunLayout
-from decant.pipeline import fit_on_validation
+from decant.on_validation import fit_on_validation
 from decant.recipes import recipe_of
 from decant.run_data import load_book, load_model, sample_targets, split_of
 from foundation import FitConfig, Foundation, FoundationConfig

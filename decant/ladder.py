@@ -28,7 +28,8 @@ from decant.layout import (
     RunLayout,
 )
 from decant.on_test import OnTest
-from decant.pipeline import fit_on_validation, index_again, watch
+from decant.on_validation import fit_on_validation, watch
+from decant.pipeline import index_again
 from decant.processes import training_device
 from decant.recipes import recipe_of
 from decant.run_data import load_book, load_model, reading, rung_record
@@ -36,15 +37,8 @@ from decant.run_record import RunRecord
 from decant.stages import Stages
 from distill.anatomy import shape_of
 from distill.gate import GateVerdict, Waiver
-from distill.ladder import (
-    Hands,
-    Ladder,
-    LadderConfig,
-    Rung,
-    body_ratio,
-    newest,
-    rungs_left,
-)
+from distill.ladder import Hands, Ladder, Rung, body_ratio, newest, rungs_left
+from distill.ladder_config import LadderConfig
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
 from promptify.assembly import PromptBook

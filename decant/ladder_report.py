@@ -13,7 +13,7 @@ from decant.run_data import load_model
 from decant.run_record import RunRecord
 from distill.anatomy import shape_of
 from distill.gate import GateVerdict
-from distill.ladder import LadderConfig
+from distill.ladder_config import LadderConfig
 from promptify.whole import write_whole
 
 _SHOWN = ("ndcg@10", "auc")

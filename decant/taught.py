@@ -28,6 +28,7 @@ from decant.layout import (
     STUDENT,
     RunLayout,
 )
+from decant.on_validation import watch
 from decant.pipeline import (
     Finished,
     Job,
@@ -39,7 +40,6 @@ from decant.pipeline import (
     read_data,
     top_inputs,
     untrained,
-    watch,
 )
 from decant.policy_measure import PolicyMeasure
 from decant.processes import leads, training_device

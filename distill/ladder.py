@@ -20,135 +20,30 @@ attempt-1/taught/          the model, distilled and calibrated, and its verdicts
 import json
 import logging
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from distill.anatomy import Shape, body_parameters, check_shape, shape_of
-from distill.distillation import Distillation, Teacher, distil
+from distill.anatomy import Shape, body_parameters, check_shape
 from distill.gate import GateConfig, GateVerdict, Measurements, Status, verdict
 from distill.importance import Importance, measure_importance
 from distill.kept import Kept
+from distill.ladder_config import LadderConfig
 from distill.pruning import keep
 from distill.repair import repair
+from distill.rung_teaching import RungTeaching
 from distill.steps import calibration_rows, next_shape
-from distill.teaching import TeacherConfig
-from foundation import FitConfig, FitResult, Foundation
-from foundation.plan import TrainingPlan
+from foundation import Foundation
 from promptify.assembly import PromptBook
 from promptify.rows import Rows
-from promptify.splits import Split, Targets, fewer_people
+from promptify.splits import Split, Targets
 from promptify.whole import write_whole
 
 logger = logging.getLogger(__name__)
-
-# Of the time a rung has, what goes to the optimiser and to checkpoints; what micro-batches took
-# when they were timed does not hold them.
-_SHARE_OF_PASSES = 0.85
-_TIMED_BATCHES = 4
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LadderConfig:
-    """How far down, in what steps, and what may be lost on the way.
-
-    Args:
-        to: share of the top's body parameters at which the ladder ends; embeddings are not counted.
-        max_loss: share of AUC and NDCG@10 that a rung may lose against the one above.
-        max_loss_vs_top: the same against the top.
-        max_miscalibration: by which the calibration error may rise against either.
-        max_slowdown: share by which a rung's latency may come out higher: more than the same model
-            timed twice on 300 requests does in nineteen of twenty cases.
-        max_step: share of the body parameters that a rung may give up at once.
-        num_halvings: how often a step that fails is halved before the ladder ends.
-        minutes_per_rung: time for the distillation of a rung, on this machine; None to train for
-            `fit.epochs`.
-        fit: schedule of the distillations.
-        teacher: what is taught, and how much it counts; None for plain training.
-        data_weight: how much the data's own losses count beside a teacher's, as a share of what
-            `fit` gives them. A repaired student is near its teacher, and noisy labels lead it away.
-        taught_by: the rung above, the top, or both, each for half.
-        calibration_rows: prompts that importance is measured and repairs are made on.
-        gate_people: whose held-out slates the gate rests on, the same whatever the seed; all when
-            None.
-        repair: whether what stays is repaired by least squares.
-        shape: that the ladder ends at, whatever `to` says; None to end at `to`.
-        seed: of the calibration prompts.
-    """
-
-    to: float = 0.1
-    max_loss: float = 0.01
-    max_loss_vs_top: float = 0.03
-    max_miscalibration: float = 0.005
-    max_slowdown: float = 0.02
-    max_step: float = 1 / 3
-    num_halvings: int = 3
-    minutes_per_rung: float | None = 3.0
-    fit: FitConfig = field(default_factory=FitConfig)
-    teacher: TeacherConfig | None = field(default_factory=TeacherConfig)
-    data_weight: float = 0.0
-    taught_by: Literal["above", "top", "both"] = "above"
-    calibration_rows: int = 1000
-    gate_people: int | None = None
-    repair: bool = True
-    shape: Shape | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("to", "max_step"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(
-                    f"LadderConfig.{name}={getattr(self, name)} must lie between 0 and 1."
-                )
-        for name in (
-            "max_loss",
-            "max_loss_vs_top",
-            "max_miscalibration",
-            "max_slowdown",
-            "num_halvings",
-            "data_weight",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"LadderConfig.{name}={getattr(self, name)} must not be negative.")
-        if self.minutes_per_rung is not None and self.minutes_per_rung <= 0:
-            raise ValueError(
-                f"LadderConfig.minutes_per_rung={self.minutes_per_rung} must be above 0, or None."
-            )
-        if self.taught_by not in ("above", "top", "both"):
-            raise ValueError(
-                f"LadderConfig.taught_by={self.taught_by!r} must be above, top or both."
-            )
-        if self.calibration_rows < 1:
-            raise ValueError(
-                f"LadderConfig.calibration_rows={self.calibration_rows} must be at least 1."
-            )
-        if self.gate_people is not None and self.gate_people < 1:
-            raise ValueError(
-                f"LadderConfig.gate_people={self.gate_people} must be at least 1, or None for all."
-            )
-
-    def asked(self, split: Split) -> Split:
-        """The split with the targets that a ladder measures its rungs on."""
-        if self.gate_people is None:
-            return split
-        # Ladders of several seeds are compared target by target.
-        return fewer_people(split, self.gate_people)
-
-    def schedule(self, epochs: float) -> FitConfig:
-        """Of a distillation of so many epochs, or of plain training where there is no teacher."""
-        fit, share = self.fit, 1.0 if self.teacher is None else self.data_weight
-        return replace(
-            fit,
-            epochs=epochs,
-            next_item_weight=share * fit.next_item_weight,
-            action_weight=share * fit.action_weight,
-            text_weight=share * fit.text_weight,
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,6 +130,7 @@ class Ladder:
         self.config, self.hands, self.device = config, hands, device
         if config.shape is not None:
             check_shape(top.decoder, config.shape)
+        self.teaching = RungTeaching(self.top, book, self.split, config=config)
 
     @property
     def end_parameters(self) -> int:
@@ -339,56 +235,11 @@ class Ladder:
             self.book, self.split.train, count=config.calibration_rows, seed=config.seed
         )
 
-    def _epochs(self, above: Foundation, folder: Path) -> float:
-        """How long to teach; once timed, the number is kept."""
-        path = folder / "epochs.json"
-        if not path.exists():
-            epochs = self.config.fit.epochs
-            if self.config.minutes_per_rung is not None:
-                student = Foundation.from_pretrained(folder / "start").to(self.device)
-                epochs = self._affordable(student, above)
-            _write_json(path, {"epochs": epochs})
-        return float(_read_json(path)["epochs"])
-
-    def _affordable(self, student: Foundation, above: Foundation) -> float:
-        """Epochs that fit in the minutes of a rung, by a few micro-batches."""
-        assert self.config.minutes_per_rung is not None
-        objective: Any = student
-        if self.config.teacher is not None:
-            objective = Distillation(student, self._teachers(above))
-        plan = TrainingPlan(self.book, self.split.train, replace(self.config.fit, epochs=1.0))
-        objective.train()
-        seconds = 0.0
-        chosen = np.linspace(0, len(plan) - 1, _TIMED_BATCHES + 1).astype(int)
-        for number, step in enumerate(chosen):
-            batch = {
-                name: value.to(self.device)
-                for name, value in plan[int(step)].items()
-                if name != "num_tokens"
-            }
-            began = time.perf_counter()
-            sum(objective(**batch).values()).backward()
-            # The first one pays for loading kernels.
-            seconds += time.perf_counter() - began if number else 0.0
-        student.zero_grad(set_to_none=True)
-        student.eval()
-        of_epoch = seconds / _TIMED_BATCHES * len(plan)
-        epochs = 60 * self.config.minutes_per_rung * _SHARE_OF_PASSES / of_epoch
-        return max(1 / len(plan), float(f"{epochs:.3g}"))
-
-    def _teachers(self, above: Foundation) -> list[tuple[Teacher, TeacherConfig]]:
-        config = self.config.teacher
-        assert config is not None
-        if self.config.taught_by == "both" and above is not self.top:
-            half = replace(config, weight=config.weight / 2)
-            return [(above, half), (self.top, half)]
-        return [(self.top if self.config.taught_by == "top" else above, config)]
-
     def _repaired(self, above: Foundation, folder: Path) -> tuple[float, Path]:
         """What pruning and repair left, calibrated: after 0 epochs, and where it is."""
         made = folder / "repaired"
         if not (made / "model").exists():
-            student = Foundation.from_pretrained(folder / "start").to(self.device)
+            student = self._model(folder / "start")
             self.hands.settle(student)
             made.mkdir(exist_ok=True)
             student.save_pretrained(made / "model")
@@ -396,49 +247,26 @@ class Ladder:
 
     def _taught(self, above: Foundation, folder: Path) -> tuple[float, Path]:
         """The same, distilled: after how many epochs, and where it is."""
-        epochs, made = self._epochs(above, folder), folder / "taught"
+        made, timed = folder / "taught", folder / "epochs.json"
+        if not timed.exists():
+            # What was timed is kept: cut short, a rung is taught as long as it would have been.
+            epochs = self.teaching.epochs(self._model(folder / "start"), above)
+            _write_json(timed, {"epochs": epochs})
+        epochs = float(_read_json(timed)["epochs"])
         if not (made / "model").exists():
             made.mkdir(exist_ok=True)
-            self._teach(above, folder / "start", made, epochs)
+            student = self._model(folder / "start")
+            result = self.teaching.teach(
+                student, above, epochs=epochs, out=made / "fit", watch=self.hands.watch
+            )
+            self.hands.settle(student)
+            _write_json(made / "history.json", asdict(result))
+            student.save_pretrained(made / "model")
+            shutil.rmtree(made / "fit", ignore_errors=True)
         return epochs, made
 
-    def _teach(self, above: Foundation, start: Path, made: Path, epochs: float) -> None:
-        """Distil, calibrate and save."""
-        student = Foundation.from_pretrained(start).to(self.device)
-        fit = self.config.schedule(epochs)
-        steps = len(TrainingPlan(self.book, self.split.train, fit)) // fit.accumulate
-        if fit.evaluate_steps:
-            fit = replace(fit, evaluate_steps=max(1, min(fit.evaluate_steps, steps // 4)))
-        options: dict[str, Any] = {
-            "config": fit,
-            "out": made / "fit",
-            "validate": (lambda: self.hands.watch(student)) if fit.evaluate_steps else None,
-        }
-        logger.info(
-            "%s body parameters (%s); %.3g epochs, %d steps",
-            f"{student.num_parameters():,}",
-            shape_of(student.decoder),
-            epochs,
-            steps,
-        )
-        result: FitResult
-        if self.config.teacher is None:
-            result = student.fit(self.book, self.split, **options)
-        else:
-            (teacher, teaches), *also = self._teachers(above)
-            result = distil(
-                student,
-                teacher,
-                self.book,
-                self.split,
-                teacher_config=teaches,
-                also=also,
-                **options,
-            )
-        self.hands.settle(student)
-        _write_json(made / "history.json", asdict(result))
-        student.save_pretrained(made / "model")
-        shutil.rmtree(made / "fit", ignore_errors=True)
+    def _model(self, folder: Path) -> Foundation:
+        return Foundation.from_pretrained(folder).to(self.device)
 
     def judge(self, above: Foundation, folder: Path) -> dict[str, Any]:
         """Ask the gate, on all held-out slates of the people it rests on.
@@ -453,7 +281,7 @@ class Ladder:
         """
         judged = folder / "judged.json"
         if not judged.exists():
-            student = Foundation.from_pretrained(folder / "model").to(self.device)
+            student = self._model(folder / "model")
             measured = self.hands.measure(
                 {"top": self.top, "above": above, "rung": student}, self.split.valid
             )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from decant import architecture, pipeline
+from decant import architecture, on_validation
 from decant import ladder as ladders
 from decant.architecture import search_config, search_shape
 from decant.cli import main
@@ -19,7 +19,7 @@ from distill.anatomy import Shape, shape_of
 @pytest.fixture(scope="module", autouse=True)
 def _few_requests():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "NUM_WATCHED_REQUESTS", 20)
+        patch.setattr(on_validation, "NUM_WATCHED_REQUESTS", 20)
         yield
 
 

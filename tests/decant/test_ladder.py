@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from decant import ladder as ladders
-from decant import pipeline
+from decant import on_validation
 from decant.cli import main
 from decant.ladder import descend, ladder_config
 from decant.layout import FOUNDATION, RunLayout
@@ -17,8 +17,9 @@ from decant.recipes import recipe_of
 from decant.recommender import Recommender
 from decant.run_data import load_model, rung_record
 from distill import ladder as steps
+from distill import rung_teaching
 from distill.gate import GateVerdict
-from distill.ladder import LadderConfig
+from distill.ladder_config import LadderConfig
 from foundation import Foundation
 from promptify.splits import fewer_people
 
@@ -37,7 +38,7 @@ LENIENT = {
 def _few_requests():
     """So few that a rung takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "NUM_WATCHED_REQUESTS", 20)
+        patch.setattr(on_validation, "NUM_WATCHED_REQUESTS", 20)
         yield
 
 
@@ -211,7 +212,7 @@ def test_a_rung_is_taught_by_its_teacher_alone_unless_the_data_is_asked_for(
         weights.append(set(config.loss_weights.values()))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(steps, "distil", taught)
+    monkeypatch.setattr(rung_teaching, "distil", taught)
     for share in (0.0, 1.0):
         config = lenient(top_run, data_weight=share)
         with pytest.raises(KeyboardInterrupt):
@@ -416,7 +417,7 @@ def test_minutes_become_epochs_once(top_run: Path, tmp_path: Path, monkeypatch) 
     out = tmp_path / "run"
     config = lenient(top_run, minutes_per_rung=0.02, to=0.8)
     kept: list[float] = []
-    timed = steps.Ladder._affordable
+    timed = rung_teaching.RungTeaching.epochs
 
     def counted(self, *arguments):
         kept.append(timed(self, *arguments))
@@ -425,7 +426,7 @@ def test_minutes_become_epochs_once(top_run: Path, tmp_path: Path, monkeypatch) 
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(steps.Ladder, "_affordable", counted)
+    monkeypatch.setattr(rung_teaching.RungTeaching, "epochs", counted)
     with monkeypatch.context() as patch:
         patch.setattr(ladders, "fit_on_validation", killed)
         with pytest.raises(KeyboardInterrupt):

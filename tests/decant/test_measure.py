@@ -16,7 +16,7 @@ from decant.measure import (
     popularity_answers,
     rerank,
 )
-from decant.pipeline import RANK_WEIGHTS, best_rank_weight
+from decant.on_validation import RANK_WEIGHTS, best_rank_weight
 from decant.run_data import load_tasks, sample_targets, split_of
 from decant.saved_oracle import SavedOracle
 from foundation.calibration import Calibration, Curve

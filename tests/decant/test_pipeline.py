@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from decant import pipeline
+from decant import on_validation, pipeline
 from decant.layout import FOUNDATION, PROMPTER, RUNG, RunLayout
 from decant.pipeline import index_again, run
 from decant.recipes import Recipe
@@ -132,7 +132,7 @@ def test_a_model_is_calibrated_on_validation_and_keeps_what_cannot_be_fitted(tin
     stale = Calibration(temperature=9.0)
     rung.settings = replace(rung.settings, calibration=(stale, stale), rank_weight=(4.0, 4.0))
     for task in (0, 1):
-        pipeline.fit_on_validation(rung, book, split.valid, task=task, requests=10)
+        on_validation.fit_on_validation(rung, book, split.valid, task=task, requests=10)
     # The same as the run fitted; nobody's people were held out, so that task keeps what it had.
     assert (rung.calibration(0), rung.rank_weight(0)) == fitted
     assert (rung.calibration(1), rung.rank_weight(1)) == (stale, 4.0)

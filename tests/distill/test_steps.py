@@ -7,7 +7,8 @@ import torch
 
 from distill.anatomy import DIMENSIONS, Shape, body_parameters, check_shape, shape_of
 from distill.importance import Importance
-from distill.ladder import LadderConfig, newest, rungs_left, together
+from distill.ladder import newest, rungs_left, together
+from distill.ladder_config import LadderConfig
 from distill.steps import next_shape, relative_importance
 from foundation.training import FitConfig
 from promptify.splits import Targets
