@@ -62,8 +62,8 @@ def distil(
     """
     teachers = [(teacher, teacher_config), *also]
     check_teachers(student, teachers, book, split, config=config)
-    objective = Distillation(student, teachers)
     learns_of_data = any(config.loss_weights.values())
+    objective = Distillation(student, teachers, learns_of_data=learns_of_data)
     with nullcontext() if learns_of_data else _whole_inputs(student):
         return fit(
             student,
@@ -149,13 +149,20 @@ class Distillation(nn.Module):
     Args:
         student: learns.
         teachers: each with what it teaches; read without gradient.
+        learns_of_data: False where the data's own losses weigh nothing: they are logged alone, and
+            no gradient is sought.
     """
 
     def __init__(
-        self, student: Foundation, teachers: Sequence[tuple[Teacher, TeacherConfig]]
+        self,
+        student: Foundation,
+        teachers: Sequence[tuple[Teacher, TeacherConfig]],
+        *,
+        learns_of_data: bool = True,
     ) -> None:
         super().__init__()
         self.student = student
+        self._learns_of_data = learns_of_data
         self._teachers = as_signals(teachers)
         self.subjects = {lesson.subject for _, config in teachers for lesson in config.lessons}
         if "slates" in self.subjects:
@@ -211,7 +218,8 @@ class Distillation(nn.Module):
         layers = tuple(range(len(student.decoder.model.layers))) if watches else ()
         with watching(student.decoder, layers) as seen:
             reading = read_step(student, **{name: inputs[name] for name in READ_INPUTS})
-        sums = loss_sums(student, reading, **{name: inputs[name] for name in LOSS_INPUTS})
+        with nullcontext() if self._learns_of_data else torch.no_grad():
+            sums = loss_sums(student, reading, **{name: inputs[name] for name in LOSS_INPUTS})
         student_label_ML = student.action_log_probs(reading.arrow_MD, inputs["task_M"])
         words = vocabulary(student, reading, len(inputs["text_position_N"]))
         for number, (signal, config) in enumerate(self._teachers):

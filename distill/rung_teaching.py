@@ -112,7 +112,9 @@ class RungTeaching:
         """Epochs that fit in so many minutes, by a few micro-batches."""
         objective: Any = student
         if self.config.teacher is not None:
-            objective = Distillation(student, self._teachers(above))
+            objective = Distillation(
+                student, self._teachers(above), learns_of_data=self.config.data_weight > 0
+            )
         plan = TrainingPlan(self.book, self.split.train, replace(self.config.fit, epochs=1.0))
         objective.train()
         seconds = 0.0

@@ -65,6 +65,7 @@ class LiveTeacher:
 
     def __init__(self, foundation: Foundation) -> None:
         self.foundation = foundation.eval()
+        self._catalogue_IV: Tensor | None = None
 
     @torch.no_grad()
     def teach(self, inputs: Mapping[str, Tensor], config: TeacherConfig) -> Taught:
@@ -83,13 +84,24 @@ class LiveTeacher:
             # A teacher is not learning: its table holds every reading it needs.
             asked = {name: inputs[name] for name in READ_INPUTS}
             asked["reread_items"] = inputs["reread_items"][:0]
+            is_over_all = not len(inputs["negatives"])
+            if is_over_all:
+                # Its vectors of the catalogue never change: here any one item will do.
+                asked |= {
+                    "next_item_K": inputs["next_item_K"][:0],
+                    "negatives": inputs["reread_items"].new_zeros(1),
+                }
+                asked["hard_negatives"] = inputs["hard_negatives"][:0]
             reading = read_step(teacher, **asked)
+            item_CV = self._catalogue() if is_over_all else reading.item_CV
         at_K = inputs["next_position_K"]
         return Taught(
             label_ML=teacher.action_log_probs(reading.arrow_MD, inputs["task_M"])
             if config.lesson("labels")
             else None,
-            candidates=self._classes("candidates", candidates(reading), config),
+            candidates=self._classes(
+                "candidates", Classes(at_NV=reading.person_KV, class_CV=item_CV), config
+            ),
             vocabulary=self._classes("vocabulary", vocabulary(teacher, reading), config),
             hidden=seen.at(at_K, "hidden") if config.lesson("hidden") else (),
             attention=seen.at(at_K, "attention") if config.lesson("attention") else (),
@@ -97,6 +109,13 @@ class LiveTeacher:
             if config.lesson("slates")
             else None,
         )
+
+    def _catalogue(self) -> Tensor:
+        if self._catalogue_IV is None:
+            teacher = self.foundation
+            items_I = torch.arange(teacher.num_items, device=teacher.device)
+            self._catalogue_IV = teacher.item_vectors(teacher.slots(items_I))
+        return self._catalogue_IV
 
     def _classes(
         self, subject: Any, said: Classes, config: TeacherConfig

@@ -10,10 +10,12 @@ from torch import Tensor
 from distill.anatomy import shape_of
 from distill.distillation import Distillation, distil
 from distill.importance import measure_importance
-from distill.losses import distance
+from distill.losses import Classes, distance
 from distill.pruning import prune
+from distill.signals import LiveTeacher
 from distill.teaching import Lesson, TeacherConfig
 from foundation import FitConfig
+from foundation.objective import READ_INPUTS, read_step
 from foundation.plan import TrainingPlan
 from foundation.slots import StepSlots
 from promptify.assembly import PromptBook
@@ -22,9 +24,11 @@ from promptify.splits import Split
 TEACHES = TeacherConfig(temperature=2.0)
 
 
+SMALL = FitConfig(epochs=1, positions_per_batch=2048, reread_items=4, text_positions=16)
+
+
 def batch_of(book: PromptBook, split: Split, **config: Any) -> dict[str, Tensor]:
-    small = {"epochs": 1, "positions_per_batch": 2048, "reread_items": 4, "text_positions": 16}
-    plan = TrainingPlan(book, split.train, FitConfig(**{**small, **config}))
+    plan = TrainingPlan(book, split.train, replace(SMALL, **config))
     batch = plan[0]
     batch.pop("num_tokens")
     return batch
@@ -74,6 +78,46 @@ def test_inputs_are_dropped_for_the_data_s_sake_alone(
     else:  # The teacher is the same model.
         assert first == pytest.approx(0, abs=1e-3)
     assert student.input_dropout.p == 0.5
+
+
+def test_a_teacher_reads_the_catalogue_once(make: Any, book: PromptBook, split: Split) -> None:
+    teacher = make(seed=1)
+    live, batches = LiveTeacher(teacher), TrainingPlan(book, split.train, SMALL)
+    read: list[int] = []
+    item_vectors = teacher.item_vectors
+    teacher.item_vectors = lambda slots_ND: read.append(len(slots_ND)) or item_vectors(slots_ND)
+    for step in (0, 1):
+        batch = {name: value for name, value in batches[step].items() if name != "num_tokens"}
+        said = live.teach(batch, TEACHES)
+        assert isinstance(said.candidates, Classes)
+        with torch.no_grad():
+            whole = read_step(teacher, **{name: batch[name] for name in READ_INPUTS})
+        torch.testing.assert_close(said.candidates.at_NV, whole.person_KV)
+        torch.testing.assert_close(said.candidates.class_CV, whole.item_CV)
+        assert said.label_ML is not None
+        told_ML = teacher.action_log_probs(whole.arrow_MD, batch["task_M"])
+        torch.testing.assert_close(said.label_ML, told_ML)
+    # Besides the whole readings here, one item a step and the catalogue once.
+    everything = teacher.num_items
+    assert sorted(read) == [1, 1, everything, everything, everything]
+
+
+def test_losses_that_weigh_nothing_are_said_and_teach_nothing(
+    make: Any, book: PromptBook, split: Split
+) -> None:
+    batch = batch_of(book, split)
+    said, gradients = [], []
+    for learns_of_data in (True, False):
+        student = make()
+        objective = Distillation(student, [(make(seed=1), TEACHES)], learns_of_data=learns_of_data)
+        sums = objective(**batch)
+        for name in ("next_item", "action", "text"):
+            assert sums[name].requires_grad == learns_of_data
+        (sums["teacher_next_item"] + sums["teacher_action"]).backward()
+        said.append(sums)
+        gradients.append(student.person_head.weight.grad)
+    torch.testing.assert_close(said[1], said[0])
+    torch.testing.assert_close(gradients[1], gradients[0])
 
 
 def test_only_the_student_learns(make: Any, book: PromptBook, split: Split) -> None:
