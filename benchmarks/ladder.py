@@ -53,7 +53,7 @@ from decant.recipes import Recipe
 from decant.run_data import load_book, load_model, rung_record, sample_targets
 from decant.run_record import json_hash
 from distill.anatomy import Shape, stock_config
-from distill.distillation import distil
+from distill.distillation import distil, whole_inputs
 from distill.importance import Importance, measure_importance
 from distill.ladder import newest
 from distill.ladder_config import LadderConfig
@@ -185,18 +185,19 @@ class Descent:
             if fit.evaluate_steps
             else None,
         }
-        if plain:
-            student.fit(self.book, self.split, **options)
-        else:
-            assert self.config.teacher is not None
-            distil(
-                student,
-                above,
-                self.book,
-                self.split,
-                teacher_config=self.config.teacher,
-                **options,
-            )
+        with whole_inputs(student):
+            if plain:
+                student.fit(self.book, self.split, **options)
+            else:
+                assert self.config.teacher is not None
+                distil(
+                    student,
+                    above,
+                    self.book,
+                    self.split,
+                    teacher_config=self.config.teacher,
+                    **options,
+                )
 
     def _start(self, arm: ArmName, above: Foundation, shape: Shape, folder: Path) -> Foundation:
         """The student before it is trained; kept, so that a resumed training has the same one."""

@@ -64,7 +64,7 @@ def distil(
     check_teachers(student, teachers, book, split, config=config)
     learns_of_data = any(config.loss_weights.values())
     objective = Distillation(student, teachers, learns_of_data=learns_of_data)
-    with nullcontext() if learns_of_data else _whole_inputs(student):
+    with nullcontext() if learns_of_data else whole_inputs(student):
         return fit(
             student,
             book,
@@ -78,7 +78,7 @@ def distil(
 
 
 @contextmanager
-def _whole_inputs(student: Foundation) -> Iterator[None]:
+def whole_inputs(student: Foundation) -> Iterator[None]:
     """Drop none of a model's inputs for a while."""
     dropped = student.input_dropout.p
     student.input_dropout.p = 0.0

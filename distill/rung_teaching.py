@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from distill.anatomy import shape_of
-from distill.distillation import Distillation, Teacher, distil
+from distill.distillation import Distillation, Teacher, distil, whole_inputs
 from distill.ladder_config import LadderConfig
 from distill.teaching import TeacherConfig
 from foundation import FitResult, Foundation
@@ -64,6 +64,8 @@ class RungTeaching:
     ) -> FitResult:
         """Distil in place, or train where the config has no teacher.
 
+        No input is dropped, whoever teaches (decision 61).
+
         Args:
             student: that is taught.
             above: the rung above.
@@ -87,18 +89,19 @@ class RungTeaching:
             epochs,
             steps,
         )
-        if self.config.teacher is None:
-            return student.fit(self.book, self.split, **options)
-        (teacher, teaches), *also = self._teachers(above)
-        return distil(
-            student,
-            teacher,
-            self.book,
-            self.split,
-            teacher_config=teaches,
-            also=also,
-            **options,
-        )
+        with whole_inputs(student):
+            if self.config.teacher is None:
+                return student.fit(self.book, self.split, **options)
+            (teacher, teaches), *also = self._teachers(above)
+            return distil(
+                student,
+                teacher,
+                self.book,
+                self.split,
+                teacher_config=teaches,
+                also=also,
+                **options,
+            )
 
     def _teachers(self, above: Foundation) -> list[tuple[Teacher, TeacherConfig]]:
         config = self.config.teacher

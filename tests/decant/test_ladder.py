@@ -207,9 +207,11 @@ def test_a_rung_is_taught_by_its_teacher_alone_unless_the_data_is_asked_for(
     top_run: Path, tmp_path: Path, monkeypatch
 ) -> None:
     weights: list[set[float]] = []
+    dropped: list[float] = []
 
-    def taught(*_: object, config, **__: object):
+    def taught(student: Foundation, *_: object, config, **__: object):
         weights.append(set(config.loss_weights.values()))
+        dropped.append(student.input_dropout.p)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(rung_teaching, "distil", taught)
@@ -218,6 +220,9 @@ def test_a_rung_is_taught_by_its_teacher_alone_unless_the_data_is_asked_for(
         with pytest.raises(KeyboardInterrupt):
             descend(top_run, config=config, out=tmp_path / str(share), timed_requests=3)
     assert weights == [{0.0}, set(config.fit.loss_weights.values())]
+    # Either way it reads its inputs whole; a training of its own would drop some.
+    assert dropped == [0.0, 0.0]
+    assert load_model(RunLayout(top_run).model(FOUNDATION)).input_dropout.p > 0
 
 
 @pytest.mark.parametrize(
