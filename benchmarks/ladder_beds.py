@@ -90,12 +90,14 @@ def bed_of(
             foundation=replace(recipe.foundation, slot_parts=parts),
             fitting_requests=few,
             fit=fit,
-            rung=replace(
-                recipe.rung, fit=replace(fit, epochs=0.09, learning_rate=5e-4, table_rate=1.0)
-            ),
+            rung=replace(recipe.rung, fit=replace(fit, epochs=0.07, learning_rate=5e-4)),
         )
-        # The top has not learned what there is to learn (decision 61).
-        changes |= {"gate_people": 1000, "data_weight": 1.0}
+        changes |= {
+            "gate_people": 1000,
+            # The top has not learned what there is to learn (decision 61).
+            "data_weight": 1.0,
+            "fit": replace(fit, epochs=0.09, learning_rate=5e-4, table_rate=1.0),
+        }
         return Bed(name=name, recipe=recipe, load=lambda: ml_1m(zipped), source={}, changes=changes)
     recipe = replace(recipes.demo(), name=name, size="medium", fitting_requests=few)
     is_slots = name != "job_market_text"
