@@ -66,8 +66,8 @@ def ladder_parser() -> ArgumentParser:
         "--data-weight",
         type=float,
         default=0.0,
-        help="how much the data's own losses count beside the teacher's; 1, as much as in training, "
-        "suits a top that was not trained to its end",
+        help="how much the data's own losses count beside the teacher's; 1, as much as in "
+        "training, suits a top that was not trained to its end",
     )
     parser.add_argument(
         "--out",
