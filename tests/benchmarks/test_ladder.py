@@ -66,11 +66,14 @@ def test_movielens_that_is_not_there_is_said(tmp_path, capsys) -> None:
 
 @pytest.mark.parametrize("task", ladder.BEDS)
 def test_epochs_that_are_asked_for_are_the_tops_and_no_rungs(task, tmp_path, monkeypatch) -> None:
-    trained = []
-    monkeypatch.setattr(ladder, "measure", lambda bed, *others: trained.append(bed.recipe))
+    beds = []
+    monkeypatch.setattr(ladder, "measure", lambda bed, *others: beds.append(bed))
     arguments = [task, "--seed", "0", "--work", str(tmp_path)]
     assert ladder.main(arguments) == 0
     assert ladder.main([*arguments, "--epochs", "7"]) == 0
-    as_stated, longer = trained
-    assert longer.fit.epochs == 7 != as_stated.fit.epochs
-    assert longer.rung == as_stated.rung
+    as_stated, longer = beds
+    assert longer.recipe.fit.epochs == 7 != as_stated.recipe.fit.epochs
+    assert longer.recipe.rung == as_stated.recipe.rung
+    # A top that is trained to its end has nothing to learn of the data below it.
+    assert longer.changes.get("data_weight", 0.0) == 0.0
+    assert as_stated.changes.get("data_weight", 0.0) == (1.0 if task == "ml1m" else 0.0)
