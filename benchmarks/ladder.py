@@ -385,7 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--epochs",
         type=float,
-        help="of the top, instead of the bed's, which suit one core; its rungs then follow it alone",
+        help="of the top, instead of the bed's, which suit one core; rungs then follow it alone",
     )
     parser.add_argument("--to", type=float, help="share of the body to end at; 0.1 by default")
     parser.add_argument("--data", type=Path, help="the zip of MovieLens-1M")
