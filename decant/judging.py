@@ -1,7 +1,7 @@
 """What the gate looks at: a model's answers to held-out requests, and its time for one."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -15,15 +15,42 @@ from decant.run_data import sample_targets
 from distill.gate import Measurements
 from foundation import Foundation
 from foundation.calibration import calibrate_others
-from foundation.predictions import predict_targets
+from foundation.predictions import Predictions, predict_targets
 from promptify.assembly import PromptBook
 from promptify.splits import Targets
 
 _WARM_UP_REQUESTS = 5
 
 
+class Remembered:
+    """`predict_targets` that reads no model twice on the same targets.
+
+    A model is known by its weights: calibrated anew, or saved and loaded, it says the same.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str, int], Predictions] = {}
+
+    def __call__(
+        self, foundation: Foundation, book: PromptBook, targets: Targets, *, task: int = 0
+    ) -> Predictions:
+        """See `predict_targets`."""
+        asked = xxhash.xxh3_128()
+        for rows in (targets.first_event, targets.last_event, targets.history_start):
+            asked.update(rows.tobytes())
+        key = (fingerprint(foundation), asked.hexdigest(), task)
+        if key not in self._known:
+            self._known[key] = predict_targets(foundation, book, targets, task=task)
+        return self._known[key]
+
+
 def gate_measurements(
-    foundation: Foundation, book: PromptBook, targets: Targets, *, latency_ms: float | None = None
+    foundation: Foundation,
+    book: PromptBook,
+    targets: Targets,
+    *,
+    latency_ms: float | None = None,
+    predict: Callable[..., Predictions] = predict_targets,
 ) -> Measurements:
     """What a model does on the targets that its calibration was fitted on, as served.
 
@@ -35,9 +62,10 @@ def gate_measurements(
         book: pieces of the interactions.
         targets: held-out slates.
         latency_ms: of a request, where it was measured.
+        predict: `predict_targets`, or one that remembers.
     """
     asked = Asked(book, targets)
-    predictions = predict_targets(foundation, book, targets)
+    predictions = predict(foundation, book, targets)
     calibrate = partial(
         calibrate_others,
         label_N=predictions.action_label,
@@ -72,20 +100,25 @@ def milliseconds(
 
 
 class Judge:
-    """Measures models for the gate; what it asked one before, it does not ask again.
-
-    A model is known by its weights: a rung that was saved and is the one above of the next is not
-    read again.
+    """Measures models for the gate.
 
     Args:
         book: pieces of the interactions.
         timed_requests: that latency is measured on.
+        predict: `predict_targets`, or one that remembers: a rung that was saved and is the one
+            above of the next is not read again then.
     """
 
-    def __init__(self, book: PromptBook, *, timed_requests: int) -> None:
+    def __init__(
+        self,
+        book: PromptBook,
+        *,
+        timed_requests: int,
+        predict: Callable[..., Predictions] = predict_targets,
+    ) -> None:
         self.book = book
         self.timed_requests = timed_requests
-        self._known: dict[tuple[str, int], Measurements] = {}
+        self.predict = predict
 
     def __call__(
         self, models: Mapping[str, Foundation], targets: Targets
@@ -99,22 +132,20 @@ class Judge:
         }
         taken = milliseconds(recommenders, targets, self.timed_requests)
         return {
-            name: replace(
-                self._measured(model, marks[name], targets), latency_ms=taken[marks[name]]
+            name: gate_measurements(
+                model, self.book, targets, latency_ms=taken[marks[name]], predict=self.predict
             )
             for name, model in models.items()
         }
 
-    def _measured(self, model: Foundation, mark: str, targets: Targets) -> Measurements:
-        key = (mark, len(targets))
-        if key not in self._known:
-            self._known[key] = gate_measurements(model, self.book, targets)
-        return self._known[key]
-
 
 def fingerprint(model: Foundation) -> str:
-    """The same for the same weights and settings, whichever object holds them."""
-    mark = xxhash.xxh3_128(repr(model.settings).encode())
+    """The same for models that say the same, whichever object holds them.
+
+    What is fitted on validation is not what a model says, but what is made of it.
+    """
+    says = replace(model.settings, calibration=(), rank_weight=())
+    mark = xxhash.xxh3_128(repr(says).encode())
     for name, tensor in model.state_dict().items():
         mark.update(name.encode())
         mark.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from decant.judging import Judge
+from decant.judging import Judge, Remembered
 from decant.ladder_report import write_ladder_report
 from decant.layout import (
     DATA,
@@ -37,7 +37,7 @@ from decant.run_record import RunRecord
 from decant.stages import Stages
 from distill.anatomy import shape_of
 from distill.gate import GateVerdict, Waiver
-from distill.ladder import Hands, Ladder, Rung, body_ratio, newest, rungs_left
+from distill.ladder import Hands, Ladder, Rung, body_ratio, rungs_left
 from distill.ladder_config import LadderConfig
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
@@ -232,25 +232,28 @@ def ladder_below(
         device: where rungs are trained and measured, latency too; a GPU where there is one, when
             left out.
     """
-    split = config.asked(split)
+    split, predict = config.asked(split), Remembered()
     return Ladder(
         top,
         book,
         split,
         config=config,
         hands=Hands(
-            measure=Judge(book, timed_requests=timed_requests),
-            settle=lambda model: _settle(model, book, split.valid, fitting_requests),
+            measure=Judge(book, timed_requests=timed_requests, predict=predict),
+            settle=lambda model: _settle(model, book, split.valid, fitting_requests, predict),
             watch=lambda model: watch(model, book, split.valid),
         ),
         device=training_device() if device is None else device,
     )
 
 
-def _settle(model: Foundation, book: PromptBook, valid: Targets, requests: int) -> None:
-    # A few numbers a task: each person's newest target is enough to fit them on.
+def _settle(
+    model: Foundation, book: PromptBook, valid: Targets, requests: int, predict: Remembered
+) -> None:
+    # On all that the gate looks at: on fewer another kind of calibration may be chosen, which the
+    # gate then holds against the model. Nothing is read twice.
     for task in range(len(book.prompter.tasks)):
-        fit_on_validation(model, book, newest(valid), task=task, requests=requests)
+        fit_on_validation(model, book, valid, task=task, requests=requests, predict=predict)
 
 
 def keep_rung(rung: Rung, on_test: OnTest, out: Path, *, name: str, above_name: str) -> None:

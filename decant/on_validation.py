@@ -5,6 +5,7 @@ next.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from decant.run_data import sample_targets
 from foundation import Foundation
 from foundation.calibration import fit_calibration
 from foundation.evaluation import auc, ndcg
-from foundation.predictions import positive_actions, predict_targets
+from foundation.predictions import Predictions, positive_actions, predict_targets
 from promptify.assembly import PromptBook
 from promptify.splits import Targets
 
@@ -48,6 +49,7 @@ def fit_on_validation(
     *,
     task: int,
     requests: int,
+    predict: Callable[..., Predictions] = predict_targets,
 ) -> None:
     """Set a task's calibration, then its `w`, which weighs calibrated probabilities.
 
@@ -59,13 +61,14 @@ def fit_on_validation(
         valid: held-out slates.
         task: index of the task.
         requests: that `w` is chosen on, at most; 0 leaves `w` as it is.
+        predict: `predict_targets`, or one that remembers what it read.
     """
     log = book.interactions
     surface_n = np.array(log.surfaces)[log.event_surface[valid.first_event]]
     mine = valid[surface_n == book.prompter.tasks[task].name]
     if len(mine) == 0:
         return
-    predictions = predict_targets(foundation, book, mine, task=task)
+    predictions = predict(foundation, book, mine, task=task)
     calibration = fit_calibration(
         predictions.action_log_probs, predictions.action_label, predictions.action_user
     )

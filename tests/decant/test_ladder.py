@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from decant import ladder as ladders
 from decant import on_validation
 from decant.cli import main
+from decant.judging import Remembered
 from decant.ladder import descend, ladder_config
 from decant.layout import FOUNDATION, RunLayout
 from decant.recipes import recipe_of
@@ -21,6 +23,8 @@ from distill import rung_teaching
 from distill.gate import GateVerdict
 from distill.ladder_config import LadderConfig
 from foundation import Foundation
+from foundation.calibration import Calibration
+from foundation.predictions import predict_targets
 from promptify.splits import fewer_people
 
 # Losses that a tiny model on a handful of people shows mean nothing: every rung may pass.
@@ -284,11 +288,11 @@ def test_the_gate_may_rest_on_some_of_the_people(
     top_run: Path, tmp_path: Path, monkeypatch
 ) -> None:
     out = tmp_path / "run"
-    settled: set[int] = set()
+    settled: list[list[int]] = []
     settle = ladders.fit_on_validation
 
     def watched(model, book, targets, **options):
-        settled.update(targets.user.tolist())
+        settled.append(targets.first_event.tolist())
         assert options["requests"] == recipe_of(top_run).fitting_requests
         return settle(model, book, targets, **options)
 
@@ -304,8 +308,9 @@ def test_the_gate_may_rest_on_some_of_the_people(
     top = load_model(layout.model(FOUNDATION))
     alone = steps.Ladder(top, book, split, config=config, hands=None)
     assert (alone.split.valid.user == some.valid.user).all()
-    # Calibrated on the same people.
-    assert settled == set(some.valid.user.tolist())
+    # Calibrated on what the gate judges, all of it.
+    assert settled
+    assert all(one == some.valid.first_event.tolist() for one in settled)
     record = rung_record(layout, "rung-1")
     assert record["num_targets"] == len(some.valid) < len(split.valid)
     assert 0 < record["test"]["ndcg@10"]["n"] <= len(some.test) < len(split.test)
@@ -415,6 +420,28 @@ def test_in_the_run_s_own_folder_it_goes_on_after_the_run_s_own_rung(
     assert record["above"] == FOUNDATION
     _, split = ladders.load_book(RunLayout(folder))
     assert record["num_targets"] == len(fewer_people(split, 9).valid)
+
+
+def test_no_model_is_read_twice_on_the_same_targets(top_run: Path, tmp_path: Path) -> None:
+    layout = RunLayout(top_run)
+    book, split = ladders.load_book(layout)
+    top, few = load_model(layout.model(FOUNDATION)), split.valid[:8]
+    remembered = Remembered()
+    first = remembered(top, book, few)
+    # Saved, loaded and calibrated anew it says the same.
+    top.save_pretrained(tmp_path / "model")
+    again = load_model(tmp_path / "model")
+    again.settings = replace(again.settings, calibration=(Calibration(temperature=2.0),) * 2)
+    assert remembered(again, book, split.valid[:8]) is first
+    assert remembered(top, book, split.valid[:7]) is not first
+    assert remembered(top, book, few, task=1) is not first
+    with torch.no_grad():
+        again.person_head.bias += 1.0
+    other = remembered(again, book, few)
+    plain = predict_targets(again, book, few)
+    assert other is not first
+    np.testing.assert_array_equal(other.rank, plain.rank)
+    np.testing.assert_array_equal(other.action_log_probs, plain.action_log_probs)
 
 
 def test_minutes_become_epochs_once(top_run: Path, tmp_path: Path, monkeypatch) -> None:
