@@ -176,8 +176,9 @@ class Descent:
         plain = arm in ("finetune", "from_scratch")
         fit = (replace(self.config, teacher=None) if plain else self.config).schedule(epochs)
         if arm == "from_scratch":
-            # What suits a model that knows something already is half of what it was trained with.
-            fit = replace(fit, learning_rate=self.recipe.fit.learning_rate)
+            # What suits a model that knows something already is too slow for one that does not.
+            own = self.recipe.fit
+            fit = replace(fit, learning_rate=own.learning_rate, table_rate=own.table_rate)
         options: dict[str, Any] = {
             "config": fit,
             "out": folder / "fit",

@@ -12,7 +12,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,12 @@ logger = logging.getLogger(__name__)
 
 WAIVERS = "waivers.json"
 RECORD = "ladder.json"
+FOLLOWING_RATE = 1e-4
+"""Learning rate of a rung that follows its teacher alone, as `FitConfig.learning_rate` is meant.
+
+A repaired model is next to its teacher, and at the rate of a training the first steps lead it away
+further than the others lead it back (decision 63).
+"""
 _MOST_RUNGS = 60
 
 
@@ -79,6 +85,8 @@ class _NoStepPassesError(Exception):
 def ladder_config(folder: Path, **changes: Any) -> LadderConfig:
     """The configuration of a ladder in a run folder: the schedule of the run's own rung.
 
+    Where a rung follows its teacher alone it learns at `FOLLOWING_RATE`, and tables no faster.
+
     Args:
         folder: a run folder.
         changes: fields of `LadderConfig`.
@@ -87,10 +95,14 @@ def ladder_config(folder: Path, **changes: Any) -> LadderConfig:
         BadInput: a field has a value that it cannot have.
     """
     recipe = recipe_of(folder)
+    fit = recipe.rung.fit
+    teacher = changes.get("teacher", recipe.rung.teacher)
+    if teacher is not None and not changes.get("data_weight"):
+        fit = replace(fit, learning_rate=FOLLOWING_RATE, table_rate=1.0)
     try:
         return LadderConfig(
             **{
-                "fit": recipe.rung.fit,
+                "fit": fit,
                 "teacher": recipe.rung.teacher,
                 "seed": recipe.seed,
                 **changes,
