@@ -229,6 +229,16 @@ def test_a_rung_is_taught_by_its_teacher_alone_unless_the_data_is_asked_for(
     assert load_model(RunLayout(top_run).model(FOUNDATION)).input_dropout.p > 0
 
 
+def test_a_rung_that_follows_its_teacher_alone_learns_slowly(top_run: Path) -> None:
+    own = recipe_of(top_run).rung.fit
+    follows = ladder_config(top_run).fit
+    assert follows.learning_rate == ladders.FOLLOWING_RATE < own.learning_rate
+    assert follows.table_rate == 1.0 < own.table_rate
+    assert replace(follows, learning_rate=own.learning_rate, table_rate=own.table_rate) == own
+    for changes in ({"data_weight": 0.5}, {"teacher": None}):
+        assert ladder_config(top_run, **changes).fit == own
+
+
 @pytest.mark.parametrize(
     ("repaired", "taught", "is_taught"),
     [
