@@ -101,6 +101,20 @@ def against_sasrec(files: Files, *, file: str) -> str:
     return markdown(header, lines)
 
 
+def against_rectools(files: Files, *, file: str) -> str:
+    """A run's model and RecTools' on the same requests, and what the run's gains on each."""
+    rows = rows_of(files, file)
+    gains = {
+        row.metric.removeprefix("gain_vs_"): percent(row) for row in rows if "gain" in row.metric
+    }
+    lines = []
+    for model in _models(rows, split="leave-one-out"):
+        found = {row.metric: row for row in rows if row.model == model}
+        ours = gains.get(model.replace(" ", "_"), "–")
+        lines.append((model, with_interval(found["hr@10"]), with_interval(found["ndcg@10"]), ours))
+    return markdown(("model", "HR@10", "NDCG@10", "foundation's gain in NDCG@10"), lines)
+
+
 def people_search(files: Files) -> str:
     """Ways to search people by words, on three kinds of queries, means of the seeds."""
     names = {
@@ -391,6 +405,7 @@ TABLES: dict[str, Callable[[Files], str]] = {
     "latency-demo": partial(latency, file="latency-demo", way="retrieve 200, rank 200"),
     "ladder": partial(ladder, file="ladder-job-market"),
     "ladder-arms": partial(ladder_arms, file="ladder-job-market"),
+    "ml100k-against-rectools": partial(against_rectools, file="rectools-ml100k"),
     "ml1m-against-sasrec": partial(against_sasrec, file="quality-ml1m-4-epochs"),
 }
 """Tables that a page may hold, by the name in its marker."""
