@@ -250,7 +250,10 @@ class Ladder:
         made, timed = folder / "taught", folder / "epochs.json"
         if not timed.exists():
             # What was timed is kept: cut short, a rung is taught as long as it would have been.
-            epochs = self.teaching.epochs(self._model(folder / "start"), above)
+            epochs, minutes = self.config.fit.epochs, self.config.minutes_per_rung
+            if minutes is not None:
+                student = self._model(folder / "start")
+                epochs = self.teaching.affordable_epochs(student, above, minutes=minutes)
             _write_json(timed, {"epochs": epochs})
         epochs = float(_read_json(timed)["epochs"])
         if not (made / "model").exists():

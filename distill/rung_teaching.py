@@ -41,18 +41,6 @@ class RungTeaching:
     ) -> None:
         self.top, self.book, self.split, self.config = top, book, split, config
 
-    def epochs(self, student: Foundation, above: Foundation) -> float:
-        """How long to teach: as long as the config says, or as its minutes allow here.
-
-        Args:
-            student: that will be taught; a few micro-batches are timed on it, and nothing changes.
-            above: the rung above.
-        """
-        minutes = self.config.minutes_per_rung
-        if minutes is None:
-            return self.config.fit.epochs
-        return self._affordable(student, above, minutes)
-
     def teach(
         self,
         student: Foundation,
@@ -111,8 +99,14 @@ class RungTeaching:
             return [(above, half), (self.top, half)]
         return [(self.top if self.config.taught_by == "top" else above, config)]
 
-    def _affordable(self, student: Foundation, above: Foundation, minutes: float) -> float:
-        """Epochs that fit in so many minutes, by a few micro-batches."""
+    def affordable_epochs(self, student: Foundation, above: Foundation, *, minutes: float) -> float:
+        """Epochs that fit in so many minutes here, by a few micro-batches that are timed.
+
+        Args:
+            student: that will be taught; nothing of it changes.
+            above: the rung above.
+            minutes: of a whole teaching.
+        """
         objective: Any = student
         if self.config.teacher is not None:
             objective = Distillation(

@@ -459,16 +459,16 @@ def test_minutes_become_epochs_once(top_run: Path, tmp_path: Path, monkeypatch) 
     out = tmp_path / "run"
     config = lenient(top_run, minutes_per_rung=0.02, to=0.8)
     kept: list[float] = []
-    timed = rung_teaching.RungTeaching.epochs
+    timed = rung_teaching.RungTeaching.affordable_epochs
 
-    def counted(self, *arguments):
-        kept.append(timed(self, *arguments))
+    def counted(self, *arguments, **options):
+        kept.append(timed(self, *arguments, **options))
         return kept[-1]
 
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rung_teaching.RungTeaching, "epochs", counted)
+    monkeypatch.setattr(rung_teaching.RungTeaching, "affordable_epochs", counted)
     with monkeypatch.context() as patch:
         patch.setattr(ladders, "fit_on_validation", killed)
         with pytest.raises(KeyboardInterrupt):

@@ -60,14 +60,8 @@ def test_inputs_are_dropped_for_the_data_s_sake_alone(
 ) -> None:
     student = make()
     student.input_dropout.p = 0.5
-    config = FitConfig(
-        epochs=0.1,
-        positions_per_batch=2048,
-        reread_items=4,
-        text_positions=16,
-        next_item_weight=data_weight,
-        action_weight=0.0,
-        text_weight=0.0,
+    config = replace(
+        SMALL, epochs=0.1, next_item_weight=data_weight, action_weight=0.0, text_weight=0.0
     )
     result = distil(
         student, make(), book, split, config=config, teacher_config=TEACHES, out=tmp_path
