@@ -7,9 +7,9 @@ The job market is one of few jobs and long histories, of each of which twenty sl
 ten for the gate and ten for test: one pass over a person reads all of them. What is to be ranked
 first is what somebody applied to or looked at: so both rest on thousands of targets. `large_market`
 is the same of eight times the people, of whom the gate and the test rest on as many.
-`job_market_text` tells half as long histories in words, and `ml1m` is MovieLens-1M in slots. What
-a training may take is stated in epochs that suit one core, three minutes a rung at most, and is the
-same on any machine, however busy; `--epochs` gives the top more where there is a GPU, and
+`job_market_text` tells the few events of many people in words, and `ml1m` is MovieLens-1M in slots.
+What a training may take is stated in epochs that suit one core, three minutes a rung at most, and
+is the same on any machine, however busy; `--epochs` gives the top more where there is a GPU, and
 `--minutes` states a distillation in time.
 
 The top is trained first, and `gradual` is `decant ladder` from it. The other arms follow the shapes

@@ -111,18 +111,18 @@ def bed_of(
         bf16=True,
     )
     if not is_slots:
-        # Half as long histories, all of which a prompt has room for.
+        # Many people of few events each: after as many tokens of fewer and longer histories a top
+        # of this size finds nobody's jobs.
         sizes = {
-            "num_members": 1000,
+            "num_members": 8000,
             "num_jobs": 300,
-            "num_impressions": 50_000,
-            "num_searched": 570,
+            "num_impressions": 96_000,
+            "num_searched": 4560,
         }
         prompter = PrompterConfig(
-            form="text", max_prompt_tokens=1408, max_item_tokens=24, vocab_size=2048
+            form="text", max_prompt_tokens=512, max_item_tokens=24, vocab_size=2048
         )
-        # After one epoch it ranks no better than chance, and a ladder from it says nothing.
-        fit = replace(fit, epochs=epochs or 3.0)
+        fit = replace(fit, epochs=epochs or 1.0)
         recipe = replace(
             recipe,
             held_out_slates=6,
@@ -133,7 +133,7 @@ def bed_of(
             fit=fit,
             rung=replace(recipe.rung, fit=replace(fit, epochs=0.18, learning_rate=5e-4)),
         )
-        changes["gate_people"] = 700
+        changes["gate_people"] = 800
     else:
         # Few jobs, so that more targets are ranked among the first ten and less is left to chance.
         sizes = {
