@@ -43,6 +43,7 @@ from benchmarks.arms import kept_arrays
 from benchmarks.ladder_beds import BEDS, Bed, bed_of
 from benchmarks.measured import Measured
 from decant.architecture import LatencyRatio
+from decant.judging import Remembered
 from decant.ladder import descend, ladder_config
 from decant.layout import FOUNDATION, RunLayout
 from decant.measure import Answers, Asked
@@ -63,7 +64,6 @@ from foundation import Foundation
 from foundation.checkpoint import weights_hash
 from foundation.evaluation import ndcg
 from foundation.evaluation.bootstrap import Interval, bootstrap_interval, paired_bootstrap
-from foundation.predictions import predict_targets
 from foundation.sizes import start_as_averages
 from promptify.assembly import PromptBook
 from promptify.rows import Rows
@@ -98,6 +98,8 @@ class Descent:
         self.config: LadderConfig = ladder_config(self.layout.folder, **bed.changes)
         self.split = self.config.asked(self.split)
         self._of_top: Importance | None = None
+        # The ladder reads the test targets for its report, and the rows here rest on them too.
+        self._predict = Remembered()
 
     def rungs(self, arm: ArmName) -> list[Path]:
         """Folders of an arm's models, from the top down; made if need be."""
@@ -124,6 +126,7 @@ class Descent:
             config=self.config,
             out=out,
             timed_requests=self.bed.timed_requests,
+            predict=self._predict,
         )
         layout = RunLayout(out)
         return [layout.model(name) for name in layout.models()[1:]]
@@ -238,7 +241,7 @@ class Descent:
 
     def _asked(self, model: Foundation) -> dict[str, NDArray[Any]]:
         asked = Asked(self.book, self.split.test)
-        said = predict_targets(model, self.book, self.split.test)
+        said = self._predict(model, self.book, self.split.test)
         found = asdict(asked.of(said, model.calibration(asked.task)))
         return {name: values for name, values in found.items() if values is not None}
 

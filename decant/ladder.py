@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from distill.ladder import Hands, Ladder, Rung, body_ratio, rungs_left
 from distill.ladder_config import LadderConfig
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
+from foundation.predictions import Predictions, predict_targets
 from promptify.assembly import PromptBook
 from promptify.splits import Split, Targets
 from promptify.validation import BadInput
@@ -118,6 +119,7 @@ def descend(
     config: LadderConfig,
     out: Path | None = None,
     timed_requests: int = 300,
+    predict: Callable[..., Predictions] = predict_targets,
 ) -> Descended:
     """Build a ladder below a run's foundation, or what is left of one.
 
@@ -127,6 +129,7 @@ def descend(
         out: a run folder of its own for the ladder, which starts with a copy of the run's data and
             foundation; the run's own when left out.
         timed_requests: that latency is measured on.
+        predict: reads the test targets: `predict_targets`, or one that remembers.
 
     Raises:
         ValueError: the folder holds no finished foundation, or another process writes to it.
@@ -149,8 +152,9 @@ def descend(
         timed_requests=timed_requests,
         fitting_requests=recipe_of(folder).fitting_requests,
     )
+    on_test = OnTest(top, book, ladder.split, predict=predict)
     with Stages(folder, recipe=recipe) as stages:
-        made, ended = _rungs(stages, layout, ladder)
+        made, ended = _rungs(stages, layout, ladder, on_test)
     _drop_older(layout, made)
     _sign_waivers(layout, made)
     if layout.served() in made or not (folder / INDEX).exists():
@@ -160,11 +164,12 @@ def descend(
     return Descended(folder=folder, table=table, ended=ended)
 
 
-def _rungs(stages: Stages, layout: RunLayout, ladder: Ladder) -> tuple[list[str], str]:
+def _rungs(
+    stages: Stages, layout: RunLayout, ladder: Ladder, on_test: OnTest
+) -> tuple[list[str], str]:
     """Step down until the end is reached or no step passes: names of the rungs, and why it ends."""
     config, top = ladder.config, ladder.top
     end = config.to if config.shape is None else body_ratio(top, config.shape)
-    on_test = OnTest(top, ladder.book, ladder.split)
     has_own = (layout.folder / RUNG).is_dir() and not layout.is_of_ladder(RUNG)
     first = 2 if has_own else 1
     made: list[str] = []

@@ -1,5 +1,6 @@
 """What the test targets say of a ladder's rungs; it decides nothing on the way."""
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from decant.measure import Answers, Asked
 from foundation import Foundation
 from foundation.evaluation import ndcg, paired_bootstrap
-from foundation.predictions import predict_targets
+from foundation.predictions import Predictions, predict_targets
 from promptify.assembly import PromptBook
 from promptify.splits import Split
 
@@ -20,10 +21,18 @@ class OnTest:
         top: of the ladder.
         book: pieces of the interactions.
         split: of them.
+        predict: `predict_targets`, or one that remembers.
     """
 
-    def __init__(self, top: Foundation, book: PromptBook, split: Split) -> None:
-        self.top = top
+    def __init__(
+        self,
+        top: Foundation,
+        book: PromptBook,
+        split: Split,
+        *,
+        predict: Callable[..., Predictions] = predict_targets,
+    ) -> None:
+        self.top, self._predict = top, predict
         self._book, self._targets = book, split.test
         self._asked = Asked(book, split.test)
 
@@ -51,5 +60,5 @@ class OnTest:
         return self._answers(self.top)
 
     def _answers(self, model: Foundation) -> Answers:
-        said = predict_targets(model, self._book, self._targets)
+        said = self._predict(model, self._book, self._targets)
         return self._asked.of(said, model.calibration(self._asked.task))

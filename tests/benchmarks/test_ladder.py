@@ -1,15 +1,27 @@
 import json
+from collections import Counter
 
 import pytest
 
 from benchmarks import ladder, ladder_latency
+from decant import judging
 from decant.results import read_csv
+from foundation import predictions
 
 
 @pytest.mark.slow
 def test_every_arm_is_measured_and_a_second_call_trains_nothing(
     tmp_path, capsys, monkeypatch
 ) -> None:
+    readings: Counter = Counter()
+
+    read_pairs = predictions.read_pairs
+
+    def counted(model, rows, *others, **options):
+        readings[judging.fingerprint(model), rows.ids.tobytes()] += 1
+        return read_pairs(model, rows, *others, **options)
+
+    monkeypatch.setattr(predictions, "read_pairs", counted)
     out, work = tmp_path / "ladder.csv", tmp_path / "work"
     arguments = ["job_market", "--smoke", "--out", str(out), "--work", str(work)]
     assert ladder.main(arguments) == 0
@@ -37,9 +49,11 @@ def test_every_arm_is_measured_and_a_second_call_trains_nothing(
     record = json.loads((work / "job_market/seed-0/gradual/ladder.json").read_text())
     tokens = [one["attempts"][-1]["epochs"] for one in record["rungs"]]
     assert len(tokens) == last
+    # The ladder's report and the rows rest on one reading of each model.
+    assert set(readings.values()) == {1}
     before = out.read_bytes()
     monkeypatch.setattr(ladder.Descent, "make", None)
-    monkeypatch.setattr(ladder, "predict_targets", None)  # Nor is anything asked again.
+    monkeypatch.setattr(predictions, "read_pairs", None)  # Nor is anything asked again.
     assert ladder.main(arguments) == 0
     assert out.read_bytes() == before
     assert "loss_vs_top" in capsys.readouterr().out
