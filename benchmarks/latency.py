@@ -5,7 +5,7 @@
 
 A request is somebody of the log with all that they did: the prompt is assembled and read, 500 items
 are retrieved from the index, the first 100 are ranked by the full score, and the ten best come back
-with their probabilities. Beside it stands what `Recommender` does by itself, 200 retrieved and all
+with their probabilities. Beside it stands what a `Recommender` does unasked, 200 retrieved and all
 of them ranked. So many callers ask in a closed loop: each waits for its answer and asks again.
 
 Nobody is asked for twice by a round, and a round begins with an empty prefix cache, so no reading
@@ -30,13 +30,12 @@ from tqdm.auto import tqdm
 from benchmarks.measured import Measured
 from benchmarks.studied import named_run, run_parser
 from benchmarks.subjects import SMOKE, Subject, finished, trained
-from decant.answering import NUM_RETRIEVED, Prediction
+from decant.answering import NUM_RETRIEVED
 from decant.layout import RunLayout
 from decant.recommender import Recommender, build_index
 from decant.run_record import hardware
 from foundation.checkpoint import weights_hash
 from foundation.evaluation import Interval
-from foundation.predictions import served_items
 
 LEVELS = (1, 2, 4, 8, 16, 32)
 """Callers at once."""
@@ -45,40 +44,11 @@ NUM_ROUNDS = 3
 NUM_REQUESTS = 300
 """Of each level, over all rounds."""
 
-Way = Callable[[Recommender, NDArray[np.bool_], int], list[Prediction]]
-
-
-def retrieve_and_rank(
-    recommender: Recommender, open_R: NDArray[np.bool_], user: int
-) -> list[Prediction]:
-    """Retrieve 500, rank the first 100 of them.
-
-    Args:
-        recommender: serves.
-        open_R: bool, rows of its index that the task ranks.
-        user: row of `users`.
-    """
-    served, log = recommender, recommender.interactions
-    start, end = log.user_offsets[user], log.user_offsets[user + 1]
-    prefix = served.book.of_user(user, int(start), int(end), task=0)
-    reading = served.prefix_cache.read(served.foundation, prefix)
-    ids = np.array(log.item_ids, dtype=object)
-    seen = ids[np.unique(log.event_item[start:end])].tolist()
-    found = served.index.search(reading.vector_V[None], RETRIEVED, allow=open_R, deny=[seen])
-    candidates = [item for item in found.ids[0] if item is not None][:RANKED]
-    # The reading is found in the cache: it is one prompt.
-    return served.predict_row(user, candidates=candidates, k=10)
-
-
-def as_served(recommender: Recommender, open_R: NDArray[np.bool_], user: int) -> list[Prediction]:
-    """What anybody gets who asks a recommender."""
-    del open_R  # It finds its own.
-    return recommender.predict_row(user, k=10)
-
-
-WAYS: dict[str, Way] = {
-    f"retrieve {RETRIEVED}, rank {RANKED}": retrieve_and_rank,
-    f"retrieve {NUM_RETRIEVED}, rank {NUM_RETRIEVED}": as_served,
+WAYS: dict[str, Callable[..., Recommender]] = {
+    f"retrieve {RETRIEVED}, rank {RANKED}": partial(
+        Recommender, num_retrieved=RETRIEVED, num_ranked=RANKED
+    ),
+    f"retrieve {NUM_RETRIEVED}, rank {NUM_RETRIEVED}": Recommender,
 }
 
 
@@ -96,7 +66,6 @@ def measure(
     """
     index = build_index(subject.foundation, model_hash="timed")
     log = subject.book.interactions
-    open_R = served_items(subject.book, 0)  # An index of the whole catalogue has its rows.
     active = np.flatnonzero(np.diff(log.user_offsets) > 0)
     users = np.random.default_rng(0).permutation(active)
     per_round = max(1, min(requests // NUM_ROUNDS, len(users)))
@@ -104,13 +73,13 @@ def measure(
     rates: dict[tuple[str, int], list[float]] = {}
     todo = [(at, way, level) for at in range(-1, NUM_ROUNDS) for level in levels for way in WAYS]
     for at, way, level in tqdm(todo, desc="rounds"):
-        recommender = Recommender(subject.foundation, index, subject.book)
+        recommender = WAYS[way](subject.foundation, index, subject.book)
         # The round before the first warms up, with a few of each.
         count = per_round if at >= 0 else min(per_round, 2 * level)
         asked = np.roll(users, -max(at, 0) * per_round)[:count].tolist()
         began = time.perf_counter()
         with ThreadPoolExecutor(level) as callers:
-            seconds = list(callers.map(partial(_timed, WAYS[way], recommender, open_R), asked))
+            seconds = list(callers.map(partial(_timed, recommender), asked))
         if at >= 0:
             took.setdefault((way, level), []).extend(1000 * one for one in seconds)
             rates.setdefault((way, level), []).append(count / (time.perf_counter() - began))
@@ -147,9 +116,9 @@ def percentile(values: NDArray[np.float64], percent: float) -> Interval:
     return Interval(value=value, low=float(drawn.low), high=float(drawn.high))
 
 
-def _timed(way: Way, recommender: Recommender, open_R: NDArray[np.bool_], user: int) -> float:
+def _timed(recommender: Recommender, user: int) -> float:
     began = time.perf_counter()
-    way(recommender, open_R, user)
+    recommender.predict_row(user, k=10)
     return time.perf_counter() - began
 
 

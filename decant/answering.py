@@ -24,8 +24,38 @@ from promptify.validation import BadInput, shown
 
 logger = logging.getLogger(__name__)
 
-# Candidates that retrieval hands to the ranker, as in the `system` rows of every table.
 NUM_RETRIEVED = 200
+"""Candidates that retrieval hands to the ranker, as in the `system` rows of every table."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cascade:
+    """How many items each stage of a request hands on to the next.
+
+    Attributes:
+        retrieved: of what the index finds nearest; no fewer than are asked for.
+        ranked: of these, the best by the inner product of whole vectors, that the model reads and
+            the full score puts in order; no fewer than are asked for, and all when None.
+
+    Raises:
+        BadInput: a number is below 1, or more are ranked than retrieved.
+    """
+
+    retrieved: int = NUM_RETRIEVED
+    ranked: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("retrieved", "ranked"):
+            value = getattr(self, name)
+            if name == "ranked" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+                raise BadInput(f"num_{name}={shown(value)} must be at least 1, and a whole number.")
+        if self.ranked is not None and self.ranked > self.retrieved:
+            raise BadInput(
+                f"num_ranked={self.ranked} must not be above num_retrieved={self.retrieved}: what "
+                "is not retrieved cannot be ranked."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +100,7 @@ def answer(
     task: int,
     seen: Sequence[str],
     k: int,
+    cascade: Cascade,
     candidates: Sequence[str] | None = None,
     allow: Sequence[str] | None = None,
     deny: Sequence[str] | None = None,
@@ -86,6 +117,7 @@ def answer(
         task: index of the task.
         seen: item ids that are left out.
         k: items wanted.
+        cascade: how many are retrieved and ranked for them.
         candidates: item ids to rank; retrieved when left out.
         allow: only these item ids.
         deny: none of these item ids.
@@ -131,9 +163,15 @@ def answer(
         ]
     elif is_admitted_R is not None:
         filters["allow"] = is_admitted_R
-    most = min(max(NUM_RETRIEVED, int(k)), now.interactions.num_items)
+    most = min(max(cascade.retrieved, int(k)), now.interactions.num_items)
     rows_C, scores_C = now.nearest(person.vector_V, most, **filters)
-    return _ranked(now, person, rows_C, scores_C, range(1, len(rows_C) + 1), **order)
+    place_C = np.arange(len(rows_C))
+    if cascade.ranked is not None:
+        # Where the index holds less than whole vectors, its order is not theirs.
+        nearest_C = np.argsort(-scores_C, kind="stable")
+        place_C = np.sort(nearest_C[: max(cascade.ranked, int(k))])
+    ranks = (place_C + 1).tolist()
+    return _ranked(now, person, rows_C[place_C], scores_C[place_C], ranks, **order)
 
 
 @cache

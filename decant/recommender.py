@@ -15,7 +15,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from decant.answering import Prediction, answer, check_ids, event_items, parsed, task_of
+from decant.answering import (
+    NUM_RETRIEVED,
+    Cascade,
+    Prediction,
+    answer,
+    check_ids,
+    event_items,
+    parsed,
+    task_of,
+)
 from decant.catalogue import SavedCatalogue, read_new_items
 from decant.constraints import Constraint, ruled
 from decant.history import HistoryItem, history_event
@@ -51,13 +60,17 @@ class Recommender:
             `hit_rate` says how many requests needed no reading.
         told: items of the catalogue that are not as the log has them; None for none.
         catalogue: where `save` writes what became of the catalogue; None where it has no place.
+        num_retrieved: items that a request takes from the index.
+        num_ranked: of these, the nearest that the model reads one by one; all when None. Fewer
+            are faster.
 
     Any number of threads may ask, and items may be added and removed meanwhile: an answer is of one
     moment, before a change or after it. As many are answered at once as the machine has room for,
     in the order in which they asked; see `decant.turns`.
 
     Raises:
-        ValueError: the index holds an item that the catalogue lacks.
+        ValueError: the index holds an item that the catalogue lacks, or more items are ranked than
+            retrieved.
     """
 
     def __init__(
@@ -69,7 +82,10 @@ class Recommender:
         prefix_cache: PrefixCache | None = None,
         told: pa.Table | None = None,
         catalogue: SavedCatalogue | None = None,
+        num_retrieved: int = NUM_RETRIEVED,
+        num_ranked: int | None = None,
     ) -> None:
+        self._cascade = Cascade(retrieved=num_retrieved, ranked=num_ranked)
         # `or` would not do: an empty cache is falsy.
         self.prefix_cache = PrefixCache() if prefix_cache is None else prefix_cache
         self._catalogue = catalogue
@@ -107,6 +123,8 @@ class Recommender:
         model: str | None = None,
         max_prompt_tokens: int | None = None,
         with_saved_items: bool = True,
+        num_retrieved: int = NUM_RETRIEVED,
+        num_ranked: int | None = None,
     ) -> Self:
         """Load a run folder.
 
@@ -119,18 +137,29 @@ class Recommender:
                 `foundation.positions`.
             with_saved_items: whether items are there as `save` and `decant index --items` left
                 them, or as the run's log has them: what is measured is of the log alone.
+            num_retrieved: items that a request takes from the index.
+            num_ranked: of these, the nearest that the model reads one by one; all when left out.
 
         Raises:
-            ValueError: the folder holds no finished run, a part of it is damaged, or its index is
-                another model's.
+            ValueError: the folder holds no finished run, a part of it is damaged, its index is
+                another model's, or more items are ranked than retrieved.
         """
+        Cascade(retrieved=num_retrieved, ranked=num_ranked)  # Refused before anything is read.
         run = open_run(
             Path(folder),
             model=model,
             max_prompt_tokens=max_prompt_tokens,
             with_saved_items=with_saved_items,
         )
-        return cls(run.foundation, run.index, run.book, told=run.told, catalogue=run.catalogue)
+        return cls(
+            run.foundation,
+            run.index,
+            run.book,
+            told=run.told,
+            catalogue=run.catalogue,
+            num_retrieved=num_retrieved,
+            num_ranked=num_ranked,
+        )
 
     def add_items(
         self,
@@ -262,6 +291,7 @@ class Recommender:
                 self.prefix_cache,
                 prefix,
                 task=asked,
+                cascade=self._cascade,
                 seen=seen if exclude_seen else [],
                 candidates=candidates,
                 k=k,
@@ -347,6 +377,7 @@ class Recommender:
                 self.prefix_cache,
                 now.book.of_user(user, start, end, task=asked, context=query),
                 task=asked,
+                cascade=self._cascade,
                 seen=event_items(now, start, end) if exclude_seen else [],
                 candidates=candidates,
                 k=k,
@@ -372,6 +403,7 @@ class Recommender:
                 self.prefix_cache,
                 now.book.prefixes(target, task=task),
                 task=task,
+                cascade=self._cascade,
                 seen=event_items(now, int(target.history_start[0]), int(target.history_end[0])),
                 k=k,
             )

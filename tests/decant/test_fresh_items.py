@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import decant.answering
+import decant.served
 from decant import Recommender
-from decant.answering import Prediction
+from decant.answering import Cascade, Prediction
 from decant.catalogue import SavedCatalogue
 from decant.cli import main
 from decant.layout import RunLayout
@@ -398,7 +398,7 @@ def test_whatever_is_added_is_found_or_refused_by_us(
 
 
 def brute_force(
-    recommender: Recommender, admitted: set[str], *, task: int, k: int
+    recommender: Recommender, admitted: set[str], *, task: int, k: int, retrieved: int
 ) -> list[tuple[str, float]]:
     """Compare with every admitted item, keep the nearest, rank those by the formula."""
     foundation, book = recommender.foundation, recommender.book
@@ -407,7 +407,7 @@ def brute_force(
     prefix = book.inline(PROFILE, history, task=asked.name)
     near_I = foundation.embed_items() @ foundation.embed_users(prefix)[0]
     rows = np.array([recommender.interactions.item_row(item) for item in sorted(admitted)], int)
-    rows = rows[np.argsort(-near_I[rows], kind="stable")][: decant.answering.NUM_RETRIEVED]
+    rows = rows[np.argsort(-near_I[rows], kind="stable")][:retrieved]
     if not len(rows):
         return []
     said = foundation.calibration(task)(foundation.score(prefix, rows, task=task))
@@ -436,7 +436,7 @@ def test_filters_answer_what_brute_force_over_the_filtered_catalogue_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     served = recommender_with_news
-    monkeypatch.setattr("decant.answering.NUM_RETRIEVED", retrieved)
+    monkeypatch.setattr(served, "_cascade", Cascade(retrieved=retrieved))
     log = served.interactions
     jobs = [item for item in log.item_ids if log.item_kinds[log.item_row(item)] == "job"]
     rows = log.items.data.table.to_pylist()
@@ -468,7 +468,7 @@ def test_filters_answer_what_brute_force_over_the_filtered_catalogue_does(
         if limit.get("exclude_seen", True):
             admitted -= {event["item"] for event in HISTORY}
         found = served.predict_next_actions(PROFILE, HISTORY, where=where, k=5, **limit)
-        wanted = brute_force(served, admitted, task=0, k=5)
+        wanted = brute_force(served, admitted, task=0, k=5, retrieved=retrieved)
         assert ids(found) == [item for item, _ in wanted]
         np.testing.assert_allclose(
             [one.score for one in found], [score for _, score in wanted], atol=1e-4

@@ -303,6 +303,39 @@ def test_the_foundation_may_serve_in_the_place_of_its_rung(tiny_run):
         Recommender.load(tiny_run, model="rung-7")
 
 
+def test_only_the_nearest_of_what_is_retrieved_are_ranked(recommender):
+    short = Recommender(
+        recommender.foundation,
+        recommender.index,
+        recommender.book,
+        num_retrieved=30,
+        num_ranked=7,
+    )
+    everything = recommender.predict_next_actions(PROFILE, HISTORY, k=1000)
+    nearest = sorted(everything, key=lambda one: one.retrieval_rank)
+    for k, count in ((3, 7), (7, 7), (20, 20), (40, 40)):
+        kept = [one for one in everything if one in nearest[:count]]
+        found = short.predict_next_actions(PROFILE, HISTORY, k=k)
+        assert ids(found) == ids(kept)[:k]
+        assert [one.retrieval_rank for one in found] == [one.retrieval_rank for one in kept[:k]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_retrieved": 0}, "num_retrieved=0 must be at least 1"),
+        ({"num_retrieved": True}, "num_retrieved=True must be at least 1, and a whole number"),
+        ({"num_ranked": 2.5}, r"num_ranked=2\.5 must be at least 1, and a whole number"),
+        ({"num_ranked": 0}, "num_ranked=0 must be at least 1"),
+        ({"num_ranked": 201}, "num_ranked=201 must not be above num_retrieved=200"),
+    ],
+    ids=str,
+)
+def test_a_cascade_that_cannot_be_is_refused_before_anything_is_loaded(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        Recommender.load(tmp_path / "no run", **changes)
+
+
 def test_an_index_in_a_database_answers_alike(recommender, tmp_path):
     index = recommender.index
     with MilvusIndex.build(

@@ -174,6 +174,10 @@ def test_a_narrow_index_finds_and_whole_vectors_rank(market: tuple[PromptBook, S
         scores = {p.item_id: p.score for p in wanted}
         assert [p.score for p in ours] == pytest.approx([scores[p.item_id] for p in ours], abs=1e-4)
         assert [p.retrieval_rank for p in ours] != [p.retrieval_rank for p in wanted]
+        # Of what a narrow index finds, the nearest by whole vectors are ranked.
+        few = Recommender(model, index, book, num_ranked=5).predict_user(user, k=5)
+        nearest = sorted(wanted, key=lambda p: -p.retrieval_score)[:5]
+        assert {p.item_id for p in few} == {p.item_id for p in nearest}
     asked = Asked(book, split.test[np.arange(5)])
     found = [rerank(one, asked, progress=False) for one in (narrow, wide)]
     for request in range(5):
