@@ -111,8 +111,8 @@ def bed_of(
         bf16=True,
     )
     if not is_slots:
-        # Many people of few events each: after as many tokens of fewer and longer histories a top
-        # of this size finds nobody's jobs.
+        # Many people of few events each: after more tokens of fewer and longer histories a top of
+        # this size finds nobody's jobs.
         sizes = {
             "num_members": 8000,
             "num_jobs": 300,
@@ -131,7 +131,7 @@ def bed_of(
             # Two hundred candidates of a request are five thousand positions.
             fitting_requests=60,
             fit=fit,
-            rung=replace(recipe.rung, fit=replace(fit, epochs=0.18, learning_rate=5e-4)),
+            rung=replace(recipe.rung, fit=replace(fit, epochs=0.05, learning_rate=5e-4)),
         )
         changes["gate_people"] = 800
     else:
