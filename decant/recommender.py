@@ -60,7 +60,7 @@ class Recommender:
             `hit_rate` says how many requests needed no reading.
         told: items of the catalogue that are not as the log has them; None for none.
         catalogue: where `save` writes what became of the catalogue; None where it has no place.
-        num_retrieved: items that a request takes from the index.
+        num_retrieved: items that a prediction takes from the index; `search` has its own number.
         num_ranked: of these, the nearest that the model reads one by one; all when None. Fewer
             are faster.
 
@@ -137,7 +137,7 @@ class Recommender:
                 `foundation.positions`.
             with_saved_items: whether items are there as `save` and `decant index --items` left
                 them, or as the run's log has them: what is measured is of the log alone.
-            num_retrieved: items that a request takes from the index.
+            num_retrieved: items that a prediction takes from the index; `search` has its own number.
             num_ranked: of these, the nearest that the model reads one by one; all when left out.
 
         Raises:

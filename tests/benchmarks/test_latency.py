@@ -7,6 +7,8 @@ import pytest
 from benchmarks import latency
 from benchmarks.measured import Measured
 from benchmarks.subjects import Subject
+from decant.answering import Cascade
+from decant.recommender import build_index
 from decant.results import read_csv
 from foundation import Foundation
 from promptify.assembly import PromptBook
@@ -31,6 +33,12 @@ def test_every_way_is_timed_at_every_level(subject: Subject, tmp_path: Path) -> 
             assert 0 < found["p50_ms"].value <= found["p95_ms"].value <= found["p99_ms"].value
             assert {row.n for row in found.values()} == {9}
     assert "3 at once" in latency.table(measured)
+
+
+def test_the_ways_retrieve_and_rank_what_they_are_called(subject: Subject) -> None:
+    index = build_index(subject.foundation, model_hash="x")
+    made = [way(subject.foundation, index, subject.book) for way in latency.WAYS.values()]
+    assert [one._cascade for one in made] == [Cascade(retrieved=500, ranked=100), Cascade()]
 
 
 def test_as_many_ask_at_once_as_is_said_and_each_round_asks_others(
