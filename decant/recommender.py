@@ -137,7 +137,7 @@ class Recommender:
                 `foundation.positions`.
             with_saved_items: whether items are there as `save` and `decant index --items` left
                 them, or as the run's log has them: what is measured is of the log alone.
-            num_retrieved: items that a prediction takes from the index; `search` has its own number.
+            num_retrieved: items that a prediction takes from the index; `search` has its own.
             num_ranked: of these, the nearest that the model reads one by one; all when left out.
 
         Raises:
