@@ -303,7 +303,10 @@ def test_the_foundation_may_serve_in_the_place_of_its_rung(tiny_run):
         Recommender.load(tiny_run, model="rung-7")
 
 
-def test_only_the_nearest_of_what_is_retrieved_are_ranked(recommender):
+def test_only_the_nearest_of_what_is_retrieved_are_ranked(recommender, monkeypatch):
+    # A weight that turns the order round, so that what is ranked shows in the answer.
+    settings = replace(recommender.foundation.settings, rank_weight=(50.0, 0.0))
+    monkeypatch.setattr(recommender.foundation, "settings", settings)
     short = Recommender(
         recommender.foundation,
         recommender.index,
@@ -313,6 +316,7 @@ def test_only_the_nearest_of_what_is_retrieved_are_ranked(recommender):
     )
     everything = recommender.predict_next_actions(PROFILE, HISTORY, k=1000)
     nearest = sorted(everything, key=lambda one: one.retrieval_rank)
+    assert not set(ids(everything[:3])) <= set(ids(nearest[:7]))
     for k, count in ((3, 7), (7, 7), (20, 20), (40, 40)):
         kept = [one for one in everything if one in nearest[:count]]
         found = short.predict_next_actions(PROFILE, HISTORY, k=k)
