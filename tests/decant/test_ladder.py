@@ -328,6 +328,25 @@ def test_the_gate_may_rest_on_some_of_the_people(
         LadderConfig(gate_people=0)
 
 
+def test_a_step_that_was_halved_is_a_whole_one_for_the_next_rung(
+    top_run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    judge = steps.Ladder.judge
+
+    def fails_the_first(self, above, folder: Path):
+        judged = judge(self, above, folder)
+        if above is self.top and folder.parent.name == "attempt-1":
+            judged = {**judged, "status": "fail", "failed": ["ece"]}
+        return judged
+
+    monkeypatch.setattr(steps.Ladder, "judge", fails_the_first)
+    config = lenient(top_run, max_step=0.3)
+    descend(top_run, config=config, out=tmp_path / "run", timed_requests=3)
+    layout = RunLayout(tmp_path / "run")
+    taken = [rung_record(layout, name)["step"] for name in rungs(tmp_path / "run")]
+    assert taken[:2] == [0.15, 0.3]
+
+
 def test_a_step_that_fails_is_halved_until_none_is_left(top_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     config = lenient(top_run, max_loss=0.0, max_loss_vs_top=0.0, num_halvings=1, max_step=0.3)
