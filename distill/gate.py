@@ -7,6 +7,8 @@ targets, and its bound the one-sided paired bootstrap bound over users:
 - **fail**: the loss itself is above it (take a smaller step and try again);
 - **undecided**: the loss is within, the bound is not (measure more targets, or sign a waiver).
 
+Calibration errors of two models are of the same bins, those of the mean of what both say.
+
 The rung fails with any metric, passes with all, and is undecided otherwise.
 """
 
@@ -17,20 +19,23 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse
 
 from foundation.evaluation import (
     UserStatistic,
     auc_of_users,
     bootstrap_users,
-    calibration_error_of_users,
     mean_of_users,
 )
+from foundation.evaluation.actions import equal_mass_bins
 from promptify.whole import write_whole
 
 Metric = Literal["auc", "ndcg@10", "ece", "latency_ms"]
 Status = Literal["pass", "fail", "undecided"]
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]
+
+_NUM_BINS = 15
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -297,8 +302,9 @@ def verdict(
 def _metric_verdict(
     reference: Measurements, candidate: Measurements, tolerance: Tolerance, config: GateConfig
 ) -> MetricVerdict:
-    before = _per_user(reference, tolerance.metric)
-    after = _per_user(candidate, tolerance.metric)
+    bins = _shared_bins(reference, candidate)
+    before = _per_user(reference, tolerance.metric, bins)
+    after = _per_user(candidate, tolerance.metric, bins)
     rises_with_quality = tolerance.metric in ("auc", "ndcg@10")
 
     def lost(weights: Floats) -> Floats:
@@ -363,8 +369,29 @@ class _PerUser:
             return _number(float(self.statistic(np.ones((1, self.num_users)))[0]))
 
 
-def _per_user(measured: Measurements, metric: Metric) -> _PerUser | None:
-    """The metric of one model; None where it was not measured."""
+def _shared_bins(reference: Measurements, candidate: Measurements) -> npt.NDArray[np.int64] | None:
+    """Bin of each event for both models' calibration errors; None where one has none.
+
+    In bins of its own each model's error is mostly the luck of which events fall together, and of
+    two models that luck is two. In bins of the mean of their probabilities it is the same.
+    """
+    said = reference.event_probability, candidate.event_probability
+    if said[0] is None or said[1] is None:
+        return None
+    bins: npt.NDArray[np.int64] = equal_mass_bins((said[0] + said[1]) / 2, _NUM_BINS)
+    return bins
+
+
+def _per_user(
+    measured: Measurements, metric: Metric, bins: npt.NDArray[np.int64] | None
+) -> _PerUser | None:
+    """The metric of one model; None where it was not measured.
+
+    Args:
+        measured: what the model did.
+        metric: which.
+        bins: of events, that a calibration error rests on; the model's own when None.
+    """
     if metric == "latency_ms":
         latency_ms = measured.latency_ms
         if latency_ms is None:
@@ -382,9 +409,28 @@ def _per_user(measured: Measurements, metric: Metric) -> _PerUser | None:
     else:
         assert measured.event_label is not None
         assert measured.event_probability is not None
-        of_users = auc_of_users if metric == "auc" else calibration_error_of_users
-        statistic = of_users(measured.event_label, measured.event_probability, row, num_users)
+        events = measured.event_label, measured.event_probability
+        if metric == "auc":
+            statistic = auc_of_users(*events, row, num_users)
+        else:
+            statistic = _calibration_error(*events, row, num_users, bins)
     return _PerUser(statistic, num_users, len(user))
+
+
+def _calibration_error(
+    labels: npt.NDArray[np.bool_],
+    probabilities: Floats,
+    row: Ints,
+    num_users: int,
+    bins: npt.NDArray[np.int64] | None,
+) -> UserStatistic:
+    if bins is None:
+        bins = equal_mass_bins(probabilities, _NUM_BINS)
+    gaps_UB = scipy.sparse.csr_array(
+        (labels - probabilities.astype(np.float64), (row, bins)), shape=(num_users, _NUM_BINS)
+    )
+    counts_U = np.bincount(row, minlength=num_users)
+    return lambda weights: np.abs(weights @ gaps_UB).sum(1) / (weights @ counts_U)
 
 
 def _number(value: float) -> float | None:
