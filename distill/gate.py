@@ -7,7 +7,9 @@ targets, and its bound the one-sided paired bootstrap bound over users:
 - **fail**: the loss itself is above it (take a smaller step and try again);
 - **undecided**: the loss is within, the bound is not (measure more targets, or sign a waiver).
 
-Calibration errors of two models are of the same bins, those of the mean of what both say.
+Calibration errors of two models are of the same bins, those of the mean of what both say. A bin of
+few events hides a rise behind its luck, so the bound adds what luck may hide; but never more than
+the two models' difference there.
 
 The rung fails with any metric, passes with all, and is undecided otherwise.
 """
@@ -22,6 +24,7 @@ import numpy.typing as npt
 import scipy.sparse
 
 from foundation.evaluation import (
+    Interval,
     UserStatistic,
     auc_of_users,
     bootstrap_users,
@@ -316,16 +319,23 @@ def _metric_verdict(
 
     loss = bound = None
     if before is not None and after is not None:
-        interval = bootstrap_users(
-            lost,
-            before.num_users,
-            alternative="less",
-            confidence=config.confidence,
-            num_samples=config.num_samples,
-            seed=config.seed,
-            numbers_per_draw=before.num_numbers,
-        )
+
+        def interval_of(statistic: UserStatistic) -> Interval:
+            return bootstrap_users(
+                statistic,
+                before.num_users,
+                alternative="less",
+                confidence=config.confidence,
+                num_samples=config.num_samples,
+                seed=config.seed,
+                numbers_per_draw=before.num_numbers,
+            )
+
+        interval = interval_of(lost)
         loss, bound = _number(interval.value), _number(interval.high)
+        if tolerance.metric == "ece" and bins is not None:
+            moved = interval_of(_moved(reference, candidate, bins))
+            bound = _number(min(interval.high + _luck(reference, bins), moved.high))
     status, reason = _judge(loss, bound, tolerance.max_loss)
     return MetricVerdict(
         metric=tolerance.metric,
@@ -409,25 +419,44 @@ def _per_user(
     else:
         assert measured.event_label is not None
         assert measured.event_probability is not None
-        events = measured.event_label, measured.event_probability
+        label, said = measured.event_label, measured.event_probability
         if metric == "auc":
-            statistic = auc_of_users(*events, row, num_users)
+            statistic = auc_of_users(label, said, row, num_users)
         else:
-            statistic = _calibration_error(*events, row, num_users, bins)
+            own = equal_mass_bins(said, _NUM_BINS) if bins is None else bins
+            statistic = _mean_gap(label - said, row, num_users, own)
     return _PerUser(statistic, num_users, len(user))
 
 
-def _calibration_error(
-    labels: npt.NDArray[np.bool_],
-    probabilities: Floats,
-    row: Ints,
-    num_users: int,
-    bins: npt.NDArray[np.int64] | None,
+def _moved(
+    reference: Measurements, candidate: Measurements, bins: npt.NDArray[np.int64]
 ) -> UserStatistic:
-    if bins is None:
-        bins = equal_mass_bins(probabilities, _NUM_BINS)
+    """By how much the candidate says something else, a bin's mean: its error rises by no more.
+
+    What people did is not in it.
+    """
+    assert reference.event_user is not None
+    assert reference.event_probability is not None
+    assert candidate.event_probability is not None
+    users, row = np.unique(reference.event_user, return_inverse=True)
+    moved = candidate.event_probability - reference.event_probability
+    return _mean_gap(moved, row, len(users), bins)
+
+
+def _luck(reference: Measurements, bins: npt.NDArray[np.int64]) -> float:
+    """The error that a calibrated model would show in such bins: it may hide as much of a rise."""
+    said = reference.event_probability
+    assert said is not None
+    variance_B = np.bincount(bins, said * (1 - said))
+    return float(np.sqrt(2 / np.pi) * np.sqrt(variance_B).sum() / len(said))
+
+
+def _mean_gap(
+    gaps: Floats, row: Ints, num_users: int, bins: npt.NDArray[np.int64]
+) -> UserStatistic:
+    """The absolute mean of each bin's gaps, bins weighed by their events."""
     gaps_UB = scipy.sparse.csr_array(
-        (labels - probabilities.astype(np.float64), (row, bins)), shape=(num_users, _NUM_BINS)
+        (gaps.astype(np.float64), (row, bins)), shape=(num_users, _NUM_BINS)
     )
     counts_U = np.bincount(row, minlength=num_users)
     return lambda weights: np.abs(weights @ gaps_UB).sum(1) / (weights @ counts_U)
