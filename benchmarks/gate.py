@@ -1,13 +1,15 @@
 """How often the gate errs: models with a planted loss that it lets through, and equals it refuses.
 
-    python -m benchmarks.gate [--metrics ndcg@10 auc] [--draws N] [--smoke] [--out FILE.csv]
+    python -m benchmarks.gate [--metrics ndcg@10 auc ece] [--draws N] [--smoke] [--out FILE.csv]
     python -m benchmarks.gate --run RUN [--out FILE.csv]
 
 A reference and two candidates are drawn for some number of people and targets. On a share of the
 targets a candidate says what the reference says, as models of one ladder do, on the others it was
 drawn apart. The loss is planted exactly: of a candidate's hits a share is missed, or of its
-probabilities a share is noise. `gate_false_accept` is how often a loss of 2 % passes a gate of 1 %;
-`gate_false_reject` how often no loss at all fails; the rest is undecided, which asks for more
+probabilities a share is noise. Of calibration, both are calibrated on what they know, and a
+candidate says by so much too much. `gate_false_accept` is how often a loss of 2 % passes a
+gate of 1 %, or a calibration error of .01 one of .005; `gate_false_reject` how often no loss at all
+fails; the rest is undecided, which asks for more
 targets. Rows of `two looks` are of a ladder's step: the first candidate is what repair left, and
 unless it passes the second is what teaching made of it. Intervals are Wilson's, 95 %.
 
@@ -27,7 +29,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from tqdm.auto import tqdm
 
 from benchmarks.measured import Measured
@@ -39,14 +41,21 @@ from distill.gate import GateConfig, Measurements, Status, Tolerance, verdict
 from distill.ladder import place_taken
 from foundation.evaluation import Interval
 
-PLANTED_LOSS = 0.02
-TOLERANCE = 0.01
+Metric = Literal["ndcg@10", "auc", "ece"]
+
+TOLERANCES = {
+    "ndcg@10": Tolerance(metric="ndcg@10", max_loss=0.01, kind="relative"),
+    "auc": Tolerance(metric="auc", max_loss=0.01, kind="relative"),
+    "ece": Tolerance(metric="ece", max_loss=0.005, kind="absolute"),
+}
+"""What the gate lets through; twice as much is planted."""
 # Of ML-1M's targets a third is among the first ten, anywhere among them; models of neighbouring
 # rungs agree on about three quarters.
 _HIT_RATE, _AGREEMENT = 0.32, 0.75
 _AUC = 0.75
-
-Metric = Literal["ndcg@10", "auc"]
+# Of what a person wants, in standard deviations of what else decides: how far apart people are, and
+# how far a model is from knowing it. Then its AUC is .8, and what two models say is .03 apart.
+_WANTS, _UNKNOWN, _UNKNOWN_ALIKE = 1.1, 0.5, 0.98
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +86,9 @@ DESIGNS = (
     Design(metric="ndcg@10", num_users=6000, targets_per_user=9),
     Design(metric="auc", num_users=1000, targets_per_user=1),
     Design(metric="auc", num_users=1000, targets_per_user=9),
+    Design(metric="ece", num_users=1000, targets_per_user=1),
+    Design(metric="ece", num_users=1000, targets_per_user=9),
+    Design(metric="ece", num_users=6000, targets_per_user=9),
 )
 TIMED_REQUESTS = (60, 300)
 """Requests that a rung is timed on: in the ladder's benchmark, and by `decant ladder`."""
@@ -91,11 +103,11 @@ def drawn(
 
     Args:
         design: people and targets.
-        loss: share of the reference's metric.
+        loss: share of the reference's metric; of calibration, the error itself.
         rng: draws.
     """
     user = np.repeat(np.arange(design.num_users), design.targets_per_user)
-    draw = _of_ndcg if design.metric == "ndcg@10" else _of_auc
+    draw = {"ndcg@10": _of_ndcg, "auc": _of_auc, "ece": _of_calibration}[design.metric]
     return draw(user, loss, rng)
 
 
@@ -166,6 +178,37 @@ def _of_auc(
     return before, after
 
 
+def _of_calibration(
+    user: NDArray[np.int64], loss: float, rng: np.random.Generator
+) -> tuple[Measurements, list[Measurements]]:
+    wants = rng.normal(scale=_WANTS, size=len(user))
+    label = wants + rng.normal(size=len(user)) > 0
+    alike = rng.normal(size=len(user))
+
+    def said() -> NDArray[np.float64]:
+        """What is calibrated for one who sees the wants with an error."""
+        own = rng.normal(size=len(user))
+        error = np.sqrt(_UNKNOWN_ALIKE) * alike + np.sqrt(1 - _UNKNOWN_ALIKE) * own
+        known = _WANTS**2 / (_WANTS**2 + _UNKNOWN**2)
+        left = known * _UNKNOWN**2
+        probability: NDArray[np.float64] = norm.cdf(
+            known * (wants + _UNKNOWN * error) / np.sqrt(1 + left)
+        )
+        return probability
+
+    def candidate() -> NDArray[np.float64]:
+        # Higher by so much in the mean, and not where there is no room.
+        calibrated = said()
+        room = calibrated * (1 - calibrated)
+        return calibrated + loss * room / room.mean()
+
+    before, *after = (
+        Measurements(event_user=user, event_label=label, event_probability=one)
+        for one in (said(), candidate(), candidate())
+    )
+    return before, after
+
+
 def measure(designs: Sequence[Design], *, draws: int, measured: Measured, seed: int = 0) -> None:
     """Draw models for every design and count the gate's verdicts.
 
@@ -176,8 +219,9 @@ def measure(designs: Sequence[Design], *, draws: int, measured: Measured, seed: 
         seed: of the draws.
     """
     for number, design in enumerate(designs):
+        tolerance = TOLERANCES[design.metric]
         for loss, wrong, name in (
-            (PLANTED_LOSS, "pass", "gate_false_accept"),
+            (2 * tolerance.max_loss, "pass", "gate_false_accept"),
             (0.0, "fail", "gate_false_reject"),
         ):
             cells = {"task": design.metric, "model": f"loss {loss:.0%}"}
@@ -185,9 +229,7 @@ def measure(designs: Sequence[Design], *, draws: int, measured: Measured, seed: 
             if measured.has(metric=name, seed=seed, split=ways[-1], **cells):
                 continue
             began = time.monotonic()
-            config = GateConfig(
-                tolerances=(Tolerance(metric=design.metric, max_loss=TOLERANCE, kind="relative"),)
-            )
+            config = GateConfig(tolerances=(tolerance,))
             rng = np.random.default_rng([seed, number, int(loss > 0)])
             found = [
                 looked_twice(*drawn(design, loss, rng), config)
@@ -254,9 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, help="whose model is timed against itself, and no more")
-    parser.add_argument(
-        "--metrics", nargs="+", choices=["ndcg@10", "auc"], default=["ndcg@10", "auc"]
-    )
+    parser.add_argument("--metrics", nargs="+", choices=list(TOLERANCES), default=list(TOLERANCES))
     parser.add_argument("--draws", type=int, default=400, help="of models for each case")
     parser.add_argument("--out", type=Path, help="write the rows as CSV; a second call goes on")
     parser.add_argument("--smoke", action="store_true", help="a few draws of the smallest case")
@@ -266,9 +306,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draws = 20 if options.smoke else options.draws
     settings: dict[str, Any] = {
         "draws": draws,
-        "loss": PLANTED_LOSS,
-        "tolerance": TOLERANCE,
+        "tolerances": {name: one.max_loss for name, one in TOLERANCES.items()},
         "agreement": _AGREEMENT,
+        "wants": [_WANTS, _UNKNOWN, _UNKNOWN_ALIKE],
     }
     try:
         if options.run:

@@ -9,9 +9,22 @@ from benchmarks.subjects import Subject
 from decant.results import read_csv
 from distill.gate import GateConfig, Measurements, Tolerance
 from foundation import Foundation
-from foundation.evaluation import auc
+from foundation.evaluation import auc, expected_calibration_error
 from promptify.assembly import PromptBook
 from promptify.splits import Split
+
+
+def test_models_are_calibrated_but_for_what_is_planted() -> None:
+    design = Design(metric="ece", num_users=400_000, targets_per_user=1)
+    before, candidates = drawn(design, 0.01, np.random.default_rng(0))
+    was, *now = (
+        expected_calibration_error(one.event_label, one.event_probability)
+        for one in (before, *candidates)
+    )
+    assert was < 0.003
+    assert now == pytest.approx([0.01, 0.01], abs=0.002)
+    apart = before.event_probability - candidates[0].event_probability
+    assert 0.02 < np.sqrt((apart**2).mean()) < 0.04
 
 
 @pytest.mark.parametrize("metric", ["ndcg@10", "auc"])

@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from scipy.stats import norm
 
 from distill.gate import (
     GateConfig,
@@ -13,6 +15,7 @@ from distill.gate import (
     Waiver,
     verdict,
 )
+from foundation.evaluation import expected_calibration_error
 
 NDCG = GateConfig(
     tolerances=(Tolerance(metric="ndcg@10", max_loss=0.01, kind="relative"),), num_samples=400
@@ -107,6 +110,59 @@ def test_a_loss_at_the_tolerance_rarely_passes():
         reference = measured(seed, num_users=300)
         passes += verdict(reference, worse_ndcg(reference, 0.01, rng), NDCG).status == "pass"
     assert passes <= 16
+
+
+def calibrated_twins(
+    seed: int, num_events: int = 5000
+) -> tuple[Measurements, npt.NDArray[np.float64]]:
+    """One of two models that know nearly the same and are both calibrated, and what the other says.
+
+    Their probabilities are .03 apart, as those of neighbouring rungs are.
+    """
+    rng = np.random.default_rng(seed)
+    wants = rng.normal(size=num_events)
+    # Each sees the wants with an error of its own of which the most is shared.
+    shared, *own = 0.5 * rng.normal(size=(3, num_events))
+    said = [norm.cdf(0.8 * (wants + 0.985 * shared + 0.17 * error) / np.sqrt(1.2)) for error in own]
+    label = wants + rng.normal(size=num_events) > 0
+    user = np.arange(num_events) // 5
+    return Measurements(event_user=user, event_label=label, event_probability=said[0]), said[1]
+
+
+CALIBRATION = GateConfig(
+    tolerances=(Tolerance(metric="ece", max_loss=0.005, kind="absolute"),), num_samples=200
+)
+
+
+def test_a_calibrated_twin_is_not_refused_for_the_luck_of_its_bins():
+    """In bins of their own one twin in seven looks worse by .005 than the other on 5,000 events."""
+    statuses, apart = [], []
+    for seed in range(60):
+        reference, said = calibrated_twins(seed)
+        candidate = replace(reference, event_probability=said)
+        [found] = verdict(reference, candidate, CALIBRATION).metrics
+        statuses.append(found.status)
+        own = [
+            expected_calibration_error(reference.event_label, one)
+            for one in (reference.event_probability, said)
+        ]
+        apart.append(own[1] - own[0])
+    assert statuses.count("fail") == 0
+    assert statuses.count("pass") >= 50
+    assert sum(one > 0.005 for one in apart) >= 4
+
+
+@pytest.mark.parametrize("shift", [0.01, 0.02])
+def test_a_rise_that_few_events_hide_does_not_pass(shift: float):
+    """Bins of 5,000 events err by .03: a rise of .01 hardly shows in their errors."""
+    for seed in range(20):
+        reference, said = calibrated_twins(seed)
+        candidate = replace(reference, event_probability=said + shift * (1 - said))
+        [found] = verdict(reference, candidate, CALIBRATION).metrics
+        assert found.status != "pass"
+    grown, said = calibrated_twins(0, num_events=200_000)
+    candidate = replace(grown, event_probability=said + 2 * shift * (1 - said))
+    assert verdict(grown, candidate, CALIBRATION).status == "fail"
 
 
 def test_few_targets_are_undecided():
