@@ -21,16 +21,16 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse
 
 from foundation.evaluation import (
     Interval,
     UserStatistic,
     auc_of_users,
     bootstrap_users,
+    equal_mass_bins,
+    gap_of_users,
     mean_of_users,
 )
-from foundation.evaluation.actions import equal_mass_bins
 from promptify.whole import write_whole
 
 Metric = Literal["auc", "ndcg@10", "ece", "latency_ms"]
@@ -388,8 +388,7 @@ def _shared_bins(reference: Measurements, candidate: Measurements) -> npt.NDArra
     said = reference.event_probability, candidate.event_probability
     if said[0] is None or said[1] is None:
         return None
-    bins: npt.NDArray[np.int64] = equal_mass_bins((said[0] + said[1]) / 2, _NUM_BINS)
-    return bins
+    return equal_mass_bins((said[0] + said[1]) / 2, _NUM_BINS)
 
 
 def _per_user(
@@ -424,7 +423,7 @@ def _per_user(
             statistic = auc_of_users(label, said, row, num_users)
         else:
             own = equal_mass_bins(said, _NUM_BINS) if bins is None else bins
-            statistic = _mean_gap(label - said, row, num_users, own)
+            statistic = gap_of_users(label - said, own, row, num_users)
     return _PerUser(statistic, num_users, len(user))
 
 
@@ -440,7 +439,7 @@ def _moved(
     assert candidate.event_probability is not None
     users, row = np.unique(reference.event_user, return_inverse=True)
     moved = candidate.event_probability - reference.event_probability
-    return _mean_gap(moved, row, len(users), bins)
+    return gap_of_users(moved, bins, row, len(users))
 
 
 def _luck(reference: Measurements, bins: npt.NDArray[np.int64]) -> float:
@@ -449,17 +448,6 @@ def _luck(reference: Measurements, bins: npt.NDArray[np.int64]) -> float:
     assert said is not None
     variance_B = np.bincount(bins, said * (1 - said))
     return float(np.sqrt(2 / np.pi) * np.sqrt(variance_B).sum() / len(said))
-
-
-def _mean_gap(
-    gaps: Floats, row: Ints, num_users: int, bins: npt.NDArray[np.int64]
-) -> UserStatistic:
-    """The absolute mean of each bin's gaps, bins weighed by their events."""
-    gaps_UB = scipy.sparse.csr_array(
-        (gaps.astype(np.float64), (row, bins)), shape=(num_users, _NUM_BINS)
-    )
-    counts_U = np.bincount(row, minlength=num_users)
-    return lambda weights: np.abs(weights @ gaps_UB).sum(1) / (weights @ counts_U)
 
 
 def _number(value: float) -> float | None:

@@ -6,6 +6,7 @@ Scores and ranks of the whole catalogue (`ranks`), of actions (`actions`), how s
 
 from foundation.evaluation.actions import (
     auc,
+    equal_mass_bins,
     expected_calibration_error,
     log_loss,
     precision_recall,
@@ -18,7 +19,7 @@ from foundation.evaluation.bootstrap import (
     auc_of_users,
     bootstrap_interval,
     bootstrap_users,
-    calibration_error_of_users,
+    gap_of_users,
     mean_of_users,
     paired_bootstrap,
 )
@@ -41,9 +42,10 @@ __all__ = [
     "auc_of_users",
     "bootstrap_interval",
     "bootstrap_users",
-    "calibration_error_of_users",
     "coverage",
+    "equal_mass_bins",
     "expected_calibration_error",
+    "gap_of_users",
     "hit_rate",
     "log_loss",
     "mean_of_users",

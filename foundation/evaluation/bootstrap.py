@@ -17,8 +17,6 @@ import numpy.typing as npt
 import scipy.sparse
 import scipy.stats
 
-from foundation.evaluation.actions import equal_mass_bins
-
 Floats = npt.NDArray[np.floating[Any]]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.integer[Any]]
@@ -203,17 +201,21 @@ def auc_of_users(labels: Bools, scores: Floats, user_row: Ints, num_users: int) 
     return statistic
 
 
-def calibration_error_of_users(
-    labels: Bools, probabilities: Floats, user_row: Ints, num_users: int, *, num_bins: int = 15
-) -> UserStatistic:
-    """Expected calibration error, in the bins of the data as it is.
+def gap_of_users(gaps: Floats, bins: Ints, user_row: Ints, num_users: int) -> UserStatistic:
+    """Absolute mean of each bin's gaps, bins weighed by their events.
 
-    Bins are not cut anew for each draw: where they lie moves the error far less than who is drawn.
+    Of labels less probabilities that is the expected calibration error. Bins are not cut anew for
+    each draw: where they lie moves the error far less than who is drawn.
+
+    Args:
+        gaps: float [n], of each event.
+        bins: int [n] from 0, as of `equal_mass_bins`.
+        user_row: int [n] in [0, num_users), whose event it is.
+        num_users: U.
     """
-    bins = equal_mass_bins(probabilities, num_bins)
-    gaps = _user_by_group(labels - probabilities, user_row, bins, num_users, num_bins)
-    counts = np.bincount(user_row, minlength=num_users)
-    return lambda weights: np.abs(weights @ gaps).sum(1) / (weights @ counts)
+    gaps_UB = _user_by_group(gaps, user_row, bins, num_users, bins.max() + 1)
+    counts_U = np.bincount(user_row, minlength=num_users)
+    return lambda weights: np.abs(weights @ gaps_UB).sum(1) / (weights @ counts_U)
 
 
 def _user_by_group(

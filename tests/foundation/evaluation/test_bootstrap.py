@@ -8,8 +8,9 @@ from foundation.evaluation import (
     auc_of_users,
     bootstrap_interval,
     bootstrap_users,
-    calibration_error_of_users,
+    equal_mass_bins,
     expected_calibration_error,
+    gap_of_users,
     mean_of_users,
     paired_bootstrap,
 )
@@ -41,7 +42,7 @@ def test_weights_are_repeats(events):
 
 def test_calibration_error_of_all_users_is_the_plain_one(events):
     user, labels, scores = events
-    statistic = calibration_error_of_users(labels, scores, user, 20)
+    statistic = gap_of_users(labels - scores, equal_mass_bins(scores, 15), user, 20)
     plain = expected_calibration_error(labels, scores)
     assert statistic(np.ones((1, 20)))[0] == pytest.approx(plain)
     # The events of one user, in the bins of all.
