@@ -221,8 +221,11 @@ def _rungs(
                 else f"the gate fails each, by {' and '.join(failed)}"
             )
             return made, f"below {above_name} no step passes (tried {tried}: {why})"
-        # One that was halved is doubled again, since a gate may also fail a step by chance.
-        step = min(config.max_step, 2 * rung_record(layout, name)["step"])
+        record = rung_record(layout, name)
+        step = record["step"]
+        if len(record["attempts"]) == 1:
+            # A gate may fail a step by chance: smaller ones that pass grow again.
+            step = min(config.max_step, 2 * step)
         above, above_name = load_model(layout.model(name)), name
         made.append(name)
     return made, f"{_MOST_RUNGS} rungs are the most that are made"

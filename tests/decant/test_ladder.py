@@ -328,7 +328,7 @@ def test_the_gate_may_rest_on_some_of_the_people(
         LadderConfig(gate_people=0)
 
 
-def test_a_step_that_was_halved_is_a_whole_one_for_the_next_rung(
+def test_a_step_that_was_halved_grows_again_once_one_passes_at_once(
     top_run: Path, tmp_path: Path, monkeypatch
 ) -> None:
     judge = steps.Ladder.judge
@@ -344,7 +344,7 @@ def test_a_step_that_was_halved_is_a_whole_one_for_the_next_rung(
     descend(top_run, config=config, out=tmp_path / "run", timed_requests=3)
     layout = RunLayout(tmp_path / "run")
     taken = [rung_record(layout, name)["step"] for name in rungs(tmp_path / "run")]
-    assert taken[:2] == [0.15, 0.3]
+    assert taken[:3] == [0.15, 0.15, 0.3]
 
 
 def test_a_step_that_fails_is_halved_until_none_is_left(top_run: Path, tmp_path: Path) -> None:
