@@ -17,7 +17,7 @@ from decant.results import COLUMNS, read_csv
 from decant.run_data import load_book, load_model
 from decant.stages import Stages
 from foundation.calibration import Calibration, calibrate_others, log_loss_of
-from foundation.evaluation import expected_calibration_error
+from foundation.evaluation import equal_mass_bins
 from foundation.predictions import predict_targets
 from foundation.training import FitResult
 
@@ -149,14 +149,21 @@ def test_the_gate_judges_probabilities_as_served(tiny_run):
     [ece] = [one for one in metrics if one["metric"] == "ece"]
     layout = RunLayout(tiny_run)
     book, split = load_book(layout)
-    foundation = load_model(layout.model(FOUNDATION))
-    said = predict_targets(foundation, book, split.valid)
-    method = foundation.calibration(0).method
-    served = calibrate_others(
-        said.action_log_probs, said.action_label, said.action_user, method=method
-    )
-    error = expected_calibration_error(said.action_label == 0, np.exp(served[:, 0]))
-    assert ece["reference"] == pytest.approx(error, abs=1e-5)
+    served = []
+    for name in (FOUNDATION, RUNG):
+        model = load_model(layout.model(name))
+        said = predict_targets(model, book, split.valid)
+        logs = calibrate_others(
+            said.action_log_probs,
+            said.action_label,
+            said.action_user,
+            method=model.calibration(0).method,
+        )
+        served.append(np.exp(logs[:, 0]))
+    bins = equal_mass_bins((served[0] + served[1]) / 2, 15)
+    for side, probability in zip(("reference", "candidate"), served, strict=True):
+        gap = np.bincount(bins, (said.action_label == 0) - probability.astype(np.float64))
+        assert ece[side] == pytest.approx(np.abs(gap).sum() / len(bins), abs=1e-5)
 
 
 def test_the_training_curves_have_named_panels_with_a_line_per_model(tiny_run):
