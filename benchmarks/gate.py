@@ -200,7 +200,8 @@ def _of_calibration(
         # Higher by so much in the mean, and not where there is no room.
         calibrated = said()
         room = calibrated * (1 - calibrated)
-        return calibrated + loss * room / room.mean()
+        planted: NDArray[np.float64] = calibrated + loss * room / room.mean()
+        return planted
 
     before, *after = (
         Measurements(event_user=user, event_label=label, event_probability=one)
