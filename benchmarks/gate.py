@@ -54,7 +54,7 @@ TOLERANCES = {
 _HIT_RATE, _AGREEMENT = 0.32, 0.75
 _AUC = 0.75
 # Of what a person wants, in standard deviations of what else decides: how far apart people are, and
-# how far a model is from knowing it. Then its AUC is .8, and what two models say is .03 apart.
+# how far a model is from knowing it. Then its AUC is .8, and what two models say is .024 apart.
 _WANTS, _UNKNOWN, _UNKNOWN_ALIKE = 1.1, 0.5, 0.98
 
 
