@@ -7,11 +7,11 @@ A reference and two candidates are drawn for some number of people and targets. 
 targets a candidate says what the reference says, as models of one ladder do, on the others it was
 drawn apart. The loss is planted exactly: of a candidate's hits a share is missed, or of its
 probabilities a share is noise. Of calibration, both are calibrated on what they know, and a
-candidate says by so much too much. `gate_false_accept` is how often a loss of 2 % passes a
-gate of 1 %, or a calibration error of .01 one of .005; `gate_false_reject` how often no loss at all
-fails; the rest is undecided, which asks for more
-targets. Rows of `two looks` are of a ladder's step: the first candidate is what repair left, and
-unless it passes the second is what teaching made of it. Intervals are Wilson's, 95 %.
+candidate says by so much too much. `gate_false_accept` is how often a loss of 2 % passes a gate of
+1 %, or a calibration error of .01 one of .005; `gate_false_reject` how often no loss at all fails;
+the rest is undecided, which asks for more targets. Rows of `two looks` are of a ladder's step: the
+first candidate is what repair left, and unless it passes the second is what teaching made of it.
+Intervals are Wilson's, 95 %.
 
 With a run the gate's clock is looked at instead: the run's model is timed against itself, in turn,
 as a rung is against the one above. `slowdown_p95` is what such a pair comes out at in one of twenty

@@ -161,8 +161,9 @@ class MetricVerdict:
         status: of this metric alone.
         tolerance: the largest loss that is let through.
         kind: what losses are relative to.
-        reference: the reference's number; None where it was not measured.
-        candidate: the candidate's number; None where it was not measured.
+        reference: the reference's number, a calibration error in the bins that both share; None
+            where it was not measured.
+        candidate: the candidate's number likewise.
         loss: above 0 where the candidate is worse; None where there is no number.
         bound: one-sided upper bound of the loss; None where there is none.
         reason: the status in words.
@@ -305,7 +306,7 @@ def verdict(
 def _metric_verdict(
     reference: Measurements, candidate: Measurements, tolerance: Tolerance, config: GateConfig
 ) -> MetricVerdict:
-    bins = _shared_bins(reference, candidate)
+    bins = _shared_bins(reference, candidate) if tolerance.metric == "ece" else None
     before = _per_user(reference, tolerance.metric, bins)
     after = _per_user(candidate, tolerance.metric, bins)
     rises_with_quality = tolerance.metric in ("auc", "ndcg@10")
@@ -333,7 +334,7 @@ def _metric_verdict(
 
         interval = interval_of(lost)
         loss, bound = _number(interval.value), _number(interval.high)
-        if tolerance.metric == "ece" and bins is not None:
+        if bins is not None:
             moved = interval_of(_moved(reference, candidate, bins))
             bound = _number(min(interval.high + _luck(reference, bins), moved.high))
     status, reason = _judge(loss, bound, tolerance.max_loss)
