@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 logger = logging.getLogger(__name__)
 
@@ -72,18 +73,26 @@ def drop_weights_but(kept: Path) -> None:
             path.unlink()
 
 
-class SaveByClock(TrainerCallback):
+class SaveByClock(TrainerCallback, ExportableState):
     """Saves when enough time has passed since the last save, and after the last step.
 
-    What comes after training (measuring, saving) may be cut short too.
+    What comes after training (measuring, saving) may be cut short too. A checkpoint tells how long
+    the training has taken: see `spent_seconds`.
 
     Args:
         seconds: between two saves.
+        spent: seconds that the training took until the checkpoint that it goes on from.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, spent: float = 0.0) -> None:
         self.seconds = seconds
-        self.saved_at = time.monotonic()
+        self.spent = spent
+        self.began = self.saved_at = time.monotonic()
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer writes into a checkpoint."""
+        spent = self.spent + time.monotonic() - self.began
+        return {"args": {"seconds": self.seconds}, "attributes": {"spent": spent}}
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -98,6 +107,13 @@ class SaveByClock(TrainerCallback):
     ) -> None:
         """Count from here."""
         self.saved_at = time.monotonic()
+
+
+def spent_seconds(state: TrainerState) -> float:
+    """Seconds that a training took until a checkpoint, stops between its calls left out."""
+    # A mapping by name, whatever its annotation says.
+    kept: Any = state.stateful_callbacks
+    return float(kept[SaveByClock.__name__]["attributes"]["spent"])
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:

@@ -26,7 +26,13 @@ from foundation.computing import TAKES_PACKED_ROWS, computing, training_attentio
 from foundation.curves import Curves, QuietProgress
 from foundation.diverging import DivergedError
 from foundation.plan import TrainingPlan
-from foundation.resuming import WATCHED, SaveByClock, Standing, last_whole_checkpoint
+from foundation.resuming import (
+    WATCHED,
+    SaveByClock,
+    Standing,
+    last_whole_checkpoint,
+    spent_seconds,
+)
 from foundation.trainer import FoundationTrainer, only_batch
 from promptify.validation import BadInput
 
@@ -160,7 +166,7 @@ class FitResult:
     Attributes:
         history: what was logged, by name: (optimiser step, value) pairs.
         steps: optimiser steps.
-        seconds: wall time of this call (a resumed call counts only itself).
+        seconds: wall time of all calls, of one that was killed until its last checkpoint.
         best_step: optimiser steps after which validation was best, whose weights are kept; None
             where nothing was validated, and the last weights are kept.
         ended: why training ended.
@@ -243,13 +249,13 @@ def fit(
             asking=asking,
             serving_attention=serving_attention,
         )
-        _train(trainer, out / "checkpoints")
+        spent = _train(trainer, out / "checkpoints")
         standing = Standing.of(trainer.state.log_history)
         if standing.best_step not in (None, trainer.state.global_step):
             trainer.load_best(standing.best_step)
     foundation.refresh_readings()
     foundation.eval()
-    return _result(trainer.state, config, seconds=time.monotonic() - started)
+    return _result(trainer.state, config, seconds=spent + time.monotonic() - started)
 
 
 def _trainer(
@@ -321,23 +327,30 @@ def _trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(QuietProgress())
-    trainer.add_callback(SaveByClock(config.checkpoint_seconds))
     trainer.add_callback(Curves(out / "tensorboard"))
     return trainer
 
 
-def _train(trainer: FoundationTrainer, checkpoints: Path) -> None:
-    """Train from the last whole checkpoint on, to the end; what is trained is whole again then."""
+def _train(trainer: FoundationTrainer, checkpoints: Path) -> float:
+    """Train from the last whole checkpoint on, to the end; what is trained is whole again then.
+
+    Returns:
+        Seconds that earlier calls took until that checkpoint.
+    """
     checkpoint = last_whole_checkpoint(checkpoints)
+    spent = 0.0
     if checkpoint is not None:
         logger.info("resuming from %s", checkpoint.name)
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        spent = spent_seconds(state)
         if Standing.of(state.log_history).is_over(trainer.config.patience):
             # It had stopped early; the Trainer would go on. The best weights are all that is left.
             trainer.state = state
-            return
+            return spent
+    trainer.add_callback(SaveByClock(trainer.config.checkpoint_seconds, spent=spent))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.gather()
+    return spent
 
 
 def _result(state: TrainerState, config: FitConfig, *, seconds: float) -> FitResult:

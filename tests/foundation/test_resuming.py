@@ -1,6 +1,7 @@
 """A training that was stopped anywhere goes on as if it never had been."""
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerState
 
 from foundation import FitConfig, FitResult, Foundation
-from foundation.resuming import Standing, best_weights, last_whole_checkpoint
+from foundation.resuming import (
+    Standing,
+    best_weights,
+    last_whole_checkpoint,
+    spent_seconds,
+)
 from foundation.trainer import FoundationTrainer
 from promptify.assembly import PromptBook
 from promptify.splits import Split
@@ -157,6 +164,23 @@ def test_a_training_that_stopped_early_does_not_go_on(
     _, patient = fit(tmp_path, patience=5)
     assert patient.steps > 8
     assert patient.ended == "every step was taken"
+
+
+def test_seconds_are_of_every_call_and_not_of_the_time_between(fit: Fit, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        fit(tmp_path, killed_in_step=5)
+    checkpoint = last_whole_checkpoint(tmp_path / "checkpoints")
+    assert checkpoint is not None
+    path = checkpoint / "trainer_state.json"
+    spent = spent_seconds(TrainerState.load_from_json(str(path)))
+    assert spent > 0
+    told = path.read_text()
+    path.write_text(told.replace(f'"spent": {spent}', '"spent": 1000.0'))
+    began = time.monotonic()
+    with pytest.raises(Killed):
+        fit(tmp_path, killed_in_step=9)
+    _, result = fit(tmp_path)
+    assert 1000 < result.seconds < 1000 + time.monotonic() - began
 
 
 def test_without_patience_every_step_is_taken_and_the_best_is_kept(
