@@ -71,7 +71,7 @@ def measure(
     slower = LatencyRatio(descent.top, descent.book, descent.split.test, requests=timed)
     ranked = {}
     for who, one in (("ladder's shape", ladders), ("searched shape", found.best)):
-        made = folder / one.shape.code
+        made = folder / f"{one.shape.code}-{epochs:g}-epochs"
         if not (made / "model").exists():
             descent.make("one_shot", descent.top, one.shape, epochs, made)
         model = descent.model(made / "model")

@@ -404,6 +404,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "events": EVENTS,
                 "tokens": TOKENS,
                 "retrieved": NUM_RETRIEVED,
+                "people": options.people,
             }
             measured = Measured("context_length", settings, out=options.out)
             curves = Curves(subject, measured, work=work, name=options.model, least=options.people)

@@ -112,7 +112,9 @@ class Descent:
             shapes, epochs = shapes[-1:], [sum(epochs)]
         above, made = self.top, []
         for place, (shape, length) in enumerate(zip(shapes, epochs, strict=True), start=1):
-            folder = self.folder / arm / f"rung-{place}"
+            # Another ladder comes to other shapes, by other teaching.
+            like = [asdict(self.config), [asdict(one) for one in shapes[:place]], epochs[:place]]
+            folder = self.folder / arm / f"rung-{place}-{json_hash(like)}"
             if not (folder / "model").exists():
                 self.make(arm, above, shape, length, folder)
             made.append(folder / "model")
@@ -319,8 +321,8 @@ def measure(
                     params = model.num_parameters()
                     cells = {"task": bed.name, "split": "test", "model": name, "params": params}
                     out.add(seed=seed, interval=slower, metric="latency_ratio", **cells)
-    if user is None:
-        return
+    if user is None or {row.seed for row in out.rows} - {"mean", *seeds}:
+        return  # A mean of some seeds does not take the place of one of all.
     # One number per target: its mean over the seeds, whose data is the same.
     mean = {arm: np.mean(values, axis=0) for arm, values in last.items()}
     for name, values in mean.items():

@@ -150,12 +150,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name = options.model or layout.served()
             subject = finished(folder, model=name)
             weights = weights_hash(layout.model(name))
+        threads = torch.get_num_threads()
         settings = {
             "weights": weights,
+            "threads": threads,
             "shape": [RETRIEVED, RANKED, NUM_RETRIEVED],
             "requests": [NUM_ROUNDS, NUM_REQUESTS],
         }
-        threads = torch.get_num_threads()
         measured = Measured("latency", settings, out=options.out, threads=threads)
         if not measured.rows:
             measure(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from decant.results import ResultRow, append_csv, read_csv
+from decant.results import ResultRow, read_csv, write_csv
 from decant.run_record import git_commit, hardware, json_hash, peak_rss_bytes, utc_now
 from foundation.evaluation import Interval
 
@@ -80,9 +80,7 @@ class Measured:
 
     def has(self, **cells: Any) -> bool:
         """Whether there is a row with these cells."""
-        return any(
-            all(getattr(row, name) == value for name, value in cells.items()) for row in self.rows
-        )
+        return any(_has_cells(row, cells) for row in self.rows)
 
     def add(
         self,
@@ -91,7 +89,7 @@ class Measured:
         interval: Interval,
         **cells: Any,
     ) -> None:
-        """Write a row, unless it is there already.
+        """Write a row, unless it is there already; a mean takes the place of one of fewer seeds.
 
         Args:
             seed: of the run, or ``"mean"``.
@@ -101,7 +99,8 @@ class Measured:
                 given.
         """
         key = {name: value for name, value in cells.items() if name not in _NOT_KEYS}
-        if self.has(seed=seed, **key):
+        known = [row for row in self.rows if _has_cells(row, {"seed": seed, **key})]
+        if known and (seed != "mean" or any(row.value == interval.value for row in known)):
             return
         is_known = np.isfinite([interval.low, interval.high]).all() and interval.low < interval.high
         row = ResultRow(
@@ -120,9 +119,10 @@ class Measured:
                 **cells,
             },
         )
-        self.rows.append(row)
+        self.rows = [other for other in self.rows if other not in known] + [row]
         if self.out is not None:
-            append_csv(self.out, [row])
+            there = read_csv(self.out) if self.out.exists() else []
+            write_csv(self.out, [*(other for other in there if other not in known), row])
 
     def table(self) -> str:
         """The rows as text, in the order in which they were measured."""
@@ -138,6 +138,10 @@ class Measured:
                 f"{ends:>19}{row.n or '':>7}{row.seed:>6}"
             )
         return "\n".join(lines)
+
+
+def _has_cells(row: ResultRow, cells: Mapping[str, Any]) -> bool:
+    return all(getattr(row, name) == value for name, value in cells.items())
 
 
 def add_means(measured: Measured) -> None:

@@ -36,6 +36,7 @@ from decant.run_data import sample_targets
 from decant.run_record import git_commit, hardware, json_hash, peak_rss_bytes, utc_now
 from foundation import Foundation
 from foundation.batches import take_rows
+from foundation.checkpoint import weights_hash
 from foundation.evaluation import Interval
 from foundation.predictions import log_positive, predict_targets, served_items
 from promptify.prompter import Prompter
@@ -323,10 +324,13 @@ class Plan:
 def planned(options: argparse.Namespace, sizes: Sizes, scratch: Path) -> Iterator[Plan]:
     asked = {**asdict(sizes), "neutral": NEUTRAL}
     for folder in options.run or ():
+        layout = RunLayout(folder)
+        served = layout.served()
+        weights = weights_hash(layout.model(served))
         yield Plan(
             task=folder.name,
-            model=RunLayout(folder).served(),
-            config_hash=json_hash({**asked, "run": str(folder)}),
+            model=served,
+            config_hash=json_hash({**asked, "weights": weights}),
             make=partial(finished, folder),
         )
     for form in () if options.run else options.form:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.measured import thread_seconds
+from benchmarks.measured import thread_seconds, work_of
 from benchmarks.peers import sasrec
 from decant import recipes
 from decant.measure import Answers, Asked, last_item_answers, popularity_answers
@@ -57,7 +57,7 @@ class Contest:
     Args:
         recipe: of the foundation; its name is the task of the rows.
         data: what everyone learns from.
-        work: where answers are kept, a folder per seed.
+        work: where answers are kept, a folder per recipe and seed.
         configs: of SASRec, of which validation chooses.
     """
 
@@ -70,8 +70,11 @@ class Contest:
         configs: Sequence[sasrec.SASRecConfig] = sasrec.GRID[:1],
     ) -> None:
         self.recipe = recipe
-        self.work = work
         self.configs = configs
+        self.config_hash = json_hash(
+            [recipe.with_seed(0).to_dict(), [asdict(config) for config in configs]]
+        )
+        self.work = work / self.config_hash
         self.split: Split = leave_one_out(
             data.interactions, surface=data.tasks[0].name if len(data.tasks) > 1 else None
         )
@@ -160,8 +163,6 @@ class Contest:
 def contest_rows(contest: Contest, seeds: Sequence[int], out: Path | None) -> list[ResultRow]:
     """Ask every model for every seed; rows are written to `out` after each."""
     recipe, began = contest.recipe, time.monotonic()
-    configs = [asdict(config) for config in contest.configs]
-    config_hash = json_hash([recipe.with_seed(0).to_dict(), configs])
 
     def row(model: str, metric: str, interval: Interval, **more: object) -> ResultRow:
         has_interval = interval.low < interval.high
@@ -181,7 +182,7 @@ def contest_rows(contest: Contest, seeds: Sequence[int], out: Path | None) -> li
             ci_high=interval.high if has_interval else None,
             peak_bytes=peak_rss_bytes(),
             hardware=hardware(),
-            config_hash=config_hash,
+            config_hash=contest.config_hash,
             timestamp=utc_now(),
             **fields,  # type: ignore[arg-type]
         )
@@ -292,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="the MovieLens zip; default ../shared/data")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     parser.add_argument("--out", type=Path, help="write the rows as CSV")
-    parser.add_argument("--work", type=Path, help="keeps finished models' answers; default beside")
+    parser.add_argument("--work", type=Path, help="keeps answers; default: beside --out")
     parser.add_argument("--epochs", type=float, help="of the foundation, if not its recipe's")
     parser.add_argument(
         "--tune-sasrec",
@@ -308,11 +309,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"benchmarks.quality: error: {error}", file=sys.stderr)
         return 1
     recipe = smaller(recipe) if options.smoke else recipe
-    work = options.work or Path(f"quality-{options.task}")
     seeds = options.seeds[:1] if options.smoke else options.seeds
     configs = sasrec.GRID if options.tune_sasrec else sasrec.GRID[:1]
-    contest = Contest(recipe, data, work, configs=configs)
-    rows = contest_rows(contest, seeds, options.out)
+    with work_of(options) as work:
+        rows = contest_rows(Contest(recipe, data, work, configs=configs), seeds, options.out)
     print(f"\n{options.task}, leave-one-out, the whole catalogue. {hardware()}")
     for found in rows:
         interval = "" if found.ci_low is None else f"{found.ci_low:.4f} to {found.ci_high:.4f}"

@@ -125,7 +125,8 @@ def measure(studied: Studied, measured: Measured, *, folder: Path) -> None:
         for metric, values in (("ndcg@10", ndcg(rank, 10)), ("hr@10", hit_rate(rank, 10))):
             add(model=model, metric=metric, interval=bootstrap_interval(values, user), **cells)
 
-    add_model("foundation", rank, params=studied.foundation.num_parameters())
+    params = studied.foundation.num_parameters()
+    add_model("foundation", rank, params=params, seconds=round(studied.fit_seconds, 1))
     for peer in PEERS:
         with np.load(folder / f"{peer}-top.npz", allow_pickle=False) as kept:
             theirs = ranks_of(asked, {name: kept[name] for name in kept.files})

@@ -214,6 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, on a CPU too")
     options = parser.parse_args(arguments)
+    work = options.work / f"seed-{options.seed}"
     is_cuda = torch.cuda.is_available()
     if not is_cuda and not options.smoke:
         parser.error("there is no CUDA device; give --smoke to run tiny shapes on the CPU")
@@ -235,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if part == 1:
                 part_1(session, book, split, smoke=options.smoke)
             elif part == 3:
-                part_3(session, book, split, smoke=options.smoke, work=options.work)
+                part_3(session, book, split, smoke=options.smoke, work=work)
             else:
                 run = {2: part_2, 4: part_4}[part]
                 run(
@@ -243,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     book,
                     split,
                     smoke=options.smoke,
-                    work=options.work,
+                    work=work,
                     compiled=options.compile,
                 )
     for session in sessions:

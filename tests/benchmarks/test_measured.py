@@ -27,6 +27,23 @@ def test_a_row_is_written_at_once_and_not_measured_twice(tmp_path: Path) -> None
     assert [(row.seed, row.value) for row in read_csv(out)] == [(0, 0.5), (1, 0.5)]
 
 
+def test_a_mean_of_more_seeds_takes_the_place_of_one_of_fewer(tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    first = Measured("films", {"epochs": 2}, out=out)
+    first.add(seed=0, interval=SURE, **CELLS)
+    first.add(seed="mean", interval=SURE, **CELLS)
+    other = Measured("films", {"epochs": 3}, out=out)
+    other.add(seed="mean", interval=SURE, **CELLS)
+    again = Measured("films", {"epochs": 2}, out=out)
+    again.add(seed="mean", interval=Interval(value=0.7, low=0.6, high=0.8), **{**CELLS, "n": 18})
+    assert [row.value for row in again.rows if row.seed == "mean"] == [0.7]
+    rows = read_csv(out)
+    assert rows[-1].n == 18
+    means = {(row.config_hash, row.value) for row in rows if row.seed == "mean"}
+    assert means == {(other.config_hash, 0.5), (again.config_hash, 0.7)}
+    assert [row.value for row in rows if row.seed == 0] == [0.5]
+
+
 def test_rows_of_other_settings_are_kept_and_not_looked_at(tmp_path: Path) -> None:
     out = tmp_path / "rows.csv"
     Measured("films", {"epochs": 2}, out=out).add(seed=0, interval=SURE, **CELLS)
