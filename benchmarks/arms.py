@@ -8,6 +8,7 @@ and any two arms can be compared target by target.
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from decant import recipes
 from decant.measure import Answers, Asked
+from decant.on_validation import watch
 from decant.recipes import Recipe
 from decant.run_record import json_hash
 from foundation import FitConfig, Foundation, FoundationConfig
@@ -131,7 +133,13 @@ def prepare(bed: Bed, *, seed: int) -> Prepared:
 
 
 def trained(
-    prepared: Prepared, arm: Arm, book: PromptBook, *, encoder: Path | None, scratch: Path
+    prepared: Prepared,
+    arm: Arm,
+    book: PromptBook,
+    *,
+    encoder: Path | None,
+    scratch: Path,
+    is_watched: bool = False,
 ) -> Foundation:
     """Train an arm.
 
@@ -141,6 +149,7 @@ def trained(
         book: from `prepared.book(arm)`.
         encoder: the text encoder's folder.
         scratch: for checkpoints; removed when the training is done.
+        is_watched: whether validation chooses the weights, as often as the schedule says.
 
     Raises:
         BadInput: the arm wants a text encoder and none is given.
@@ -157,7 +166,9 @@ def trained(
         config=prepared.foundation_config(arm),
         seed=prepared.seed,
     )
-    foundation.fit(book, prepared.split, config=prepared.fit_config(arm), out=scratch)
+    split = prepared.split
+    validate = partial(watch, foundation, book, split.valid) if is_watched else None
+    foundation.fit(book, split, config=prepared.fit_config(arm), out=scratch, validate=validate)
     shutil.rmtree(scratch, ignore_errors=True)
     return foundation
 

@@ -114,12 +114,16 @@ def without_profiles(log: Interactions) -> Interactions:
 def train_like(
     studied: Studied, data: SourceData, split: Split, *, scratch: Path
 ) -> tuple[Foundation, PromptBook]:
-    """A model trained by the run's recipe on other data or another split, and its prompts."""
+    """A model trained by the run's recipe on other data or another split, and its prompts.
+
+    Validation chooses its weights as it chose the run's.
+    """
     prepared, arm = prepared_like(studied.recipe, data, split)
     book = prepared.book(arm)
     encoder = studied.recipe.text_encoder
     folder = None if encoder is None else Path(encoder)
-    return trained(prepared, arm, book, encoder=folder, scratch=scratch), book
+    model = trained(prepared, arm, book, encoder=folder, scratch=scratch, is_watched=True)
+    return model, book
 
 
 def train_sasrec(
@@ -156,8 +160,6 @@ def train_sasrec(
 
 def prepared_like(recipe: Recipe, data: SourceData, split: Split) -> tuple[Prepared, Arm]:
     """Some data to be trained on as a run was, on another split or another log."""
-    # Nothing watches these trainings, so none of them is stopped or chosen by validation.
-    recipe = replace(recipe, fit=replace(recipe.fit, evaluate_steps=0, patience=0))
     bed = Bed(name=recipe.name, load=lambda _: data, recipe=recipe)
     arm = Arm(name="like the run's", encoder=recipe.text_encoder is not None)
     return Prepared(bed=bed, data=data, split=split, seed=recipe.seed), arm
