@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
-from promptify.validation import BadInput
+from promptify.validation import BadInput, shown
 
 NextTarget = Literal["any", "positive"]
 
@@ -30,7 +30,8 @@ class Task:
             never stand in a prompt.
 
     Raises:
-        ValueError: an argument is empty or contradicts another; the message says how to mend it.
+        ValueError: an argument is empty, is not text or contradicts another; the message says how
+            to mend it.
 
     Example:
         >>> films = Task(
@@ -54,10 +55,16 @@ class Task:
     grades: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        # Frozen: coerce lists (from YAML and JSON) to tuples through object.__setattr__.
-        object.__setattr__(self, "actions", tuple(self.actions))
-        object.__setattr__(self, "positive", tuple(self.positive))
-        object.__setattr__(self, "grades", tuple(self.grades))
+        for name in ("name", "instruction", "item_kind", "note"):
+            _check_text(f"Task.{name}", getattr(self, name))
+        for name in ("actions", "positive", "grades"):
+            words = getattr(self, name)
+            if not isinstance(words, list | tuple):
+                raise BadInput(f"Task.{name}={shown(words)} must be a list of words.")
+            for place, word in enumerate(words):
+                _check_text(f"Task.{name}[{place}]", word)
+            # Frozen: coerce lists (from YAML and JSON) to tuples through object.__setattr__.
+            object.__setattr__(self, name, tuple(words))
         for name in ("name", "instruction", "item_kind"):
             if not getattr(self, name).strip():
                 raise ValueError(f"Task.{name} is empty; give it a few words.")
@@ -99,10 +106,10 @@ class Task:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build a task from plain values, as read from YAML or JSON.
+        """Build a task from plain values, as read from YAML or JSON; a key without one is left out.
 
         Raises:
-            ValueError: a key is missing or unknown.
+            ValueError: a key is missing or unknown, or as for the class.
         """
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(known))
@@ -110,11 +117,19 @@ class Task:
             raise ValueError(
                 f"Task does not know {', '.join(unknown)}; it takes {', '.join(known)}."
             )
+        values = {name: value for name, value in values.items() if value is not None}
         required = [name for name in known if name not in ("note", "next_target", "grades")]
         missing = [name for name in required if name not in values]
         if missing:
             raise ValueError(f"Task lacks {', '.join(missing)}.")
         return cls(**values)
+
+
+def _check_text(where: str, value: object) -> None:
+    if not isinstance(value, str):
+        # What YAML reads of a bare yes or no; of other words it keeps what was written.
+        word = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+        raise BadInput(f"{where}={shown(value)} must be text; quote it: {shown(str(word))}.")
 
 
 def distinct(tasks: Sequence[Task]) -> tuple[Task, ...]:
