@@ -66,10 +66,10 @@ def check_target(folder: Path) -> None:
     Raises:
         FileExistsError: the folder holds something that is not an index.
     """
-    if not folder.exists() or (folder / MANIFEST_NAME).is_file():
-        return
-    strangers = [path for path in folder.iterdir() if not _is_ours(path.name)]
-    if strangers:
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    # Not by the manifest: web apps have a manifest.json too, and ours may be cut.
+    is_index = any(map(FILE_NAME.fullmatch, names))
+    if not is_index and not all(map(_is_ours, names)):
         raise FileExistsError(f"{folder} holds other files than an index; save elsewhere")
 
 

@@ -195,6 +195,22 @@ def test_a_first_save_that_was_killed_does_not_stand_in_the_way(tmp_path):
     assert len(list(tmp_path.iterdir())) == 5
 
 
+def test_another_programs_manifest_is_not_overwritten(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"name": "Web app"}')
+    with pytest.raises(FileExistsError, match="holds other files"):
+        built()[0].save(tmp_path)
+    assert contents(tmp_path) == {"manifest.json": b'{"name": "Web app"}'}
+
+
+def test_an_index_with_a_cut_manifest_is_replaced(tmp_path):
+    built()[0].save(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    (tmp_path / "notes.txt").write_text("ours")
+    built(seed=2)[0].save(tmp_path)
+    assert len(ItemIndex.load(tmp_path)) == 200
+    assert (tmp_path / "notes.txt").read_text() == "ours"
+
+
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
 def test_random_corruption_is_refused_or_harmless(kind, tmp_path):
     index, vectors, _ = built(kind)
