@@ -215,7 +215,9 @@ def embed_shards(
 
 def _parts(path: Path, schema: Schema, shard_items: int, bad_rows: BadRows) -> Iterator[pa.Table]:
     """A file as raw tables of so many rows."""
-    for batch in read_batches(path, renames={}, bad_rows=bad_rows, batch_rows=shard_items):
+    for batch in read_batches(
+        path, renames={}, found=set(), bad_rows=bad_rows, batch_rows=shard_items
+    ):
         part = pa.Table.from_batches([batch])
         if path.suffix == ".jsonl":
             # A name that none of these objects has may stand in the next ones.

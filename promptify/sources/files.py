@@ -19,18 +19,21 @@ MAX_BATCH_ROWS = 250_000
 """Rows of a file that are read at once."""
 
 
-def read_table(path: Path, *, renames: Mapping[str, str], bad_rows: BadRows) -> pa.Table:
+def read_table(
+    path: Path, *, renames: Mapping[str, str], found: set[str], bad_rows: BadRows
+) -> pa.Table:
     """A whole file as one raw table.
 
     Args:
         path: a ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` file.
         renames: our name of a column → its name in the file, where they differ.
+        found: our names of the columns that were there under another are added to it.
         bad_rows: where lines that cannot be read are reported.
 
     Raises:
         BadInput: the file is absent, empty, of another type or damaged, or a line cannot be read.
     """
-    batches = list(_read(path, renames, bad_rows, batch_rows=None))
+    batches = list(_read(path, renames, found, bad_rows, batch_rows=None))
     bad_rows.settle()
     return pa.concat_tables(batches)
 
@@ -39,6 +42,7 @@ def read_batches(
     path: Path,
     *,
     renames: Mapping[str, str],
+    found: set[str],
     bad_rows: BadRows,
     batch_rows: int = MAX_BATCH_ROWS,
 ) -> Iterator[pa.RecordBatch]:
@@ -47,14 +51,19 @@ def read_batches(
     Args and Raises: as in `read_table`; all batches but the last hold `batch_rows` rows that could
     be read, at most `MAX_BATCH_ROWS`.
     """
-    for table in _read(path, renames, bad_rows, batch_rows=batch_rows):
+    for table in _read(path, renames, found, bad_rows, batch_rows=batch_rows):
         # A table without rows has no batches, but its columns are checked all the same.
         empty = pa.RecordBatch.from_pylist([], schema=table.schema)
         yield from table.combine_chunks().to_batches() or [empty]
 
 
 def _read(
-    path: Path, renames: Mapping[str, str], bad_rows: BadRows, *, batch_rows: int | None
+    path: Path,
+    renames: Mapping[str, str],
+    found: set[str],
+    bad_rows: BadRows,
+    *,
+    batch_rows: int | None,
 ) -> Iterator[pa.Table]:
     path = Path(path)
     if path.suffix not in _READERS:
@@ -64,13 +73,14 @@ def _read(
     num_batches = 0
     for table in _READERS[path.suffix](path, bad_rows, batch_rows or 2**62):
         num_batches += 1
-        yield _renamed(table, renames)
+        yield _renamed(table, renames, found)
     if not num_batches:
         raise BadInput(f"{path} is empty; give it a header and at least one row.")
 
 
-def _renamed(table: pa.Table, renames: Mapping[str, str]) -> pa.Table:
+def _renamed(table: pa.Table, renames: Mapping[str, str], found: set[str]) -> pa.Table:
     ours = {theirs: name for name, theirs in renames.items() if theirs in table.column_names}
+    found.update(ours.values())
     # A column that already bears the name now spoken for by another is left out.
     shadowed = [name for name in ours.values() if name in table.column_names and name not in ours]
     table = table.drop_columns(shadowed)

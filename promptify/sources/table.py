@@ -68,24 +68,30 @@ def table(
         tasks, columns, stated = _read_task_file(Path(task))
         schema = schema or stated
     with BadRows(on_bad_rows=on_bad_rows, quarantine=quarantine) as bad_rows:
-        user_table = read_table(users, renames=columns, bad_rows=bad_rows)
-        item_table = read_table(items, renames=columns, bad_rows=bad_rows)
+        found: set[str] = set()
+        user_table = read_table(users, renames=columns, found=found, bad_rows=bad_rows)
+        item_table = read_table(items, renames=columns, found=found, bad_rows=bad_rows)
         if "kind" not in item_table.column_names and len({t.item_kind for t in tasks}) == 1:
             kinds = pa.repeat(tasks[0].item_kind, len(item_table))
             item_table = item_table.append_column("kind", kinds)
-        names = {*user_table.column_names, *item_table.column_names}
         interactions = Interactions.from_tables(
             users=user_table,
             items=item_table,
-            events=_with_context(read_batches(events, renames=columns, bad_rows=bad_rows), names),
+            events=_with_context(
+                read_batches(events, renames=columns, found=found, bad_rows=bad_rows)
+            ),
             schema=schema or infer_schema(user_table, item_table),
             actions=tuple(dict.fromkeys(action for t in tasks for action in t.actions)),
             surfaces=tuple(t.name for t in tasks),
             bad_rows=bad_rows,
         )
-        unused = [f"{ours}: {theirs}" for ours, theirs in columns.items() if ours not in names]
+        # Even where a table has a column of our name: it is not the one that was asked for.
+        unused = [f"{ours}: {theirs}" for ours, theirs in columns.items() if ours not in found]
         if unused:
-            raise BadInput(f"No table has the column named by columns {{{', '.join(unused)}}}.")
+            raise BadInput(
+                f"No table has the column named by columns {{{', '.join(unused)}}}; correct its "
+                "name, or leave it out."
+            )
     return SourceData(interactions=interactions, tasks=tasks, set_aside=bad_rows.counts)
 
 
@@ -127,11 +133,10 @@ def _infer_fields(raw: pa.Table, of: pa.Array | None = None) -> tuple[Field, ...
     return tuple(fields)
 
 
-def _with_context(batches: Iterator[pa.RecordBatch], seen: set[str]) -> Iterator[pa.RecordBatch]:
-    """The column of words for a request is `context` from here on; names are added to `seen`."""
+def _with_context(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The column of words for a request is `context` from here on."""
     for batch in batches:
         names = batch.schema.names
-        seen.update(names)
         found = [name for name in ("context", *_CONTEXT_COLUMNS) if name in names]
         if len(found) > 1:
             raise BadInput(f"The events have both {' and '.join(found)}; keep one column of words.")

@@ -187,6 +187,16 @@ def test_a_task_file_that_does_not_fit_is_named(tmp_path: Path, text: str, messa
         table(**write_all(tmp_path, users=users, events=events), task=task)
 
 
+def test_a_column_that_is_misspelt_is_named_where_there_is_one_of_our_name(tmp_path: Path) -> None:
+    task = tmp_path / "task.yaml"
+    task.write_text(TASK_FILE.replace("{user_id: member, timestamp: at}", "{timestamp: shown_att}"))
+    files = write_all(tmp_path, events=[row | {"shown_at": 7} for row in EVENTS])
+    with pytest.raises(BadInput, match=r"No table has the column .* \{timestamp: shown_att\}"):
+        table(**files, task=task)
+    task.write_text(task.read_text().replace("shown_att", "shown_at"))
+    assert set(table(**files, task=task).interactions.event_timestamp.tolist()) == {7}
+
+
 def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     files = write_all(tmp_path)
     for path, message in [
