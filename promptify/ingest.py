@@ -52,6 +52,7 @@ def read_users(users: pa.Table, schema: Schema, bad_rows: BadRows) -> pa.Table:
         columns[field.name] = _checked(
             check, field.name, read_column(users[field.name], field.kind)
         )
+    _reject_repeats(check, columns["user_id"], "user_id")
     return _finished(check, columns, bad_rows)
 
 
@@ -121,6 +122,7 @@ def _item_columns(
             readable |= np.asarray(present)
     names = ", ".join(field.name for field in fields if field.kind != "name")
     check.reject(~readable, column="item_id", reason=f"has nothing to read ({names} are all empty)")
+    _reject_repeats(check, columns["item_id"], "item_id")
     return check, columns
 
 
@@ -362,9 +364,15 @@ def _checked(check: RowCheck, column: str, read: Column) -> pa.Array:
 def _read_ids(check: RowCheck, column: str) -> pa.Array:
     ids = _checked(check, column, read_text(check.table[column]))
     check.reject(np.asarray(ids.is_null()), column=column, reason=_MISSING)
-    repeated = np.asarray(pd.Series(ids.to_numpy(zero_copy_only=False), dtype=object).duplicated())
-    check.reject(repeated, column=column, reason=STANDS_TWICE)
     return ids
+
+
+def _reject_repeats(check: RowCheck, ids: pa.Array, column: str) -> None:
+    """Call when all else is checked: a row that is set aside takes no other of its id with it."""
+    good = pd.Series(ids.to_numpy(zero_copy_only=False), dtype=object)[check.good]
+    repeated = np.zeros(len(ids), np.bool_)
+    repeated[check.good] = good.duplicated()
+    check.reject(repeated, column=column, reason=STANDS_TWICE)
 
 
 def _finished(check: RowCheck, columns: dict[str, pa.Array], bad_rows: BadRows) -> pa.Table:

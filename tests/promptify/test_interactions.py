@@ -187,6 +187,23 @@ def test_an_item_that_does_not_fit_is_named(items: dict[str, Any], message: str)
         log({"item_id": [1], "timestamp": [1]}, items=pa.table(items))
 
 
+def test_a_bad_row_takes_no_good_one_of_its_id_with_it() -> None:
+    with BadRows(on_bad_rows="skip") as bad_rows:
+        data = log(
+            {"item_id": [1], "timestamp": [1]},
+            users=pa.table({"user_id": ["u0", "u0", "u0"], "age": ["x", "4", "5"]}),
+            items=pa.table({"item_id": [1, 1], "title": [" ", "Heat"], "genres": [[], []]}),
+            bad_rows=bad_rows,
+        )
+    assert data.users.to_list() == [{"user_id": "u0", "age": 4.0}]
+    assert data.items["title"][:] == ["Heat"]
+    assert bad_rows.counts == {
+        "users: age is not a number; leave it empty if it is unknown": 1,
+        "users: user_id stands twice; ids must be different": 1,
+        "items: item_id has nothing to read (title, genres are all empty)": 1,
+    }
+
+
 def test_no_events_is_one_clear_line() -> None:
     with pytest.raises(BadInput, match="events holds no events that fit"):
         log({"item_id": pa.array([], pa.int64()), "timestamp": pa.array([], pa.int64())})  # type: ignore[dict-item]
