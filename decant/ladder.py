@@ -18,21 +18,13 @@ from typing import Any
 
 from decant.judging import Judge, Remembered
 from decant.ladder_report import write_ladder_report
-from decant.layout import (
-    DATA,
-    FOUNDATION,
-    INDEX,
-    PROMPTER,
-    RUNG,
-    RUNG_RECORD,
-    RunLayout,
-)
+from decant.layout import DATA, FOUNDATION, PROMPTER, RUNG, RUNG_RECORD, RunLayout
 from decant.on_test import OnTest
 from decant.on_validation import fit_on_validation, watch
-from decant.pipeline import index_again
+from decant.pipeline import index_if_stale
 from decant.processes import training_device
 from decant.recipes import recipe_of
-from decant.run_data import load_book, load_model, reading, rung_record
+from decant.run_data import drop_rungs, load_book, load_model, reading, rung_record
 from decant.run_record import RunRecord
 from decant.stages import Stages
 from distill.anatomy import shape_of
@@ -155,10 +147,12 @@ def descend(
     on_test = OnTest(top, book, ladder.split, predict=predict)
     with Stages(folder, recipe=recipe) as stages:
         made, ended = _rungs(stages, layout, ladder, on_test)
-    _drop_older(layout, made)
-    _sign_waivers(layout, made)
-    if layout.served() in made or not (folder / INDEX).exists():
-        index_again(layout)
+    own = [name for name in layout.models() if not layout.is_of_ladder(name)]
+    drop_rungs(layout, but=(*own, *made))
+    try:
+        _sign_waivers(layout, made)
+    finally:  # A waiver that is refused leaves a run that serves.
+        index_if_stale(layout)
     records = [rung_record(layout, name) for name in made]
     table = write_ladder_report(layout, records, config, ended=ended, run=record.finish())
     return Descended(folder=folder, table=table, ended=ended)
@@ -348,14 +342,6 @@ def _copy_run(folder: Path, out: Path) -> None:
     if out.exists():
         out.rmdir()
     partial.rename(out)
-
-
-def _drop_older(layout: RunLayout, made: list[str]) -> None:
-    """Remove rungs of an older ladder in the same folder: they hang in the air."""
-    for name in layout.models():
-        if layout.is_of_ladder(name) and name not in made:
-            logger.info("%s was of another ladder and is removed", name)
-            shutil.rmtree(layout.folder / name)
 
 
 def _sign_waivers(layout: RunLayout, made: list[str]) -> None:

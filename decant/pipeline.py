@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ from promptify.sources import SourceData
 from promptify.splits import Split
 from promptify.task import Task
 from promptify.whole import write_whole
+from retrieval import IndexManifest, IndexMismatch
 
 logger = logging.getLogger(__name__)
 
@@ -353,7 +355,6 @@ def index_again(layout: RunLayout, *, width: int | None = None) -> int:
         ValueError: the folder holds no finished model, or one that was not trained at that width.
     """
     path = layout.model(layout.served())
-    index_catalogue(layout, layout.folder / INDEX, width=width)
     catalogue = SavedCatalogue(layout.catalogue)
     book, _ = load_book(layout)
     saved = catalogue.read(book.interactions.schema)
@@ -362,4 +363,15 @@ def index_again(layout: RunLayout, *, width: int | None = None) -> int:
         foundation, book = saved.put_into(load_model(path), book, model_hash=made_with)
         index = build_index(foundation, model_hash=made_with, without=saved.removed, width=width)
         catalogue.write(Served.of(foundation, book, index, told=saved.told), index)
+    # Last: where this was cut short, `index_if_stale` begins again.
+    index_catalogue(layout, layout.folder / INDEX, width=width)
     return len(Recommender.load(layout.folder).index)
+
+
+def index_if_stale(layout: RunLayout) -> None:
+    """Index a run's catalogue again where the index is not of the model that serves."""
+    made_with = weights_hash(layout.model(layout.served()))
+    with suppress(IndexMismatch):  # None is there, or a damaged one.
+        if IndexManifest.read(layout.index).model_hash == made_with:
+            return
+    index_again(layout)

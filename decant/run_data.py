@@ -1,7 +1,9 @@
 """What a run folder holds, read back: tasks, split, prompts, models."""
 
 import json
-from collections.abc import Iterator
+import logging
+import shutil
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,8 @@ from promptify.validation import BadInput
 if TYPE_CHECKING:
     from foundation import Foundation
     from promptify.assembly import PromptBook
+
+logger = logging.getLogger(__name__)
 
 # Imports of models and prompts stand where they are loaded: a policy is tried on a log alone.
 
@@ -53,6 +57,32 @@ def rung_record(layout: RunLayout, name: str) -> dict[str, Any]:
     with reading(path):
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return found
+
+
+def drop_rungs(layout: RunLayout, *, but: Collection[str]) -> None:
+    """Remove rungs that hang in the air: they would serve.
+
+    A rung of few bits stays while the models that it was made of do. A rung of a ladder does not:
+    another ladder began anew.
+
+    Args:
+        layout: the run.
+        but: models that stay.
+    """
+    from foundation.checkpoint import weights_hash
+
+    there = {weights_hash(layout.folder / name / "model") for name in but}
+    for name in layout.models():
+        if not name.startswith("rung-") or name in but:
+            continue
+        path = layout.folder / name
+        with reading(path / "stage.json"):
+            made_of = json.loads((path / "stage.json").read_text("utf-8"))["inputs"]
+        if "ladder" not in made_of and {made_of.get("above"), made_of.get("top")} <= there:
+            there.add(weights_hash(path / "model"))
+            continue
+        logger.info("%s was made of other models, and is removed", name)
+        shutil.rmtree(path)
 
 
 @contextmanager

@@ -9,9 +9,6 @@ it and learns grades alone. The student is the policy teacher as the recipe's ru
 by both, and serves; or, with a ladder, a rung below it, taught alike.
 """
 
-import json
-import logging
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -45,7 +42,14 @@ from decant.policy_measure import PolicyMeasure
 from decant.processes import leads, training_device
 from decant.recipes import Recipe, RungConfig
 from decant.reporting import write_run_report
-from decant.run_data import load_book, load_model, load_split, load_tasks, reading
+from decant.run_data import (
+    drop_rungs,
+    load_book,
+    load_model,
+    load_split,
+    load_tasks,
+    reading,
+)
 from decant.run_labels import graded, read_graded, write_labels
 from decant.run_record import RunRecord
 from decant.stages import Stages
@@ -57,10 +61,7 @@ from distill.student import SLATES, StudentConfig, fit_student
 from distill.teaching import Role, TeacherConfig
 from foundation import FitConfig, Foundation
 from foundation.asking import Asking
-from foundation.checkpoint import weights_hash
 from promptify.interactions import Interactions
-
-logger = logging.getLogger(__name__)
 
 TEACHERS: dict[str, Role] = {POLICY_TEACHER: "policy", CLICK_TEACHER: "click"}
 # Which labels are learned is decided where they are read.
@@ -153,7 +154,8 @@ def run_taught(job: Job, teaching: Teaching, *, dry_run: bool = False) -> Finish
                 together=True,
             )
         if leads() and not dry_run:
-            _drop_rungs(layout, but=served)
+            # Such as the last student's in int8, which would serve.
+            drop_rungs(layout, but=(STUDENT, served))
         stages.run(INDEX, lambda out, _: index_catalogue(layout, out), inputs={}, uses=(served,))
         stages.run(
             EVALUATION,
@@ -285,21 +287,6 @@ def _teach_below(
         out=scratch,
     )
     finish_model(below, result, book, split, out, scratch, recipe=recipe)
-
-
-def _drop_rungs(layout: RunLayout, *, but: str) -> None:
-    """Remove rungs that were made of another student, such as one in int8: they would serve."""
-    there = {weights_hash(layout.model(name)) for name in (STUDENT, but)}
-    for name in layout.models():
-        if not name.startswith("rung-") or name == but:
-            continue
-        path = layout.folder / name
-        made_of = json.loads((path / "stage.json").read_text("utf-8"))["inputs"]
-        if {made_of.get("above"), made_of.get("top")} <= there:
-            there.add(weights_hash(layout.model(name)))
-            continue
-        logger.info("%s was made of another student, and is removed", name)
-        shutil.rmtree(path)
 
 
 def _padded(fit: FitConfig) -> FitConfig:

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from decant import ladder as ladders
-from decant import on_validation
+from decant import on_validation, quantising
 from decant.cli import main
 from decant.judging import Remembered
 from decant.ladder import descend, ladder_config
 from decant.layout import FOUNDATION, RunLayout
+from decant.pipeline import index_again
 from decant.recipes import recipe_of
 from decant.recommender import Recommender
 from decant.run_data import load_model, rung_record
@@ -163,6 +164,51 @@ def test_given_again_it_runs_nothing(laddered: Path, top_run: Path, monkeypatch)
     monkeypatch.setattr(steps.Ladder, "step_down", refuse)
     descend(top_run, config=lenient(top_run), out=laddered, timed_requests=3)
     assert weights(laddered) == before
+
+
+def serving_copy(laddered: Path, out: Path) -> None:
+    """A copy in which the lowest rung serves, whatever the gate said of it."""
+    shutil.copytree(laddered, out)
+    for name in rungs(out):
+        record = rung_record(RunLayout(out), name) | {"accepted": True}
+        (out / name / "rung.json").write_text(json.dumps(record))
+    index_again(RunLayout(out))
+
+
+def no_step_passes(*_: object, **__: object) -> steps.Rung:
+    failed = steps.Attempt(step=0.3, shape=None, status="fail", num_targets=0)
+    return steps.Rung(folder=None, attempts=(failed,), above=None, top=None)
+
+
+def test_what_serves_after_another_ladder_is_what_is_indexed(
+    laddered: Path, top_run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    out = tmp_path / "run"
+    serving_copy(laddered, out)
+    monkeypatch.setattr(steps.Ladder, "step_down", no_step_passes)
+    descend(top_run, config=lenient(top_run, max_loss=0.0001), out=out, timed_requests=3)
+    assert rungs(out) == []
+    assert RunLayout(out).served() == FOUNDATION
+    assert len(Recommender.load(out).predict_user("member-00001", k=3)) == 3
+
+
+def test_a_rung_of_few_bits_stays_while_what_it_was_made_of_does(
+    laddered: Path, top_run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    out = tmp_path / "run"
+    serving_copy(laddered, out)
+    given = lenient(out)
+    monkeypatch.setattr(quantising, "ladder_config", lambda *_, **__: given)
+    name = quantising.quantise(out, max_loss=0.9, timed_requests=3).name
+    assert name == f"rung-{len(rungs(laddered)) + 1}"
+    serves = RunLayout(out).served()
+    descend(top_run, config=lenient(top_run), out=out, timed_requests=3)
+    assert rungs(out) == [*rungs(laddered), name]
+    assert RunLayout(out).served() == serves
+    assert len(Recommender.load(out).predict_user("member-00001", k=3)) == 3
+    monkeypatch.setattr(steps.Ladder, "step_down", no_step_passes)
+    descend(top_run, config=lenient(top_run, max_loss=0.0001), out=out, timed_requests=3)
+    assert rungs(out) == []
 
 
 # A ladder is half a minute: two of the places are tried each time, all of them with -m slow.

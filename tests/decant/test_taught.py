@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from decant import cli, recipes, taught
+from decant import cli, recipes
 from decant.layout import RunLayout
 from decant.measure import Asked, rerank
 from decant.pipeline import Finished, run
 from decant.policy_measure import PolicyMeasure
 from decant.recommender import Recommender
 from decant.results import read_csv
-from decant.run_data import load_book, load_model
+from decant.run_data import drop_rungs, load_book, load_model
 from decant.run_labels import read_graded, write_labels
 from decant.stages import Stages
 from decant.taught import run_taught
@@ -378,7 +378,7 @@ def test_a_ladder_adds_a_rung_that_serves_and_without_it_the_rung_is_gone(two, j
     planned = run_taught(job_of(folder), teaching_of(), dry_run=True)
     assert running(planned) == ["index", "evaluation"]
     assert (folder / "rung-1").exists()
-    taught._drop_rungs(layout, but="student")
+    drop_rungs(layout, but=["student"])
     assert layout.served() == "student"
 
 
@@ -392,7 +392,7 @@ def test_a_rung_of_another_student_does_not_go_on_serving(two, tmp_path):
         made_of = {"inputs": {"above": above, "top": own}}
         (folder / name / "stage.json").write_text(json.dumps(made_of))
         (folder / name / "rung.json").write_text(json.dumps({"accepted": True}))
-    taught._drop_rungs(layout, but="student")
+    drop_rungs(layout, but=["student"])
     assert layout.models()[-1] == "rung-1"
 
 
