@@ -18,7 +18,7 @@ from decant.evaluation import evaluate
 from decant.layout import DATA, EVALUATION, FOUNDATION, INDEX, PROMPTER, RUNG, RunLayout
 from decant.on_validation import fit_on_validation, watch
 from decant.processes import leads, training_device
-from decant.recipes import Recipe, RungConfig
+from decant.recipes import Recipe, RungConfig, recipe_of
 from decant.recommender import Recommender, build_index
 from decant.reporting import write_run_report
 from decant.retriever import fit_with_mining
@@ -61,7 +61,7 @@ class Job:
     """What is run, on what, where.
 
     Args:
-        recipe: how.
+        recipe: how; of an older model's decoder and prompts, that run's recipe has the say.
         load: reads the source's data; called once, when the data stage runs.
         source: what `load` depends on, JSON values only (paths by fingerprint).
         out: the run folder.
@@ -101,11 +101,13 @@ def run(job: Job, *, dry_run: bool = False, until: str | None = None) -> Finishe
         ValueError: the folder holds another run, or the data cannot be used.
     """
     recipe = job.recipe
+    old_model = RunLayout(job.continued_from) if job.continued_from else None
+    if old_model is not None:
+        recipe = recipe.with_model_of(recipe_of(old_model.folder))
     record = RunRecord.start(
         {"recipe": recipe.to_dict(), "source": dict(job.source)}, seed=recipe.seed
     )
     layout = RunLayout(job.out)
-    old_model = RunLayout(job.continued_from) if job.continued_from else None
     continued = {"from": weights_hash(old_model.model(FOUNDATION))} if old_model else {}
     with Stages(
         job.out, recipe={**record.config, "continued": continued}, dry_run=dry_run
@@ -152,8 +154,9 @@ def run(job: Job, *, dry_run: bool = False, until: str | None = None) -> Finishe
             inputs={"users": recipe.measured_users, "timed": recipe.timed_requests},
             uses=(DATA, FOUNDATION, RUNG, INDEX),
         )
-        is_told = leads() and not dry_run
-        table = "" if not is_told else write_run_report(layout, recipe, record.finish())
+        if dry_run or not leads():
+            return Finished(stages=stages.plan(), table="")
+        table = write_run_report(layout, recipe, record.finish(), continued_from=job.continued_from)
     return Finished(stages=stages.plan(), table=table)
 
 

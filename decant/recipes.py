@@ -132,6 +132,17 @@ class Recipe:
             raise BadInput(f"--size {size} is unknown; choose one of {', '.join(SHAPES)}.")
         return replace(self, size=size, model=model)
 
+    def with_model_of(self, old: "Recipe") -> "Recipe":
+        """The same recipe for the model of an older run: its decoder, prompts and text encoder."""
+        return replace(
+            self,
+            size=old.size,
+            model=old.model,
+            text_encoder=old.text_encoder,
+            prompter=old.prompter,
+            foundation=old.foundation,
+        )
+
     def with_held_out(self, slates: int | None) -> "Recipe":
         """The same recipe with another number of slates held out; as it is when None.
 

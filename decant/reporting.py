@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,8 +71,16 @@ NOTES = {
 }
 
 
-def write_run_report(layout: RunLayout, recipe: Recipe, record: RunRecord) -> str:
+def write_run_report(
+    layout: RunLayout, recipe: Recipe, record: RunRecord, *, continued_from: Path | None = None
+) -> str:
     """Write `report.html`, `results.csv` and `run.json` into the run folder.
+
+    Args:
+        layout: the run.
+        recipe: of it.
+        record: of it, finished.
+        continued_from: the run folder of the older model that was trained on, if one was.
 
     Returns:
         The final table as text.
@@ -85,7 +94,9 @@ def write_run_report(layout: RunLayout, recipe: Recipe, record: RunRecord) -> st
     recommender = Recommender.load(layout.folder, with_saved_items=False)
     report = Report(
         title=f"Decant: {recipe.name}",
-        summary=_summary(recipe, recommender, metrics["systems"], models),
+        summary=_summary(
+            recipe, recommender, metrics["systems"], models, _origin(recipe, continued_from)
+        ),
         facts=_facts(recommender, metrics["systems"], models),
         table=table,
         curves=_curves(layout),
@@ -155,6 +166,7 @@ def _summary(
     recommender: Recommender,
     systems: list[dict[str, Any]],
     models: tuple[str, ...],
+    origin: str,
 ) -> str:
     log = recommender.interactions
     params = {system["model"]: system["params"] for system in systems}
@@ -168,9 +180,14 @@ def _summary(
     return (
         f"{log.num_users:,} people, {log.num_items:,} items, {log.num_events:,} events, as "
         f"{recipe.prompter.form} prompts. A decoder of {top:,} body parameters was "
-        f"trained from {'scratch' if recipe.size else recipe.model}{also}, pruned to {share:.0%} "
-        f"of them and distilled."
+        f"{origin}{also}, pruned to {share:.0%} of them and distilled."
     )
+
+
+def _origin(recipe: Recipe, continued_from: Path | None) -> str:
+    if continued_from is not None:
+        return f"trained on from {continued_from.resolve().name}"
+    return f"trained from {'scratch' if recipe.size else recipe.model}"
 
 
 def _facts(

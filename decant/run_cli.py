@@ -86,8 +86,7 @@ def _add_run_options(parser: ArgumentParser, *, out: str | None, forms: bool = F
     parser.add_argument(
         "--form",
         choices=["slot", "text"],
-        default="slot",
-        help="slot: one vector per item, fast; text: every item in words",
+        help="slot, as by default: one vector per item, fast; text: every item in words",
     )
     parser.add_argument(
         "--size", type=str, help="of a decoder built here: tiny, mini, small, base, large"
@@ -106,7 +105,8 @@ def _add_run_options(parser: ArgumentParser, *, out: str | None, forms: bool = F
         "--continue",
         type=Path,
         metavar="RUN",
-        help="train the model of an older run on this data instead of a new one",
+        help="train the model of an older run on this data instead of a new one; its size, prompts "
+        "and text encoder stay as they are",
     )
     parser.add_argument(
         "--held-out",
@@ -186,11 +186,29 @@ def run(command: Namespace) -> Iterator[str]:
         on_bad_rows=options.on_bad_rows,
         quarantine=options.out.with_name(f"{options.out.name}-quarantine.jsonl"),
     )
-    recipe = given.recipe(options.form)
+    recipe = given.recipe(_form(options))
     recipe = recipe.with_seed(options.seed).with_model(size=options.size, model=options.model)
     recipe = recipe.with_epochs(options.epochs).with_text_encoder(options.text_encoder)
     recipe = recipe.with_held_out(options.held_out)
     return _execute(options, recipe, given.load, given.described())
+
+
+def _form(options: Namespace) -> Any:
+    """The form of the prompts: with `--continue`, that of the older run."""
+    from decant.recipes import recipe_of
+    from promptify.validation import BadInput
+
+    older = options["continue"]
+    if older is None:
+        return options.form or "slot"
+    for name in ("size", "model", "form", "text_encoder"):
+        if (value := options[name]) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise BadInput(
+                f"{option} {value} and --continue {older} exclude each other: the model of an "
+                f"older run stays what it is; leave {option} out."
+            )
+    return recipe_of(older).prompter.form
 
 
 def _execute(

@@ -143,7 +143,6 @@ def test_a_file_that_does_not_fit(refused, tables, file, text, message):
         (["--model", "some/model"], "exclude each other"),
         (["--users", "missing.csv"], "missing.csv: no such file or folder"),
         (["--users", "."], ".: this is a folder"),
-        (["--continue", "missing"], "missing"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -152,8 +151,29 @@ def test_an_option_that_does_not_fit(refused, tables, options, message):
     assert not (tables.parent / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "old is not a run folder"),
+        (["--size", "tiny"], "--size tiny and --continue"),
+        (["--model", "some/model"], "--model some/model and --continue"),
+        (["--form", "slot"], "--form slot and --continue"),
+        (["--text-encoder", "minilm"], "leave --text-encoder out"),
+    ],
+    ids=lambda value: value[0] if value and isinstance(value, list) else "",
+)
+def test_what_a_model_that_is_trained_on_cannot_become(refused, tables, options, message):
+    arguments = [*of_no_size(tables), "--continue", tables / "old", *options]
+    assert message in refused(*arguments)
+    assert not (tables.parent / "out").exists()
+
+
+def of_no_size(tables: Path) -> list[object]:
+    return [one for one in run_table(tables) if one not in ("--size", "tiny")]
+
+
 def test_a_pretrained_model_that_is_none(refused, tables):
-    arguments = [a for a in run_table(tables) if a not in ("--size", "tiny")]
+    arguments = of_no_size(tables)
     (tables / "model").mkdir()
     assert "model" in refused(*arguments, "--model", tables / "model")
 

@@ -8,6 +8,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from decant import pipeline, recipes
 from decant.cli import main
 
 TASK = """\
@@ -72,6 +73,19 @@ def test_what_the_command_line_does_not_know_ends_with_code_2(capsys, arguments)
     errors = capsys.readouterr().err
     assert "error:" in errors
     assert "Traceback" not in errors
+
+
+def test_a_model_is_trained_on_by_the_schedule_of_its_own_form(capsys, tmp_path, monkeypatch):
+    (tmp_path / "old").mkdir()
+    old = {"recipe": recipes.ml1m("text").to_dict()}
+    (tmp_path / "old" / "recipe.json").write_text(json.dumps(old))
+    (tmp_path / "films.zip").touch()
+    asked = []
+    done = pipeline.Finished(stages=(), table="")
+    monkeypatch.setattr(pipeline, "run", lambda job, **_: asked.append(job.recipe) or done)
+    where = ["--data", tmp_path / "films.zip", "--out", tmp_path / "new"]
+    said(capsys, "run", "ml1m", *where, "--continue", tmp_path / "old")
+    assert asked == [recipes.ml1m("text")]
 
 
 def test_somebody_of_the_log_in_words_and_in_json(capsys, tiny_run, recommender):

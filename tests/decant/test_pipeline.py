@@ -10,7 +10,7 @@ import pytest
 from decant import on_validation, pipeline
 from decant.layout import FOUNDATION, PROMPTER, RUNG, RunLayout
 from decant.pipeline import index_again, run
-from decant.recipes import Recipe
+from decant.recipes import Recipe, recipe_of
 from decant.recommender import Recommender
 from decant.reporting import CURVES, _curves
 from decant.results import COLUMNS, read_csv
@@ -20,6 +20,7 @@ from foundation.calibration import Calibration, calibrate_others, log_loss_of
 from foundation.evaluation import equal_mass_bins
 from foundation.predictions import predict_targets
 from foundation.training import FitResult
+from promptify.prompter import PrompterConfig
 
 SYSTEMS = (
     "foundation",
@@ -256,8 +257,18 @@ def _stop(*_: object) -> None:
 
 
 def test_an_old_run_is_trained_on_with_new_data(tiny_run, job_of, tmp_path):
-    run(job_of(tmp_path / "new", market_seed=1, continued_from=tiny_run, timed_requests=1))
+    other = {"size": "small", "prompter": PrompterConfig(form="text")}
+    job = job_of(
+        tmp_path / "new", market_seed=1, continued_from=tiny_run, timed_requests=1, **other
+    )
+    run(job)
     old, new = (RunLayout(folder) for folder in (tiny_run, tmp_path / "new"))
+    # What it is, is what the old run made it.
+    was, now = (recipe_of(one.folder) for one in (old, new))
+    assert now == replace(was, timed_requests=1)
+    report = (new.folder / "report.html").read_text()
+    assert f"trained on from {tiny_run.name}, pruned" in report
+    assert "as slot prompts" in report
     tokenizers = [(one.folder / PROMPTER / "tokenizer.json").read_bytes() for one in (old, new)]
     assert tokenizers[0] == tokenizers[1]
     exposure = [
