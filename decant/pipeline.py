@@ -104,14 +104,11 @@ def run(job: Job, *, dry_run: bool = False, until: str | None = None) -> Finishe
     old_model = RunLayout(job.continued_from) if job.continued_from else None
     if old_model is not None:
         recipe = recipe.with_model_of(recipe_of(old_model.folder))
-    record = RunRecord.start(
-        {"recipe": recipe.to_dict(), "source": dict(job.source)}, seed=recipe.seed
-    )
+    told = {"recipe": recipe.to_dict(), "source": dict(job.source)}
+    record = RunRecord.start({**told, "recipe": recipe.published().to_dict()}, seed=recipe.seed)
     layout = RunLayout(job.out)
     continued = {"from": weights_hash(old_model.model(FOUNDATION))} if old_model else {}
-    with Stages(
-        job.out, recipe={**record.config, "continued": continued}, dry_run=dry_run
-    ) as stages:
+    with Stages(job.out, recipe={**told, "continued": continued}, dry_run=dry_run) as stages:
         stages.run(
             DATA,
             lambda out, _: read_data(job, out),

@@ -83,6 +83,12 @@ class Recipe:
         """The recipe as plain JSON values."""
         return asdict(self)
 
+    def published(self) -> "Recipe":
+        """The same recipe as a record says it, which is published: of folders the last part."""
+        return replace(
+            self, model=_last_part(self.model), text_encoder=_last_part(self.text_encoder)
+        )
+
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Recipe":
         """The recipe that `to_dict` gave.
@@ -187,6 +193,14 @@ class Recipe:
             fit=replace(self.fit, epochs=epochs),
             rung=replace(self.rung, fit=replace(self.rung.fit, epochs=epochs)),
         )
+
+
+def _last_part(named: str | None) -> str | None:
+    """The last part of a folder's path; the name of a model on the hub as it is."""
+    if named is None:
+        return None
+    path = Path(named)
+    return path.absolute().name if path.is_absolute() or path.is_dir() else named
 
 
 def _fit(content: Mapping[str, Any]) -> FitConfig:

@@ -186,8 +186,8 @@ def _summary(
 
 def _origin(recipe: Recipe, continued_from: Path | None) -> str:
     if continued_from is not None:
-        return f"trained on from {continued_from.resolve().name}"
-    return f"trained from {'scratch' if recipe.size else recipe.model}"
+        return f"trained on from {continued_from.absolute().name}"
+    return f"trained from {'scratch' if recipe.size else recipe.published().model}"
 
 
 def _facts(

@@ -41,7 +41,7 @@ class RunRecord:
     """Everything that somebody needs to run it again and to judge its numbers.
 
     Attributes:
-        config: the run's settings, JSON values only.
+        config: the run's settings, JSON values only; a recipe as `Recipe.published` gives it.
         config_hash: `json_hash(config)`; equal hashes mean equal settings.
         versions: Python and the libraries that can change a number.
         commit: of the checkout, with `-dirty` when files differ from it; None outside one.

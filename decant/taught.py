@@ -84,7 +84,7 @@ def run_taught(job: Job, teaching: Teaching, *, dry_run: bool = False) -> Finish
     """
     recipe, layout = job.recipe, RunLayout(job.out)
     told = {"recipe": recipe.to_dict(), "source": dict(job.source), "teaching": teaching.told()}
-    record = RunRecord.start(told, seed=recipe.seed)
+    record = RunRecord.start({**told, "recipe": recipe.published().to_dict()}, seed=recipe.seed)
     asked = {"questions": teaching.questions_per_row}
     compared = {"slates": teaching.slates_per_row}
     taught = {

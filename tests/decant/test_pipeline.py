@@ -12,7 +12,7 @@ from decant.layout import FOUNDATION, PROMPTER, RUNG, RunLayout
 from decant.pipeline import index_again, run
 from decant.recipes import Recipe, recipe_of
 from decant.recommender import Recommender
-from decant.reporting import CURVES, _curves
+from decant.reporting import CURVES, _curves, _origin
 from decant.results import COLUMNS, read_csv
 from decant.run_data import load_book, load_model
 from decant.stages import Stages
@@ -277,6 +277,28 @@ def test_an_old_run_is_trained_on_with_new_data(tiny_run, job_of, tmp_path):
     assert exposure[1] > exposure[0]
     with pytest.raises(ValueError, match="continued"):
         run(job_of(tmp_path / "new", market_seed=1, timed_requests=1))
+
+
+def test_what_is_published_names_no_folder_and_what_resumes_does(
+    job_of, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, model = tmp_path / "minilm", tmp_path / "qwen"
+    model.mkdir()
+    told = []
+    monkeypatch.setattr(Stages, "run", lambda *_, **__: None)
+    monkeypatch.setattr(pipeline, "encoder_hash", lambda _: "hash")
+    monkeypatch.setattr(
+        pipeline, "write_run_report", lambda _, recipe, record, **__: told.append(record) or ""
+    )
+    named = {"size": None, "model": str(model), "text_encoder": str(encoder)}
+    run(job_of(tmp_path / "run", **named))
+    kept = recipe_of(tmp_path / "run")
+    assert (kept.model, kept.text_encoder) == (str(model), str(encoder))
+    run(job_of(tmp_path / "hub", size=None, model="Qwen/Qwen3-0.6B"))
+    folder, hub = (record.config["recipe"] for record in told)
+    assert (folder["model"], folder["text_encoder"]) == ("qwen", "minilm")
+    assert (hub["model"], hub["text_encoder"]) == ("Qwen/Qwen3-0.6B", None)
+    assert _origin(kept, None) == "trained from qwen"
 
 
 def test_the_catalogue_is_indexed_again(tiny_run, tmp_path):

@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from decant import cli, recipes
+from decant import cli, recipes, taught
 from decant.layout import RunLayout
 from decant.measure import Asked, rerank
 from decant.pipeline import Finished, run
 from decant.policy_measure import PolicyMeasure
+from decant.recipes import recipe_of
 from decant.recommender import Recommender
 from decant.results import read_csv
 from decant.run_data import drop_rungs, load_book, load_model
@@ -363,6 +364,16 @@ def test_killed_in_every_stage_it_ends_with_the_same_numbers(
     assert killed == OF_THE_POLICY
     assert running(done) == ["evaluation"]
     assert numbers(folder) == numbers(swapped[0])
+
+
+def test_what_is_published_names_no_folder(job_of, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(Stages, "run", lambda *_, **__: None)
+    monkeypatch.setattr(taught, "write_run_report", lambda *given: told.append(given[-1]) or "")
+    model = str(tmp_path)
+    run_taught(job_of(tmp_path / "run", size=None, model=model), teaching_of())
+    assert told[0].config["recipe"]["model"] == tmp_path.name
+    assert recipe_of(tmp_path / "run").model == model
 
 
 def test_a_ladder_adds_a_rung_that_serves_and_without_it_the_rung_is_gone(two, job_of, tmp_path):
