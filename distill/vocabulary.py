@@ -147,7 +147,10 @@ def trim_tokenizer(
     merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
     word_of = {number: word for word, number in vocab.items()}
     kept = {word_of[token] for token in said.tolist() if token in word_of} | set(alphabet)
-    made_of = {first + second: (first, second) for first, second in merges}
+    # Some lists (Llama 3's as transformers converts it) name every way of making a token.
+    made_of: dict[str, list[str]] = {}
+    for first, second in merges:
+        made_of.setdefault(first + second, []).extend((first, second))
     todo = list(kept)
     while todo:
         for part in made_of.get(todo.pop(), ()):

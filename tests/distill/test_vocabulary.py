@@ -149,6 +149,22 @@ def test_what_is_kept_reads_as_before(hub_book: PromptBook) -> None:
     assert token_ids(small, ["<|never|>"]) == [[small.convert_tokens_to_ids("<|never|>")]]
 
 
+def test_every_way_of_making_a_token_stays() -> None:
+    # As transformers converts Llama 3: a merge for every split of a token into two others. On the
+    # way to "abcd" stands "cd", which the last way of making it does not name; without it, "de"
+    # would be merged first.
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("a", "b"), ("c", "d"), ("d", "e"), ("ab", "c"), ("ab", "cd"), ("abc", "d")]
+    words = [*alphabet, *dict.fromkeys(first + second for first, second in merges)]
+    backend = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    before, other = token_ids(tokenizer, ["abcde", "de"])
+    assert [words[token] for token in [*before, *other]] == ["abcd", "e", "de"]
+    small, kept = trim_tokenizer(tokenizer, np.array([*before, *other]))
+    assert kept[token_ids(small, ["abcde"])[0]].tolist() == before
+
+
 def test_another_kind_of_tokenizer_is_refused() -> None:
     words = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
