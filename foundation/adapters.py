@@ -62,7 +62,8 @@ def adapted(foundation: "Foundation", options: LoraOptions | None, *, seed: int)
     """Train adapters in place of the decoder's own weights; heads and slots learn in full.
 
     On leaving, adapters are merged into the weights and gone: the decoder is a stock one again, and
-    what could learn before can learn again.
+    what could learn before can learn again. After an error they are gone without: checkpoints hold
+    adapters alone, and whoever goes on from them needs the weights that those were learned beside.
 
     Args:
         foundation: changed in place; left alone when there are no options.
@@ -102,20 +103,27 @@ def adapted(foundation: "Foundation", options: LoraOptions | None, *, seed: int)
                 f"{', '.join(sorted(names))}."
             ) from error
         yield
+        for layer in _adapters(decoder.model):
+            layer.merge()
     finally:
-        _merge(decoder.model)
+        _take_off(decoder.model)
         for parameter in learned:
             parameter.requires_grad_(True)
 
 
-def _merge(module: nn.Module) -> None:
+def _adapters(module: nn.Module) -> list[Any]:
     from peft.tuners.lora import LoraLayer
 
+    return [child for child in module.modules() if isinstance(child, LoraLayer)]
+
+
+def _take_off(module: nn.Module) -> None:
+    """Put the linear layers, merged or not, back where adapters stand."""
+    adapters = _adapters(module)
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, LoraLayer):
-                layer: Any = child
-                layer.merge()
-                setattr(parent, name, layer.get_base_layer())
+            if child in adapters:
+                adapter: Any = child
+                setattr(parent, name, adapter.get_base_layer())
     if hasattr(module, "peft_config"):
         del module.peft_config

@@ -1,5 +1,6 @@
 """Checkpoints of a training: when they are written, which can be gone on from, which is best."""
 
+import hashlib
 import json
 import logging
 import time
@@ -9,9 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
+
+from promptify.validation import BadInput
+from promptify.whole import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +138,52 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
             return checkpoint
         logger.warning("%s was cut short and is passed over", checkpoint)
     return None
+
+
+def remember_frozen(model: nn.Module, checkpoints: Path) -> None:
+    """Write down, as a hash, which frozen weights a training begins with.
+
+    Args:
+        model: the foundation that is trained.
+        checkpoints: folder of the checkpoints.
+    """
+    checkpoints.parent.mkdir(exist_ok=True, parents=True)
+    write_whole(_frozen_path(checkpoints), _hash_frozen(model))
+
+
+def check_frozen(model: nn.Module, checkpoints: Path) -> None:
+    """Refuse to go on beside other frozen weights than those that a training began with.
+
+    Checkpoints hold what is learned alone. Adapters are merged when a training ends: beside the
+    weights that they were merged into they would count twice.
+
+    Args:
+        model: the foundation that is trained.
+        checkpoints: folder of the checkpoints.
+
+    Raises:
+        BadInput: the weights are others.
+    """
+    path = _frozen_path(checkpoints)
+    if path.exists() and path.read_text(encoding="utf-8") != _hash_frozen(model):
+        raise BadInput(
+            f"the checkpoints in {checkpoints} were learned beside other frozen weights than this "
+            "model's, which has perhaps been trained since; load the model anew to go on from "
+            "them, or give another out=."
+        )
+
+
+def _frozen_path(checkpoints: Path) -> Path:
+    return checkpoints.with_name("frozen.sha256")
+
+
+def _hash_frozen(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            values = parameter.detach().cpu().flatten()
+            digest.update(values.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _is_whole(checkpoint: Path) -> bool:

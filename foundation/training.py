@@ -30,7 +30,9 @@ from foundation.resuming import (
     WATCHED,
     SaveByClock,
     Standing,
+    check_frozen,
     last_whole_checkpoint,
+    remember_frozen,
     spent_seconds,
 )
 from foundation.trainer import FoundationTrainer, only_batch
@@ -214,7 +216,8 @@ def fit(
         DivergedError: a loss is not a number; the last checkpoint is kept, and the batch written to
             `out`.
         ValueError: the validation does not return what `patience` waits for, the hard negatives or
-            what is asked do not fit, or the model's weights are rounded.
+            what is asked do not fit, the model's weights are rounded, or those that adapters leave
+            alone are not the ones that the checkpoints in `out` were learned beside.
     """
     if config.patience and validate is None:
         raise ValueError(
@@ -339,7 +342,11 @@ def _train(trainer: FoundationTrainer, checkpoints: Path) -> float:
     """
     checkpoint = last_whole_checkpoint(checkpoints)
     spent = 0.0
-    if checkpoint is not None:
+    if checkpoint is None:
+        if trainer.args.should_save:
+            remember_frozen(trainer.foundation, checkpoints)
+    else:
+        check_frozen(trainer.foundation, checkpoints)
         logger.info("resuming from %s", checkpoint.name)
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         spent = spent_seconds(state)

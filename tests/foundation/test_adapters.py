@@ -39,8 +39,14 @@ Fit = Callable[..., Foundation]
 
 @pytest.fixture
 def fit(make: Any, books: dict[str, PromptBook], split: Split) -> Fit:
-    def run(out: Path, *, killed_in_step: int | None = None, **changes: Any) -> Foundation:
-        model: Foundation = make("slot", dropout=0.1)
+    def run(
+        out: Path,
+        *,
+        model: Foundation | None = None,
+        killed_in_step: int | None = None,
+        **changes: Any,
+    ) -> Foundation:
+        model = model or make("slot", dropout=0.1)
         plain = FoundationTrainer.compute_loss
         steps: list[int] = []
 
@@ -132,6 +138,30 @@ def test_killed_and_resumed_is_unbroken(fit: Fit, tmp_path: Path, evaluate_steps
     assert checkpoint.name == "checkpoint-5"
     resumed = fit(out, evaluate_steps=evaluate_steps).state_dict()
     assert [name for name in wanted if not torch.equal(resumed[name], wanted[name])] == []
+
+
+def test_the_model_of_a_killed_training_goes_on_as_one_loaded_anew(
+    fit: Fit, make: Any, tmp_path: Path
+) -> None:
+    wanted = fit(tmp_path / "unbroken").state_dict()
+    model = make("slot", dropout=0.1)
+    with pytest.raises(Killed):
+        fit(tmp_path / "broken", model=model, killed_in_step=6)
+    resumed = fit(tmp_path / "broken", model=model).state_dict()
+    assert [name for name in wanted if not torch.equal(resumed[name], wanted[name])] == []
+
+
+@pytest.mark.parametrize("patience", [0, 1])
+def test_adapters_are_not_merged_twice(fit: Fit, tmp_path: Path, patience: int) -> None:
+    model = fit(tmp_path, patience=patience)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(BadInput, match=r"load the model anew to go on.*or give another out="):
+        fit(tmp_path, model=model, patience=patience)
+    after = model.state_dict()
+    assert [name for name in before if not torch.equal(after[name], before[name])] == []
+    # Loaded anew it is the same again.
+    again = fit(tmp_path, patience=patience).state_dict()
+    assert [name for name in before if not torch.equal(again[name], before[name])] == []
 
 
 def test_what_is_frozen_is_not_saved_again(fit: Fit, tmp_path: Path) -> None:
