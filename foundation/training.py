@@ -304,6 +304,9 @@ def _trainer(
         use_cpu=foundation.device.type == "cpu",
         ddp_broadcast_buffers=False,  # Every process reads the catalogue with the same weights.
     )
+    # A lone process that sees several GPUs would cut every tensor of a batch along its first axis
+    # between them (`nn.DataParallel`); ours are of many lengths. Many devices take a launcher.
+    arguments._n_gpu = min(1, arguments.n_gpu)
     processes = max(1, arguments.world_size)
     plan = TrainingPlan(
         book,

@@ -158,6 +158,28 @@ def test_killed_twice_and_resumed_is_unbroken(
     assert_same(fit(out, evaluate_steps=1, validate=dict), unbroken)
 
 
+def test_beside_other_gpus_one_process_trains_on_one(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, trained = FoundationTrainer.compute_loss, []
+    counted = TrainingArguments.__post_init__
+
+    def look(trainer: FoundationTrainer, model: Any, *arguments: Any, **options: Any) -> Any:
+        trained.append((model, trainer.args.n_gpu))
+        return plain(trainer, model, *arguments, **options)
+
+    def count_two(arguments: TrainingArguments) -> None:
+        counted(arguments)
+        assert arguments.n_gpu == 0
+        arguments._n_gpu = 2
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", count_two)
+    monkeypatch.setattr(FoundationTrainer, "compute_loss", look)
+    foundation = fit(tmp_path, epochs=1)
+    assert trained
+    assert all(model is foundation and count == 1 for model, count in trained)
+
+
 def test_a_finished_training_is_not_done_again(
     fit: Fit, unbroken: Foundation, tmp_path: Path
 ) -> None:
