@@ -21,9 +21,9 @@ from promptify.whole import write_whole
 
 logger = logging.getLogger(__name__)
 
-# `torch.save` files are zip archives, which end with their index. A process has a state of its own;
-# of a sharded training the optimizer's state is called `.bin`.
-_ARCHIVES = ("optimizer.*", "scheduler.pt", "rng_state*.pth")
+# `torch.save` files are zip archives, which end with their index. Of a sharded training the
+# optimizer's state is called `.bin`.
+_ARCHIVES = ("optimizer.*", "scheduler.pt")
 
 WATCHED = "ndcg@10"
 """The validation metric that decides which weights are best, and when it is time to stop."""
@@ -104,8 +104,11 @@ class SaveByClock(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Ask for a save when one is due."""
-        is_due = time.monotonic() - self.saved_at >= self.seconds
-        if is_due or state.global_step >= state.max_steps:
+        is_due = [time.monotonic() - self.saved_at >= self.seconds]
+        if args.world_size > 1:
+            # A save takes all processes, and their clocks differ: the main one's counts.
+            torch.distributed.broadcast_object_list(is_due, src=0)
+        if is_due[0] or state.global_step >= state.max_steps:
             control.should_save = True
 
     def on_save(
@@ -122,11 +125,12 @@ def spent_seconds(state: TrainerState) -> float:
     return float(kept[SaveByClock.__name__]["attributes"]["spent"])
 
 
-def last_whole_checkpoint(folder: Path) -> Path | None:
+def last_whole_checkpoint(folder: Path, *, processes: int = 1) -> Path | None:
     """The newest checkpoint of which every file is whole, or None; says which ones it passes over.
 
     Args:
         folder: holds ``checkpoint-<step>`` folders.
+        processes: that train; each wrote a file of its own.
     """
     newest_first = sorted(
         (p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()),
@@ -134,9 +138,13 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
         reverse=True,
     )
     for checkpoint in newest_first:
-        if _is_whole(checkpoint):
+        if _is_whole(checkpoint, processes):
             return checkpoint
-        logger.warning("%s was cut short and is passed over", checkpoint)
+        logger.warning(
+            "%s was cut short, or written by other than %d processes, and is passed over",
+            checkpoint,
+            processes,
+        )
     return None
 
 
@@ -186,7 +194,7 @@ def _hash_frozen(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _is_whole(checkpoint: Path, processes: int) -> bool:
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         standing = Standing.of(state["log_history"])
@@ -199,5 +207,8 @@ def _is_whole(checkpoint: Path) -> bool:
                 pass
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return False
-    archives = [list(checkpoint.glob(name)) for name in _ARCHIVES]
+    random = ["rng_state.pth"]
+    if processes > 1:
+        random = [f"rng_state_{process}.pth" for process in range(processes)]
+    archives = [list(checkpoint.glob(name)) for name in (*_ARCHIVES, *random)]
     return all(found and all(map(zipfile.is_zipfile, found)) for found in archives)

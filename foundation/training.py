@@ -343,7 +343,7 @@ def _train(trainer: FoundationTrainer, checkpoints: Path) -> float:
     Returns:
         Seconds that earlier calls took until that checkpoint.
     """
-    checkpoint = last_whole_checkpoint(checkpoints)
+    checkpoint = last_whole_checkpoint(checkpoints, processes=trainer.args.world_size)
     spent = 0.0
     if checkpoint is None:
         if trainer.args.should_save:

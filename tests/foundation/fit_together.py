@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,9 @@ def fit_sharded(folder: Path, out: Path, config: FitConfig) -> None:
 
 def main(folder: Path, out: Path, config: FitConfig) -> None:
     torch.set_num_threads(1)
+    if os.environ["RANK"] != "0":
+        # Its clock never asks for a checkpoint: the main process's must do for both.
+        config = replace(config, checkpoint_seconds=1e9)
     sharding = os.environ.pop(SHARDED)
     fit(folder, out / "replicated", config)
     os.environ[SHARDED] = sharding

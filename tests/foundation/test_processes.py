@@ -1,6 +1,7 @@
 """Two processes train as one does that accumulates twice as much."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from foundation import FitConfig, Foundation
 from foundation.plan import TrainingPlan
+from foundation.resuming import last_whole_checkpoint
 from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
 from promptify.splits import Split
@@ -106,6 +108,17 @@ def test_one_process_writes_checkpoints_that_hold_the_state_of_all(
         names = {path.name for path in checkpoint.iterdir()}
         assert {"model.safetensors", optimizer, "rng_state_0.pth", "rng_state_1.pth"} <= names
         assert len(list((launched[1] / kind / "fit" / "best").iterdir())) == 1
+        assert last_whole_checkpoint(checkpoint.parent, processes=2) == checkpoint
         # A run that was cut short goes on in a file of its own.
         curves = list((launched[1] / kind / "fit" / "tensorboard").iterdir())
         assert len(curves) == {"replicated": 1, "sharded": 2}[kind]
+
+
+def test_a_checkpoint_without_a_state_for_every_process_is_passed_over(
+    launched: tuple[Path, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(launched[1] / "replicated" / "fit", tmp_path / "fit")
+    [checkpoint] = (tmp_path / "fit" / "checkpoints").iterdir()
+    assert last_whole_checkpoint(checkpoint.parent, processes=2) == checkpoint
+    (checkpoint / "rng_state_1.pth").unlink()
+    assert last_whole_checkpoint(checkpoint.parent, processes=2) is None
