@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from promptify.columns import read_column
 from promptify.schema import MAX_SECONDS, Field, FieldKind
+from promptify.sources.files import json_columns
 from promptify.validation import BadInput, shown
-from promptify.words import Columns, in_words
+from promptify.words import Columns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +31,7 @@ class HistoryEvent:
 
 
 def one_row(values: Mapping[str, Any], fields: Sequence[Field], owner: str) -> Columns:
-    """The fields of one profile or item as columns of one row.
+    """The fields of one profile or item as columns of one row, read as those of a table are.
 
     Args:
         values: by field; any may be missing or None.
@@ -45,19 +47,35 @@ def one_row(values: Mapping[str, Any], fields: Sequence[Field], owner: str) -> C
     unknown = sorted(str(name) for name in set(values) - set(kinds))
     if unknown:
         raise BadInput(f"{owner} has no field {', '.join(unknown)}; it knows {', '.join(kinds)}.")
-    for name, value in values.items():
-        if value is not None:
-            _check_value(f"{owner}: {name}", kinds[name], value)
-    return {name: [value] for name, value in values.items()}
+    return {
+        name: [None if value is None else _read(f"{owner}: {name}", kinds[name], value)]
+        for name, value in values.items()
+    }
 
 
-def _check_value(where: str, kind: FieldKind, value: Any) -> None:
-    if kind not in ("number", "time"):
-        try:
-            in_words(value)
-        except ValueError:
-            raise BadInput(f"{where} is too large a number to be read; give it as text.") from None
-        return
+def _read(where: str, kind: FieldKind, value: Any) -> Any:
+    if kind in ("number", "time"):
+        _check_number(where, kind, value)
+        return value
+    # Text that no file can hold is told as well as may be; pandas has NaN for what is missing.
+    if isinstance(value, str) and kind != "list":
+        return value
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    try:
+        column = json_columns([{"value": value}])["value"]
+    except TypeError:
+        raise BadInput(f"{where}={shown(value)} must be text, a number or a list.") from None
+    except ValueError:
+        raise BadInput(f"{where} is too large a number to be read; give it as text.") from None
+    values, faults = read_column(column, kind)
+    for fault in faults:
+        if fault.rows.any():
+            raise BadInput(f"{where}={shown(value)} {fault.reason}.")
+    return values.to_pylist()[0]
+
+
+def _check_number(where: str, kind: FieldKind, value: Any) -> None:
     try:
         number = float(value)
     except OverflowError:

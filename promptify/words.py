@@ -238,13 +238,11 @@ def in_words(value: Any) -> str:
     """A text, category or list as it stands; empty if missing.
 
     Example:
-        >>> in_words(["Action", None, "Crime"]), in_words(True), in_words(float("nan"))
-        ('Action, Crime', 'yes', '')
+        >>> in_words(["Action", None, "Crime"]), in_words("true"), in_words(float("nan"))
+        ('Action, Crime', 'true', '')
     """
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return ""
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
     if isinstance(value, list | tuple | np.ndarray):
         return ", ".join(word for word in map(in_words, value) if word.strip())
     return str(value)

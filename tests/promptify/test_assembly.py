@@ -2,6 +2,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from promptify.interactions import Interactions
 from promptify.pieces import Pieces
 from promptify.prompter import HistoryEvent, Prompter
 from promptify.rows import Rows
+from promptify.schema import Field, Schema
 from promptify.selection import first_of_slate
 from promptify.splits import Targets
 from promptify.tokenizer import token_ids
@@ -465,6 +467,37 @@ def test_an_inline_person_reads_as_one_in_the_log(
         logged = book.prefixes(targets[[row]])
         for name in Rows.__slots__:
             np.testing.assert_array_equal(getattr(inline, name), getattr(logged, name))
+
+
+def test_inline_values_of_any_type_read_as_those_of_a_table(films: Any) -> None:
+    values = {"remote": True, "size": 7.0, "skills": "nursing|triage", "says": ["nl", "en"]}
+    log = Interactions.from_tables(
+        users=pa.table({"user_id": ["u"]} | {name: [value] for name, value in values.items()}),
+        items=pa.table({"item_id": ["i"], "title": [1995.0]}),
+        events=pa.table(
+            {"user_id": ["u"], "item_id": ["i"], "action": ["liked"], "timestamp": [1]}
+        ),
+        schema=Schema(
+            user=(
+                Field(name="remote", kind="category"),
+                Field(name="size", kind="text"),
+                Field(name="skills", kind="list"),
+                Field(name="says", kind="list"),
+            ),
+            items={"film": (Field(name="title", kind="text"),)},
+        ),
+        actions=films.actions,
+        surfaces=("films",),
+    )
+    prompter = Prompter.fit(log, np.ones(1, bool), [films])
+    book = prompter.book(log)
+    assert book.profile_text(0) == "true · 7 · nursing, triage · nl, en"
+    assert prompter.profile_text(values) == book.profile_text(0)
+    assert prompter.item_text({"title": 1995.0}) == "1995"
+    for value in ({"a": 1}, ["a"], float("inf"), object()):
+        with pytest.raises(BadInput, match=r"profile: size=.* (is not|must be)"):
+            prompter.profile_text({"size": value})
+    assert prompter.profile_text({"size": float("nan"), "remote": None}) == ""
 
 
 def test_inline_items_get_slots_of_their_own(

@@ -118,7 +118,6 @@ def test_a_number_without_training_values_is_left_out() -> None:
         ("Heat", "Heat"),
         (None, ""),
         (float("nan"), ""),
-        (False, "no"),
         (3, "3"),
         (["Crime", "", None, "Drama"], "Crime, Drama"),
         ([], ""),
