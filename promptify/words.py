@@ -154,7 +154,9 @@ class Words:
     ) -> list[str]:
         label = f"{self.neutralize(field.label)}: " if field.label else ""
         if field.kind == "number":
-            words = percentile_words(values, cuts or ())
+            # A label may be a band's own word: "low".
+            told = {band: self.neutralize(band) for band in ("", *BANDS)}
+            words = [told[band] for band in percentile_words(values, cuts or ())]
         else:
             words = [self.neutralize(in_words(value)) for value in values]
         return [label + word if word else "" for word in words]

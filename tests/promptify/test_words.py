@@ -112,6 +112,24 @@ def test_a_number_without_training_values_is_left_out() -> None:
     assert percentile_words([3, None], ()) == ["", ""]
 
 
+def test_a_band_says_no_label() -> None:
+    schema = Schema(
+        user=(Field(name="age", kind="number", label="age"),),
+        items={"film": (Field(name="title", kind="text"),)},
+    )
+    columns = {"age": [1.0, 3.0, 5.0, 7.0, 9.0]}
+    for labels, told in [
+        (["liked"], BANDS),
+        (["low", "high", "top"], ("bottom tenth", "Low", "middle", "High", "Top tenth")),
+    ]:
+        words = Words(
+            schema=schema,
+            cuts={("user", "age"): (2.0, 4.0, 6.0, 8.0)},
+            neutralize=Neutralizer.of(SPECIAL, labels),
+        )
+        assert words.profiles(columns, num_rows=5) == [f"age: {band}" for band in told]
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [
