@@ -342,11 +342,16 @@ class Prompter:
         """Read what `save` wrote; nothing from the folder is executed.
 
         Raises:
-            BadInput: a file is missing, cut or not what `save` writes.
+            BadInput: a file is missing, cut, of another format or not what `save` writes.
         """
         path = Path(folder) / _MANIFEST
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
+            if manifest["format_version"] != _FORMAT_VERSION:
+                raise ValueError(
+                    f"it is of format {manifest['format_version']}, this version reads format "
+                    f"{_FORMAT_VERSION}; make it again from the source"
+                )
             tokenizer = load_tokenizer(Path(folder))
             tasks = [Task.from_dict(task) for task in manifest["tasks"]]
             return cls(

@@ -236,6 +236,14 @@ def test_a_damaged_prompter_is_refused(fit_films: Any, tmp_path: Path) -> None:
         Prompter.load(tmp_path)
 
 
+def test_a_prompter_of_another_format_is_refused(fit_films: Any, tmp_path: Path) -> None:
+    fit_films().save(tmp_path)
+    path = tmp_path / "prompter.json"
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 99'))
+    with pytest.raises(BadInput, match=r"format 99, this version reads format 1; make it again"):
+        Prompter.load(tmp_path)
+
+
 def test_pieces_of_a_table_without_users_fields(films: Task) -> None:
     log = Interactions.from_tables(
         users=pa.table({"user_id": ["u"]}),
