@@ -55,7 +55,8 @@ class BadRows:
         on_bad_rows: ``"fail"`` stops at the end of the table that holds them, ``"skip"`` leaves
             them out, ``"quarantine"`` leaves them out and writes them down.
         quarantine: the JSONL file they are written to: file, line, column, value, reason, row.
-            It appears when the context ends without an error.
+            It appears when the context ends without an error; where no row is bad, one of an earlier
+            run is removed.
 
     Raises:
         BadInput: `on_bad_rows` is not one of the three, or ``"quarantine"`` has no file.
@@ -174,6 +175,8 @@ class BadRows:
                 os.replace(self._part_path, self.quarantine)
             else:
                 self._part_path.unlink()
+        elif kind is None and self.quarantine is not None:
+            self.quarantine.unlink(missing_ok=True)
         if kind is None:
             for what, count in self._counts.items():
                 logger.info("set aside %s rows of %s", f"{count:,}", what)

@@ -86,6 +86,17 @@ def test_quarantine_leaves_nothing_half_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_quarantine_of_an_earlier_run_goes_when_no_row_is_bad(tmp_path: Path) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_text("{}\n")
+    with pytest.raises(KeyError), BadRows(on_bad_rows="quarantine", quarantine=file):
+        _ = {}["no clean finish"]
+    assert file.exists()
+    with BadRows(on_bad_rows="quarantine", quarantine=file):
+        pass
+    assert not file.exists()
+
+
 def test_refuses_a_mode_that_is_none_and_a_quarantine_without_a_file(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="must be one of fail, skip, quarantine"):
         BadRows(on_bad_rows="ignore")  # type: ignore[arg-type]
