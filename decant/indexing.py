@@ -26,6 +26,7 @@ from decant.layout import RunLayout
 from decant.pipeline import index_again
 from decant.run_data import load_book, load_model, sample_targets
 from decant.served import Served, told_table
+from decant.serving_cli import index_parser
 from decant.stages import fingerprint
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
@@ -54,8 +55,7 @@ def index(options: Namespace) -> list[str]:
             item does not fit.
     """
     if options["items"] is None:
-        if options.out is not None:
-            raise BadInput("--out goes with --items FILE: a run's own catalogue stays in the run.")
+        _refuse_of_items(options)
         if not processes.leads():
             return []
         return [f"indexed {index_again(RunLayout(options.run), width=options.width):,} items"]
@@ -93,6 +93,15 @@ def index(options: Namespace) -> list[str]:
             _serve(layout, foundation, plan, shards)
             shutil.rmtree(out)
     return said
+
+
+def _refuse_of_items(options: Namespace) -> None:
+    """A run's own catalogue lies in the run, and is indexed as the run itself did."""
+    usual = index_parser().get_defaults()
+    for name in ("out", "kind", "storage", "target_recall", "shard_items", "on_bad_rows"):
+        if options[name] != usual[name]:
+            option = f"--{name.replace('_', '-')}"
+            raise BadInput(f"{option} goes with --items FILE; give one, or leave {option} out.")
 
 
 def _plan(

@@ -62,6 +62,7 @@ def predict(options: Namespace) -> list[str]:
             users,
             out=options.out,
             task=options.task,
+            query=options.query,
             k=options.k,
             where=options.where,
             blend=options.blend,
@@ -121,6 +122,7 @@ def write_predictions(
     out: Path,
     task: str | None,
     k: int,
+    query: str | None = None,
     where: str | None = None,
     blend: float | None = None,
 ) -> None:
@@ -132,6 +134,7 @@ def write_predictions(
         out: the file; one row per person and item.
         task: the surface.
         k: items for each.
+        query: a query or a note for all of them.
         where: only items like this.
         blend: how much policy counts.
 
@@ -139,7 +142,7 @@ def write_predictions(
         ValueError: a user is unknown, or `where` or `blend` does not fit; nothing is written then.
     """
     predictions = recommender.predict_many(
-        user_ids, task=task, k=k, where=where, blend=blend, progress=True
+        user_ids, task=task, query=query, k=k, where=where, blend=blend, progress=True
     )
     with whole_file(out) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
         batch: list[dict[str, Any]] = []
@@ -178,6 +181,8 @@ def _check_who(options: Namespace) -> None:
         )
     if bool(options.users) != bool(options.out):
         raise BadInput("--users FILE and --out FILE.parquet belong together; give both.")
+    if options.users and options.json:
+        raise BadInput(f"--json prints, and --users writes into {options.out}; leave --json out.")
 
 
 def _user_ids(path: Path) -> list[str]:

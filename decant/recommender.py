@@ -413,6 +413,7 @@ class Recommender:
         user_ids: Sequence[str],
         *,
         task: str | None = None,
+        query: str | None = None,
         k: int = 10,
         where: str | Where | None = None,
         blend: float | None = None,
@@ -424,6 +425,7 @@ class Recommender:
         Args:
             user_ids: of the log.
             task: as `predict_next_actions`.
+            query: a query or a note for all of them.
             k: items wanted for each.
             where: only items like this.
             blend: how much policy counts.
@@ -445,7 +447,13 @@ class Recommender:
             yield (
                 user_id,
                 self.predict_user(
-                    user_id, task=task, k=k, where=where, blend=blend, constraints=constraints
+                    user_id,
+                    task=task,
+                    query=query,
+                    k=k,
+                    where=where,
+                    blend=blend,
+                    constraints=constraints,
                 ),
             )
 

@@ -127,6 +127,12 @@ def test_a_nightly_batch_is_a_parquet_file(capsys, tiny_run, tmp_path, recommend
     ]
     assert rows[0]["item_id"] == recommender.predict_user(people[0], k=1)[0].item_id
     assert set(dict(rows[0]["probabilities"])) == {"apply", "view", "dismiss"}
+    # All are asked by the same words, where some are given.
+    said(capsys, "predict", tiny_run, *files, "-k", 1, "--query", "near home")
+    [first, *_] = pq.read_table(out).to_pylist()
+    [wanted] = recommender.predict_user(people[0], k=1, query="near home")
+    assert (first["item_id"], first["score"]) == (wanted.item_id, pytest.approx(wanted.score))
+    assert first["score"] != pytest.approx(rows[0]["score"])
 
 
 def test_the_catalogue_is_indexed_again(capsys, tiny_run, recommender):

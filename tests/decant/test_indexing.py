@@ -337,6 +337,11 @@ def test_items_that_do_not_fit_may_be_set_aside(
     [
         ("MODEL --items ITEMS", "is a model without a run; say with --out"),
         ("RUN --out OUT", "--out goes with --items FILE"),
+        ("RUN --kind nonsense", "--kind goes with --items FILE; give one, or leave --kind out"),
+        ("RUN --storage int8", "--storage goes with --items FILE"),
+        ("RUN --target-recall 1", "--target-recall goes with --items FILE"),
+        ("RUN --shard-items 8", "--shard-items goes with --items FILE"),
+        ("RUN --on-bad-rows skip", "--on-bad-rows goes with --items FILE"),
         ("MODEL --items NONE.csv --out OUT", "no such file"),
         ("MODEL --items ITEMS --out FULL", "holds other files than shards"),
         ("MODEL --items ITEMS --out OUT --shard-items 0", "--shard-items 0 must be from 1"),
@@ -373,7 +378,7 @@ def test_what_the_command_cannot_use_is_said(
     named = {"MODEL": model, "RUN": tiny_run, "ITEMS": items}
     arguments = [
         word
-        if word.startswith("--") or word.isdigit() or word == "nonsense"
+        if word.startswith("--") or word.isdigit() or word in ("nonsense", "int8", "skip")
         else named.get(word, tmp_path / word)
         for word in options.split()
     ]
