@@ -7,9 +7,12 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 
 from tqdm import tqdm
+
+from promptify.validation import BadInput
 
 _OUR_PACKAGES = frozenset({"promptify", "foundation", "retrieval", "distill", "decant"})
 _MENDS = {
@@ -47,6 +50,19 @@ def one_line_errors() -> Iterator[None]:
         if message is None:
             raise
         _leave(message, code=2)
+
+
+def utf8_text(path: Path) -> str:
+    """The text of a person's file.
+
+    Raises:
+        BadInput: it is not UTF-8.
+        OSError: it cannot be read.
+    """
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
 
 
 def explain(error: BaseException) -> str | None:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from jsonargparse import Namespace
 
 from decant.answering import Prediction
+from decant.errors import utf8_text
 from decant.recommender import Recommender
 from promptify.validation import BadInput
 from promptify.whole import whole_file
@@ -186,14 +187,14 @@ def _check_who(options: Namespace) -> None:
 
 
 def _user_ids(path: Path) -> list[str]:
-    ids = [line.strip() for line in _text(path).splitlines() if line.strip()]
+    ids = [line.strip() for line in utf8_text(path).splitlines() if line.strip()]
     if not ids:
         raise BadInput(f"{path} holds no user id; write one per line.")
     return ids
 
 
 def _json_object(path: Path) -> dict[str, Any]:
-    found = _json(_text(path), str(path))
+    found = _json(utf8_text(path), str(path))
     if not isinstance(found, dict):
         raise BadInput(f'{path} must be one JSON object, such as {{"age": "25-34"}}.')
     return found
@@ -215,7 +216,7 @@ def _history(path: Path) -> list[Any]:
 
 def _json_lines(path: Path) -> list[Any]:
     lines = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(utf8_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         lines.append(_json(line, f"{path}, line {number}"))
@@ -237,10 +238,3 @@ def _json(text: str, where: str) -> Any:
     except ValueError:
         # Python reads no integer of more than 4,300 digits.
         raise BadInput(f"{where}: holds a number of too many digits; give it as text.") from None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None

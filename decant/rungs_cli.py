@@ -11,6 +11,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from decant.errors import utf8_text
+
 # Imports stand in the commands that need them: `decant --help` must not wait for torch.
 
 
@@ -188,7 +190,7 @@ def trim(options: Namespace) -> Iterator[str]:
     """Carry out the `trim` command."""
     from decant import trimming
 
-    texts = tuple(options.texts.read_text("utf-8").splitlines()) if options.texts else ()
+    texts = tuple(utf8_text(options.texts).splitlines()) if options.texts else ()
     done = trimming.trim(options.run, options.out, model=options.model, texts=texts)
     yield done.table()
     yield f"\n{options.out}"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from decant import recipes
 from decant.recipes import Form, Recipe
@@ -55,8 +55,16 @@ class Source:
                 pass
 
     def recipe(self, form: Form = "slot") -> Recipe:
-        """The recipe that a run of it begins with."""
+        """The recipe that a run of it begins with.
+
+        Raises:
+            BadInput: there is no such form, or no recipe of the source in it.
+        """
+        if form not in get_args(Form):
+            raise BadInput(f"form {form!r} is unknown; choose {' or '.join(get_args(Form))}.")
         if self.name == "job_market":
+            if form != "slot":
+                raise BadInput(f"form {form!r} is not of source job_market; leave form out.")
             return recipes.demo()
         return {"ml1m": recipes.ml1m, "ml100k": recipes.ml100k, "table": recipes.table}[self.name](
             form

@@ -23,6 +23,7 @@ import yaml
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from decant.errors import utf8_text
 from decant.layout import FOUNDATION, RunLayout
 from decant.measure import Asked
 from decant.pipeline import Job, run
@@ -143,7 +144,9 @@ class Sweep:
             changed = json.loads(json.dumps(base))
             for key, value in settings.items():
                 _set(changed, key, value, where="--grid")
-            seed = int(changed["seed"])
+            seed = changed["seed"]
+            if not isinstance(seed, int):
+                raise BadInput(f"seed={seed} must be a whole number.")
             settings.pop("seed", None)
             try:
                 recipe = Recipe.from_dict(changed).with_seed(seed)
@@ -310,7 +313,7 @@ class Sweep:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = yaml.safe_load(utf8_text(path))
     except yaml.YAMLError as error:
         raise BadInput(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or "source" not in content:
@@ -320,6 +323,10 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path}: {', '.join(sorted(map(str, unknown)))} means nothing here; there are "
             f"{', '.join(sorted(_SWEEP_KEYS))}."
         )
+    for name in _FILE_KEYS:
+        if name in content and not isinstance(content[name], str):
+            value = "empty" if content[name] is None else content[name]
+            raise BadInput(f"{path}: {name} must name a file; it is {value}.")
     return content
 
 

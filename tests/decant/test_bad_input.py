@@ -293,6 +293,13 @@ def test_a_request_file_that_does_not_fit(refused, tiny_run, tmp_path, option, t
     assert [entry.name for entry in (tmp_path / "in").iterdir()] == ["request"]
 
 
+def test_texts_for_a_vocabulary_that_are_no_text(refused, tiny_run, tmp_path):
+    (tmp_path / "queries.txt").write_bytes(b"caf\xe9\n")
+    line = refused("trim", tiny_run, "--texts", tmp_path / "queries.txt", "--out", tmp_path / "new")
+    assert "queries.txt is not UTF-8 (byte 3); save it as UTF-8" in line
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("command", ["predict", "index"])
 @pytest.mark.parametrize(
     ("make", "message"),

@@ -177,9 +177,18 @@ def test_a_grid_is_checked_before_anything_is_trained(
         ("source: job_market\nrecipe: {sizes: tiny}\n", "no field sizes; it has size"),
         ("source: job_market\nrecipe: tiny\n", "recipe must be fields and their values"),
         ("source: [\n", "is no YAML"),
+        ("source: ml1m\ndata:\n", "data must name a file; it is empty"),
+        ("source: ml1m\ndata: 7\n", "data must name a file; it is 7"),
+        ("source: ml1m\ndata: recipe.yaml\nform: txt\n", "form 'txt' is unknown; choose slot or"),
+        ("source: job_market\nform: text\n", "form 'text' is not of source job_market"),
+        ("source: job_market\nrecipe: {seed: }\n", "seed=None must be a whole number"),
+        ("source: Ăn\n".encode("utf-16"), "recipe.yaml is not UTF-8"),
     ],
 )
-def test_a_recipe_that_says_nothing_is_refused(tmp_path: Path, content: str, said: str) -> None:
-    (tmp_path / "recipe.yaml").write_text(content)
+def test_a_recipe_that_says_nothing_is_refused(
+    tmp_path: Path, content: str | bytes, said: str
+) -> None:
+    told = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / "recipe.yaml").write_bytes(told)
     with pytest.raises(BadInput, match=said):
         Sweep.of(tmp_path / "recipe.yaml", [], out=tmp_path)
