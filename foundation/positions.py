@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 # half as much again .002, and shorter prompts nothing (validation, three seeds; docs/log.md).
 _ROOM = 1.5
 
+# Where a configuration says what was trained before our scaling: a checkpoint's own looks the same.
+_MARK = "trained_positions"
+
 
 def trained_positions(decoder: Any) -> int | None:
     """The longest sequence that a decoder was trained at, by its stock configuration.
@@ -34,24 +37,24 @@ def trained_positions(decoder: Any) -> int | None:
         decoder: a causal LM of transformers.
 
     Returns:
-        Positions; None where the configuration does not say. With a window in every layer, the
-        longest that it has been set to read.
+        Positions; None where the configuration does not say. Of a checkpoint whose positions were
+        scaled by whoever made it (Llama 3.1), as far as that reaches. With a window in every layer,
+        the longest that it has been set to read.
     """
-    declared: int | None = getattr(decoder.config, "max_position_embeddings", None)
-    original: int | None = _rope(decoder).get("original_max_position_embeddings", declared)
-    return original
+    before_ours: int | None = getattr(decoder.config, _MARK, None)
+    return _longest(decoder) if before_ours is None else before_ours
 
 
 def reaches(decoder: Any, prompt_tokens: int) -> bool:
     """Whether a decoder reads prompts of some length as it is, trained at or set to it."""
-    trained = trained_positions(decoder)
-    return trained is None or prompt_tokens <= trained * _rope(decoder).get("factor", 1.0)
+    longest = _longest(decoder)
+    return longest is None or prompt_tokens <= longest
 
 
 def scale_positions(decoder: Any, *, prompt_tokens: int) -> None:
     """Set a decoder's positions for prompts of some length: YaRN where that is beyond its training.
 
-    Within the trained length, and with a window in every layer, they are the plain ones.
+    Within the trained length, and with a window in every layer, they are the checkpoint's own.
 
     Args:
         decoder: a causal LM of transformers; its configuration and rotary positions are changed in
@@ -63,14 +66,14 @@ def scale_positions(decoder: Any, *, prompt_tokens: int) -> None:
             YaRN does not scale.
     """
     trained, rope, config = trained_positions(decoder), _rope(decoder), decoder.config
-    is_scaled = rope.get("rope_type") == "yarn"
+    is_scaled = getattr(config, _MARK, None) is not None
     if trained is None or (prompt_tokens <= trained and not is_scaled):
         return
     if not is_scaled and _is_windowed(decoder, trained):
         # No distance beyond the window is ever met: all there is to say is that it may be read.
         config.max_position_embeddings = prompt_tokens
         return
-    if rope.get("rope_type") not in ("default", "yarn"):
+    if not is_scaled and rope.get("rope_type") != "default":
         raise BadInput(
             f"max_prompt_tokens={prompt_tokens} is beyond the {trained} positions that this "
             f"{type(decoder).__name__} was trained at, and YaRN cannot scale its positions; lower "
@@ -78,6 +81,7 @@ def scale_positions(decoder: Any, *, prompt_tokens: int) -> None:
         )
     config.rope_parameters = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
     config.max_position_embeddings = trained
+    setattr(config, _MARK, trained if prompt_tokens > trained else None)
     if prompt_tokens > trained:
         factor = _ROOM * prompt_tokens / trained
         config.max_position_embeddings = int(_ROOM * prompt_tokens)
@@ -95,6 +99,17 @@ def scale_positions(decoder: Any, *, prompt_tokens: int) -> None:
         )
     rotary = decoder.model.rotary_emb
     decoder.model.rotary_emb = type(rotary)(config).to(rotary.inv_freq.device)
+
+
+def _longest(decoder: Any) -> int | None:
+    """Positions that a decoder reads as it is set now."""
+    declared: int | None = getattr(decoder.config, "max_position_embeddings", None)
+    if declared is None:
+        return None
+    # Some configurations count their scaling into what they declare, some leave it to the factor.
+    rope = _rope(decoder)
+    original = rope.get("original_max_position_embeddings", declared)
+    return max(declared, int(original * rope.get("factor", 1.0)))
 
 
 def _is_windowed(decoder: Any, trained: int) -> bool:

@@ -148,6 +148,31 @@ def test_what_sees_further_than_it_was_trained_is_scaled(config: Any) -> None:
     assert decoder.config.rope_parameters["factor"] == 3
 
 
+LLAMA3 = {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0}
+
+
+@pytest.mark.parametrize("rope", [LLAMA3, YARN], ids=["llama3", "yarn"])
+@pytest.mark.parametrize("declared", [16, 64])
+def test_scaling_of_the_checkpoint_is_kept_as_far_as_it_reaches(
+    rope: dict[str, Any], declared: int
+) -> None:
+    torch.manual_seed(0)
+    own = {**rope, "rope_theta": 10000.0, "original_max_position_embeddings": 16}
+    config = LlamaConfig(**{**SMALL, "max_position_embeddings": declared}, rope_parameters=own)
+    decoder = AutoModelForCausalLM.from_config(config)
+    plain, told = logits_of(decoder), dict(decoder.config.rope_parameters)
+    longest = max(declared, int(16 * rope["factor"]))
+    assert trained_positions(decoder) == longest
+    for prompt_tokens in (longest, 10):
+        scale_positions(decoder, prompt_tokens=prompt_tokens)
+        assert decoder.config.rope_parameters == told
+        assert decoder.config.max_position_embeddings == declared
+        torch.testing.assert_close(logits_of(decoder), plain, rtol=0, atol=0)
+    with pytest.raises(BadInput, match=f"=200 is beyond the {longest} positions"):
+        scale_positions(decoder, prompt_tokens=200)
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -162,7 +187,7 @@ def test_what_sees_further_than_it_was_trained_is_scaled(config: Any) -> None:
 def test_positions_of_another_kind_are_left_alone_and_their_end_is_said(config: Any) -> None:
     decoder = AutoModelForCausalLM.from_config(config)
     scale_positions(decoder, prompt_tokens=64)
-    with pytest.raises(BadInput, match=r"max_prompt_tokens=200 is beyond the 64 positions"):
+    with pytest.raises(BadInput, match=r"max_prompt_tokens=200 is beyond the \d+ positions"):
         scale_positions(decoder, prompt_tokens=200)
 
 
