@@ -64,7 +64,7 @@ def prune(
 
     Raises:
         BadInput: a size is not between 1 and what there is, or the family's stock configuration
-            refuses the shape.
+            refuses the shape, or the weights are rounded.
     """
     check_shape(foundation.decoder, shape)
     kept = Kept.most_important(importance, shape)
@@ -85,8 +85,12 @@ def keep(foundation: Foundation, kept: Kept, energy: Mapping[str, Tensor]) -> Fo
             coordinates must be scaled to say the same of those.
 
     Raises:
-        BadInput: the family's stock configuration refuses the shape.
+        BadInput: the family's stock configuration refuses the shape, or the weights are rounded:
+            what is scaled and repaired would lie on their grid no longer.
     """
+    weights = foundation.settings.weights
+    if weights != "float32":
+        raise BadInput(f"a model in {weights} cannot be pruned; prune the one it was made of.")
     check_known(foundation.decoder)
     shape = Shape(
         layers=len(kept.layers),

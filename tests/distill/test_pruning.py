@@ -246,6 +246,15 @@ def test_a_shape_that_stock_loaders_refuse_is_refused(of_family: Any, rows: Rows
         prune(foundation, measure_importance(foundation, rows), smaller(foundation, hidden=30))
 
 
+@pytest.mark.parametrize("weights", ["int8", "fp8", "int4"])
+def test_rounded_weights_are_refused(make: Any, rows: Rows, weights: Any) -> None:
+    foundation = make()
+    importance = measure_importance(foundation, rows)
+    foundation.settings = replace(foundation.settings, weights=weights)
+    with pytest.raises(BadInput, match=f"a model in {weights} cannot be pruned"):
+        prune(foundation, importance, smaller(foundation, layers=1))
+
+
 def test_a_decoder_with_parts_of_its_own_is_refused(make: Any, rows: Rows) -> None:
     foundation = make()
     foundation.decoder.model.layers[0].mlp.router = torch.nn.Linear(2, 2)
