@@ -117,7 +117,7 @@ def write_run_report(
             )
         ],
         predictions=examples(recommender),
-        notes=_notes(metrics["systems"], top=models[0]),
+        notes=_notes(metrics["systems"], recipe, top=models[0]),
         run=record,
     )
     write_report(layout.folder, report)
@@ -300,10 +300,20 @@ def _ranked_item(prediction: Prediction) -> RankedItem:
     )
 
 
-def _notes(systems: list[dict[str, Any]], *, top: str) -> list[str]:
+def _held_out(recipe: Recipe) -> str:
+    held_out, test = recipe.held_out_slates, recipe.test_slates
+    name = "Leave-one-out" if held_out == 2 else f"Leave-last-{held_out}"
+    last = "event (or slate) is" if test == 1 else f"{test} events (or slates) are"
+    before = (
+        "one before validates" if held_out - test == 1 else f"{held_out - test} before validate"
+    )
+    return f"{name}: each person's last {last} the test, the {before}."
+
+
+def _notes(systems: list[dict[str, Any]], recipe: Recipe, *, top: str) -> list[str]:
     notes = [
-        "Leave-one-out: each person's last event (or slate) is the test, the one before validates. "
-        "Full catalogue, seen items left out. Intervals are 95 % bootstrap intervals over people.",
+        f"{_held_out(recipe)} Full catalogue, seen items left out. Intervals are 95 % bootstrap "
+        "intervals over people.",
         "Parameters count the decoder's body: without embeddings, heads and the item table.",
         "ECE is the gap between the probability of a good action and how often it came, over 15 "
         "bins of equally many events: as served, and as the model says it before calibration.",

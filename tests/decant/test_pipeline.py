@@ -12,7 +12,7 @@ from decant.layout import FOUNDATION, PROMPTER, RUNG, RunLayout
 from decant.pipeline import index_again, run
 from decant.recipes import Recipe, recipe_of
 from decant.recommender import Recommender
-from decant.reporting import CURVES, _curves, _origin
+from decant.reporting import CURVES, _curves, _notes, _origin
 from decant.results import COLUMNS, read_csv
 from decant.run_data import load_book, load_model
 from decant.stages import Stages
@@ -106,6 +106,24 @@ def test_the_result_rows_say_what_was_measured_on_what(tiny_run, recipe):
     assert n["system", "ndcg@10"] < n["rung-1", "ndcg@10"] == n["oracle", "ndcg@10"]
     sizes = {row.model: row.params for row in rows}
     assert sizes["rung-1"] < sizes["foundation"]
+
+
+@pytest.mark.parametrize(
+    ("held_out", "test", "said"),
+    [
+        (2, 1, "Leave-one-out: each person's last event (or slate) is the test, the one before "
+               "validates."),
+        (10, 1, "Leave-last-10: each person's last event (or slate) is the test, the 9 before "
+                "validate."),
+        (10, 3, "Leave-last-10: each person's last 3 events (or slates) are the test, the 7 before "
+                "validate."),
+    ],
+)  # fmt: skip
+def test_the_report_says_what_was_held_out(
+    recipe: Recipe, held_out: int, test: int, said: str
+) -> None:
+    recipe = replace(recipe, held_out_slates=held_out, test_slates=test)
+    assert _notes([], recipe, top=FOUNDATION)[0].startswith(said)
 
 
 def test_w_is_chosen_on_as_many_requests_as_the_recipe_says(
