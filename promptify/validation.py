@@ -55,8 +55,8 @@ class BadRows:
         on_bad_rows: ``"fail"`` stops at the end of the table that holds them, ``"skip"`` leaves
             them out, ``"quarantine"`` leaves them out and writes them down.
         quarantine: the JSONL file they are written to: file, line, column, value, reason, row.
-            It appears when the context ends without an error; where no row is bad, one of an earlier
-            run is removed.
+            It appears when the context ends without an error; where no row is bad, one that an
+            earlier run left is removed.
 
     Raises:
         BadInput: `on_bad_rows` is not one of the three, or ``"quarantine"`` has no file.
