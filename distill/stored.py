@@ -31,7 +31,7 @@ from distill.teaching import TeacherConfig
 from foundation import Foundation
 from foundation.asking import Asking
 from foundation.plan import TrainingPlan
-from foundation.training import FitConfig
+from foundation.training import FitConfig, attention_and_packing
 from promptify.assembly import PromptBook
 from promptify.splits import Split
 from promptify.validation import BadInput
@@ -47,7 +47,6 @@ _PLAN_FIELDS = (
     "reread_items",
     "full_softmax_items",
     "num_negatives",
-    "packing",
     "seed",
 )
 _COLUMNS: dict[str, Any] = {
@@ -76,7 +75,8 @@ def store_signal(
         teacher: only read.
         book: pieces of the interactions.
         split: which events train.
-        config: of the training to come.
+        config: of the training to come. With packing left open, rows are packed as the teacher
+            would train where it is; the student must come to the same.
         teacher_config: what will be taught; candidates and vocabulary need a `top`.
         path: of the file, written whole or not at all.
         asking: what that training will ask beside the rows.
@@ -101,9 +101,10 @@ def store_signal(
                 "classes, say."
             )
     live = LiveTeacher(teacher)
-    plan = TrainingPlan(book, split.train, config, packed=bool(config.packing), asking=asking)
+    _, packed = attention_and_packing(teacher, config, asking)
+    plan = TrainingPlan(book, split.train, config, packed=packed, asking=asking)
     about = {
-        "plan": plan_key(book, split, config, asking),
+        "plan": plan_key(book, split, config, asking, packed=packed),
         "role": teacher_config.role,
         "temperature": teacher_config.temperature,
         "subjects": {lesson.subject: lesson.top for lesson in teacher_config.lessons},
@@ -141,7 +142,12 @@ def _record(taught: Taught, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def plan_key(
-    book: PromptBook, split: Split, config: FitConfig, asking: Asking | None = None
+    book: PromptBook,
+    split: Split,
+    config: FitConfig,
+    asking: Asking | None = None,
+    *,
+    packed: bool,
 ) -> str:
     """A hash of everything that decides which rows each step of a training holds.
 
@@ -150,13 +156,18 @@ def plan_key(
         split: which events train.
         config: of the training.
         asking: what it asks beside the rows.
+        packed: whether its rows are.
     """
     settings = asdict(config)
     digest = hashlib.sha256()
     digest.update(json.dumps({name: settings[name] for name in _PLAN_FIELDS}).encode())
+    digest.update(json.dumps([packed, asdict(book.prompter.config)]).encode())
     digest.update(np.packbits(split.train).tobytes())
-    for pieces in (book.item_pieces.ids, book.interactions.event_item):
-        digest.update(np.ascontiguousarray(pieces).tobytes())
+    digest.update(np.ascontiguousarray(book.interactions.event_item).tobytes())
+    said = book.said
+    for pieces in (said.items, said.profiles, said.contexts, book.prompter.instruction_pieces):
+        digest.update(np.ascontiguousarray(pieces.offsets).tobytes())
+        digest.update(np.ascontiguousarray(pieces.ids).tobytes())
     if asking is not None:
         numbers = asking.task, asking.questions_per_row, asking.slates_per_row
         digest.update(json.dumps(numbers).encode())
@@ -208,12 +219,14 @@ class StoredSignal:
         Raises:
             BadInput: its batches are others, or what is to be taught was not stored.
         """
+        _, packed = attention_and_packing(student, config, asking)
         if student.item_ids != tuple(book.interactions.item_ids) or self.plan != plan_key(
-            book, split, config, asking
+            book, split, config, asking, packed=packed
         ):
             raise BadInput(
-                "the stored signal is about other batches than this training's: data, split, seed "
-                "and schedule must be those it was stored with. Store it again."
+                "the stored signal is about other batches than this training's: data, prompts, "
+                "split, seed, schedule and packing must be those it was stored with. Store it "
+                "again."
             )
         for lesson in teacher_config.lessons:
             if lesson.subject not in self.subjects:

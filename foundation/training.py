@@ -229,10 +229,7 @@ def fit(
         raise BadInput(f"a model in {weights} cannot be trained; train the one it was made of.")
     started = time.monotonic()
     serving_attention = decoder.config._attn_implementation
-    attention = training_attention(decoder, foundation.device.type, bf16=config.bf16)
-    if asking is not None and attention in TAKES_PACKED_ROWS:
-        # Their kernels know no mask, which questions beside each other need.
-        attention = serving_attention
+    attention, packed = attention_and_packing(foundation, config, asking)
     asked_weights = {} if asking is None else asking.loss_weights
     with (
         adapted(foundation, config.lora, seed=config.seed),
@@ -245,7 +242,7 @@ def fit(
             split,
             config,
             out=out,
-            packed=attention in TAKES_PACKED_ROWS if config.packing is None else config.packing,
+            packed=packed,
             loss_weights=loss_weights or {**config.loss_weights, **asked_weights},
             validate=validate,
             hard_negatives=hard_negatives,
@@ -259,6 +256,25 @@ def fit(
     foundation.refresh_readings()
     foundation.eval()
     return _result(trainer.state, config, seconds=spent + time.monotonic() - started)
+
+
+def attention_and_packing(
+    foundation: "Foundation", config: FitConfig, asking: Asking | None = None
+) -> tuple[str, bool]:
+    """What a training attends with, and whether its rows are packed, on the model's device.
+
+    Args:
+        foundation: that is trained.
+        config: of the training.
+        asking: what is asked beside the rows.
+    """
+    decoder = foundation.decoder
+    attention = training_attention(decoder, foundation.device.type, bf16=config.bf16)
+    if asking is not None and attention in TAKES_PACKED_ROWS:
+        # Their kernels know no mask, which questions beside each other need.
+        attention = decoder.config._attn_implementation
+    packed = attention in TAKES_PACKED_ROWS if config.packing is None else config.packing
+    return attention, packed
 
 
 def _trainer(

@@ -11,9 +11,10 @@ from distill.distillation import Distillation, distil
 from distill.signals import LiveTeacher
 from distill.stored import StoredSignal, store_signal
 from distill.teaching import Lesson, TeacherConfig
-from foundation import FitConfig
+from foundation import FitConfig, packed_attention
 from foundation.plan import TrainingPlan
 from promptify.assembly import PromptBook
+from promptify.prompter import Prompter
 from promptify.splits import Split
 from promptify.validation import BadInput
 
@@ -115,6 +116,40 @@ def test_another_training_than_the_one_it_was_stored_for_is_refused(
             config=replace(FIT, **fit),
             teacher_config=replace(TEACHES, **teaches),
             out=tmp_path,
+        )
+
+
+def test_rows_are_packed_as_the_training_packs_them(
+    make: Any, book: PromptBook, split: Split, stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal, student = StoredSignal(stored), make()
+    signal.check(student, book, split, config=FIT, teacher_config=TEACHES)
+    packing = replace(FIT, packing=False)
+    signal.check(student, book, split, config=packing, teacher_config=TEACHES)
+    # As on a GPU in half precision.
+    monkeypatch.setattr(
+        "foundation.training.training_attention", lambda *_, **__: packed_attention.NAME
+    )
+    with pytest.raises(BadInput, match="packing must be those"):
+        signal.check(student, book, split, config=FIT, teacher_config=TEACHES)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"max_prompt_tokens": 160}, {"tells_profile": False}, {"max_context_tokens": 9}]
+)
+def test_other_prompts_are_refused(
+    make: Any, book: PromptBook, split: Split, stored: Path, changes: dict[str, Any]
+) -> None:
+    log, prompter = book.interactions, book.prompter
+    other = Prompter(
+        tasks=prompter.tasks,
+        config=replace(prompter.config, **changes),
+        tokenizer=prompter.tokenizer,
+        words=prompter.words,
+    )
+    with pytest.raises(BadInput, match="about other batches"):
+        StoredSignal(stored).check(
+            make(), other.book(log), split, config=FIT, teacher_config=TEACHES
         )
 
 
