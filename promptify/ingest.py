@@ -3,6 +3,7 @@
 Legend: U users, I items, E events.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from promptify.columns import ARROW_TYPES, Column, read_column, read_text
 from promptify.schema import Schema
 from promptify.validation import LINE, BadInput, BadRows, RowCheck
+
+logger = logging.getLogger(__name__)
 
 _BATCH_EVENTS = 500_000
 """Large enough that building the hash of all ids once per batch does not count."""
@@ -267,6 +270,7 @@ class _EventEncoder:
         columns["context"] = shared
         shown_at = columns["timestamp"].copy()
         np.minimum.at(shown_at, first, columns["timestamp"])
+        stated_at = columns["timestamp"]
         columns["timestamp"] = shown_at[first]
         del shown_at, shared, stated, columns["slate"]
         order = np.lexsort((first, columns["timestamp"], columns["user"]))
@@ -274,6 +278,7 @@ class _EventEncoder:
         for name in EVENT_TYPES:
             if name != "slate":
                 ordered[name] = columns.pop(name)[order]
+        _warn_of_early(ordered, stated_at[order])
         return ordered
 
     def _codes(self, check: RowCheck, column: str) -> Any:
@@ -404,3 +409,21 @@ def _hashes(words: pa.Array) -> NDArray[np.uint64]:
     """A 64-bit hash of each word, 0 for null. Two slates of one user would have to collide."""
     codes = pd.util.hash_array(words.fill_null("").to_numpy(zero_copy_only=False))
     return np.where(np.asarray(words.is_null()), 0, codes | np.uint64(1)).astype(np.uint64)
+
+
+def _warn_of_early(ordered: Columns, stated_at: NDArray[np.int64]) -> None:
+    """Say how many events moved to before what was shown between: histories tell them too early."""
+    moved = np.flatnonzero(stated_at > ordered["timestamp"])
+    following = np.searchsorted(ordered["slate"], ordered["slate"][moved] + 1)
+    is_last = following == len(stated_at)
+    moved, following = moved[~is_last], following[~is_last]
+    is_early = (ordered["user"][moved] == ordered["user"][following]) & (
+        stated_at[moved] > ordered["timestamp"][following]
+    )
+    if count := int(is_early.sum()):
+        logger.warning(
+            "%s events have a timestamp after what their user was shown next, and count as of when "
+            "the first event of their shown_with was: what came later is told before it. Give "
+            "every slate a shown_with of its own, and as timestamp the moment it was shown.",
+            f"{count:,}",
+        )

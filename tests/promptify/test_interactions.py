@@ -89,6 +89,20 @@ def test_a_slate_stands_together_at_the_moment_it_was_shown_with_one_context() -
     assert words == ["near Lyon", "near Lyon", "other", None]
 
 
+def test_events_that_a_slate_takes_before_what_was_shown_between_are_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clicked = {"item_id": [10, 11, 12], "timestamp": [1, 5, 3], "shown_with": ["s", "s", None]}
+    log(clicked)
+    assert "1 events have a timestamp after what their user was shown next" in caplog.text
+    caplog.clear()
+    # Acted on later than shown, but before anything else was.
+    log({**clicked, "timestamp": [1, 2, 3]})
+    # What others were shown meanwhile is nobody's history.
+    log({**clicked, "user_id": ["u0", "u0", "u1"]})
+    assert not caplog.text
+
+
 def test_slates_of_two_users_or_two_surfaces_are_two() -> None:
     data = log(
         {
