@@ -120,7 +120,7 @@ def _read_text(values: pa.Array) -> Column:
         bad = ~np.isfinite(numbers) & ~null
         faults = [Fault(rows=bad, reason="is not a value; leave it empty if it is unknown")]
         # 2**53: beyond it a float is not sure of its whole numbers.
-        if np.all((np.mod(numbers, 1) == 0) & (np.abs(numbers) < 2**53) | bad | null):
+        if np.all((np.floor(numbers) == numbers) & (np.abs(numbers) < 2**53) | bad | null):
             whole = np.where(bad | null, 0, numbers).astype(np.int64)
             values = pa.array(whole, mask=bad | null).cast(pa.string())
         else:

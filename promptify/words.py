@@ -33,6 +33,8 @@ _BLANK = re.compile(
 )
 # A word said again and again drowns out the rest of its text; names say one twice at most.
 _SAID_AGAIN = re.compile(r"(?<!\S)(\S+)(?: \1){2,}(?!\S)", re.IGNORECASE)
+# What stands between two fields; within a word ("l·l") it does not.
+_SEPARATES = re.compile(r" ?(?<!\S)·(?!\S)")
 _BRACKETS = str.maketrans({"⟦": "[", "⟧": "]"})
 
 Columns = Mapping[str, Sequence[Any]]
@@ -40,7 +42,7 @@ Columns = Mapping[str, Sequence[Any]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Neutralizer:
-    r"""Text from outside, made harmless: one line, no arrow, no label, no slot, no special token.
+    r"""Text from outside, made harmless: one line of one field, no arrow, label, slot or token.
 
     A label's token means that somebody did this, wherever it stands: the model that says a label is
     the one that reads it, and an item that repeats a good one would rise. So what starts as a label
@@ -77,7 +79,8 @@ class Neutralizer:
             # Once more as long as it takes: what is cut out may leave a forbidden word behind.
             while self.forbidden.search(text):
                 text = " ".join(self.forbidden.sub(" ", text).split())
-        text = _SAID_AGAIN.sub(r"\1 \1", " ".join(text.replace("=>", "→").split()))
+        text = _SEPARATES.sub(",", " ".join(text.replace("=>", "→").split()))
+        text = _SAID_AGAIN.sub(r"\1 \1", text)
         return text if self.labels is None else self.labels.sub(self._another_way, text)
 
     def _another_way(self, label: re.Match[str]) -> str:
