@@ -238,7 +238,9 @@ class Descent:
     def answers(self, folder: Path) -> Answers:
         """Of a model to the test requests; kept, since a reading of them all takes minutes."""
         served = json.loads((folder / "foundation.json").read_text("utf-8"))
-        kept = self.folder / "answers" / f"{json_hash([weights_hash(folder), served])}.npz"
+        recipe = self.recipe
+        asked = [self.config.gate_people, recipe.held_out_slates, recipe.test_slates]
+        kept = self.folder / "answers" / f"{json_hash([weights_hash(folder), served, asked])}.npz"
         return Answers(**kept_arrays(kept, lambda: self._asked(self.model(folder))))
 
     def _asked(self, model: Foundation) -> dict[str, NDArray[Any]]:

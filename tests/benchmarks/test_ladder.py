@@ -1,12 +1,56 @@
 import json
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import ladder, ladder_latency
+from benchmarks.measured import Measured
 from decant import judging
+from decant.measure import Answers
 from decant.results import read_csv
 from foundation import predictions
+
+
+class FakeDescent:
+    """A top whose first target's rank is its seed and one more."""
+
+    def __init__(self, bed: Any, seed: int, work: Path) -> None:
+        self.seed = seed
+        self.layout = SimpleNamespace(model=Path)
+        self.top = SimpleNamespace(num_parameters=lambda: 10)
+
+    def answers(self, folder: Path) -> Answers:
+        nobody, nothing = np.zeros(0, np.int64), np.zeros(0, np.bool_)
+        return Answers(
+            user=np.arange(3),
+            rank=np.array([1 + self.seed, 1, 20]),
+            is_positive_target=np.ones(3, np.bool_),
+            action_user=nobody,
+            action_positive=nothing,
+            action_probability=None,
+        )
+
+
+def test_a_mean_follows_seeds_that_are_added_and_is_not_made_of_fewer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ladder, "Descent", FakeDescent)
+    bed: Any = SimpleNamespace(name="films")
+
+    def mean_after(*seeds: int) -> float:
+        out = Measured("ladder", {}, out=tmp_path / "rows.csv", commit="c")
+        ladder.measure(bed, [], seeds, tmp_path, out)
+        [mean] = [row.value for row in out.rows if row.seed == "mean"]
+        return mean
+
+    first, both = mean_after(0), mean_after(0, 1)
+    assert both < first
+    assert mean_after(0) == both
+    assert mean_after(0, 1, 2) < both
 
 
 @pytest.mark.slow
