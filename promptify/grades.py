@@ -69,7 +69,7 @@ class GradedPairs:
                 "give one of each for every grade."
             )
         if grade.ndim == 1:
-            strange = grade[(grade < 0) | (grade >= num_grades)]
+            strange = grade[(grade < 0) | (grade >= num_grades) | (grade != np.floor(grade))]
             if len(strange):
                 raise BadInput(f"grade {strange[0]} must be a whole number in [0, {num_grades}).")
             share_nG = np.eye(num_grades)[grade.astype(np.int64)]

@@ -163,5 +163,8 @@ def test_distributions_must_be_some():
     for wrong in ([[0.5, 0.4]], [[1.5, -0.5]], [[1.0, 0.0, 0.0]]):
         with pytest.raises(BadInput, match="probabilities that sum to 1"):
             GradedPairs.of(*one, np.array(wrong), num_grades=2)
+    for grade in (0.7, float("nan")):
+        with pytest.raises(BadInput, match=f"grade {grade} must be a whole number"):
+            GradedPairs.of(*one, np.array([grade]), num_grades=2)
     with pytest.raises(BadInput, match="1, 1 and 2 entries"):
         GradedPairs.of(*one, np.array([0, 1]), num_grades=2)
