@@ -107,6 +107,9 @@ def test_small_markets_hold_what_was_asked(
 
 
 def test_a_market_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_searched=0 is too small"):
+        job_market(num_members=20, num_jobs=20, num_impressions=20, num_searched=0)
+    assert job_market(num_members=20, num_jobs=20, num_impressions=20).interactions.num_events
     with pytest.raises(ValueError, match="num_members=3 is too small"):
         job_market(num_members=3)
     with pytest.raises(ValueError, match="lower num_impressions"):

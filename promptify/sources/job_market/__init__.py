@@ -154,15 +154,17 @@ def job_market_with_truth(
     num_searched: int | None = None,
 ) -> tuple[SourceData, Truth, Search]:
     """As `job_market`, with the truth of both surfaces: for benchmarks and tests only."""
+    one_search = visits.MEAN_SLATE
+    if num_searched is None:
+        num_searched = max(one_search, round(num_impressions * _SEARCHED_PER_IMPRESSION))
     for name, value, least in (
         ("num_members", num_members, 20),
         ("num_jobs", num_jobs, 20),
         ("num_impressions", num_impressions, 20),
+        ("num_searched", num_searched, one_search),
     ):
         if value < least:
             raise ValueError(f"{name}={value} is too small for a market; give it {least} or more.")
-    if num_searched is None:
-        num_searched = round(num_impressions * _SEARCHED_PER_IMPRESSION)
     members = draw_members(seed, num_members)
     companies = draw_companies(seed)
     jobs = draw_jobs(seed, num_jobs, companies)
