@@ -168,7 +168,14 @@ class ItemIndex:
             target_recall=target_recall,
             progress=progress,
         )
-        logger.info("index of %d items: %s", num_items, manifest)
+        logger.info(
+            "index of %s items: %s in %s, %.1f MB, recall ceiling %.3f",
+            f"{num_items:,}",
+            manifest.factory or manifest.kind,
+            manifest.storage,
+            manifest.num_bytes / 1e6,
+            manifest.recall_ceiling,
+        )
         return cls(Snapshot(base, None, 0, Delta.empty(dimension), num_items), manifest)
 
     def search(
