@@ -10,7 +10,7 @@ that the model was trained on: two readings a request. Whatever is kept stands i
 Legend: n requests, N events of their histories, V vector, I items, K retrieved.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,9 +107,9 @@ class Histories:
     def _kept(
         self, policy: Policy, event_costs: Int64, slate_costs: Int64, budget: Int64
     ) -> NDArray[np.bool_]:
-        costs = {"event_tokens": event_costs, "slate_tokens": slate_costs}
+        costs: dict[str, Any] = {"event_tokens": event_costs, "slate_tokens": slate_costs}
         log = self.book.interactions
-        around = {"slate": log.event_slate[self.rows], "offsets": self.offsets}
+        around: dict[str, Any] = {"slate": log.event_slate[self.rows], "offsets": self.offsets}
         if policy == "recent":
             return newest(**costs, **around, budget_tokens=budget)
         if policy == "recent_per_action":

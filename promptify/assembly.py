@@ -234,7 +234,10 @@ class PromptBook:
             tails=self._table.context(log.event_context[targets.first_event]),
             num_dropped=end - start - np.diff(offsets),
         )
-        return self._prefixes(self._table.pool, self._table.events(rows), offsets, frame)
+        # A history that was chosen is told as it was, as far as there is room.
+        stride = config.history_stride if history is None else 1
+        events = self._table.events(rows)
+        return self._prefixes(self._table.pool, events, offsets, frame, stride=stride)
 
     def history_tokens(self, rows: Int64) -> tuple[Int64, Int64]:
         """Tokens of telling events: of each, and what its slate costs beside it, once at most.
@@ -270,7 +273,8 @@ class PromptBook:
             num_dropped=np.zeros(1, np.int64),
         )
         events = table.events(np.arange(start, end))
-        return self._prefixes(pool, events, np.array([0, end - start]), frame)
+        stride = self.prompter.config.history_stride
+        return self._prefixes(pool, events, np.array([0, end - start]), frame, stride=stride)
 
     def profile_text(self, user: int) -> str:
         """The profile of a row of `users`, as a prompt tells it; empty where nothing is known."""
@@ -343,7 +347,8 @@ class PromptBook:
             tails=np.array([first + 1]),
             num_dropped=np.zeros(1, np.int64),
         )
-        rows = self._prefixes(pool, events, np.array([0, len(told)]), frame)
+        stride = prompter.config.history_stride
+        rows = self._prefixes(pool, events, np.array([0, len(told)]), frame, stride=stride)
         return replace(rows, inline_items=inline_items)
 
     def question(
@@ -398,7 +403,9 @@ class PromptBook:
         tokenizer = self.prompter.tokenizer
         return str(tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False))
 
-    def _prefixes(self, pool: Pool, events: Events, offsets: Int64, frame: Frame) -> Rows:
+    def _prefixes(
+        self, pool: Pool, events: Events, offsets: Int64, frame: Frame, *, stride: int
+    ) -> Rows:
         config = self.prompter.config
         chosen = select_history(
             pool,
@@ -407,6 +414,7 @@ class PromptBook:
             frame,
             max_prefix_tokens=config.max_prompt_tokens - self.prompter.reserved_tokens,
             per_action=config.history == "recent_per_action",
+            stride=stride,
         )
         return lay_out(pool, *chosen)
 

@@ -135,6 +135,7 @@ def select_history(
     *,
     max_prefix_tokens: int,
     per_action: bool,
+    stride: int,
 ) -> tuple[Events, Int64, Frame]:
     """The events that fit between head and tail, their offsets, and the frame that counts the rest.
 
@@ -145,6 +146,7 @@ def select_history(
         frame: what stands around them.
         max_prefix_tokens: longest row.
         per_action: whether actions take turns, rather than the newest events all staying.
+        stride: how many of the oldest are left out at a time, where the newest stay.
     """
     event_tokens, slate_tokens = token_costs(pool, events)
     used = pool.lengths[frame.heads].sum(axis=1) + pool.lengths[frame.tails]
@@ -165,6 +167,8 @@ def select_history(
             slate=events.slate,
             offsets=offsets,
             budget_tokens=budget,
+            num_before=frame.num_dropped,
+            stride=stride,
         )
     )
     kept_offsets = offsets_of(kept.astype(np.int64))[offsets]

@@ -12,6 +12,7 @@ _LEAST = {
     "max_item_tokens": 8,
     "max_profile_tokens": 8,
     "max_context_tokens": 8,
+    "history_stride": 1,
     "vocab_size": MIN_VOCAB_SIZE,
 }
 
@@ -28,6 +29,10 @@ class PrompterConfig:
         max_context_tokens: longest query or note with its newline.
         history: which events stay where not all fit: the newest, or the newest of each action in
             turn, so that many of one action do not push out the few of another.
+        history_stride: where the newest do not all fit, the first that is told is one of every so
+            many, counted from the person's first: prompts of neighbouring moments then begin alike,
+            and what is kept of the one's reading serves the other. Up to so many fewer are told,
+            but never less than half of what fits; 1 tells all that fit.
         time_gaps: whether an event says how long after the one before it was, and how old its item
             (text form only).
         tells_profile: whether a prompt holds the profile.
@@ -45,6 +50,7 @@ class PrompterConfig:
     max_profile_tokens: int = 128
     max_context_tokens: int = 48
     history: Literal["recent", "recent_per_action"] = "recent"
+    history_stride: int = 1
     time_gaps: bool = False
     tells_profile: bool = True
     tells_actions: bool = True
@@ -62,5 +68,10 @@ class PrompterConfig:
                 raise BadInput(
                     f"PrompterConfig.{name}={getattr(self, name)!r} must be at least {least}."
                 )
+        if self.history_stride > 1 and self.history != "recent":
+            raise BadInput(
+                f"PrompterConfig.history_stride={self.history_stride} needs history='recent': "
+                f"{self.history!r} does not tell one stretch of events."
+            )
         if self.time_gaps and self.form == "slot":
             raise BadInput("PrompterConfig.time_gaps=True needs form='text': a slot says no time.")

@@ -6,6 +6,8 @@ Legend: R rows, M events of all rows end to end, chronological within a row.
 import numpy as np
 from numpy.typing import NDArray
 
+from promptify.pieces import offsets_of
+
 Bool = NDArray[np.bool_]
 Int64 = NDArray[np.int64]
 
@@ -24,7 +26,14 @@ def first_of_slate(slate: Int64, offsets: Int64) -> Bool:
 
 
 def newest(
-    *, event_tokens: Int64, slate_tokens: Int64, slate: Int64, offsets: Int64, budget_tokens: Int64
+    *,
+    event_tokens: Int64,
+    slate_tokens: Int64,
+    slate: Int64,
+    offsets: Int64,
+    budget_tokens: Int64,
+    num_before: Int64 | int = 0,
+    stride: int = 1,
 ) -> Bool:
     """The newest events that fit, bool [M]: in each row, all from some event on.
 
@@ -34,6 +43,9 @@ def newest(
         slate: int64 [M].
         offsets: int64 [R+1].
         budget_tokens: int64 [R].
+        num_before: int64 [R], events of the same history that are older than the row's first.
+        stride: where some are left out, so many at a time, counted from the first of the history,
+            but never more than half of those that fit.
     """
     if not len(slate):
         return np.zeros(0, np.bool_)
@@ -43,7 +55,13 @@ def newest(
     row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     upto_end = np.append(0, paid)[offsets[1:]][row]
     before = np.append(0, paid)[:-1]
-    kept: Bool = upto_end - before <= budget_tokens[row]
+    fits: Bool = upto_end - before <= budget_tokens[row]
+    if stride == 1:
+        return fits
+    num_fitting = np.diff(offsets_of(fits.astype(np.int64))[offsets])
+    num_out = num_before + np.diff(offsets) - num_fitting
+    more = np.minimum(-num_out % stride, num_fitting // 2)
+    kept: Bool = np.arange(len(slate)) >= (offsets[1:] - num_fitting + more)[row]
     return kept
 
 

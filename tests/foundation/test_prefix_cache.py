@@ -2,6 +2,7 @@ import copy
 import gc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from foundation.batches import take_rows
 from foundation.prefix_cache import PrefixCache
 from foundation.weights_state import WeightsState
 from promptify.assembly import PromptBook
-from promptify.prompter import HistoryEvent
+from promptify.prompter import HistoryEvent, Prompter
 from promptify.rows import Rows
 from promptify.splits import Split
 
@@ -209,6 +210,31 @@ def test_items_given_inline_are_known_by_their_text(make: Any, form: str, book: 
             **CLOSE,
         )
     assert cache.hits == 4
+
+
+def test_a_stride_lets_a_history_that_does_not_fit_grow_where_it_was(
+    make: Any, books: dict[str, PromptBook]
+) -> None:
+    foundation = make("slot")
+    whole = books["slot"].prompter
+    events = [HistoryEvent(item=f"job-{at % 12:05}", action="apply") for at in range(140)]
+    num_extended = {}
+    for stride in (1, 16):
+        config = replace(whole.config, history_stride=stride)
+        parts = {"tokenizer": whole.tokenizer, "words": whole.words}
+        prompter = Prompter(tasks=whole.tasks, config=config, **parts)
+        book, cache = PromptBook(prompter, books["slot"].interactions), PrefixCache()
+        for count in range(100, 140):
+            prefix = book.inline({}, events[:count], task="jobs")
+            assert prefix.num_dropped_events > 0
+            np.testing.assert_allclose(
+                foundation.score(cache.read(foundation, prefix), ITEMS),
+                foundation.score(prefix, ITEMS),
+                **CLOSE,
+            )
+        num_extended[stride] = cache.extensions
+    assert num_extended[1] == 0
+    assert num_extended[16] >= 36
 
 
 def test_threads_may_share_it(make: Any, form: str, prefixes: Rows) -> None:

@@ -1,4 +1,4 @@
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -398,6 +398,60 @@ def test_chosen_events_are_of_the_targets_own_history_in_order(
     book = fit_films(max_prompt_tokens=200).book(log)
     with pytest.raises(ValueError, match="rising rows of each target's own history"):
         book.prefixes(slate_targets(log)[[-1]], history=(np.array(rows), np.array([0, len(rows)])))
+
+
+@given(slates, st.sampled_from([2, 3, 8, 64]))
+def test_a_stride_leaves_out_the_oldest_so_many_at_a_time(
+    make_market: Any, fit_market: Any, drawn: Any, stride: int
+) -> None:
+    log = log_of(make_market, drawn)
+    targets = slate_targets(log)
+    everything = fit_market(form="text", max_prompt_tokens=160).book(log).prefixes(targets)
+    prompter = fit_market(form="text", max_prompt_tokens=160, history_stride=stride)
+    book = prompter.book(log)
+    rows = book.prefixes(targets)
+    for row in range(len(rows)):
+        fitting = np.diff(everything.event_offsets)[row]
+        told = rows.event_item[rows.event_offsets[row] : rows.event_offsets[row + 1]]
+        history = slice(targets.history_start[row], targets.history_end[row])
+        # The newest, one after the other, and the row counts the others.
+        np.testing.assert_array_equal(told, log.event_item[history][rows.num_dropped_events[row] :])
+        assert reread(book, rows, row) == ids_of(rows, row)
+        if not everything.num_dropped_events[row]:
+            assert len(told) == fitting
+        elif rows.num_dropped_events[row] % stride:
+            assert fitting - len(told) == fitting // 2 < stride
+        else:
+            assert fitting - stride < len(told) <= fitting
+
+
+def test_neighbouring_moments_begin_alike_with_a_stride(make_films: Any, fit_films: Any) -> None:
+    log = make_films([(0, at % 6, "liked", at) for at in range(400)])
+    targets = slate_targets(log)
+
+    def num_continued(stride: int) -> int:
+        rows = fit_films(max_prompt_tokens=200, history_stride=stride).book(log).prefixes(targets)
+        prompts = [ids_of(rows, row) for row in range(len(rows))]
+        return sum(b[: len(a)] == a for a, b in pairwise(prompts))
+
+    assert num_continued(1) < 100
+    assert num_continued(16) > 370
+
+
+def test_a_stride_counts_from_the_first_that_is_given(make_films: Any, fit_films: Any) -> None:
+    log = make_films([(0, at % 6, "liked", at) for at in range(400)])
+    book = fit_films(max_prompt_tokens=200, history_stride=16).book(log)
+    logged = book.of_user(0, 0, 399, task=0)
+    events = [HistoryEvent(item=f"i{at % 6}", action="liked") for at in range(399)]
+    given_inline = book.inline({}, events)
+    for rows in (logged, given_inline):
+        assert rows.num_dropped_events > 0
+        assert rows.num_dropped_events % 16 == 0
+    # Events that somebody chose are not left out but for room.
+    target = slate_targets(log)[[-1]]
+    chosen = np.arange(399 - 40, 399)
+    told = book.prefixes(target, history=(chosen, np.array([0, 40])))
+    assert len(told.event_item) == 40
 
 
 def test_each_action_keeps_its_newest(make_films: Any, fit_films: Any) -> None:

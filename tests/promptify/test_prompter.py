@@ -153,6 +153,11 @@ def test_texts_in_words(fit_market: Any) -> None:
         ({"history": "best"}, "history='best' must be one of recent, recent_per_action"),
         ({"max_item_tokens": 4}, "max_item_tokens=4 must be at least 8"),
         ({"vocab_size": 100}, "vocab_size=100 must be at least"),
+        ({"history_stride": 0}, "history_stride=0 must be at least 1"),
+        (
+            {"history_stride": 8, "history": "recent_per_action"},
+            "history_stride=8 needs history='recent'",
+        ),
         ({"time_gaps": True}, "time_gaps=True needs form='text'"),
     ],
 )
