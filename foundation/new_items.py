@@ -12,7 +12,7 @@ a direction in which they are all alike (heads with a bias always do), a step al
 to the logit of every person. Where vectors retrieve at several widths, the step is taken within the
 narrowest, so that a vector cut to any of them carries the same bias.
 
-Legend: n requests, m targets, I items, V vector width.
+Legend: n requests, m targets, I items, V vector width, W that and one more.
 """
 
 from dataclasses import dataclass
@@ -89,12 +89,17 @@ def fit_new_item_bias(
     narrowest = foundation.settings.widths[0]
     common_V = np.zeros(persons_nV.shape[1])
     common_V[:narrowest] = _common_direction(persons_nV[:, :narrowest])
-    logits_nI = persons_nV @ foundation.embed_items().T.astype(np.float64)
+    along_n: NDArray[Any] = persons_nV @ common_V
+    items_IV = foundation.embed_items().astype(np.float64)
     weight_I = foundation.new_item_weight.cpu().numpy()
+    # One more number to each vector, so that the inner product is the logit with its bias.
+    weighed_IW = np.column_stack([items_IV, weight_I])
 
     def measured(bias: float) -> tuple[float, float]:
+        stepped_nW = np.column_stack([persons_nV, bias * along_n])
+        # Made again for each bias: logits of all people at once are larger than memory.
         rank_m = rank_catalogue(
-            lambda start, stop: logits_nI[start:stop] + bias * step_nI[start:stop],
+            lambda start, stop: stepped_nW[start:stop] @ weighed_IW.T,
             wanted,
             book,
             seen=targets,
@@ -103,12 +108,9 @@ def fit_new_item_bias(
         gain_m = ndcg(rank_m, 10)
         return float(gain_m[is_cold_m].mean()), float(gain_m[~is_cold_m].mean())
 
-    along_n: NDArray[Any] = persons_nV @ common_V
-    step_nI = along_n[:, None] * weight_I
     before = measured(0.0)
     chosen, best = 0.0, before
-    # From nothing to where an ordinary new item stands above an ordinary known one and two spreads.
-    furthest = float(2 * logits_nI.std() + max(0.0, _gap(logits_nI, weight_I)))
+    furthest = _furthest(persons_nV, items_IV, is_new_I=weight_I == 1)
     for bias in np.linspace(0, furthest, _STEPS + 1)[1:]:
         found = measured(float(bias))
         if found[0] > best[0] and found[1] >= (1 - max_warm_loss) * before[1]:
@@ -133,7 +135,26 @@ def _common_direction(persons_nV: NDArray[np.float64]) -> NDArray[np.float64]:
     return direction
 
 
-def _gap(logits_nI: NDArray[np.float64], weight_I: NDArray[np.float32]) -> float:
-    """How far new items lie below the others on average."""
-    is_new_I = weight_I == 1
-    return float(logits_nI[:, ~is_new_I].mean() - logits_nI[:, is_new_I].mean())
+def _furthest(
+    persons_nV: NDArray[np.float64], items_IV: NDArray[np.float64], is_new_I: NDArray[np.bool_]
+) -> float:
+    """Where an ordinary new item stands above an ordinary known one and two spreads of all logits.
+
+    Means and covariances of both sides say it: the n × I logits are never made.
+    """
+    (person_V, persons_VV), (item_V, items_VV) = _moments(persons_nV), _moments(items_IV)
+    # Var(p·i) over every pair of a person and an item, about the product of their means.
+    variance = (persons_VV * items_VV).sum()
+    variance += person_V @ items_VV @ person_V + item_V @ persons_VV @ item_V
+    gap = person_V @ (items_IV[~is_new_I].mean(0) - items_IV[is_new_I].mean(0))
+    return float(2 * np.sqrt(variance) + max(0.0, gap))
+
+
+def _moments(
+    vectors_NV: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean [V] and covariance [V, V] of vectors."""
+    mean_V: NDArray[np.float64] = vectors_NV.mean(0)
+    centred_NV = vectors_NV - mean_V
+    covariance_VV: NDArray[np.float64] = centred_NV.T @ centred_NV / len(centred_NV)
+    return mean_V, covariance_VV

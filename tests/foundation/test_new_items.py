@@ -1,5 +1,6 @@
 """A bias for new items: chosen on validation, carried by vectors, saved with the model."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from foundation import Foundation
+from foundation import Foundation, new_items, predictions
 from foundation.evaluation import ndcg
 from foundation.new_items import fit_new_item_bias
 from foundation.predictions import predict_targets, ranking_targets
@@ -73,6 +74,46 @@ def test_the_bias_is_by_exposure_and_in_the_vectors(
     np.testing.assert_allclose(
         (people @ (shifted - foundation.embed_items(pieces)).T).mean(), fitted.bias, rtol=0.1
     )
+
+
+def test_people_by_items_are_never_held_at_once(
+    foundation: Foundation,
+    books: dict[str, PromptBook],
+    split: Split,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    book, times = books["slot"], 100
+    persons = foundation.embed_users(book.prefixes(split.valid, task=0))
+    many = split.valid[np.tile(np.arange(len(split.valid)), times)]
+    fitted = fit_new_item_bias(foundation, book, split.valid, max_warm_loss=0.5)
+
+    def embed_users(rows: Any) -> Any:
+        # Prompts of as many people weigh more than what is promised here.
+        tracemalloc.start()
+        return np.tile(persons, (times, 1))
+
+    monkeypatch.setattr(foundation, "embed_users", embed_users)
+    monkeypatch.setattr(predictions, "MAX_SCORES", 1 << 14)
+    try:
+        again = fit_new_item_bias(foundation, book, many, max_warm_loss=0.5)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < len(many) * book.interactions.num_items * 8
+    # The same people a hundred times over are served as they are once.
+    for field in ("bias", "cold_ndcg", "warm_ndcg", "spread"):
+        np.testing.assert_allclose(getattr(again, field), getattr(fitted, field), rtol=1e-9)
+
+
+def test_how_far_a_bias_may_go_is_what_all_logits_at_once_say() -> None:
+    random = np.random.default_rng(0)
+    persons = random.normal(3, 1, (40, 6)) * random.uniform(0.1, 2, 6)
+    items = random.normal(-1, 2, (70, 6))
+    logits, is_new = persons @ items.T, np.arange(70) % 3 == 0
+    gap = logits[:, ~is_new].mean() - logits[:, is_new].mean()
+    for sign in (1, -1):
+        found = new_items._furthest(sign * persons, items, is_new)
+        assert found == pytest.approx(2 * logits.std() + max(0, sign * gap), rel=1e-12)
 
 
 def test_the_bias_is_saved(
