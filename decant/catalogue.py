@@ -36,7 +36,7 @@ from promptify.ingest import item_types, read_items
 from promptify.schema import Schema
 from promptify.sources.files import json_columns
 from promptify.validation import BadInput, BadRows, OnBadRows, shown
-from promptify.whole import write_whole
+from promptify.whole import sync, write_whole
 from retrieval import ItemIndex
 from retrieval.manifest import sha256_of
 
@@ -190,6 +190,7 @@ class SavedCatalogue:
                     _share_files(self.folder / before / "index", version / "index")
                 self._write_version(served, version)
                 index.save(version / "index")
+                sync(version)
                 current = {
                     "format_version": _FORMAT_VERSION,
                     "version": version.name,

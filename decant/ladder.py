@@ -37,7 +37,7 @@ from foundation.predictions import Predictions, predict_targets
 from promptify.assembly import PromptBook
 from promptify.splits import Split, Targets
 from promptify.validation import BadInput
-from promptify.whole import write_whole
+from promptify.whole import put, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -341,7 +341,7 @@ def _copy_run(folder: Path, out: Path) -> None:
         shutil.copytree(folder / stage, partial / stage)
     if out.exists():
         out.rmdir()
-    partial.rename(out)
+    put(partial, out)
 
 
 def _sign_waivers(layout: RunLayout, made: list[str]) -> None:

@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 
 from decant import processes
 from decant.run_record import json_hash, utc_now
-from promptify.whole import write_whole
+from promptify.whole import put, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -309,7 +309,7 @@ class Stages:
         if out.exists():
             shutil.rmtree(old, ignore_errors=True)
             out.rename(old)
-        partial.rename(out)
+        put(partial, out)
         shutil.rmtree(old, ignore_errors=True)
 
     def _drop_scratch(self, name: str, *, but: Path | None = None) -> None:

@@ -23,7 +23,7 @@ from foundation.batches import take_rows
 from promptify.assembly import PromptBook
 from promptify.splits import Targets
 from promptify.validation import BadInput
-from promptify.whole import write_whole
+from promptify.whole import put, write_whole
 
 TRIMMED = "trimmed.json"
 _MOST_DIFFERENCE = 1e-4
@@ -113,7 +113,7 @@ def trim(
     index_again(RunLayout(partial))
     if out.exists():
         out.rmdir()
-    partial.rename(out)
+    put(partial, out)
     return found
 
 

@@ -31,7 +31,7 @@ from foundation.sizes import decoder_config, start_as_averages
 from promptify.pieces import Pieces
 from promptify.prompter import Prompter
 from promptify.validation import BadInput
-from promptify.whole import whole_file
+from promptify.whole import put, whole_file
 
 if TYPE_CHECKING:
     from foundation.model import Foundation
@@ -142,7 +142,7 @@ def save(foundation: "Foundation", folder: Path) -> None:
         # A folder cannot be renamed onto a full one, so the old one steps aside first.
         if folder.exists():
             os.replace(folder, old)
-        os.replace(partial, folder)
+        put(partial, folder)
     finally:
         if old.exists() and not folder.exists():
             os.replace(old, folder)

@@ -33,6 +33,7 @@ from promptify.tokenizer import (
     train_tokenizer,
 )
 from promptify.validation import BadInput, shown
+from promptify.whole import put
 from promptify.words import (
     SPAN_WORDS,
     Neutralizer,
@@ -335,7 +336,7 @@ class Prompter:
             text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
             (Path(part) / _MANIFEST).write_text(text, encoding="utf-8")
             for name in sorted(os.listdir(part), key=lambda name: name == _MANIFEST):
-                os.replace(Path(part) / name, folder / name)
+                put(Path(part) / name, folder / name)
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -7,7 +7,6 @@ tables, what was set aside.
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any, Literal, Self, TextIO, get_args
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from promptify.whole import put
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +173,7 @@ class BadRows:
             self._part.close()
             if kind is None:
                 assert self.quarantine is not None
-                os.replace(self._part_path, self.quarantine)
+                put(self._part_path, self.quarantine)
             else:
                 self._part_path.unlink()
         elif kind is None and self.quarantine is not None:

@@ -7,14 +7,16 @@
         ...
 
 What is being written stands beside its place, under a hidden name with `partial` in it, and is
-renamed when it is whole. Where that fails nothing is left, and what stood there still does.
+renamed when it is whole and on the disk: a name may reach the disk before what it names, and a
+power cut between the two would leave an empty file there. Where writing fails nothing is left, and
+what stood there still does.
 """
 
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -29,10 +31,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
         OSError: the folder is missing, not writable or full; what stood at `path` still does.
     """
     data = content.encode() if isinstance(content, str) else content
-    with whole_file(path) as partial, partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = _beside(path)
     try:
         yield partial
-        os.replace(partial, path)
+        put(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -72,9 +72,52 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         yield partial
         if folder.exists():
             folder.rmdir()
-        os.replace(partial, folder)
+        put(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def put(partial: Path, path: Path) -> None:
+    """Give a file or folder its name, once all of it is on the disk.
+
+    Args:
+        partial: what is whole, on the drive of `path`.
+        path: its name from now on. A file there is replaced, a folder must be empty.
+
+    Raises:
+        OSError: the disk is full or fails, or there is something in the folder.
+    """
+    sync(partial)
+    os.replace(partial, path)
+    _sync_folder(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Have a file, or a folder with all that lies in it, on the disk, not on its way there.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    for one in (*path.rglob("*"), path):
+        if one.is_dir():
+            _sync_folder(one)
+        elif one.is_file():
+            # Windows syncs what is open for writing alone.
+            _fsync(one, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+
+
+def _sync_folder(folder: Path) -> None:
+    # Windows cannot, and some network drives will not; what the files hold is safe without.
+    with suppress(OSError):
+        _fsync(folder, os.O_RDONLY)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _beside(path: Path) -> Path:

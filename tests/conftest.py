@@ -30,6 +30,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; there is none here"))
 
 
+@pytest.fixture
+def not_synced(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], list[str]]:
+    """Names files below a folder that were not synced since the test began: a power cut's prey."""
+    synced, sync = set(), os.fsync
+
+    def noted(handle: int) -> None:
+        sync(handle)
+        synced.add(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    return lambda folder: sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.stat().st_ino not in synced
+    )
+
+
 @pytest.fixture(scope="session")
 def launch_two() -> Callable[..., str]:
     """Runs a command as two processes of one launch; returns what they print."""

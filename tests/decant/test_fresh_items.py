@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,16 @@ def test_the_index_command_embeds_what_was_saved_again(
     again = Recommender.load(run).predict_next_actions(PROFILE, HISTORY, k=10_000)
     assert ids(again) == ids(wanted)
     np.testing.assert_allclose([p.score for p in again], [p.score for p in wanted], atol=1e-4)
+
+
+def test_what_is_saved_is_on_the_disk_before_it_counts(
+    run: Path, not_synced: Callable[[Path], list[str]]
+) -> None:
+    recommender = Recommender.load(run)
+    recommender.add_items([NURSE])
+    recommender.save()
+    (version,) = RunLayout(run).catalogue.glob("v*-*")
+    assert not_synced(version) == []
 
 
 def test_a_save_that_is_cut_short_leaves_what_was_there(

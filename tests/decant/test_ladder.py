@@ -14,7 +14,7 @@ from decant import on_validation, quantising
 from decant.cli import main
 from decant.judging import Remembered
 from decant.ladder import descend, ladder_config
-from decant.layout import FOUNDATION, RunLayout
+from decant.layout import DATA, FOUNDATION, PROMPTER, RunLayout
 from decant.pipeline import index_again
 from decant.recipes import recipe_of
 from decant.recommender import Recommender
@@ -178,6 +178,16 @@ def serving_copy(laddered: Path, out: Path) -> None:
 def no_step_passes(*_: object, **__: object) -> steps.Rung:
     failed = steps.Attempt(step=0.3, shape=None, status="fail", num_targets=0)
     return steps.Rung(folder=None, attempts=(failed,), above=None, top=None)
+
+
+def test_what_a_ladder_goes_down_from_is_copied_onto_the_disk(tmp_path: Path, not_synced) -> None:
+    run, out = tmp_path / "run", tmp_path / "ladder"
+    for stage in (DATA, PROMPTER, FOUNDATION):
+        (run / stage).mkdir(parents=True)
+        (run / stage / "stage.json").write_text("{}")
+    (run / "recipe.json").write_text("{}")
+    ladders._copy_run(run, out)
+    assert not_synced(out) == []
 
 
 def test_what_serves_after_another_ladder_is_what_is_indexed(

@@ -36,6 +36,12 @@ def test_a_stage_runs_once_and_its_folder_holds_what_it_wrote(tmp_path):
     assert json.loads((out / "stage.json").read_text())["inputs"] == {"seed": 1}
 
 
+def test_what_a_stage_wrote_is_on_the_disk_when_it_is_done(tmp_path, not_synced):
+    with Stages(tmp_path, recipe={}) as stages:
+        out = stages.run("data", make([]), inputs={})
+    assert not_synced(out) == []
+
+
 def test_changed_inputs_run_a_stage_and_what_uses_it_but_nothing_else(tmp_path):
     log: Made = []
     for seed in (1, 2):

@@ -1,6 +1,7 @@
 """`decant trim`: a run of its own that says the same with fewer tokens."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,16 @@ from promptify.validation import BadInput
 
 
 def test_a_trimmed_run_predicts_the_same(
-    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    not_synced: Callable[[Path], list[str]],
 ) -> None:
     out = tmp_path / "small"
     coming = tmp_path / "queries.txt"
     coming.write_text("zymurgy\nquokkas\n", encoding="utf-8")
     main(["trim", str(tiny_run), "--out", str(out), "--texts", str(coming)])
+    assert not_synced(out) == []
     told = json.loads((out / trimming.TRIMMED).read_text("utf-8"))
     assert told["tokens"] <= told["tokens_before"]
     assert told["largest_difference"] < 1e-5

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,13 @@ def test_a_full_disk_leaves_the_old_folder(
         make("slot", seed=3).save_pretrained(copy)
     assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
     assert [p.name for p in copy.parent.iterdir()] == [copy.name]
+
+
+def test_a_power_cut_leaves_no_empty_file(
+    make: Any, tmp_path: Path, not_synced: Callable[[Path], list[str]]
+) -> None:
+    make("slot").save_pretrained(tmp_path / "model")
+    assert not_synced(tmp_path) == []
 
 
 def test_an_older_foundation_is_replaced(make: Any, copy: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,13 @@ def test_a_saved_prompter_reads_the_same(
         for book in (prompter.book(three_films), loaded.book(three_films))
     ]
     np.testing.assert_array_equal(rows[0].ids, rows[1].ids)
+
+
+def test_a_power_cut_leaves_no_empty_file(
+    fit_films: Any, tmp_path: Path, not_synced: Callable[[Path], list[str]]
+) -> None:
+    fit_films(form="text").save(tmp_path)
+    assert not_synced(tmp_path) == []
 
 
 def test_a_damaged_prompter_is_refused(fit_films: Any, tmp_path: Path) -> None:

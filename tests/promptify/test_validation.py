@@ -1,6 +1,7 @@
 """Bad rows are counted, shown, and written down or refused, each once."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,14 @@ def test_quarantine_writes_every_bad_row(tmp_path: Path) -> None:
         "reason": "is not a number",
         "row": {"age": "x"},
     }
+
+
+def test_quarantine_is_on_the_disk_when_it_has_its_name(
+    tmp_path: Path, not_synced: Callable[[Path], list[str]]
+) -> None:
+    with BadRows(on_bad_rows="quarantine", quarantine=tmp_path / "bad.jsonl") as bad_rows:
+        reject(bad_rows)
+    assert not_synced(tmp_path) == []
 
 
 def test_quarantine_leaves_nothing_half_written(tmp_path: Path) -> None:

@@ -1,11 +1,37 @@
 """What is written is whole, or what stood there before still stands."""
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from promptify.whole import whole_file, whole_folder, write_whole
+
+posix = pytest.mark.skipif(os.name == "nt", reason="Windows cannot sync folders")
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is synced, as `sync INODE`, and what is renamed, as `rename`, in order."""
+    order: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def noted_sync(handle: int) -> None:
+        order.append(f"sync {os.fstat(handle).st_ino}")
+        sync(handle)
+
+    def noted_replace(old: Path, new: Path) -> None:
+        order.append("rename")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    return order
+
+
+def synced(path: Path) -> str:
+    return f"sync {path.stat().st_ino}"
 
 
 def names(folder: Path) -> list[str]:
@@ -57,6 +83,45 @@ def test_a_full_disk_leaves_the_old_text(tmp_path: Path, monkeypatch: pytest.Mon
         write_whole(path, "new")
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.json"]
+
+
+@posix
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, done: list[str]) -> None:
+    path = tmp_path / "a.json"
+    with whole_file(path) as partial:
+        partial.write_text("new")
+    assert done == [synced(path), "rename", synced(tmp_path)]
+    done.clear()
+    write_whole(path, "newer")
+    assert done == [synced(path), "rename", synced(tmp_path)]
+
+
+@posix
+def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path: Path, done: list[str]) -> None:
+    folder = tmp_path / "folder"
+    with whole_folder(folder) as partial:
+        (partial / "inner").mkdir()
+        (partial / "inner" / "file").touch()
+        (partial / "file").touch()
+    inside = [folder, folder / "file", folder / "inner", folder / "inner" / "file"]
+    assert sorted(done[:4]) == sorted(map(synced, inside))
+    assert done[4:] == ["rename", synced(tmp_path)]
+
+
+def test_a_folder_that_cannot_be_synced_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def refused(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError("Invalid argument")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    with whole_folder(tmp_path / "folder") as partial:
+        (partial / "file").touch()
+    assert names(tmp_path) == ["folder"]
 
 
 def test_a_file_that_is_written_twice_at_once_is_one_of_the_two(tmp_path: Path) -> None:
