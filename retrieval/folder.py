@@ -36,7 +36,7 @@ from retrieval.identifiers import IdTable
 from retrieval.kinds import emptied, inverted_lists, refined, share_store
 from retrieval.manifest import FILE_NAME, MANIFEST_NAME, IndexManifest, IndexMismatch, sha256_of
 from retrieval.snapshot import Snapshot
-from retrieval.storage import BYTES_PER_NUMBER, VectorStore
+from retrieval.storage import BYTES_PER_NUMBER, Codes, VectorStore
 from retrieval.tuning import Effort
 
 BUILDING = ".building-"
@@ -126,15 +126,25 @@ def write_file(path: Path, write: Callable[[Path], object]) -> str:
         digest = sha256_of(new)
         _sync(new)
         new.rename(path)
-    except RuntimeError as error:
-        # FAISS knows no other error.
-        new.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be written ({error})") from error
     except OSError:
         new.unlink(missing_ok=True)
         raise
     _sync(path.parent)
     return digest
+
+
+def write_faiss(index: Any, path: Path, flags: int = 0) -> None:
+    """Write a FAISS index into a file.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    try:
+        faiss.write_index(index, str(path), flags)
+    except RuntimeError as error:
+        # FAISS knows no other error.
+        said = str(error).split("Error: ")[-1]
+        raise OSError(f"{path} could not be written ({said})") from error
 
 
 def load(folder: Path) -> tuple[Snapshot, IndexManifest]:
@@ -264,8 +274,8 @@ def _base_writers(base: Base) -> dict[str, Callable[[Path], object]]:
     names = base_files(base.token)
     structure = base.structure
     writers: dict[str, Callable[[Path], object]] = {
-        names["codec"]: lambda path: faiss.write_index(base.store.codec, str(path)),
-        names["vectors"]: lambda path: base.store.codes.tofile(path),
+        names["codec"]: lambda path: write_faiss(base.store.codec, path),
+        names["vectors"]: lambda path: _write_codes(base.store.codes, path),
         names["ids"]: base.table.write,
     }
     if names["lists"] in base.digests:
@@ -276,8 +286,14 @@ def _base_writers(base: Base) -> dict[str, Callable[[Path], object]]:
     elif structure is not None:
         is_graph = isinstance(structure, faiss.IndexHNSW)
         flags = faiss.IO_FLAG_SKIP_STORAGE if is_graph else 0
-        writers[names["index"]] = lambda path: faiss.write_index(structure, str(path), flags)
+        writers[names["index"]] = lambda path: write_faiss(structure, path, flags)
     return writers
+
+
+def _write_codes(codes: Codes, path: Path) -> None:
+    # `tofile` says of a full disk how much was written, and not why no more.
+    with path.open("wb") as file:
+        file.write(np.ascontiguousarray(codes).data)
 
 
 def _write_delta(snapshot: Snapshot, path: Path) -> None:

@@ -8,8 +8,12 @@ vectors stay mapped.
 Shapes: `I` items, `D` numbers per vector, `S` bytes per stored vector.
 """
 
+import errno
 import logging
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,11 +106,34 @@ def build_from_shards(
         asked = sample.rows_at(drawn(sample.num_rows, SAMPLE_SIZE))
     folders.check_target(out)
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=folders.BUILDING, dir=out) as name:
+    with _written_to(out), tempfile.TemporaryDirectory(prefix=folders.BUILDING, dir=out) as name:
         work = Path(name)
         return _Builder(shards, work, chosen, progress=progress).build(
             out, manifest, asked, target_recall
         )
+
+
+@contextmanager
+def _written_to(out: Path) -> Iterator[None]:
+    """Say of a file that could not be written where the index was to be, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"no index was written to {out} ({error.strerror or error}); free some space or give "
+            "another folder. An index that was there is whole"
+        ) from error
+
+
+def _check_room(folder: Path, num_bytes: int) -> None:
+    """Check that the disk holds so much more: a mapped file without room ends the process.
+
+    Raises:
+        OSError: it does not.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise OSError(errno.ENOSPC, f"{num_bytes:,} bytes are needed, {free:,} are free")
 
 
 class _Builder:
@@ -128,7 +155,7 @@ class _Builder:
         path = self.work / self.names["vectors"]
         codes = np.memmap(path, np.uint8, "r", shape=(manifest.count, codec.code_size))
         store = VectorStore.over(codec, codes)
-        faiss.write_index(codec, str(self.work / self.names["codec"]))
+        folders.write_faiss(codec, self.work / self.names["codec"])
         done = describe(manifest, self.chosen)
         structure = new_structure(self.chosen, codec, vectors)
         del vectors
@@ -184,16 +211,17 @@ class _Builder:
             texts.open("wb") as text_file,
             hashes.open("wb") as hash_file,
         ):
-            np.zeros(1, np.int64).tofile(end_file)
+            # `tofile` says of a full disk how much was written, and not why no more.
+            end_file.write(np.zeros(1, np.int64).data)
             for row, ids, vectors in self._read("vectors"):
-                codec.sa_encode(vectors).tofile(vector_file)
+                vector_file.write(codec.sa_encode(vectors))
                 for rows, kept in samples:
                     low, high = np.searchsorted(rows, [row, row + len(vectors)])
                     kept[low:high] = vectors[rows[low:high] - row]
-                hash_ids(ids).tofile(hash_file)
+                hash_file.write(hash_ids(ids).data)
                 _, offsets, data = ids.buffers()
                 bounds = np.frombuffer(offsets, np.int64)[ids.offset : ids.offset + len(ids) + 1]
-                (bounds[1:] - bounds[0] + text_file.tell()).tofile(end_file)
+                end_file.write((bounds[1:] - bounds[0] + text_file.tell()).data)
                 if bounds[-1] > bounds[0]:
                     text_file.write(memoryview(data)[bounds[0] : bounds[-1]])
         self._write_ids(ends, texts, hashes)
@@ -202,6 +230,8 @@ class _Builder:
     def _write_ids(self, ends: Path, texts: Path, hashes: Path) -> None:
         """Put the ids into one Arrow file, mapped from what was written, and find repeats."""
         count = self.shards.num_rows
+        # Of each id its hash and its position.
+        _check_room(self.work, count * 16)
         ids = pa.LargeStringArray.from_buffers(count, _mapped_buffer(ends), _mapped_buffer(texts))
         out = (
             np.memmap(self.work / "sorted_hash", np.uint64, "w+", shape=count),
@@ -227,13 +257,13 @@ class _Builder:
         if isinstance(structure, faiss.IndexHNSW):
             flags = faiss.IO_FLAG_SKIP_STORAGE
             share_store(structure, store)
-        faiss.write_index(structure, str(path), flags)
+        folders.write_faiss(structure, path, flags)
         return structure
 
     def _merged(self, structure: Any, store: VectorStore, path: Path) -> Any:
         """Make lists of a block of vectors at a time, and merge them into one file on disk."""
         per_block = max(1, LIST_BLOCK_BYTES // store.codes.shape[1])
-        blocks: list[str] = []
+        blocks: list[Path] = []
         with tqdm(total=len(store), desc="lists", disable=not self.progress) as bar:
             for start in range(0, len(store), per_block):
                 block = faiss.clone_index(structure)
@@ -242,15 +272,21 @@ class _Builder:
                     part = slice(place, min(place + store.vectors_per_block, stop))
                     block.add_with_ids(store.at(part), np.arange(part.start, part.stop))
                     bar.update(part.stop - part.start)
-                blocks.append(str(self.work / f"block-{len(blocks)}"))
-                faiss.write_index(block, blocks[-1])
-        merge_ondisk(structure, blocks, str(self.work / self.names["lists"]))
-        for block_path in blocks:
-            Path(block_path).unlink()
+                blocks.append(self.work / f"block-{len(blocks)}")
+                folders.write_faiss(block, blocks[-1])
+        lists_path = self.work / self.names["lists"]
+        # Of each vector its code and its label.
+        _check_room(self.work, len(store) * (inverted_lists(structure).code_size + 8))
+        try:
+            merge_ondisk(structure, [str(one) for one in blocks], str(lists_path))
+        except RuntimeError as error:
+            raise OSError(f"{lists_path} could not be written ({error})") from error
+        for one in blocks:
+            one.unlink()
         lists = faiss.downcast_InvertedLists(inverted_lists(structure).invlists)
         # The index says where its lists lie; beside it, wherever that is.
-        lists.filename, lists.prefetch_nthread = self.names["lists"], 0
-        faiss.write_index(structure, str(path))
+        lists.filename, lists.prefetch_nthread = lists_path.name, 0
+        folders.write_faiss(structure, path)
         return structure
 
 

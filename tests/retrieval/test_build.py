@@ -2,6 +2,10 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +31,10 @@ def write(path, vectors, ids, kind=None, **columns):
     table = {"item_id": ids, "vector": pa.array([list(one) for one in vectors], kind), **columns}
     pq.write_table(pa.table(table), path, row_group_size=700)
     return path
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +182,53 @@ def test_what_is_wrong_is_named_by_file_and_row(second, ids, kind, says, tmp_pat
     assert len(error.splitlines()) == 1
     assert re.search(says, error), error
     assert not out.exists() or not list(out.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "most_bytes"),
+    [("flat", 100_000), ("hnsw", 400_000)],
+    ids=["the vectors, by NumPy", "the graph, by FAISS"],
+)
+def test_a_file_that_cannot_grow_leaves_the_old_index(kind, most_bytes, shards, tmp_path):
+    arguments = [str(shards), "--out", str(tmp_path / "index"), "--model-hash", "m", "--quiet"]
+    assert main(arguments) == 0
+    before = contents(tmp_path / "index")
+    resource = pytest.importorskip("resource")
+    done = subprocess.run(
+        [sys.executable, "-m", "retrieval.build", *arguments, "--kind", kind],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        # Every process has a limit like that of a full disk, and it is the one we may set.
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes)),
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert f"no index was written to {tmp_path / 'index'} (" in line
+    assert "File too large" in line
+    assert "free some space or give another folder" in line
+    assert contents(tmp_path / "index") == before
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_a_disk_too_full_for_what_is_mapped_is_said_before(
+    kind, shards, tmp_path, capsys, monkeypatch
+):
+    """Writing to a mapped file that the disk has no room for kills the process."""
+    monkeypatch.setattr("retrieval.streaming.LIST_BLOCK_BYTES", 60_000)
+    sizes = {"flat": COUNT * 16, "ivf": COUNT * (4 * DIMENSION + 8)}
+    used = shutil.disk_usage(tmp_path)
+
+    def usage(_):
+        return used._replace(free=sizes[kind] - 1)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    arguments = [str(shards), "--out", str(tmp_path / "index"), "--model-hash", "m", "--quiet"]
+    assert main([*arguments, "--kind", kind]) == 2
+    assert f"({sizes[kind]:,} bytes are needed" in capsys.readouterr().err
+    assert list((tmp_path / "index").iterdir()) == []
+    sizes[kind] += 1
+    assert main([*arguments, "--kind", kind]) == 0
 
 
 def test_missing_columns_files_and_sizes_are_refused(shards, tmp_path, capsys):
