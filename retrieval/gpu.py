@@ -18,7 +18,7 @@ import numpy as np
 
 from retrieval.base import Base, Found
 from retrieval.checks import Floats, Rows
-from retrieval.storage import VectorStore
+from retrieval.storage import VectorStore, check_storable
 
 Mode = Literal["replicate", "shard"]
 
@@ -98,7 +98,8 @@ def placer(
         options = faiss.GpuMultipleClonerOptions()
         options.shard = mode == "shard"
         options.useFloat16 = float16
-        copied = faiss.index_cpu_to_gpus_list(_cloneable(base), co=options, gpus=chosen)
+        cloneable = _cloneable(base, float16=float16)
+        copied = faiss.index_cpu_to_gpus_list(cloneable, co=options, gpus=chosen)
         is_refined = isinstance(base.searcher, faiss.IndexRefine)
         factor = refine_factor if is_refined else 2 * int(float16)
         on_device = OnDevice(copied, threading.Lock(), base.store, factor)
@@ -107,16 +108,23 @@ def placer(
     return place
 
 
-def _cloneable(base: Base) -> Any:
+def _cloneable(base: Base, *, float16: bool) -> Any:
     """What FAISS can copy to a GPU.
 
     Raises:
-        ValueError: a kind that has no form there, or reads more lists than a GPU does.
+        ValueError: a kind that has no form there, or reads more lists than a GPU does, or a number
+            that float16 does not hold.
     """
     if base.structure is None:
         # A GPU compares with numbers, so bytes and halves are decoded on the way there.
         flat = faiss.IndexFlatIP(base.store.dimension)
-        for _, block in base.store.blocks():
+
+        def item_at(position: int) -> str:
+            return f"item {base.table.ids[position].as_py()!r}"
+
+        for start, block in base.store.blocks():
+            if float16:
+                check_storable(block, "float16", item_at, first_row=start)
             flat.add(block)
         return flat
     if not isinstance(base.structure, faiss.IndexIVF):

@@ -31,7 +31,7 @@ from retrieval.gpu import Mode, placer
 from retrieval.kinds import plan
 from retrieval.manifest import IndexManifest, check_model
 from retrieval.snapshot import SearchResult, Snapshot
-from retrieval.storage import Storage, checked_storage, rounded
+from retrieval.storage import Storage, check_storable, checked_storage, rounded
 from retrieval.tuning import Effort
 
 logger = logging.getLogger(__name__)
@@ -138,8 +138,9 @@ class ItemIndex:
 
         Raises:
             ValueError: no items, ids that repeat or do not match the vectors, numbers that are not
-                finite, a kind or storage that is not known, a target recall outside (0, 1], or a
-                kind that does not fit into `max_bytes`.
+                finite or that the storage cannot hold (float16: beyond ±65,504), a kind or storage
+                that is not known, a target recall outside (0, 1], or a kind that does not fit into
+                `max_bytes`.
         """
         if not 0 < target_recall <= 1:
             raise ValueError(f"target_recall is {target_recall}; use a share in (0, 1]")
@@ -154,6 +155,7 @@ class ItemIndex:
             storage=checked_storage(storage),
             files={},
         )
+        check_storable(checked, manifest.storage, "vectors: row {}".format)
         sample = (
             None
             if sample_vectors is None
@@ -261,6 +263,7 @@ class ItemIndex:
         checked, texts = checked_items(vectors, ids, self._manifest.dimension)
         names: list[str] = texts.to_pylist()
         check_once(names)
+        check_storable(checked, self._manifest.storage, "vectors: row {}".format)
         with self._writing:
             snapshot = self._snapshot
             in_base, in_delta = snapshot.live_positions_of(names)
@@ -343,7 +346,8 @@ class ItemIndex:
 
         Raises:
             RuntimeError: this FAISS has no GPU code, or sees no GPU; says what to install.
-            ValueError: a kind that FAISS has no GPU form of, or a device that is not there.
+            ValueError: a kind that FAISS has no GPU form of, a device that is not there, or a
+                number beyond ±65,504 for `float16`.
         """
         place = placer(devices, mode, float16=float16, refine_factor=self._manifest.refine_factor)
         snapshot = self._snapshot

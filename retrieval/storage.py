@@ -3,7 +3,7 @@
 Shapes: `n` vectors, `D` numbers per vector, `S` bytes per stored vector.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -15,6 +15,9 @@ from retrieval.checks import Floats, Rows
 
 Storage = Literal["float32", "float16", "int8"]
 Codes = npt.NDArray[np.uint8]
+
+MAX_FLOAT16 = 65_504.0
+"""What lies beyond is infinite as float16, and every score with it."""
 
 BLOCK_BYTES = 64 << 20
 """Vectors are decoded in blocks of about so many bytes, whatever the catalogue."""
@@ -37,6 +40,9 @@ def new_codec(
         storage: `int8` cuts each dimension's range into 256 equal steps.
         low_D: for `int8`, the least value of each dimension; what lies below is stored as this.
         high_D: the greatest.
+
+    Raises:
+        ValueError: for `int8`, a range that is no number as float32.
     """
     if storage == "float32":
         return faiss.IndexFlatIP(dimension)
@@ -47,9 +53,17 @@ def new_codec(
         return codec
     assert low_D is not None
     assert high_D is not None
+    with np.errstate(over="ignore"):
+        range_D = (high_D - low_D).astype(np.float32)
+    if len(endless := np.flatnonzero(~np.isfinite(range_D))):
+        at = endless[0]
+        raise ValueError(
+            f"vectors: dimension {at} goes from {low_D[at]:.9g} to {high_D[at]:.9g}, too far for "
+            "int8; normalise the vectors, or keep them as float32"
+        )
     byte = faiss.ScalarQuantizer.QT_8bit
     codec = faiss.IndexScalarQuantizer(dimension, byte, faiss.METRIC_INNER_PRODUCT)
-    copy_ranges(np.concatenate([low_D, high_D - low_D]).astype(np.float32), codec)
+    copy_ranges(np.concatenate([low_D, range_D]).astype(np.float32), codec)
     return codec
 
 
@@ -68,6 +82,31 @@ def checked_storage(storage: str) -> Storage:
     if storage not in get_args(Storage):
         raise ValueError(f"storage is {storage!r}; use one of {', '.join(get_args(Storage))}")
     return cast(Storage, storage)
+
+
+def check_storable(
+    vectors: Floats, storage: Storage, place: Callable[[int], str], *, first_row: int = 0
+) -> None:
+    """Check that no number becomes infinite by being stored.
+
+    Args:
+        vectors: [n, D].
+        storage: of them. Ranges of `int8` are checked by `new_codec`.
+        place: says where a row lies.
+        first_row: that of the first vector.
+
+    Raises:
+        ValueError: one does.
+    """
+    if storage != "float16" or len(vectors) == 0:
+        return
+    if vectors.max() <= MAX_FLOAT16 and vectors.min() >= -MAX_FLOAT16:
+        return
+    row, column = np.argwhere(np.abs(vectors) > MAX_FLOAT16)[0]
+    raise ValueError(
+        f"{place(first_row + int(row))} holds {vectors[row, column]:.9g}, and float16 nothing "
+        f"beyond ±{MAX_FLOAT16:,.0f}; normalise the vectors, or keep them as float32"
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -40,7 +40,7 @@ from retrieval.kinds import (
 )
 from retrieval.manifest import IndexManifest
 from retrieval.shards import Shards
-from retrieval.storage import Storage, VectorStore, checked_storage, new_codec
+from retrieval.storage import Storage, VectorStore, check_storable, checked_storage, new_codec
 from retrieval.tuning import SAMPLE_SIZE
 
 LIST_BLOCK_BYTES = 256 << 20
@@ -151,7 +151,7 @@ class _Builder:
         codec = self._codec(manifest.storage)
         training = drawn(self.shards.num_rows, self.chosen.num_training_vectors(manifest.count))
         stand_ins = drawn(self.shards.num_rows, SAMPLE_SIZE)
-        vectors, items = self._store(codec, training, stand_ins)
+        vectors, items = self._store(codec, manifest.storage, training, stand_ins)
         path = self.work / self.names["vectors"]
         codes = np.memmap(path, np.uint8, "r", shape=(manifest.count, codec.code_size))
         store = VectorStore.over(codec, codes)
@@ -197,7 +197,7 @@ class _Builder:
                 bar.update(len(vectors))
 
     def _store(
-        self, codec: Any, training: np.ndarray, stand_ins: np.ndarray
+        self, codec: Any, storage: Storage, training: np.ndarray, stand_ins: np.ndarray
     ) -> tuple[Floats, Floats]:
         """Write vectors and ids; return the vectors at two samples of rows."""
         samples = [
@@ -214,6 +214,7 @@ class _Builder:
             # `tofile` says of a full disk how much was written, and not why no more.
             end_file.write(np.zeros(1, np.int64).data)
             for row, ids, vectors in self._read("vectors"):
+                check_storable(vectors, storage, self.shards.place, first_row=row)
                 vector_file.write(codec.sa_encode(vectors))
                 for rows, kept in samples:
                     low, high = np.searchsorted(rows, [row, row + len(vectors)])

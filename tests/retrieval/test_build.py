@@ -231,6 +231,22 @@ def test_a_disk_too_full_for_what_is_mapped_is_said_before(
     assert main([*arguments, "--kind", kind]) == 0
 
 
+def test_a_number_that_float16_cannot_hold_is_named_by_file_and_row(
+    items, shards, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("retrieval.shards.BATCH_BYTES", 4 * DIMENSION * 10)
+    vectors, ids = items
+    beyond = vectors[:40].copy()
+    beyond[33, 2] = -70_000
+    file = write(tmp_path / "b.parquet", beyond, ids[:40])
+    arguments = [str(file), "--out", str(tmp_path / "index"), "--model-hash", "m", "--quiet"]
+    assert main([*arguments, "--storage", "float16"]) == 2
+    said = capsys.readouterr().err
+    assert f"{file}: row 33 holds -70000" in said
+    assert list((tmp_path / "index").iterdir()) == []
+    assert main(arguments) == 0
+
+
 def test_missing_columns_files_and_sizes_are_refused(shards, tmp_path, capsys):
     rest = ["--out", str(tmp_path / "out"), "--model-hash", "m", "--quiet"]
     (tmp_path / "empty").mkdir()

@@ -52,6 +52,15 @@ def two_gpus(monkeypatch):
     return asked
 
 
+def test_a_number_that_float16_cannot_hold_does_not_go_to_a_gpu(two_gpus):
+    vectors = np.eye(4)
+    vectors[2, 1] = 1e5
+    index = ItemIndex.build(vectors, list("abcd"), model_hash="m")
+    with pytest.raises(ValueError, match=r"item 'c' holds 100000,.*float32"):
+        index.to_gpu(float16=True)
+    assert len(index.to_gpu()) == 4
+
+
 @pytest.mark.parametrize("kind", ["flat", "ivf", "ivf-pq"])
 @pytest.mark.parametrize("storage", ["float32", "float16"])
 def test_answers_are_those_of_the_cpu(kind, storage, two_gpus):

@@ -106,6 +106,40 @@ def test_storage_rounds_once(storage, error):
     np.testing.assert_array_equal(rounded(codec, once), once)
 
 
+LARGEST = 65_504.0
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+def test_a_number_that_float16_cannot_hold_is_refused(kind):
+    vectors = clustered(60)
+    vectors[7, 3], vectors[8, 2] = LARGEST, -LARGEST
+    ids = [str(row) for row in range(60)]
+    build = {"model_hash": "m", "kind": kind, "storage": "float16"}
+    index = ItemIndex.build(vectors, ids, **build)
+    np.testing.assert_array_equal(index.vectors_at([7, 8])[[0, 1], [3, 2]], [LARGEST, -LARGEST])
+    beyond = np.nextafter(np.float32(LARGEST), np.float32(np.inf))
+    for value in (beyond, -1e30):
+        vectors[9, 1] = value
+        with pytest.raises(ValueError, match=r"vectors: row 9 holds .*65,504.*normalise.*float32"):
+            ItemIndex.build(vectors, ids, **build)
+        with pytest.raises(ValueError, match="vectors: row 1 holds"):
+            index.add(vectors[8:10], ["new", "newer"])
+        assert len(index) == 60
+        wide = ItemIndex.build(vectors, ids, **{**build, "storage": "float32"})
+        assert wide.vectors_at([9])[0, 1] == np.float32(value)
+
+
+def test_a_range_that_float32_cannot_hold_is_refused_for_bytes():
+    vectors = clustered(60)
+    vectors[7, 3], vectors[8, 3] = -2e38, 2e38
+    build = {"ids": [str(row) for row in range(60)], "model_hash": "m", "storage": "int8"}
+    says = r"dimension 3 goes from -1\.9\d+e\+38 to 1\.9\d+e\+38.*normalise"
+    with pytest.raises(ValueError, match=says):
+        ItemIndex.build(vectors, **build)
+    vectors[8, 3] = 1e38
+    assert np.isfinite(ItemIndex.build(vectors, **build).vectors_at(np.arange(60))).all()
+
+
 def test_a_dimension_that_never_changes_is_stored_as_it_is():
     vectors = np.ones((60, 4), "f4") * [1, -2, 0, 0.5]
     vectors[:, 3] = np.linspace(0, 1, 60)
