@@ -142,7 +142,8 @@ def evaluate(
     history = _by_history(recommenders, split.test)
     rows = _result_rows(systems, recipe, record, seconds=time.monotonic() - started)
     write_csv(out / "results.csv", rows)
-    write_whole(out / "metrics.json", json.dumps(_metrics(systems, history), indent=2) + "\n")
+    metrics = _metrics(systems, history) | {"num_unserved": asked.wanted.num_unserved}
+    write_whole(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     for system in systems:
         _save_answers(system.answers, out / f"answers-{system.model}.safetensors")
 

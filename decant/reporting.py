@@ -117,7 +117,13 @@ def write_run_report(
             )
         ],
         predictions=examples(recommender),
-        notes=_notes(metrics["systems"], recipe, top=models[0]),
+        notes=_notes(
+            metrics["systems"],
+            recipe,
+            top=models[0],
+            # Not said by evaluations of before.
+            num_unserved=metrics.get("num_unserved", 0),
+        ),
         run=record,
     )
     write_report(layout.folder, report)
@@ -310,7 +316,9 @@ def _held_out(recipe: Recipe) -> str:
     return f"{name}: each person's last {last} the test, the {before}."
 
 
-def _notes(systems: list[dict[str, Any]], recipe: Recipe, *, top: str) -> list[str]:
+def _notes(
+    systems: list[dict[str, Any]], recipe: Recipe, *, top: str, num_unserved: int = 0
+) -> list[str]:
     notes = [
         f"{_held_out(recipe)} Full catalogue, seen items left out. Intervals are 95 % bootstrap "
         "intervals over people.",
@@ -324,6 +332,11 @@ def _notes(systems: list[dict[str, Any]], recipe: Recipe, *, top: str) -> list[s
             "policy is the share of held-out labels whose grade a model says is the most probable; "
             "grade of 10 is what the policy itself says of the first ten, as a share of the best "
             "grade."
+        )
+    if num_unserved:
+        notes.append(
+            f"{num_unserved:,} held-out events are on items of another kind than the task ranks: "
+            "their actions are predicted, and they are no ranking targets."
         )
     ranked = {
         system["model"]: system["metrics"]["ndcg@10"]["n"]

@@ -37,11 +37,14 @@ class RankingTargets:
         request: int64 [m], which request each belongs to.
         item: int64 [m], the item that was next.
         event: int64 [m], its row of `events`.
+        num_unserved: how many more there would be, were their items of the kind that the task
+            ranks.
     """
 
     request: NDArray[np.int64]
     item: NDArray[np.int64]
     event: NDArray[np.int64]
+    num_unserved: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +70,8 @@ def ranking_targets(book: "PromptBook", targets: "Targets", *, task: int) -> Ran
     """The items to be ranked first.
 
     Of a slate, those that were acted on well. An event that stands alone is one whatever its label,
-    unless the task's person vectors predict positive events only.
+    unless the task's person vectors predict positive events only. One on an item of another kind
+    than the task ranks is none: no system could put it anywhere.
 
     Args:
         book: its interactions hold the events.
@@ -80,10 +84,12 @@ def ranking_targets(book: "PromptBook", targets: "Targets", *, task: int) -> Ran
     wanted = positive_actions(book, task)[log.event_action[event]]
     if book.prompter.tasks[task].next_target == "any":
         wanted |= (counts == 1)[request]
+    ranked = wanted & served_items(book, task)[log.event_item[event]]
     return RankingTargets(
-        request=request[wanted].astype(np.int64),
-        item=log.event_item[event[wanted]].astype(np.int64),
-        event=event[wanted].astype(np.int64),
+        request=request[ranked].astype(np.int64),
+        item=log.event_item[event[ranked]].astype(np.int64),
+        event=event[ranked].astype(np.int64),
+        num_unserved=int(wanted.sum() - ranked.sum()),
     )
 
 

@@ -126,6 +126,19 @@ def test_the_report_says_what_was_held_out(
     assert _notes([], recipe, top=FOUNDATION)[0].startswith(said)
 
 
+def test_the_report_says_how_many_events_the_task_does_not_rank(
+    tiny_run: Path, recipe: Recipe
+) -> None:
+    metrics = json.loads((tiny_run / "evaluation" / "metrics.json").read_text())
+    assert metrics["num_unserved"] == 0
+    notes = _notes([], recipe, top=FOUNDATION)
+    told = _notes([], recipe, top=FOUNDATION, num_unserved=1234)
+    assert [note for note in told if note not in notes] == [
+        "1,234 held-out events are on items of another kind than the task ranks: their actions are "
+        "predicted, and they are no ranking targets."
+    ]
+
+
 def test_w_is_chosen_on_as_many_requests_as_the_recipe_says(
     tiny_run: Path, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

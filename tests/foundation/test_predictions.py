@@ -1,7 +1,9 @@
 from dataclasses import fields
 from typing import Any
 
+import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from foundation import predictions
@@ -14,6 +16,7 @@ from foundation.predictions import (
     tie_order,
 )
 from promptify.assembly import PromptBook
+from promptify.interactions import Interactions
 from promptify.splits import Split, Targets
 
 
@@ -103,6 +106,38 @@ def test_which_items_should_have_been_first(jobs: PromptBook, split: Split) -> N
     np.testing.assert_array_equal(log.event_item[wanted.event], wanted.item)
     assert (wanted.event >= targets.first_event[wanted.request]).all()
     assert (wanted.event < targets.last_event[wanted.request]).all()
+
+
+def test_events_on_items_of_another_kind_are_no_targets(
+    jobs: PromptBook, make: Any, split: Split
+) -> None:
+    log, targets = jobs.interactions, everything(split)
+    before = ranking_targets(jobs, targets, task=0)
+    event_item = log.event_item.copy()
+    moved = before.event[::3]
+    event_item[moved] = np.flatnonzero(log.item_kinds == "person")[: len(moved)]
+    events = log.events.data.table
+    events = events.set_column(
+        events.column_names.index("item"), "item", pa.array(event_item, pa.int32())
+    )
+    mixed = Interactions(
+        schema=log.schema,
+        users=log.users,
+        items=log.items,
+        events=datasets.Dataset(datasets.table.InMemoryTable(events)),
+        actions=log.actions,
+        surfaces=log.surfaces,
+        contexts=log.contexts,
+    )
+    book = PromptBook(jobs.prompter, mixed)
+    wanted = ranking_targets(book, targets, task=0)
+    kept = before.event[~np.isin(before.event, moved)]
+    np.testing.assert_array_equal(wanted.event, kept)
+    assert (before.num_unserved, wanted.num_unserved) == (0, len(moved))
+    found = predict_targets(make("slot"), book, targets)
+    assert len(found.rank) == len(wanted.event)
+    # What is done with them is still predicted: candidates that are given may be of any kind.
+    assert len(found.action_label) == len(slate_events(targets))
 
 
 def test_slices_of_requests_give_the_same_ranks(
