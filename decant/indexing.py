@@ -68,7 +68,7 @@ def index(options: Namespace) -> list[str]:
     serves = layout is not None and options.out is None
     out = layout.catalogue_scratch if layout and serves else options.out
     shards = ShardFolder(folder=out)
-    foundation = load_model(model)
+    foundation = load_model(model, text_encoder=options.text_encoder)
     if not is_int8(foundation.decoder):  # which a processor alone computes
         foundation.to(processes.training_device())
     width = foundation.checked_width(options.width)
@@ -98,7 +98,15 @@ def index(options: Namespace) -> list[str]:
 def _refuse_of_items(options: Namespace) -> None:
     """A run's own catalogue lies in the run, and is indexed as the run itself did."""
     usual = index_parser().get_defaults()
-    for name in ("out", "kind", "storage", "target_recall", "shard_items", "on_bad_rows"):
+    for name in (
+        "out",
+        "text_encoder",
+        "kind",
+        "storage",
+        "target_recall",
+        "shard_items",
+        "on_bad_rows",
+    ):
         if options[name] != usual[name]:
             option = f"--{name.replace('_', '-')}"
             raise BadInput(f"{option} goes with --items FILE; give one, or leave {option} out.")

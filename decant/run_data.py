@@ -35,16 +35,36 @@ def load_tasks(layout: RunLayout) -> tuple[Task, ...]:
         return tuple(Task.from_dict(task) for task in source["tasks"])
 
 
-def load_model(path: Path) -> "Foundation":
+def load_model(path: Path, *, text_encoder: Path | None = None) -> "Foundation":
     """The model of a stage of a run.
 
+    Args:
+        path: its folder.
+        text_encoder: where the text encoder of its slots lies, if not where the run's recipe says.
+
     Raises:
-        BadInput: a file of it is missing, cut short or changed.
+        BadInput: a file of it is missing, cut short or changed, or a text encoder is given to a
+            model that was made without one.
     """
     from foundation import Foundation
 
+    if text_encoder is not None:
+        # What is wrong then may be what was given: no file need be damaged.
+        return Foundation.from_pretrained(path, text_encoder=text_encoder)
     with reading(path):
-        return Foundation.from_pretrained(path)
+        return Foundation.from_pretrained(path, text_encoder=_text_encoder_of(path))
+
+
+def _text_encoder_of(path: Path) -> Path | None:
+    """Where the text encoder of a run's model lies; None for a model of no run, or without one."""
+    settings, recipe = path / "foundation.json", path.parent.parent / "recipe.json"
+    if not (settings.is_file() and recipe.is_file()):
+        return None
+    if json.loads(settings.read_text("utf-8")).get("text_encoder") is None:
+        return None
+    with reading(recipe):
+        said = json.loads(recipe.read_text("utf-8"))["recipe"].get("text_encoder")
+    return None if said is None else Path(said)
 
 
 def rung_record(layout: RunLayout, name: str) -> dict[str, Any]:

@@ -97,6 +97,12 @@ def index_parser() -> ArgumentParser:
         help="where vectors/*.parquet and index/ go; needed where there is a model and no run",
     )
     parser.add_argument(
+        "--text-encoder",
+        type=Path,
+        metavar="FOLDER",
+        help="where the text encoder of the model's slots lies, if not where its run found it",
+    )
+    parser.add_argument(
         "--kind",
         type=str,
         default="auto",

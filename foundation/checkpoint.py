@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +126,8 @@ def save(foundation: "Foundation", folder: Path) -> None:
             if not name.startswith("decoder.")
         }
         write_weights(heads, partial / "heads.safetensors")
-        (partial / "foundation.json").write_text(json.dumps(asdict(foundation.settings), indent=2))
+        settings = _published(foundation.settings)
+        (partial / "foundation.json").write_text(json.dumps(asdict(settings), indent=2))
         pq.write_table(
             pa.table(
                 {
@@ -150,7 +151,7 @@ def save(foundation: "Foundation", folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load(folder: Path) -> "Foundation":
+def load(folder: Path, *, text_encoder: Path | None) -> "Foundation":
     """Load a foundation; see `Foundation.from_pretrained`."""
     from foundation.model import Foundation
 
@@ -164,7 +165,7 @@ def load(folder: Path) -> "Foundation":
     foundation = Foundation(
         load_decoder(folder),
         prompter=Prompter.load(folder / "prompter"),
-        config=_load_config(folder / "foundation.json"),
+        config=_load_config(folder / "foundation.json", text_encoder),
         item_ids=item_ids,
         item_pieces=item_pieces,
     )
@@ -196,11 +197,28 @@ def _load_catalogue(path: Path) -> tuple[list[str], Pieces]:
         raise BadInput(f"{path} cannot be read: {_first_line(error)} {_CUT_SHORT}") from error
 
 
-def _load_config(path: Path) -> FoundationConfig:
+def _load_config(path: Path, text_encoder: Path | None) -> FoundationConfig:
     try:
-        return FoundationConfig(**json.loads(path.read_text(encoding="utf-8")))
+        settings = FoundationConfig(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, OSError) as error:
         raise BadInput(f"{path} cannot be read: {_first_line(error)} {_CUT_SHORT}") from error
+    if text_encoder is None:
+        return settings
+    if settings.text_encoder is None:
+        raise BadInput(
+            f"text_encoder={str(text_encoder)!r} is of no use to {path.parent}, which was made "
+            "without one; leave it out."
+        )
+    here = replace(settings.text_encoder, path=str(text_encoder.absolute()))
+    return replace(settings, text_encoder=here)
+
+
+def _published(settings: FoundationConfig) -> FoundationConfig:
+    """The same settings without where the text encoder lies on this machine."""
+    record = settings.text_encoder
+    if record is None:
+        return settings
+    return replace(settings, text_encoder=replace(record, path=Path(record.path).name))
 
 
 def weights_hash(folder: Path) -> str:

@@ -1,7 +1,7 @@
 """What a foundation is, beside its decoder."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from foundation.calibration import Calibration
@@ -14,12 +14,13 @@ class TextEncoderRecord:
     """Which encoder made a foundation's vectors; saved with it.
 
     Args:
-        path: the encoder's folder, absolute.
+        path: the encoder's folder; of a saved foundation its name alone, since that is published.
         sha256: of its configuration, tokenizer and weights.
         dim: W, width of its vectors.
     """
 
-    path: str
+    # Wherever it lies, it is the same encoder, and the model the same model.
+    path: str = field(compare=False, repr=False)
     sha256: str
     dim: int
 

@@ -636,15 +636,24 @@ class Foundation(nn.Module):
         save(self, Path(folder))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Foundation":
+    def from_pretrained(
+        cls, folder: str | Path, *, text_encoder: str | Path | None = None
+    ) -> "Foundation":
         """Load what `save_pretrained` wrote.
 
+        Args:
+            folder: of the saved model.
+            text_encoder: where the text encoder of its slots lies here, which is read for items
+                outside the catalogue alone; a folder of its name when left out.
+
         Raises:
-            ValueError: the folder lacks a file, a file is cut short, or holds code or pickles.
+            ValueError: the folder lacks a file, a file is cut short, or holds code or pickles; or
+                a text encoder is given to a model that was made without one.
         """
         from foundation.checkpoint import load
 
-        return load(Path(folder))
+        where = None if text_encoder is None else Path(text_encoder)
+        return load(Path(folder), text_encoder=where)
 
 
 def _read_tables(prompter: Prompter) -> dict[str, Tensor]:

@@ -90,7 +90,8 @@ class TextEncoder:
         if not folder.is_dir():
             raise BadInput(
                 f"the text encoder {folder} is gone; items outside the catalogue cannot be read "
-                "without it. Put it back there, or use items of the catalogue alone."
+                "without it. Put it back there, say with Foundation.from_pretrained(text_encoder=) "
+                "or `decant index --text-encoder` where it is, or use items of the catalogue alone."
             )
         _check(folder)
         if encoder_hash(folder) != record.sha256:

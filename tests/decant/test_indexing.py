@@ -337,6 +337,8 @@ def test_items_that_do_not_fit_may_be_set_aside(
     [
         ("MODEL --items ITEMS", "is a model without a run; say with --out"),
         ("RUN --out OUT", "--out goes with --items FILE"),
+        ("RUN --text-encoder OUT", "--text-encoder goes with --items FILE"),
+        ("MODEL --items ITEMS --out OUT --text-encoder OUT", "without one; leave it out.\n"),
         ("RUN --kind nonsense", "--kind goes with --items FILE; give one, or leave --kind out"),
         ("RUN --storage int8", "--storage goes with --items FILE"),
         ("RUN --target-recall 1", "--target-recall goes with --items FILE"),

@@ -1,12 +1,14 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from decant.layout import RunLayout
 from decant.recipes import Recipe, demo, recipe_of
-from decant.run_data import load_book
+from decant.run_data import load_book, load_model
+from foundation import Foundation
 from promptify.validation import BadInput
 
 
@@ -28,6 +30,27 @@ def test_a_run_keeps_how_many_slates_it_holds_out(tiny_run, tmp_path):
     _, more_tests = load_book(RunLayout(folder))
     assert np.unique(more_tests.test.user, return_counts=True)[1].max() == 2
     np.testing.assert_array_equal(more_tests.train, longer.train)
+
+
+def test_a_runs_recipe_says_where_the_text_encoder_lies(tmp_path, monkeypatch):
+    def opened(name, **given):
+        return load_model(tmp_path / name / "model", **given)
+
+    told = staticmethod(lambda _, *, text_encoder: text_encoder)
+    monkeypatch.setattr(Foundation, "from_pretrained", told)
+    for name, encoder in (("foundation", {"path": "minilm"}), ("rung-1", None)):
+        (tmp_path / name / "model").mkdir(parents=True)
+        settings = json.dumps({"text_encoder": encoder})
+        (tmp_path / name / "model" / "foundation.json").write_text(settings)
+    assert opened("foundation") is None  # a model of no run
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"recipe": {"text_encoder": "/models/minilm"}}))
+    assert opened("foundation") == Path("/models/minilm")
+    assert opened("rung-1") is None
+    assert opened("foundation", text_encoder=Path("here")) == Path("here")
+    recipe.write_text('{"recipe": ')
+    with pytest.raises(BadInput, match=r"recipe\.json is damaged"):
+        opened("foundation")
 
 
 def test_a_recipe_comes_back_from_its_run(tiny_run, recipe, tmp_path):

@@ -158,7 +158,7 @@ def test_a_saved_model_needs_its_encoder_for_new_items_alone(
     wanted = foundation.embed_items(fresh)
     gone = folder.rename(tmp_path / "elsewhere")
 
-    loaded = Foundation.from_pretrained(tmp_path / "model")
+    loaded = Foundation.from_pretrained(tmp_path / "model", text_encoder=folder)
     np.testing.assert_allclose(loaded.embed_items(), known, rtol=1e-5, atol=1e-6)
     with pytest.raises(BadInput, match="is gone") as caught:
         loaded.embed_items(fresh)
@@ -171,6 +171,67 @@ def test_a_saved_model_needs_its_encoder_for_new_items_alone(
     shutil.rmtree(folder)
     gone.rename(folder)
     np.testing.assert_allclose(loaded.embed_items(fresh), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_saved_model_says_no_path_of_the_machine(
+    foundation: Foundation,
+    folder: Path,
+    tmp_path: Path,
+    books: dict[str, PromptBook],
+    split: Split,
+    form: str,
+) -> None:
+    foundation.save_pretrained(tmp_path / "model")
+    # A decoder that was read from a folder keeps it in its configuration.
+    again = Foundation.create(
+        foundation.prompter,
+        books[form],
+        split.train,
+        model=tmp_path / "model",
+        text_encoder=folder,
+        config=FoundationConfig(vector_dim=16),
+    )
+    again.save_pretrained(tmp_path / "again")
+    for name in ("model", "again"):
+        files = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
+        assert [path.name for path in files if str(tmp_path).encode() in path.read_bytes()] == []
+        loaded = Foundation.from_pretrained(tmp_path / name)
+        # The gate knows a model by what it is, saved or not.
+        assert repr(loaded.settings) == repr(foundation.settings)
+        assert loaded.settings == foundation.settings
+
+
+def test_where_the_encoder_lies_is_said_again_or_found_by_its_name(
+    foundation: Foundation, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = tmp_path / "model"
+    foundation.save_pretrained(saved)
+    fresh = foundation.item_pieces.take(np.array([3, 1]))
+    wanted = foundation.embed_items(fresh)
+
+    def same(loaded: Foundation) -> None:
+        np.testing.assert_allclose(loaded.embed_items(fresh), wanted, rtol=1e-5, atol=1e-6)
+
+    with pytest.raises(BadInput, match=r"encoder is gone.*text_encoder="):
+        Foundation.from_pretrained(saved).embed_items(fresh)
+    same(Foundation.from_pretrained(saved, text_encoder=folder))
+    monkeypatch.chdir(tmp_path)
+    same(Foundation.from_pretrained(saved, text_encoder="encoder"))
+    same(Foundation.from_pretrained(saved))
+    # A model of before says the whole path.
+    monkeypatch.chdir("/")
+    content = json.loads((saved / "foundation.json").read_text())
+    content["text_encoder"]["path"] = str(folder)
+    (saved / "foundation.json").write_text(json.dumps(content))
+    same(Foundation.from_pretrained(saved))
+
+
+def test_a_model_without_an_encoder_is_given_none(
+    make: Any, folder: Path, tmp_path: Path, form: str
+) -> None:
+    make(form).save_pretrained(tmp_path / "model")
+    with pytest.raises(BadInput, match=r"text_encoder=.*leave it out"):
+        Foundation.from_pretrained(tmp_path / "model", text_encoder=folder)
 
 
 def test_an_inline_item_with_a_catalogue_items_text_has_its_vector(
