@@ -38,6 +38,10 @@ class RungConfig:
     calibration_rows: int = 1000
 
 
+FOLDERS = ("model", "text_encoder")
+"""Fields of a recipe that may name a folder."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     """A run from data to report.
@@ -85,9 +89,7 @@ class Recipe:
 
     def published(self) -> "Recipe":
         """The same recipe as a record says it, which is published: of folders the last part."""
-        return replace(
-            self, model=_last_part(self.model), text_encoder=_last_part(self.text_encoder)
-        )
+        return replace(self, model=last_part(self.model), text_encoder=last_part(self.text_encoder))
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Recipe":
@@ -195,7 +197,7 @@ class Recipe:
         )
 
 
-def _last_part(named: str | None) -> str | None:
+def last_part(named: str | None) -> str | None:
     """The last part of a folder's path; the name of a model on the hub as it is."""
     if named is None:
         return None

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -96,6 +97,16 @@ class RunRecord:
 
 def _without_folders(argument: str) -> str:
     return Path(argument).name if os.sep in argument else argument
+
+
+def without_paths(text: str) -> str:
+    """A message as a record says it, which is published: of absolute paths the last part.
+
+    Example:
+        >>> without_paths("the text encoder in /home/ann/minilm cannot be loaded.")
+        'the text encoder in minilm cannot be loaded.'
+    """
+    return re.sub(r"(?<![\w.:/])/(?:[^\s/'\"]+/)+", "", text)
 
 
 def json_hash(value: object) -> str:

@@ -28,10 +28,10 @@ from decant.layout import FOUNDATION, RunLayout
 from decant.measure import Asked
 from decant.pipeline import Job, run
 from decant.processes import leads
-from decant.recipes import Recipe
+from decant.recipes import FOLDERS, Recipe, last_part
 from decant.results import ResultRow, write_csv
 from decant.run_data import load_book, load_model, sample_targets
-from decant.run_record import git_commit, hardware, json_hash, utc_now
+from decant.run_record import git_commit, hardware, json_hash, utc_now, without_paths
 from decant.sourcing import Source
 from foundation.checkpoint import weights_hash
 from foundation.evaluation import Interval, auc, bootstrap_interval, ndcg, paired_bootstrap
@@ -60,9 +60,17 @@ class Combination:
     recipe: Recipe
 
     @property
+    def told(self) -> dict[str, Any]:
+        """The settings as the ledger says them, which is published: of folders the last part."""
+        return {
+            key: last_part(value) if key in FOLDERS and isinstance(value, str) else value
+            for key, value in self.settings.items()
+        }
+
+    @property
     def words(self) -> str:
         """The settings in one line."""
-        told = " ".join(f"{key}={_in_words(value)}" for key, value in self.settings.items())
+        told = " ".join(f"{key}={_in_words(value)}" for key, value in self.told.items())
         return told or "as the recipe says"
 
     @property
@@ -150,10 +158,13 @@ class Sweep:
             settings.pop("seed", None)
             try:
                 recipe = Recipe.from_dict(changed).with_seed(seed)
+                # Named in full, as by `decant run`: its models find it there.
+                recipe = recipe.with_text_encoder(recipe.text_encoder)
             except (TypeError, ValueError) as error:
                 told = Combination(settings=settings, recipe=source.recipe()).words
                 raise BadInput(f"{told}: {error}") from error
             combinations.append(Combination(settings=settings, recipe=recipe))
+        _check_words(combinations)
         return cls(source=source, combinations=combinations, out=out, model=model)
 
     def run(self) -> None:
@@ -258,11 +269,11 @@ class Sweep:
         state = [
             {
                 "name": one.name,
-                "settings": dict(one.settings),
+                "settings": one.told,
                 "seed": one.recipe.seed,
                 "status": "done" if one.name in self._done else "failed"
                 if one.name in self.failed else "not yet",
-                "why": self.failed.get(one.name),
+                "why": without_paths(self.failed[one.name]) if one.name in self.failed else None,
             }
             for one in self.combinations
         ]  # fmt: skip
@@ -309,6 +320,18 @@ class Sweep:
             seed=seed,  # type: ignore[arg-type]
             timestamp=utc_now(),
         )
+
+
+def _check_words(combinations: Sequence[Combination]) -> None:
+    """Refuse settings that the ledger would take for seeds of each other."""
+    known: dict[str, Mapping[str, Any]] = {}
+    for one in combinations:
+        if known.setdefault(one.words, one.settings) != one.settings:
+            raise BadInput(
+                f"--grid: {one.words} would stand for two settings in the ledger, which says of a "
+                "folder its name alone and of a number six digits; give the folders different "
+                "names, or numbers further apart."
+            )
 
 
 def _read(path: Path) -> dict[str, Any]:

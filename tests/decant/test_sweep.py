@@ -6,8 +6,9 @@ import pytest
 
 from decant import sweep as sweeping
 from decant.cli import main
+from decant.pipeline import Job
 from decant.results import read_csv
-from decant.sweep import Sweep
+from decant.sweep import Sweep, Validated
 from promptify.validation import BadInput
 
 TASK = """\
@@ -134,6 +135,48 @@ def test_what_cannot_be_trained_is_said_and_the_others_are_finished(
     assert state[0]["why"] == "the loss is no number; lower fit.learning_rate."
 
 
+def test_a_ledger_says_no_path_of_the_machine(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [tmp_path / "models" / name for name in ("minilm", "qwen")]
+    for model in models:
+        model.mkdir(parents=True)
+
+    def told(job: Job, **_: object) -> None:
+        if job.recipe.text_encoder == str(models[1]):
+            raise BadInput(f"the text encoder in {models[1]} is bad: see {tmp_path}/a.")
+
+    said = Validated(
+        event=np.arange(2), user=np.arange(2), ndcg=np.ones(2), auc=0.5, params=1, seconds=1.0
+    )
+    monkeypatch.setattr(sweeping, "run", told)
+    monkeypatch.setattr(Sweep, "_validated", lambda *_: said)
+    monkeypatch.chdir(tmp_path)
+    grid = [f"text_encoder=models/minilm,{models[1]}"]
+    found = Sweep.of(recipe, grid, out=tmp_path / "out")
+    assert [one.recipe.text_encoder for one in found.combinations] == list(map(str, models))
+    found.run()
+    for name in ("ledger.json", "ledger.csv"):
+        text = (tmp_path / "out" / name).read_text()
+        assert str(tmp_path) not in text
+        assert str(tmp_path).strip("/").replace("/", "-") not in text
+    state = json.loads((tmp_path / "out" / "ledger.json").read_text())
+    assert [one["settings"] for one in state] == [
+        {"text_encoder": "minilm"},
+        {"text_encoder": "qwen"},
+    ]
+    assert state[1]["why"] == "the text encoder in qwen is bad: see a."
+    assert "foundation, text_encoder=minilm" in (tmp_path / "out" / "ledger.csv").read_text()
+
+
+def test_folders_of_one_name_are_not_told_apart(recipe: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / name / "minilm" for name in "ab"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    with pytest.raises(BadInput, match=r"text_encoder=minilm would stand for two"):
+        Sweep.of(recipe, [f"text_encoder={folders[0]},{folders[1]}"], out=tmp_path / "out")
+
+
 def test_names_are_different_for_different_settings(recipe: Path, tmp_path: Path) -> None:
     grid = ["foundation.slot_parts=[reading],[reading,bag]", "size=tiny,mini"]
     found = Sweep.of(recipe, grid, out=tmp_path)
@@ -157,6 +200,8 @@ def test_names_are_different_for_different_settings(recipe: Path, tmp_path: Path
         (["size"], "must be a field and its values"),
         (["size=["], "must be a field and its values"),
         (["fit.learning_rate=-1"], "fit.learning_rate=-1: .*learning_rate"),
+        (["text_encoder=nowhere"], "text_encoder=nowhere: .* is not a folder"),
+        (["text_encoder=7"], "text_encoder=7: "),
         (["held_out_slates.x=1"], "no field held_out_slates.x"),
     ],
 )
