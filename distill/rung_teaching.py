@@ -2,19 +2,24 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from distill.anatomy import shape_of
 from distill.distillation import Distillation, Teacher, distil, whole_inputs
 from distill.ladder_config import LadderConfig
 from distill.teaching import TeacherConfig
 from foundation import FitResult, Foundation
+from foundation.adapters import adapted
+from foundation.computing import computing
 from foundation.plan import TrainingPlan
+from foundation.training import attention_and_packing
 from promptify.assembly import PromptBook
 from promptify.splits import Split
 
@@ -102,6 +107,9 @@ class RungTeaching:
     def affordable_epochs(self, student: Foundation, above: Foundation, *, minutes: float) -> float:
         """Epochs that fit in so many minutes here, by a few micro-batches that are timed.
 
+        They are read as the teaching will read them: in its precision, with its attention, packed,
+        recomputed, compiled and adapted as it is.
+
         Args:
             student: that will be taught; nothing of it changes.
             above: the rung above.
@@ -112,22 +120,41 @@ class RungTeaching:
             objective = Distillation(
                 student, self._teachers(above), learns_of_data=self.config.data_weight > 0
             )
-        plan = TrainingPlan(self.book, self.split.train, replace(self.config.fit, epochs=1.0))
-        objective.train()
+        fit = self.config.schedule(1.0)
+        attention, packed = attention_and_packing(student, fit)
+        plan = TrainingPlan(self.book, self.split.train, fit, packed=packed)
         seconds = 0.0
         chosen = np.linspace(0, len(plan) - 1, _TIMED_BATCHES + 1).astype(int)
-        for number, step in enumerate(chosen):
-            batch = {
-                name: value.to(student.device)
-                for name, value in plan[int(step)].items()
-                if name != "num_tokens"
-            }
-            began = time.perf_counter()
-            sum(objective(**batch).values()).backward()
-            # The first one pays for loading kernels.
-            seconds += time.perf_counter() - began if number else 0.0
-        student.zero_grad(set_to_none=True)
+        with (
+            whole_inputs(student),
+            adapted(student, fit.lora, seed=fit.seed),
+            computing(student.decoder, fit, attention=attention),
+        ):
+            objective.train()
+            for number, step in enumerate(chosen):
+                batch = {
+                    name: value.to(student.device)
+                    for name, value in plan[int(step)].items()
+                    if name != "num_tokens"
+                }
+                taken = _pass_seconds(objective, batch, student.device, bf16=fit.bf16)
+                # The first one pays for loading kernels.
+                seconds += taken if number else 0.0
+            student.zero_grad(set_to_none=True)
         student.eval()
         of_epoch = seconds / _TIMED_BATCHES * len(plan)
         epochs = 60 * minutes * _SHARE_OF_PASSES / of_epoch
         return max(1 / len(plan), float(f"{epochs:.3g}"))
+
+
+def _pass_seconds(
+    objective: Any, batch: Mapping[str, Tensor], device: torch.device, *, bf16: bool
+) -> float:
+    """Seconds of one micro-batch, forth and back, as the Trainer computes it."""
+    began = time.perf_counter()
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        loss = torch.stack(list(objective(**batch).values())).sum()
+    loss.backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # until then it has been asked, not done
+    return time.perf_counter() - began
