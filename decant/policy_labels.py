@@ -102,7 +102,11 @@ def label_parser() -> ArgumentParser:
     parser.add_argument(
         "--answer-price", type=float, default=0.0, help="of a million tokens written"
     )
-    parser.add_argument("--max-cost", type=float, help="ceiling of what all answers cost")
+    parser.add_argument(
+        "--max-cost",
+        type=float,
+        help="ceiling of what all requests cost, tries that bring no answer at the most they may",
+    )
     parser.add_argument(
         "--shard-pairs", type=int, default=65_536, help="judged and written together"
     )

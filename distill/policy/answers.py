@@ -8,9 +8,11 @@ from pathlib import Path
 
 from promptify.validation import BadInput
 
-_TABLE = (
+_TABLES = (
     "CREATE TABLE IF NOT EXISTS answers (question TEXT PRIMARY KEY, answer TEXT NOT NULL, "
-    "prompt_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL, cost REAL NOT NULL)"
+    "prompt_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL, cost REAL NOT NULL)",
+    # Requests that no answer has come of.
+    "CREATE TABLE IF NOT EXISTS sent (request INTEGER PRIMARY KEY, cost REAL NOT NULL)",
 )
 
 
@@ -26,6 +28,8 @@ class Answer:
 class Answers:
     """A file of answers by question; each is there for good once `keep` returns.
 
+    Beside them is what was sent: a request that brought no answer may have cost as much as one.
+
     Args:
         path: of the file; made where there is none.
 
@@ -37,13 +41,18 @@ class Answers:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._open() as answers:
-            answers.execute(_TABLE)
+            for table in _TABLES:
+                answers.execute(table)
 
     @property
     def cost(self) -> float:
         """What all of them cost."""
-        with self._open() as answers:
-            return float(answers.execute("SELECT TOTAL(cost) FROM answers").fetchone()[0])
+        return self._total("answers")
+
+    @property
+    def cost_of_unanswered(self) -> float:
+        """What requests that brought no answer may have cost."""
+        return self._total("sent")
 
     def known(self, questions: Sequence[str]) -> dict[str, str]:
         """The texts of those questions that were answered."""
@@ -55,11 +64,28 @@ class Answers:
                     found[one] = str(told[0])
         return found
 
-    def keep(self, question: str, answer: Answer, *, cost: float) -> None:
-        """Write down an answer."""
+    def begin(self, cost: float) -> int:
+        """Write down that a request is about to be sent, which may cost so much; its number."""
+        with self._open() as answers, answers:
+            row = answers.execute("INSERT INTO sent (cost) VALUES (?)", (cost,)).lastrowid
+        assert row is not None
+        return row
+
+    def withdraw(self, request: int) -> None:
+        """A request was not sent after all."""
+        with self._open() as answers, answers:
+            answers.execute("DELETE FROM sent WHERE request = ?", (request,))
+
+    def keep(self, question: str, answer: Answer, *, cost: float, request: int) -> None:
+        """Write down an answer, and that it is of this request."""
         row = (question, answer.text, answer.prompt_tokens, answer.answer_tokens, cost)
         with self._open() as answers, answers:
             answers.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", row)
+            answers.execute("DELETE FROM sent WHERE request = ?", (request,))
+
+    def _total(self, table: str) -> float:
+        with self._open() as answers:
+            return float(answers.execute(f"SELECT TOTAL(cost) FROM {table}").fetchone()[0])
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

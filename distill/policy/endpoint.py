@@ -64,7 +64,9 @@ class EndpointConfig:
         max_answer_tokens: of one answer.
         prompt_price: of a million tokens that are read, in any currency.
         answer_price: of a million tokens that are written.
-        max_cost: of all answers that the cache holds, in that currency; None for no ceiling.
+        max_cost: of all that was sent for the cache's sake, in that currency: an answer by the
+            tokens it took, a request that brought none by the most it may have cost. None for no
+            ceiling.
     """
 
     url: str
@@ -132,12 +134,15 @@ class Endpoint:
         self._answers = Answers(cache)
         self._turn = threading.Lock()
         self._next_at = 0.0
+        # What was spent, with all that is on its way at the most that it may cost.
+        self._held = 0.0
+        self._money = threading.Lock()
         self._opener = urllib.request.build_opener(_NoRedirects)
 
     @property
     def spent(self) -> float:
-        """Cost of all answers that the cache holds."""
-        return self._answers.cost
+        """Cost of the answers that the cache holds, and of what was sent and brought none."""
+        return self._answers.cost + self._answers.cost_of_unanswered
 
     def ask(self, questions: Sequence[Question]) -> list[str]:
         """Answer each question, from the cache where it is known.
@@ -166,9 +171,9 @@ class Endpoint:
     def _ask_all(self, questions: dict[str, Question]) -> dict[str, str]:
         """Ask a few at a time; whatever ends it, what came in before is in the cache."""
         found: dict[str, str] = {}
-        spent = self.spent
+        self._held = self.spent
         waiting = iter(questions.items())
-        flying: dict[Future[Answer], tuple[str, float]] = {}
+        flying: dict[Future[str], str] = {}
         stopped: BaseException | None = None
         bar = tqdm(total=len(questions), desc="ask the judge", leave=False)
         with bar, self._pool() as pool:
@@ -177,32 +182,18 @@ class Endpoint:
                     if (following := next(waiting, None)) is None:
                         break
                     name, question = following
-                    reserved = self._at_most(question)
-                    held = spent + sum(cost for _, cost in flying.values())
-                    if self.config.max_cost is not None and held + reserved > self.config.max_cost:
-                        stopped = EndpointStopped(
-                            f"the next answer could pass the ceiling of {self.config.max_cost:g} "
-                            f"({spent:.4g} is spent). {len(found):,} new answers are kept in "
-                            f"{self._answers.path}; raise the ceiling and give the same command "
-                            "again."
-                        )
-                        break
-                    flying[pool.submit(self._tried, question)] = name, reserved
+                    flying[pool.submit(self._tried, name, question)] = name
                 if not flying:
                     break
                 done, _ = wait(flying, return_when=FIRST_COMPLETED)
                 for future in done:
-                    name, _ = flying.pop(future)
+                    name = flying.pop(future)
                     try:
-                        answer = future.result()
+                        found[name] = future.result()
                     except EndpointStopped as error:
                         self._stop.set()
                         stopped = stopped or error
                         continue
-                    cost = self._cost(answer.prompt_tokens, answer.answer_tokens)
-                    self._answers.keep(name, answer, cost=cost)
-                    spent += cost
-                    found[name] = answer.text
                     bar.update()
         if stopped is not None:
             raise stopped
@@ -227,11 +218,52 @@ class Endpoint:
         """What an answer may cost, told before it is asked for."""
         return self._cost(sum(map(_tokens, question)), self.config.max_answer_tokens)
 
+    def _begin(self, cost: float) -> int:
+        """Hold what a request may cost against the ceiling, and write it down before it is sent."""
+        ceiling = self.config.max_cost
+        with self._money:
+            if ceiling is not None and self._held + cost > ceiling:
+                raise EndpointStopped(
+                    f"the next request could pass the ceiling of {ceiling:g} ({self.spent:.4g} is "
+                    f"spent, {self._answers.cost_of_unanswered:.4g} of it for requests that "
+                    f"brought no answer). What was answered is kept in {self._answers.path}; raise "
+                    "the ceiling and give the same command again."
+                )
+            request = self._answers.begin(cost)
+            self._held += cost
+        return request
+
+    def _sent(self, name: str, question: Question) -> str:
+        """One request and its answer, which is kept.
+
+        Raises:
+            OSError: there is no answer; what it may have cost is held, if it was sent.
+            http.client.HTTPException: the same.
+            ValueError: the same.
+        """
+        held = self._at_most(question)
+        request = self._begin(held)
+        try:
+            answer = self._asked_once(question)
+        except urllib.error.HTTPError:
+            raise
+        except urllib.error.URLError:
+            # Nobody was there, or the line broke before all of it was said.
+            self._answers.withdraw(request)
+            with self._money:
+                self._held -= held
+            raise
+        cost = self._cost(answer.prompt_tokens, answer.answer_tokens)
+        self._answers.keep(name, answer, cost=cost, request=request)
+        with self._money:
+            self._held += cost - held
+        return answer.text
+
     def _name(self, question: Question) -> str:
         asked = [self.config.model, self.config.max_answer_tokens, *question]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
-    def _tried(self, question: Question) -> Answer:
+    def _tried(self, name: str, question: Question) -> str:
         """An answer, after as many tries as it takes and is allowed."""
         problem, pause = "", 0.0
         for attempt in range(self.config.max_tries):
@@ -243,7 +275,7 @@ class Endpoint:
                 raise EndpointStopped("asking was stopped.")
             self._wait_for_turn()
             try:
-                return self._asked_once(question)
+                return self._sent(name, question)
             except urllib.error.HTTPError as error:
                 with error:
                     said = error.read(500).decode("utf-8", "replace")

@@ -198,6 +198,47 @@ def test_the_ceiling_is_never_passed_and_counts_what_was_spent_before(server, tm
     assert len(server.requests) == 20
 
 
+def test_the_ceiling_counts_every_request_that_was_sent(server, tmp_path):
+    how = {"answer_price": 1e6, "max_answer_tokens": 10, "concurrency": 1}
+    server.answer = lambda body: (503, {}, {})
+    # Each may cost 10, whatever becomes of it: two tries, and no third.
+    with pytest.raises(EndpointStopped, match=r"could pass the ceiling of 25 \(20 is spent, 20 of"):
+        endpoint_of(server, tmp_path, max_cost=25.0, **how).ask(questions(1))
+    assert len(server.requests) == 2
+    server.answer = lambda body: server.said("good", completion=4)
+    endpoint = endpoint_of(server, tmp_path, max_cost=35.0, **how)
+    assert endpoint.spent == 20
+    assert endpoint.ask(questions(2)) == ["good", "good"]
+    # What an answer took is known; of the room that it was given the rest is free again.
+    assert endpoint.spent == 28
+    with pytest.raises(
+        EndpointStopped, match=r"ceiling of 35 \(28 is spent, 20 of it for requests"
+    ):
+        endpoint.ask(questions(3))
+    assert len(server.requests) == 4
+
+
+def test_what_could_not_be_sent_costs_nothing(tmp_path):
+    config = EndpointConfig(
+        url="http://127.0.0.1:9/v1", model="m", max_tries=3, answer_price=1e6, max_cost=300.0
+    )
+    endpoint = Endpoint(config, tmp_path / "said.db", sleep=lambda seconds: None)
+    with pytest.raises(EndpointStopped, match="no answer after 3 tries"):
+        endpoint.ask(questions(1))
+    assert endpoint.spent == 0
+
+
+def test_a_file_of_answers_of_before_is_read_on(tmp_path):
+    with sqlite3.connect(tmp_path / "said.db") as before:
+        before.execute(
+            "CREATE TABLE answers (question TEXT PRIMARY KEY, answer TEXT NOT NULL, prompt_tokens "
+            "INTEGER NOT NULL, answer_tokens INTEGER NOT NULL, cost REAL NOT NULL)"
+        )
+        before.execute("INSERT INTO answers VALUES ('q', 'said', 1, 2, 0.5)")
+    before.close()
+    assert Endpoint(EndpointConfig(url="http://x/v1", model="m"), tmp_path / "said.db").spent == 0.5
+
+
 def test_requests_keep_their_distance(server, tmp_path):
     endpoint = Endpoint(
         EndpointConfig(url=server.url, model="m", requests_per_minute=1200, concurrency=8),
@@ -219,7 +260,8 @@ def test_a_cache_survives_a_kill(server, tmp_path):
 
     server.answer = slow
     path = tmp_path / "said.db"
-    one_by_one = EndpointConfig(url=server.url, model="m", concurrency=1)
+    money = {"answer_price": 1e6, "max_answer_tokens": 50}
+    one_by_one = EndpointConfig(url=server.url, model="m", concurrency=1, **money)
     # A fork, since importing everything again takes longer than all that is tested here.
     process = multiprocessing.get_context("fork").Process(
         target=lambda: Endpoint(one_by_one, path).ask(questions(50))
@@ -229,8 +271,10 @@ def test_a_cache_survives_a_kill(server, tmp_path):
     process.kill()
     process.join()
     released.set()
-    config = EndpointConfig(url=server.url, model="m", requests_per_minute=1e6)
+    config = EndpointConfig(url=server.url, model="m", requests_per_minute=1e6, **money)
     server.answer = lambda body: server.said("new")
+    # Eleven answers of ten tokens, and one that may have been written to nobody.
+    assert Endpoint(config, path).spent == 11 * 10 + 50
     said = Endpoint(config, path).ask(questions(50))
     assert (said.count("ok"), said.count("new")) == (11, 39)
 
