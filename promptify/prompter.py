@@ -35,6 +35,8 @@ from promptify.tokenizer import (
 from promptify.validation import BadInput, shown
 from promptify.whole import put
 from promptify.words import (
+    ENDING,
+    SEPARATOR,
     SPAN_WORDS,
     Neutralizer,
     Words,
@@ -99,9 +101,9 @@ class Prompter:
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1
         self.instruction_pieces = self._lines(_instructions(self.tasks, words.neutralize))
         # What an event of a prompt with time gaps says first; none of them without.
-        spans = SPAN_WORDS if config.time_gaps else ()
-        self.gap_pieces = self._tokenize([f" {span} later ·" for span in spans])
-        self.age_pieces = self._tokenize([f" {span} old ·" for span in spans])
+        gaps, ages = _spans(config, words.neutralize)
+        self.gap_pieces = self._tokenize([f" {gap} ·" for gap in gaps])
+        self.age_pieces = self._tokenize([f" {age} ·" for age in ages])
         self._check_room()
 
     @classmethod
@@ -149,7 +151,7 @@ class Prompter:
                 *words.profiles(users, num_rows=len(user_rows)),
                 *item_texts(words, interactions, item_rows),
                 *(words.neutralize(text) for text in told),
-                *(f"{span} later · {span} old" for span in SPAN_WORDS if config.time_gaps),
+                *map(SEPARATOR.join, zip(*_spans(config, words.neutralize), strict=True)),
             ]
             tokenizer = train_tokenizer(
                 # A line is learned as it stands in a prompt: after a space.
@@ -266,7 +268,7 @@ class Prompter:
         """
         if not isinstance(context, str):
             raise BadInput(f"query {shown(context)} must be a text.")
-        return closed(self.words.neutralize(context))
+        return self._closed(self.words.neutralize(context))
 
     # In tokens.
 
@@ -274,7 +276,8 @@ class Prompter:
         """Profiles in tokens, each with its newline; nothing for an empty one."""
         if not self.config.tells_profile:
             texts = ["" for _ in texts]
-        return self._lines(_spaced(map(closed, texts)), max_tokens=self.config.max_profile_tokens)
+        lines = _spaced(map(self._closed, texts))
+        return self._lines(lines, max_tokens=self.config.max_profile_tokens)
 
     def context_pieces(self, texts: Iterable[str]) -> Pieces:
         """Queries and notes in tokens, each with its newline; nothing for an empty one."""
@@ -291,6 +294,9 @@ class Prompter:
     def reserved_tokens(self) -> int:
         """Tokens kept free after a prefix, for the longest question."""
         return self.config.max_item_tokens + _longest(self.gap_pieces) + _longest(self.age_pieces)
+
+    def _closed(self, line: str) -> str:
+        return closed(line, ending=self.words.neutralize(ENDING))
 
     def _tokenize(self, texts: Sequence[str]) -> Pieces:
         return tokenize_within(self.tokenizer, texts, max_tokens=self.config.max_prompt_tokens)
@@ -381,6 +387,18 @@ def _instructions(tasks: Sequence[Task], neutralize: Neutralizer) -> list[str]:
                 f"Task.instruction={task.instruction!r} of task {task.name!r} holds no word."
             )
     return told
+
+
+def _spans(config: PrompterConfig, neutralize: Neutralizer) -> tuple[list[str], list[str]]:
+    """How long after another an event was, and how old its item is, in the order of `SPAN_WORDS`.
+
+    The words are ours, but a label may be one of them. Nothing where neither is told.
+    """
+    spans = SPAN_WORDS if config.time_gaps else ()
+    return (
+        [neutralize(f"{span} later") for span in spans],
+        [neutralize(f"{span} old") for span in spans],
+    )
 
 
 def _spaced(texts: Iterable[str]) -> list[str]:

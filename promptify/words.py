@@ -25,6 +25,8 @@ _CUTS = (0.1, 0.3, 0.7, 0.9)
 
 SEPARATOR = " · "
 ARROW = " =>"
+ENDING = "here"
+"""What ends a line that no letter or digit ends."""
 
 # Control characters, surrogates and every kind of space would let text start a line of its own;
 # bidirectional overrides would let a line read as another.
@@ -253,18 +255,22 @@ def in_words(value: Any) -> str:
     return str(value)
 
 
-def closed(line: str) -> str:
+def closed(line: str, *, ending: str = ENDING) -> str:
     """The line, ending in a letter or digit.
 
     Common byte-level tokenizers read punctuation and the newline after it as one token; the
     newline must stand alone, because the person is read there.
+
+    Args:
+        line: in words.
+        ending: a word put behind a line that ends otherwise.
 
     Example:
         >>> closed("Pay first."), closed("who knows C++"), closed("?!")
         ('Pay first', 'who knows C++ here', '')
     """
     line = line.rstrip(" .,:;!?…")
-    return line if not line or _ends_in_word(line) else f"{line} here"
+    return line if not line or _ends_in_word(line) else f"{line} {ending}"
 
 
 def cut_to_word(line: str) -> str:

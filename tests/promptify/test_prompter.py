@@ -9,11 +9,13 @@ import pyarrow as pa
 import pytest
 
 from promptify.interactions import Interactions
+from promptify.pieces import Pieces
 from promptify.prompter import HistoryEvent, Prompter, PrompterConfig
 from promptify.schema import Field, Schema
 from promptify.splits import leave_one_out
 from promptify.task import Task
 from promptify.validation import BadInput
+from promptify.words import SPAN_WORDS
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -110,6 +112,27 @@ def test_a_tokenizer_that_splits_a_label_is_refused(
     unknown = replace(films, actions=("liked", "abhorred"), positive=("liked",))
     with pytest.raises(BadInput, match="' abhorred' must be a single token"):
         Prompter.fit(log, np.ones(120, bool), [unknown], tokenizer=qwen_like)
+
+
+def test_no_words_of_our_own_say_a_label(three_films: Interactions, films: Task) -> None:
+    task = replace(films, actions=("later", "old", "day", "here"), positive=("later",))
+    config = PrompterConfig(form="text", time_gaps=True, vocab_size=600)
+    prompter = Prompter.fit(three_films, np.ones(5, bool), [task], config=config)
+    profile, query = prompter.profile_text({"work": "C++"}), prompter.context_text("knows C++")
+    for pieces in (
+        prompter.gap_pieces,
+        prompter.age_pieces,
+        prompter.profile_pieces([profile]),
+        prompter.context_pieces([query]),
+    ):
+        assert not np.isin(pieces.ids, prompter.label_ids).any()
+
+    def said(pieces: Pieces, span: str) -> str:
+        return str(prompter.tokenizer.decode(pieces[SPAN_WORDS.index(span)].tolist()))
+
+    assert said(prompter.gap_pieces, "3 weeks") == " 3 weeks Later ·"
+    assert said(prompter.age_pieces, "3 days") == " 3 Days Old ·"
+    assert query == "knows C++ Here"
 
 
 # What they know.
