@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from foundation.few_bits import is_meant_for_gpu, to_gpu
 from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
 from promptify.validation import BadInput
-from retrieval import ItemIndex
+from retrieval import IndexManifest, ItemIndex
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -84,6 +85,7 @@ def build_index(
     model_hash: str,
     without: Collection[str] = (),
     width: int | None = None,
+    like: IndexManifest | None = None,
 ) -> ItemIndex:
     """Embed a model's catalogue and index it.
 
@@ -91,15 +93,28 @@ def build_index(
         foundation: makes the vectors.
         model_hash: `foundation.checkpoint.weights_hash` of its folder.
         without: ids of items that are not recommended.
-        width: the first numbers of each vector alone, one of `FoundationConfig.widths`.
+        width: the first numbers of each vector alone, one of `FoundationConfig.widths`. When left
+            out that of `like`, or all numbers where there is none or the model has no such width.
+        like: of an index whose kind, storage and target recall this one is to have.
 
     Raises:
-        ValueError: the model was not trained at that width.
+        ValueError: the model was not trained at that width, or its vectors cannot be indexed as
+            those of `like` were.
     """
     kept = [row for row, item in enumerate(foundation.item_ids) if item not in without]
     rows = None if len(kept) == foundation.num_items else np.array(kept, np.int64)
     ids = [foundation.item_ids[row] for row in kept]
-    return ItemIndex.build(foundation.embed_items(rows, width=width), ids, model_hash=model_hash)
+    asked: dict[str, Any] = {}
+    if like is not None:
+        asked = {
+            "kind": like.kind,
+            "storage": like.storage,
+            "target_recall": like.target_recall,
+        }
+        if width is None and like.dimension in foundation.settings.widths:
+            width = like.dimension
+    vectors_IV = foundation.embed_items(rows, width=width)
+    return ItemIndex.build(vectors_IV, ids, model_hash=model_hash, **asked)
 
 
 def _load_index(path: Path, model_hash: str, run: Path) -> ItemIndex:

@@ -334,19 +334,23 @@ def finish_model(
         shutil.copytree(curves, where, dirs_exist_ok=True)
 
 
-def index_catalogue(layout: RunLayout, out: Path, *, width: int | None = None) -> None:
-    """Embed the catalogue with the served model and index it; `width` as in `build_index`."""
+def index_catalogue(
+    layout: RunLayout, out: Path, *, width: int | None = None, like: IndexManifest | None = None
+) -> None:
+    """Embed the catalogue with the served model and index it; options as in `build_index`."""
     path = layout.model(layout.served())
-    foundation = load_model(path)
-    build_index(foundation, model_hash=weights_hash(path), width=width).save(out / "items")
+    index = build_index(load_model(path), model_hash=weights_hash(path), width=width, like=like)
+    index.save(out / "items")
 
 
 def index_again(layout: RunLayout, *, width: int | None = None) -> int:
     """Embed a finished run's catalogue again, with what became of it since, and replace its index.
 
+    The new index is of the kind, storage and target recall of the one that it replaces.
+
     Args:
         layout: the run.
-        width: as in `build_index`.
+        width: as in `build_index`; when left out, that of the index that is replaced.
 
     Returns:
         How many items were indexed.
@@ -361,17 +365,28 @@ def index_again(layout: RunLayout, *, width: int | None = None) -> int:
     if saved is not None:
         made_with = weights_hash(path)
         foundation, book = saved.put_into(load_model(path), book, model_hash=made_with)
-        index = build_index(foundation, model_hash=made_with, without=saved.removed, width=width)
+        index = build_index(
+            foundation,
+            model_hash=made_with,
+            without=saved.removed,
+            width=width,
+            like=_manifest(saved.index),
+        )
         catalogue.write(Served.of(foundation, book, index, told=saved.told), index)
     # Last: where this was cut short, `index_if_stale` begins again.
-    index_catalogue(layout, layout.folder / INDEX, width=width)
+    index_catalogue(layout, layout.folder / INDEX, width=width, like=_manifest(layout.index))
     return len(Recommender.load(layout.folder).index)
 
 
 def index_if_stale(layout: RunLayout) -> None:
     """Index a run's catalogue again where the index is not of the model that serves."""
-    made_with = weights_hash(layout.model(layout.served()))
-    with suppress(IndexMismatch):  # None is there, or a damaged one.
-        if IndexManifest.read(layout.index).model_hash == made_with:
-            return
-    index_again(layout)
+    there = _manifest(layout.index)
+    if there is None or there.model_hash != weights_hash(layout.model(layout.served())):
+        index_again(layout)
+
+
+def _manifest(index: Path) -> IndexManifest | None:
+    """What the index of a folder is; None where none is there, or a damaged one."""
+    with suppress(IndexMismatch):
+        return IndexManifest.read(index)
+    return None

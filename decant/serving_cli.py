@@ -119,7 +119,8 @@ def index_parser() -> ArgumentParser:
         type=int,
         metavar="N",
         help="index the first N numbers of each vector, where the model was trained at that width; "
-        "what is found is ranked by whole vectors",
+        "what is found is ranked by whole vectors. All numbers when left out; without --items, as "
+        "many as the run's index has",
     )
     parser.add_argument(
         "--target-recall",

@@ -13,15 +13,18 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import decant.embedding
 from decant import Recommender, processes
 from decant.cli import main
 from decant.layout import RunLayout
+from decant.pipeline import index_if_stale
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
 from foundation.int8 import to_int8
-from retrieval import ItemIndex
+from promptify.validation import BadInput
+from retrieval import IndexManifest, ItemIndex
 
 NUM_NEW = 25
 PROFILE = {"headline": "Nurse in oncology", "place": "Berlin, Germany"}
@@ -264,6 +267,43 @@ def test_an_index_of_narrow_vectors_finds_and_whole_ones_rank(
     # Shards of another width are other shards.
     said(capsys, narrow_run, "--items", items, "--out", out)
     assert ItemIndex.load(out / "index").manifest.dimension == 16
+
+
+def test_an_index_that_is_made_again_is_as_it_was_asked_for(
+    capsys: Any, narrow_run: Path, items: Path
+) -> None:
+    layout = RunLayout(narrow_run)
+    said(capsys, narrow_run, "--width", 4)
+    asked = ["--kind", "ivf", "--storage", "int8", "--target-recall", 0.9, "--width", 4]
+    said(capsys, narrow_run, "--items", items, *asked)
+
+    def is_kept() -> bool:
+        there = Recommender.load(narrow_run).index.manifest
+        assert (there.kind, there.storage, there.target_recall) == ("ivf", "int8", 0.9)
+        assert there.dimension == IndexManifest.read(layout.index).dimension == 4
+        return True
+
+    assert is_kept()
+    # Another model serves, as after a ladder.
+    path = layout.model(layout.served())
+    model = Foundation.from_pretrained(path)
+    torch.nn.init.normal_(model.item_head.weight)
+    model.save_pretrained(path)
+    with pytest.raises(BadInput, match="decant index"):
+        Recommender.load(narrow_run)
+    index_if_stale(layout)
+    assert is_kept()
+    said(capsys, narrow_run)
+    assert is_kept()
+    # What is said counts, and one that the model does not have is let go.
+    said(capsys, narrow_run, "--width", 16)
+    assert Recommender.load(narrow_run).index.manifest.dimension == 16
+    said(capsys, narrow_run, "--width", 4)
+    model.settings = replace(model.settings, vector_widths=())
+    model.save_pretrained(path)
+    said(capsys, narrow_run)
+    again = Recommender.load(narrow_run).index.manifest
+    assert (again.kind, again.storage, again.dimension) == ("ivf", "int8", 16)
 
 
 @pytest.fixture
