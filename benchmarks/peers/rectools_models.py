@@ -1,13 +1,15 @@
 """RecTools' models on a split that was handed over, in RecTools' own environment.
 
-    python -m benchmarks.peers.rectools_models FOLDER --seconds N [--seed N] [--smoke]
+    python -m benchmarks.peers.rectools_models FOLDER --seconds N [--seed N]
 
-FOLDER holds `train.npz` (`user`, `item`, in the order of time), what came before each request in
-`valid.npz` and `test.npz` (`request`, `item`, and the requests' `count`), and the items that those
-of validation should have put first in `valid-targets.npz` (`request`, `item`). Each model is
-trained once for every entry of its grid, for at most so many seconds of processor time each, chosen
-by NDCG@10 on `valid`, and its hundred best of every request of `test` are written to
-`MODEL-top.npz` (`request`, `item`, `score`).
+FOLDER holds `grids.json`, what is tried of each model; `train.npz` (`user`, `item`, in the order of
+time); what came before each request in `watch.npz`, `valid.npz` and `test.npz` (`request`, `item`,
+and the requests' `count`); and the items that should have been put first in `watch-targets.npz` and
+`valid-targets.npz` (`request`, `item`). Each model is trained once for every entry of its grid, for
+so many seconds of processor time at most. A transformer ends with the weights whose NDCG@10 on
+`watch` was best, and the looks at it are within its seconds. What is left of an entry is its
+NDCG@10 on `valid` and its hundred best of every request of `test` (`request`, `item`, `score`); see
+`benchmarks.peers.tuning`. What is there already is not tried again.
 
 Source: RecTools (MobileTeleSystems/RecTools), SASRec and BERT4Rec with its softmax loss over the
 whole catalogue; item k-NN from implicit.
@@ -17,7 +19,7 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,51 +39,31 @@ from rectools.models import (
 )
 
 from benchmarks.measured import thread_seconds
+from benchmarks.peers.tuning import BestWeights, Try, untried
 
 TOP = 100
 NEIGHBOURS = {"cosine": CosineRecommender, "tfidf": TFIDFRecommender, "bm25": BM25Recommender}
-GRIDS: dict[str, list[dict[str, Any]]] = {
-    "popularity": [{}],
-    "item-knn": [
-        {"kind": kind, "neighbours": count} for kind in NEIGHBOURS for count in (20, 100, 300)
-    ],
-    "sasrec": [{"n_factors": 128, "lr": lr} for lr in (1e-3, 3e-3)],
-    "bert4rec": [{"n_factors": 128, "lr": lr} for lr in (1e-3, 3e-3)],
-}
-_EPOCHS = 1000  # The clock ends a training.
+TRANSFORMERS = {"sasrec": SASRecModel, "bert4rec": BERT4RecModel}
+_EPOCHS = 100_000  # The clock ends a training.
 
 
-class Clock(lightning.Callback):  # type: ignore[misc]  # untyped where it is installed
-    """Ends a training after some seconds of processor time; see `measured.thread_seconds`."""
+class Watch(lightning.Callback):  # type: ignore[misc]  # untyped where it is installed
+    """Ends a training by the clock, with the weights that were best on validation.
 
-    def __init__(self, seconds: float) -> None:
-        self.ends = thread_seconds() + seconds
+    RecTools trains with a deep copy of its trainer and of this. What measures must see the model
+    itself, so it is a plain function, which is not copied.
+    """
 
-    def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
+    def __init__(self, seconds: float, measure: Callable[[], float]) -> None:
+        self.best = BestWeights(seconds=seconds, measure=measure)
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any, **__: Any) -> None:
         """Called by the trainer after each step."""
-        trainer.should_stop = thread_seconds() >= self.ends
+        trainer.should_stop = self.best.step(module.torch_model)
 
-
-def make(name: str, config: Mapping[str, Any], *, seconds: float, history: int) -> Any:
-    """A model of the grid, not trained yet."""
-    if name == "popularity":
-        return PopularModel()
-    if name == "item-knn":
-        return ImplicitItemKNNWrapperModel(NEIGHBOURS[config["kind"]](K=config["neighbours"]))
-
-    def trainer() -> lightning.Trainer:
-        return lightning.Trainer(
-            max_epochs=_EPOCHS,
-            callbacks=[Clock(seconds)],
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-
-    model = {"sasrec": SASRecModel, "bert4rec": BERT4RecModel}[name]
-    return model(**config, session_max_len=history, n_blocks=2, n_heads=4, get_trainer_func=trainer)
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        """Called by the trainer when it has stopped."""
+        self.best.finish(module.torch_model)
 
 
 class Handed:
@@ -96,12 +78,14 @@ class Handed:
         self.items = IdMap.from_values(np.unique(train["item"]))
         self.train = self.dataset(train["user"], train["item"], np.unique(train["user"]))
         self.histories = {}
-        for name in ("valid", "test"):
+        for name in ("watch", "valid", "test"):
             kept = np.load(folder / f"{name}.npz")
             requests = np.arange(int(kept["count"]))
             self.histories[name] = self.dataset(kept["request"], kept["item"], requests)
-        targets = np.load(folder / "valid-targets.npz")
-        self.targets = pd.DataFrame({name: targets[name] for name in ("request", "item")})
+        self.targets = {}
+        for name in ("watch", "valid"):
+            targets = np.load(folder / f"{name}-targets.npz")
+            self.targets[name] = pd.DataFrame({key: targets[key] for key in ("request", "item")})
 
     def dataset(
         self, user: NDArray[np.int64], item: NDArray[np.int64], users: NDArray[np.int64]
@@ -119,7 +103,7 @@ class Handed:
         names = IdMap.from_values(users)
         return Dataset(names, self.items, Interactions.from_raw(events, names, self.items))
 
-    def top(self, model: Any, name: str) -> pd.DataFrame:
+    def top(self, model: Any, name: str, *, count: int) -> pd.DataFrame:
         """The best items of each request that a model can say something of.
 
         Returns:
@@ -129,17 +113,58 @@ class Handed:
         found = model.recommend(
             users=dataset.user_id_map.external_ids,
             dataset=dataset,
-            k=TOP,
+            k=count,
             filter_viewed=True,
             on_unsupported_targets="ignore",  # who did nothing yet
         )
         return found.rename(columns={Columns.User: "request", Columns.Item: "item"})
 
-    def ndcg(self, top: pd.DataFrame) -> float:
-        """NDCG@10 over the targets of validation; only to choose by."""
-        found = self.targets.merge(top, on=["request", "item"])
-        gains = 1 / np.log2(1 + found.loc[found["rank"] <= 10, "rank"])
-        return float(gains.sum() / len(self.targets))
+    def ndcg(self, model: Any, name: str) -> float:
+        """NDCG@10 over the targets of `watch` or `valid`; only to choose by."""
+        targets = self.targets[name]
+        found = targets.merge(self.top(model, name, count=10), on=["request", "item"])
+        return float((1 / np.log2(1 + found["rank"])).sum() / len(targets))
+
+
+def train(
+    name: str, config: Mapping[str, Any], handed: Handed, *, seconds: float
+) -> tuple[Any, tuple[tuple[float, float], ...]]:
+    """A trained model, and NDCG@10 on the watched requests as (seconds, value).
+
+    Args:
+        name: of the model.
+        config: an entry of its grid, in RecTools' words.
+        handed: what it is trained on and watched by.
+        seconds: of a transformer's training.
+    """
+    if name == "popularity":
+        return PopularModel().fit(handed.train), ()
+    if name == "item-knn":
+        neighbours = NEIGHBOURS[config["kind"]](K=config["neighbours"])
+        return ImplicitItemKNNWrapperModel(neighbours).fit(handed.train), ()
+
+    def measure() -> float:
+        # It can be asked as soon as there are weights, and refuses until training has ended.
+        model.is_fitted = True
+        value = handed.ndcg(model, "watch")
+        model.lightning_model.train()  # Being asked has turned dropout off.
+        return value
+
+    def trainer() -> lightning.Trainer:
+        return lightning.Trainer(
+            max_epochs=_EPOCHS,
+            callbacks=[Watch(seconds, measure)],
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+    model = TRANSFORMERS[name](**config, get_trainer_func=trainer)
+    model.fit(handed.train)
+    [watch] = [found for found in model.fit_trainer.callbacks if isinstance(found, Watch)]
+    return model, tuple(watch.best.curve)
 
 
 @contextmanager
@@ -155,30 +180,21 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--history", type=int, default=100, help="events that are read")
-    parser.add_argument("--smoke", action="store_true", help="the first of each grid")
     options = parser.parse_args()
+    grids = json.loads((options.folder / "grids.json").read_text("utf-8"))
     with quiet():
         handed = Handed(options.folder)
-        for name, grid in GRIDS.items():
-            if (options.folder / f"{name}.json").exists():
-                continue
-            best: tuple[float, dict[str, Any], pd.DataFrame, float] | None = None
-            for config in grid[:1] if options.smoke else grid:
-                lightning.seed_everything(options.seed, verbose=False)
-                began = thread_seconds()
-                model = make(name, config, seconds=options.seconds, history=options.history)
-                model.fit(handed.train)
-                took = thread_seconds() - began
-                value = handed.ndcg(handed.top(model, "valid"))
-                print(f"{name} {config}: {value:.4f} on validation, {took:.0f} s", file=sys.stderr)
-                if best is None or value > best[0]:
-                    best = value, config, handed.top(model, "test"), took
-            assert best is not None
-            columns = {key: best[2][key].to_numpy() for key in ("request", "item", "score")}
-            np.savez(options.folder / f"{name}-top.npz", **columns)
-            note = {"valid_ndcg@10": best[0], "config": best[1], "seconds": best[3]}
-            (options.folder / f"{name}.json").write_text(json.dumps(note))
+        for name, place, config in untried(options.folder, grids):
+            lightning.seed_everything(options.seed, verbose=False)
+            began = thread_seconds()
+            model, curve = train(name, config, handed, seconds=options.seconds)
+            took = thread_seconds() - began
+            value = handed.ndcg(model, "valid")
+            print(f"{name} {config}: {value:.4f} on validation, {took:.0f} s", file=sys.stderr)
+            top = handed.top(model, "test", count=TOP)
+            answers = {key: top[key].to_numpy() for key in ("request", "item", "score")}
+            tried = Try(config=config, valid_ndcg=value, seconds=took, curve=curve)
+            tried.save(options.folder, name, place, answers=answers)
     return 0
 
 

@@ -1,3 +1,6 @@
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -5,10 +8,12 @@ import pytest
 
 from benchmarks import rectools as benchmark
 from benchmarks.peers.environment import built
+from benchmarks.peers.tuning import Try, untried
 from benchmarks.studied import Studied
 from decant import recipes
 from decant.measure import Asked, popularity_answers
 from decant.results import read_csv
+from decant.run_data import sample_targets
 from foundation import Foundation
 from promptify.assembly import PromptBook
 from promptify.sources import SourceData
@@ -57,6 +62,58 @@ def test_what_is_handed_over_is_the_split_and_nothing_after_it(
         assert told_items.tolist() == [item for item in history.tolist() if jobs[item]]
 
 
+def test_what_is_watched_are_the_requests_that_a_run_watches(
+    studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "NUM_WATCHED_REQUESTS", 7)
+    benchmark.hand_over(studied, tmp_path)
+    log, valid = studied.data.interactions, studied.split.valid
+    jobs = log.item_kinds == "job"
+    watched = sample_targets(valid, 7)
+    watch = np.load(tmp_path / "watch.npz")
+    assert int(watch["count"]) == 7 < len(valid)
+    for request in range(7):
+        history = log.event_item[watched.history_start[request] : watched.history_end[request]]
+        told_items = watch["item"][watch["request"] == request]
+        assert told_items.tolist() == [item for item in history.tolist() if jobs[item]]
+    for name, targets in (("watch", watched), ("valid", valid)):
+        told = np.load(tmp_path / f"{name}-targets.npz")
+        wanted = Asked(studied.book, targets).wanted
+        assert told["request"].tolist() == wanted.request.tolist()
+        assert told["item"].tolist() == wanted.item.tolist()
+    assert not (tmp_path / "test-targets.npz").exists()
+
+
+def test_other_grids_are_another_measurement(
+    studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def opened(_: object) -> Iterator[tuple[Studied, Path]]:
+        yield studied, tmp_path / "work"
+
+    asked_for = []
+
+    def ask(folder: Path, **_: object) -> None:
+        for name, place, config in untried(folder, json.loads((folder / "grids.json").read_text())):
+            asked_for.append((name, config))
+            item = np.array([place])
+            answers = {"request": np.array([0]), "item": item, "score": np.ones(1)}
+            tried = Try(config=config, valid_ndcg=config["lr"], seconds=1.0)
+            tried.save(folder, name, place, answers=answers)
+
+    monkeypatch.setattr(benchmark, "opened", opened)
+    monkeypatch.setattr(benchmark, "ask_peers", ask)
+    out = tmp_path / "rows.csv"
+    first, second = {"sasrec": [{"lr": 1}]}, {"sasrec": [{"lr": 1}, {"lr": 2}]}
+    for grids in (first, first, second):
+        monkeypatch.setattr(benchmark, "GRIDS", grids)
+        assert benchmark.main(["RUN", "--out", str(out)]) == 0
+    assert asked_for == [("sasrec", {"lr": lr}) for lr in (1, 1, 2)]
+    rows = [row for row in read_csv(out) if row.model == "rectools sasrec"]
+    assert [row.metric for row in rows] == ["ndcg@10", "hr@10"] * 2
+    assert len({row.config_hash for row in rows}) == 2
+
+
 def test_ranks_of_the_best_are_ours_and_what_is_missing_is_no_hit(studied: Studied) -> None:
     # What popularity says, cut to thirty a request, has the same ranks up to there.
     asked = Asked(studied.book, studied.split.test)
@@ -91,10 +148,16 @@ def test_the_peers_answer_the_same_requests(
         pytest.skip("RecTools' environment is not built; python -m benchmarks.rectools builds it")
     out = tmp_path / "rows.csv"
     assert benchmark.main(["--smoke", "--out", str(out)]) == 0
+    notes = [json.loads(path.read_text()) for path in tmp_path.glob("rows.work/*/*rec-*.json")]
+    assert len(notes) == 4
+    for note in notes:
+        # Few requests are watched whole, so that the weights kept are seen in what they do.
+        assert len(note["curve"]) > 2
+        assert note["valid_ndcg"] == max(value for _, value in note["curve"])
     rows = [row for row in read_csv(out) if row.metric == "ndcg@10"]
     assert {row.model for row in rows} == {
         "foundation",
-        *(f"rectools {p}" for p in benchmark.PEERS),
+        *(f"rectools {name}" for name in benchmark.GRIDS),
     }
     assert len({row.n for row in rows}) == 1
     assert "rectools sasrec" in capsys.readouterr().out
