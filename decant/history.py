@@ -43,7 +43,7 @@ def history_event(event: HistoryItem | Mapping[str, Any], place: int) -> History
             event = HistoryItem.model_validate(dict(event))
         except (pydantic.ValidationError, TypeError, ValueError) as error:
             raise BadInput(f"history[{place}]: {_first_problem(error)}") from None
-    if event.timestamp is not None and abs(event.timestamp) >= MAX_SECONDS:
+    if event.timestamp is not None and abs(event.timestamp) > MAX_SECONDS:
         raise BadInput(
             f"history[{place}]: timestamp {event.timestamp} looks like milliseconds; divide by "
             f"1000 to give seconds."

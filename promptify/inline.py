@@ -1,12 +1,13 @@
 """What a request brings with it of those who are in no table: events, and fields, checked."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from promptify.columns import read_column
-from promptify.schema import MAX_SECONDS, Field, FieldKind
+from promptify.schema import Field, FieldKind
 from promptify.sources.files import json_columns
 from promptify.validation import BadInput, shown
 from promptify.words import Columns
@@ -54,13 +55,10 @@ def one_row(values: Mapping[str, Any], fields: Sequence[Field], owner: str) -> C
 
 
 def _read(where: str, kind: FieldKind, value: Any) -> Any:
-    if kind in ("number", "time"):
-        _check_number(where, kind, value)
-        return value
     # Text that no file can hold is told as well as may be; pandas has NaN for what is missing.
-    if isinstance(value, str) and kind != "list":
+    if isinstance(value, str) and kind in ("text", "category", "name"):
         return value
-    if isinstance(value, float) and math.isnan(value):
+    if isinstance(value, float | np.floating) and np.isnan(value):
         return None
     try:
         column = json_columns([{"value": value}])["value"]
@@ -73,20 +71,3 @@ def _read(where: str, kind: FieldKind, value: Any) -> Any:
         if fault.rows.any():
             raise BadInput(f"{where}={shown(value)} {fault.reason}.")
     return values.to_pylist()[0]
-
-
-def _check_number(where: str, kind: FieldKind, value: Any) -> None:
-    try:
-        number = float(value)
-    except OverflowError:
-        raise BadInput(f"{where} is too large a number; give one below 1e308.") from None
-    except (TypeError, ValueError):
-        raise BadInput(f"{where}={shown(value)} must be a number.") from None
-    if math.isinf(number):
-        raise BadInput(
-            f"{where}={shown(value)} must be a finite number; leave out what is unknown."
-        )
-    if kind == "time" and abs(number) >= MAX_SECONDS:
-        raise BadInput(
-            f"{where}={shown(value)} must be seconds since 1970; divide milliseconds by 1000."
-        )

@@ -42,7 +42,6 @@ from promptify.words import (
     Words,
     closed,
     columns_of,
-    in_words,
     item_texts,
 )
 
@@ -245,11 +244,17 @@ class Prompter:
         return self.words.items(told, columns, num_rows=1)[0]
 
     def item_time(self, item: Mapping[str, Any], *, kind: str | None = None) -> int:
-        """When an item came to be, in seconds: the first time field of its kind."""
-        fields = self.words.schema.items[self._kind_of(item, kind)]
-        times = [item.get(field.name) for field in fields if field.kind == "time"][:1]
-        known = [int(float(time)) for time in times if time is not None and in_words(time)]
-        return known[0] if known else UNKNOWN_TIME
+        """When an item came to be, in seconds: the first time field of its kind.
+
+        Raises:
+            BadInput: the kind is unknown, or what stands there is no time.
+        """
+        told = self._kind_of(item, kind)
+        for field in self.words.schema.items[told]:
+            if field.kind == "time":
+                [time] = one_row({field.name: item.get(field.name)}, [field], told)[field.name]
+                return UNKNOWN_TIME if time is None else int(time)
+        return UNKNOWN_TIME
 
     def _kind_of(self, item: Mapping[str, Any], kind: str | None) -> str:
         kinds = self.words.schema.items

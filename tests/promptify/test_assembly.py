@@ -603,7 +603,7 @@ def test_an_inline_history_keeps_its_newest(
         (HistoryEvent(item="i1", action="fair"), {}, "jobs", "'fair' must be one of task 'jobs'"),
         (HistoryEvent(item="i1", action="view", task="x"), {}, "jobs", "task 'x' must be one"),
         (HistoryEvent(item={"salary": 1}, action="view"), {}, "jobs", "no field salary"),
-        (HistoryEvent(item={"pay": "much"}, action="view"), {}, "jobs", "pay='much' must be a num"),
+        (HistoryEvent(item={"pay": "much"}, action="view"), {}, "jobs", "pay='much' is not a num"),
         (HistoryEvent(item={"kind": "car"}, action="view"), {}, "jobs", "item kind 'car'"),
         (HistoryEvent(item=7, action="view"), {}, "jobs", "item 7 must be an id"),  # type: ignore
         (HistoryEvent(item="i1", action="view"), {"agee": 3}, "jobs", "no field agee"),
