@@ -2,7 +2,8 @@
 
     decant ladder RUN --to 0.05 --max-loss 0.01
 
-Rungs are numbered after those that the run made itself; the first goes down from the foundation.
+Rungs are numbered after those that the run made itself, past those of few bits that stay; the first
+goes down from the foundation.
 Each is a whole model: `decant predict RUN --model rung-3`. The lowest that the gate let through is
 what serves afterwards.
 """
@@ -11,7 +12,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,14 @@ from decant.on_validation import fit_on_validation, watch
 from decant.pipeline import index_if_stale
 from decant.processes import training_device
 from decant.recipes import recipe_of
-from decant.run_data import drop_rungs, load_book, load_model, reading, rung_record
+from decant.run_data import (
+    drop_rungs,
+    is_rounded_from,
+    load_book,
+    load_model,
+    reading,
+    rung_record,
+)
 from decant.run_record import RunRecord
 from decant.stages import Stages
 from distill.anatomy import shape_of
@@ -178,6 +186,9 @@ def _rungs(
         if made and (minutes := (time.monotonic() - began) / 60) > 0.1:
             said += f", {minutes / len(made) * left:.0f} minutes"
         name = f"rung-{number}"
+        if _is_taken(layout, name, made):
+            logger.info("%s is a rung of few bits, and stays", name)
+            continue
         logger.info("%s: from %.1f %% of the body; %s", name, 100 * ratio, said)
 
         def function(
@@ -223,6 +234,15 @@ def _rungs(
         above, above_name = load_model(layout.model(name)), name
         made.append(name)
     return made, f"{_MOST_RUNGS} rungs are the most that are made"
+
+
+def _is_taken(layout: RunLayout, name: str, made: Sequence[str]) -> bool:
+    """Whether a rung of few bits has this name, of models that stay: `drop_rungs` leaves it too."""
+    if not (layout.folder / name).is_dir() or not layout.is_of_ladder(name):
+        return False
+    own = [one for one in layout.models() if not layout.is_of_ladder(one)]
+    there = {weights_hash(layout.model(one)) for one in (*own, *made)}
+    return is_rounded_from(layout, name, there)
 
 
 def ladder_below(

@@ -79,6 +79,23 @@ def rung_record(layout: RunLayout, name: str) -> dict[str, Any]:
     return found
 
 
+def is_rounded_from(layout: RunLayout, name: str, models: Collection[str]) -> bool:
+    """Whether a rung is one of few bits (`decant quantise`), made of these models alone.
+
+    Args:
+        layout: the run.
+        name: of a rung that is there.
+        models: `weights_hash` of each.
+
+    Raises:
+        BadInput: its stage.json is damaged.
+    """
+    path = layout.folder / name / "stage.json"
+    with reading(path):
+        made_of = json.loads(path.read_text("utf-8"))["inputs"]
+    return "ladder" not in made_of and {made_of.get("above"), made_of.get("top")} <= set(models)
+
+
 def drop_rungs(layout: RunLayout, *, but: Collection[str]) -> None:
     """Remove rungs that hang in the air: they would serve.
 
@@ -95,14 +112,11 @@ def drop_rungs(layout: RunLayout, *, but: Collection[str]) -> None:
     for name in layout.models():
         if not name.startswith("rung-") or name in but:
             continue
-        path = layout.folder / name
-        with reading(path / "stage.json"):
-            made_of = json.loads((path / "stage.json").read_text("utf-8"))["inputs"]
-        if "ladder" not in made_of and {made_of.get("above"), made_of.get("top")} <= there:
-            there.add(weights_hash(path / "model"))
+        if is_rounded_from(layout, name, there):
+            there.add(weights_hash(layout.model(name)))
             continue
         logger.info("%s was made of other models, and is removed", name)
-        shutil.rmtree(path)
+        shutil.rmtree(layout.folder / name)
 
 
 @contextmanager

@@ -44,6 +44,7 @@ from decant.recipes import Recipe, RungConfig
 from decant.reporting import write_run_report
 from decant.run_data import (
     drop_rungs,
+    is_rounded_from,
     load_book,
     load_model,
     load_split,
@@ -61,7 +62,9 @@ from distill.student import SLATES, StudentConfig, fit_student
 from distill.teaching import Role, TeacherConfig
 from foundation import FitConfig, Foundation
 from foundation.asking import Asking
+from foundation.checkpoint import weights_hash
 from promptify.interactions import Interactions
+from promptify.validation import BadInput
 
 TEACHERS: dict[str, Role] = {POLICY_TEACHER: "policy", CLICK_TEACHER: "click"}
 # Which labels are learned is decided where they are read.
@@ -145,6 +148,8 @@ def run_taught(job: Job, teaching: Teaching, *, dry_run: bool = False) -> Finish
         served = STUDENT
         if teaching.ladder:
             served = RUNG
+            if not dry_run:
+                _refuse_rounded(layout)
             stages.run(
                 RUNG,
                 lambda out, scratch: _rung(layout, recipe, teaching, out, scratch),
@@ -166,6 +171,17 @@ def run_taught(job: Job, teaching: Teaching, *, dry_run: bool = False) -> Finish
         is_told = leads() and not dry_run
         table = "" if not is_told else write_run_report(layout, recipe, record.finish())
     return Finished(stages=stages.plan(), table=table)
+
+
+def _refuse_rounded(layout: RunLayout) -> None:
+    """Keep a rung of few bits of this student from what would take its place."""
+    if not (layout.folder / RUNG).is_dir() or not layout.is_of_ladder(RUNG):
+        return
+    if is_rounded_from(layout, RUNG, {weights_hash(layout.model(STUDENT))}):
+        raise BadInput(
+            f"{layout.folder / RUNG} was made by `decant quantise`, and the run's own rung would "
+            "take its place; remove it to go on, or leave --ladder out."
+        )
 
 
 def _tables(layout: RunLayout) -> PolicyTables:

@@ -221,6 +221,28 @@ def test_a_rung_of_few_bits_stays_while_what_it_was_made_of_does(
     assert rungs(out) == []
 
 
+def test_a_first_ladder_takes_no_number_of_a_rung_of_few_bits(
+    top_run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(top_run, out)
+    given = lenient(out)
+    monkeypatch.setattr(quantising, "ladder_config", lambda *_, **__: given)
+    assert quantising.quantise(out, max_loss=0.9, timed_requests=3).name == "rung-2"
+    before = weights(out)
+    for again in (False, True):
+        if again:
+            monkeypatch.setattr(steps.Ladder, "step_down", no_step_passes)
+        descend(out, config=lenient(out, to=0.9), timed_requests=3)
+        assert rungs(out) == ["rung-1", "rung-2", "rung-3"]
+        assert {name: weights(out)[name] for name in before} == before
+        layout = RunLayout(out)
+        assert rung_record(layout, "rung-2")["weights"] == "int8"
+        assert rung_record(layout, "rung-3")["above"] == FOUNDATION
+        [told] = json.loads((out / "ladder.json").read_text())["rungs"]
+        assert told["name"] == "rung-3"
+
+
 # A ladder is half a minute: two of the places are tried each time, all of them with -m slow.
 KILLED_AT = (
     pytest.param("repair", marks=pytest.mark.slow),

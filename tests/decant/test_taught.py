@@ -393,6 +393,23 @@ def test_a_ladder_adds_a_rung_that_serves_and_without_it_the_rung_is_gone(two, j
     assert layout.served() == "student"
 
 
+def test_the_student_in_few_bits_is_not_lost_to_the_runs_own_rung(two, job_of, tmp_path):
+    folder = tmp_path / "two"
+    shutil.copytree(two[0], folder)
+    layout = RunLayout(folder)
+    own = weights_hash(layout.model("student"))
+    shutil.copytree(folder / "student" / "model", folder / "rung-1" / "model")
+    made_of = {"inputs": {"weights": "int8", "above": own, "top": own}}
+    made_of |= {"key": "another", "uses": {}, "code": {}}
+    (folder / "rung-1" / "stage.json").write_text(json.dumps(made_of))
+    (folder / "rung-1" / "rung.json").write_text(json.dumps({"accepted": True}))
+    before = content(folder / "rung-1")
+    with pytest.raises(BadInput, match="rung-1 was made by `decant quantise`"):
+        run_taught(job_of(folder), teaching_of(ladder=True))
+    assert content(folder / "rung-1") == before
+    assert layout.served() == "rung-1"
+
+
 def test_a_rung_of_another_student_does_not_go_on_serving(two, tmp_path):
     folder = tmp_path / "two"
     shutil.copytree(two[0], folder)
