@@ -234,10 +234,8 @@ class PromptBook:
             tails=self._table.context(log.event_context[targets.first_event]),
             num_dropped=end - start - np.diff(offsets),
         )
-        # A history that was chosen is told as it was, as far as there is room.
-        stride = config.history_stride if history is None else 1
-        events = self._table.events(rows)
-        return self._prefixes(self._table.pool, events, offsets, frame, stride=stride)
+        events, is_chosen = self._table.events(rows), history is not None
+        return self._prefixes(self._table.pool, events, offsets, frame, is_chosen=is_chosen)
 
     def history_tokens(self, rows: Int64) -> tuple[Int64, Int64]:
         """Tokens of telling events: of each, and what its slate costs beside it, once at most.
@@ -273,8 +271,7 @@ class PromptBook:
             num_dropped=np.zeros(1, np.int64),
         )
         events = table.events(np.arange(start, end))
-        stride = self.prompter.config.history_stride
-        return self._prefixes(pool, events, np.array([0, end - start]), frame, stride=stride)
+        return self._prefixes(pool, events, np.array([0, end - start]), frame)
 
     def profile_text(self, user: int) -> str:
         """The profile of a row of `users`, as a prompt tells it; empty where nothing is known."""
@@ -347,8 +344,7 @@ class PromptBook:
             tails=np.array([first + 1]),
             num_dropped=np.zeros(1, np.int64),
         )
-        stride = prompter.config.history_stride
-        rows = self._prefixes(pool, events, np.array([0, len(told)]), frame, stride=stride)
+        rows = self._prefixes(pool, events, np.array([0, len(told)]), frame)
         return replace(rows, inline_items=inline_items)
 
     def question(
@@ -404,7 +400,7 @@ class PromptBook:
         return str(tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False))
 
     def _prefixes(
-        self, pool: Pool, events: Events, offsets: Int64, frame: Frame, *, stride: int
+        self, pool: Pool, events: Events, offsets: Int64, frame: Frame, *, is_chosen: bool = False
     ) -> Rows:
         config = self.prompter.config
         chosen = select_history(
@@ -414,7 +410,8 @@ class PromptBook:
             frame,
             max_prefix_tokens=config.max_prompt_tokens - self.prompter.reserved_tokens,
             per_action=config.history == "recent_per_action",
-            stride=stride,
+            # A history that was chosen is told as it was, as far as there is room.
+            stride=1 if is_chosen else config.history_stride,
         )
         return lay_out(pool, *chosen)
 
