@@ -23,6 +23,7 @@ from decant.recommender import Recommender, build_index
 from decant.reporting import write_run_report
 from decant.retriever import fit_with_mining
 from decant.run_data import (
+    drop_rungs,
     load_book,
     load_model,
     load_split,
@@ -144,6 +145,9 @@ def run(job: Job, *, dry_run: bool = False, until: str | None = None) -> Finishe
             code=("promptify", "foundation", "distill"),
             together=True,
         )
+        if leads() and not dry_run:
+            # Such as those below the foundation of before, which would serve.
+            drop_rungs(layout, but=(FOUNDATION, RUNG), keep_ladder=True)
         stages.run(INDEX, lambda out, _: index_catalogue(layout, out), inputs={}, uses=(RUNG,))
         stages.run(
             EVALUATION,

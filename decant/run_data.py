@@ -90,21 +90,28 @@ def is_rounded_from(layout: RunLayout, name: str, models: Collection[str]) -> bo
     Raises:
         BadInput: its stage.json is damaged.
     """
+    made_of, is_of_ladder = _origin(layout, name)
+    return not is_of_ladder and made_of <= set(models)
+
+
+def _origin(layout: RunLayout, name: str) -> tuple[set[str | None], bool]:
+    """The `weights_hash` of models that a rung was made of, and whether a ladder made it."""
     path = layout.folder / name / "stage.json"
     with reading(path):
-        made_of = json.loads(path.read_text("utf-8"))["inputs"]
-    return "ladder" not in made_of and {made_of.get("above"), made_of.get("top")} <= set(models)
+        inputs = json.loads(path.read_text("utf-8"))["inputs"]
+    return {inputs.get("above"), inputs.get("top")}, "ladder" in inputs
 
 
-def drop_rungs(layout: RunLayout, *, but: Collection[str]) -> None:
+def drop_rungs(layout: RunLayout, *, but: Collection[str], keep_ladder: bool = False) -> None:
     """Remove rungs that hang in the air: they would serve.
 
-    A rung of few bits stays while the models that it was made of do. A rung of a ladder does not:
-    another ladder began anew.
+    A rung of few bits stays while the models that it was made of do.
 
     Args:
         layout: the run.
         but: models that stay.
+        keep_ladder: whether a ladder's rungs stay in the same way; they do not where another
+            ladder began anew.
     """
     from foundation.checkpoint import weights_hash
 
@@ -112,7 +119,8 @@ def drop_rungs(layout: RunLayout, *, but: Collection[str]) -> None:
     for name in layout.models():
         if not name.startswith("rung-") or name in but:
             continue
-        if is_rounded_from(layout, name, there):
+        made_of, is_of_ladder = _origin(layout, name)
+        if made_of <= there and (keep_ladder or not is_of_ladder):
             there.add(weights_hash(layout.model(name)))
             continue
         logger.info("%s was made of other models, and is removed", name)

@@ -17,6 +17,7 @@ from decant.results import COLUMNS, read_csv
 from decant.run_data import load_book, load_model
 from decant.stages import Stages
 from foundation.calibration import Calibration, calibrate_others, log_loss_of
+from foundation.checkpoint import weights_hash
 from foundation.evaluation import equal_mass_bins
 from foundation.predictions import predict_targets
 from foundation.training import FitResult
@@ -330,6 +331,30 @@ def test_what_is_published_names_no_folder_and_what_resumes_does(
     assert (folder["model"], folder["text_encoder"]) == ("qwen", "minilm")
     assert (hub["model"], hub["text_encoder"]) == ("Qwen/Qwen3-0.6B", None)
     assert _origin(kept, None) == "trained from qwen"
+
+
+def test_a_rung_stays_in_a_run_while_the_models_it_was_made_of_do(
+    tiny_run, tmp_path, job_of, monkeypatch
+):
+    monkeypatch.setattr(pipeline, "write_run_report", lambda *_, **__: "")
+    out = tmp_path / "run"
+    shutil.copytree(tiny_run, out)
+    layout = RunLayout(out)
+    top = weights_hash(layout.model(FOUNDATION))
+
+    def add(name: str, made_of: dict[str, object]) -> None:
+        shutil.copytree(layout.model(RUNG), out / name / "model")
+        (out / name / "stage.json").write_text(json.dumps({"inputs": made_of}))
+        (out / name / "rung.json").write_text(json.dumps({"accepted": True}))
+
+    add("rung-2", {"above": top, "top": top, "ladder": {}})
+    add("rung-3", {"above": top, "top": top, "weights": "int8"})
+    add("rung-4", {"above": "another", "top": "another", "ladder": {}})
+    add("rung-5", {"above": "another", "top": "another", "weights": "int8"})
+    run(job_of(out), dry_run=True)
+    assert layout.served() == "rung-5"
+    assert not any(stage.runs for stage in run(job_of(out)).stages)
+    assert layout.models() == [FOUNDATION, RUNG, "rung-2", "rung-3"]
 
 
 def test_the_catalogue_is_indexed_again(tiny_run, tmp_path):
