@@ -112,21 +112,35 @@ def _few_bits(scored: few_bits.FewBits) -> None:
 
 
 def part_2(
-    session: Session, book: PromptBook, split: Split, *, smoke: bool, work: Path, compiled: bool
+    session: Session,
+    book: PromptBook,
+    split: Split,
+    *,
+    smoke: bool,
+    work: Path,
+    compiled: bool,
+    rate: float | None,
 ) -> None:
     """Films in text: the model, its test rows and curves."""
     settings = films.SMOKE if smoke else films.FULL
-    _films(session, book, split, settings, work=work, compiled=compiled)
+    _films(session, book, split, settings, work=work, compiled=compiled, rate=rate)
     session.attempt("baselines", partial(films.baselines, session, book, split), seconds=60)
 
 
 def part_4(
-    session: Session, book: PromptBook, split: Split, *, smoke: bool, work: Path, compiled: bool
+    session: Session,
+    book: PromptBook,
+    split: Split,
+    *,
+    smoke: bool,
+    work: Path,
+    compiled: bool,
+    rate: float | None,
 ) -> None:
     """Films in slots, likewise."""
     for settings in (films.SMOKE,) if smoke else films.SLOTS:
         there = work / settings.name.replace(", ", "-")
-        _films(session, book, split, settings, work=there, compiled=compiled)
+        _films(session, book, split, settings, work=there, compiled=compiled, rate=rate)
 
 
 def _films(
@@ -137,7 +151,11 @@ def _films(
     *,
     work: Path,
     compiled: bool,
+    rate: float | None,
 ) -> None:
+    if rate is not None:
+        fit = replace(settings.fit, learning_rate=rate)
+        settings = replace(settings, name=f"{settings.name}, rate {rate:g}", fit=fit)
     told = settings.name
     if session.only and not any(word in f"training, {told}" for word in session.only):
         return
@@ -207,6 +225,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--commit", help="of the code, where it is not run from its repository")
     parser.add_argument("--seed", type=int, default=0, help="of what parts 2 and 4 train")
     parser.add_argument(
+        "--rate",
+        type=float,
+        help="learning rate of parts 2 and 4, stated for a decoder 64 wide, in place of theirs",
+    )
+    parser.add_argument(
         "--compile", action="store_true", help="parts 2 and 4 train with compiled layers"
     )
     parser.add_argument(
@@ -246,6 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     smoke=options.smoke,
                     work=work,
                     compiled=options.compile,
+                    rate=options.rate,
                 )
     for session in sessions:
         print(session.measured.table())
@@ -258,7 +282,12 @@ def _session(part: int, options: argparse.Namespace, *, is_cuda: bool) -> Sessio
     return Session(
         part=part,
         out=options.out,
-        settings={"smoke": options.smoke, "compile": options.compile, "seed": options.seed},
+        settings={
+            "smoke": options.smoke,
+            "compile": options.compile,
+            "seed": options.seed,
+            "rate": options.rate,
+        },
         device=torch.device("cuda" if is_cuda else "cpu"),
         commit=options.commit,
         slack=5.0 if options.smoke else 1.0,

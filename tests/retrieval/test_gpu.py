@@ -179,10 +179,25 @@ def test_a_real_gpu_finds_what_the_cpu_finds(kind, mode):
     index = ItemIndex.build(vectors, ids, model_hash="m", kind=kind, target_recall=0.95)
     on_gpu = index.to_gpu(mode=mode)
     queries = rng.normal(size=(64, 32)).astype("f4")
-    for filters in ({}, {"deny": ids[::2]}, {"allow": ids[::50]}):
-        here, there = index.search(queries, 50, **filters), on_gpu.search(queries, 50, **filters)
-        assert (there.item_rows >= 0).all()
-        same = [np.isin(a, b).mean() for a, b in zip(here.item_rows, there.item_rows, strict=True)]
-        assert np.mean(same) > (0.999 if filters.get("allow") else 0.95)
-        if "deny" in filters:
-            assert (there.item_rows % 2 == 1).all()
+    for step in range(3):
+        if step == 1:
+            for one in (index, on_gpu):
+                one.remove(ids[:500])
+                one.add(2 * queries[:8], [f"new{row}" for row in range(8)])
+        if step == 2:
+            index.compact()
+            on_gpu.compact()
+        for filters in ({}, {"deny": ids[::2]}, {"allow": ids[::50]}):
+            here = index.search(queries, 50, **filters)
+            there = on_gpu.search(queries, 50, **filters)
+            assert (there.item_rows >= 0).all()
+            same = [
+                np.isin(a, b).mean() for a, b in zip(here.item_rows, there.item_rows, strict=True)
+            ]
+            assert np.mean(same) > (0.999 if filters.get("allow") else 0.95)
+            if "deny" in filters:
+                assert ((there.item_rows % 2 == 1) | (there.item_rows >= 20_000)).all()
+            if step and not filters.get("allow"):
+                assert (there.item_rows[:8, 0] == 20_000 + np.arange(8)).all()
+                assert (there.item_rows >= 500).all()
+    assert len(on_gpu) == 19_508
