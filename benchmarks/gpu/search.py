@@ -84,7 +84,8 @@ def measure_search(session: Session, search: Search) -> None:
     on_gpu = session.device.type == "cuda" and hasattr(faiss, "StandardGpuResources")
     session.forget_peak()
     vectors, queries = drawn(search, session.device, num_queries=max(search.batches))
-    cpu, gpu = _indexes(faiss, search, vectors, on_gpu=on_gpu)
+    resources = faiss.StandardGpuResources() if on_gpu else None
+    cpu, gpu = _indexes(faiss, search, vectors, resources)
     if search.num_lists:
         recall = _recall(faiss, cpu, vectors, queries[:64])
         _add(session, search, "faiss cpu", "recall@100", recall, n=min(64, len(queries)))
@@ -142,27 +143,22 @@ def drawn(search: Search, device: torch.device, *, num_queries: int) -> tuple[Fl
     return vectors, near(num_queries)
 
 
-def _indexes(faiss: Any, search: Search, vectors: Floats, *, on_gpu: bool) -> tuple[Any, Any]:
+def _indexes(faiss: Any, search: Search, vectors: Floats, resources: Any) -> tuple[Any, Any]:
     """The same index on the CPU and, where there is one, on the GPU; lists are trained there."""
     inner_product = faiss.METRIC_INNER_PRODUCT
     kind = f"IVF{search.num_lists},Flat" if search.num_lists else "Flat"
     index = faiss.index_factory(search.dimension, kind, inner_product)
-    resources = faiss.StandardGpuResources() if on_gpu else None
-    made = faiss.index_cpu_to_gpu(resources, 0, index) if on_gpu else index
+    made = faiss.index_cpu_to_gpu(resources, 0, index) if resources else index
     if search.num_lists:
         some = min(len(vectors), _TRAINING_VECTORS_PER_LIST * search.num_lists)
         made.train(vectors[:some])
     for start in range(0, len(vectors), 1 << 20):
         made.add(vectors[start : start + (1 << 20)])
-    cpu = faiss.index_gpu_to_cpu(made) if on_gpu else made
+    cpu = faiss.index_gpu_to_cpu(made) if resources else made
     for one in (cpu, made):
         if search.num_lists:
             one.nprobe = search.num_probes
-    if not on_gpu:
-        return cpu, None
-    # Its scratch memory goes when this object does.
-    made.resources = resources
-    return cpu, made
+    return cpu, made if resources else None
 
 
 def _ours(vectors: Floats, *, on_gpu: bool) -> Any:
