@@ -193,6 +193,30 @@ def index_kinds(files: Files) -> str:
     )
 
 
+def index_gpu(files: Files, *, file: str) -> str:
+    """FAISS on a GPU against FAISS on the CPU beside it, and an index of ours there."""
+    rows = rows_of(files, file)
+    lines = []
+    for task, kind in dict.fromkeys((row.task, row.split) for row in rows):
+        found = {
+            (row.model, row.metric): row for row in rows if (row.task, row.split) == (task, kind)
+        }
+        for batch in (1, 64, 1024):
+            metric = f"queries_per_s_batch{batch}"
+            if ("faiss gpu", metric) not in found:
+                continue
+            cells = (
+                f"{found[model, metric].value:,.0f}" if (model, metric) in found else "–"
+                for model in ("faiss cpu", "faiss gpu", "decant gpu", "decant gpu, 100 denied")
+            )
+            faster = times(found["faiss gpu", f"speedup_batch{batch}"], digits=1)
+            lines.append((f"{kind}, {task.split(' x ')[0]}", str(batch), *cells, faster))
+    header = ("index, vectors", "requests at once", "FAISS, 16 cores", "FAISS, the GPU",
+              "`ItemIndex`, the GPU", "… 100 items denied to each",
+              "FAISS's GPU over its cores")  # fmt: skip
+    return markdown(header, lines)
+
+
 def scoring(files: Files) -> str:
     """How many times as fast candidates are scored."""
     ways = (
@@ -384,6 +408,7 @@ TABLES: dict[str, Callable[[Files], str]] = {
     "job-market": partial(quality, file="demo-seed0", good="apply"),
     "people-search": people_search,
     "index": index_kinds,
+    "index-gpu": partial(index_gpu, file="gpu-part3"),
     "scoring": scoring,
     "training": training,
     "cold-start-ml100k": partial(cold_start, file="cold_start-ml100k"),
