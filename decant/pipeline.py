@@ -374,22 +374,22 @@ def index_again(layout: RunLayout, *, width: int | None = None) -> int:
             model_hash=made_with,
             without=saved.removed,
             width=width,
-            like=_manifest(saved.index),
+            like=index_manifest(saved.index),
         )
         catalogue.write(Served.of(foundation, book, index, told=saved.told), index)
     # Last: where this was cut short, `index_if_stale` begins again.
-    index_catalogue(layout, layout.folder / INDEX, width=width, like=_manifest(layout.index))
+    index_catalogue(layout, layout.folder / INDEX, width=width, like=index_manifest(layout.index))
     return len(Recommender.load(layout.folder).index)
 
 
 def index_if_stale(layout: RunLayout) -> None:
     """Index a run's catalogue again where the index is not of the model that serves."""
-    there = _manifest(layout.index)
+    there = index_manifest(layout.index)
     if there is None or there.model_hash != weights_hash(layout.model(layout.served())):
         index_again(layout)
 
 
-def _manifest(index: Path) -> IndexManifest | None:
+def index_manifest(index: Path) -> IndexManifest | None:
     """What the index of a folder is; None where none is there, or a damaged one."""
     with suppress(IndexMismatch):
         return IndexManifest.read(index)

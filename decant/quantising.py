@@ -243,8 +243,11 @@ def top_agreement(
         task: index of the task.
     """
     rows = book.prefixes(sample_targets(targets, _REQUESTS), task=task)
-    near_RI = above.embed_users(rows) @ above.embed_items().T
-    items_RC = np.argsort(-near_RI, 1)[:, :_CANDIDATES].astype(np.int64)
+    item_IV = above.embed_items()
+    # One request at a time: all of them by all items are gigabytes in a large catalogue.
+    items_RC = np.array(
+        [np.argsort(-(item_IV @ user_V))[:_CANDIDATES] for user_V in above.embed_users(rows)]
+    )
     weight = above.rank_weight(task)
     was_RC, now_RC = (
         _totals(model, rows, items_RC, task=task, weight=weight) for model in (above, small)

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from decant.layout import DATA, PROMPTER, RunLayout
-from decant.pipeline import index_again
+from decant.layout import DATA, INDEX, PROMPTER, RunLayout
+from decant.pipeline import index_catalogue, index_manifest
 from decant.run_data import load_book, load_model, sample_targets
 from distill.vocabulary import trim_vocabulary
 from foundation import Foundation
@@ -110,7 +110,7 @@ def trim(
     small.prompter.save(partial / PROMPTER)
     small.save_pretrained(partial / layout.top / "model")
     write_whole(partial / TRIMMED, json.dumps(asdict(found), indent=2) + "\n")
-    index_again(RunLayout(partial))
+    index_catalogue(RunLayout(partial), partial / INDEX, like=index_manifest(layout.index))
     if out.exists():
         out.rmdir()
     put(partial, out)

@@ -19,6 +19,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -129,7 +130,9 @@ def write_file(path: Path, write: Callable[[Path], object]) -> str:
     except OSError:
         new.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    # Windows cannot, and some network drives will not; what the file holds is safe without.
+    with suppress(OSError):
+        _sync(path.parent)
     return digest
 
 
@@ -351,7 +354,8 @@ def _is_ours(name: str) -> bool:
 
 def _sync(path: Path) -> None:
     """Have what was written on the disk, not on its way there."""
-    handle = os.open(path, os.O_RDONLY)
+    # Windows syncs what is open for writing alone.
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -1,6 +1,7 @@
 """`decant trim`: a run of its own that says the same with fewer tokens."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from decant import Recommender, trimming
 from decant.cli import main
 from decant.layout import RunLayout
 from decant.run_data import load_book
+from foundation.checkpoint import weights_hash
 from promptify.validation import BadInput
+from retrieval import ItemIndex
 
 
 def test_a_trimmed_run_predicts_the_same(
@@ -39,6 +42,21 @@ def test_a_trimmed_run_predicts_the_same(
         assert [one.probabilities for one in here] == [
             pytest.approx(one.probabilities, abs=1e-5) for one in there
         ]
+
+
+def test_a_trimmed_run_has_an_index_of_the_same_kind(tiny_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    layout = RunLayout(run)
+    recommender = Recommender.load(run)
+    asked = {"kind": "ivf", "storage": "int8", "target_recall": 0.9}
+    vectors = recommender.foundation.embed_items()
+    made_with = weights_hash(layout.model(layout.served()))
+    ItemIndex.build(
+        vectors, list(recommender.foundation.item_ids), model_hash=made_with, **asked
+    ).save(layout.index)
+    trimming.trim(run, tmp_path / "small")
+    there = Recommender.load(tmp_path / "small").index.manifest
+    assert {name: getattr(there, name) for name in asked} == asked
 
 
 def test_what_stands_there_is_left_alone(tiny_run: Path, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """A saved index is whole, old or new, whatever happens to the process; damage is refused."""
 
+import errno
 import hashlib
 import json
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -99,6 +101,20 @@ def flaky(real, left):
         return real(*arguments, **named)
 
     return call
+
+
+def test_a_drive_that_syncs_no_folders_takes_an_index(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def refuses(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuses)
+    index, _, _ = built("ivf", 90)
+    index.save(tmp_path)
+    assert state(ItemIndex.load(tmp_path)) == state(index)
 
 
 @pytest.mark.parametrize("change", ["change", "compact", "other"])
