@@ -138,10 +138,6 @@ def bed_of(
         # Of 800 people a loss of NDCG@10 has a standard error of .8 to 1.4 %, where 1 % is let
         # through.
         changes["gate_people"] = 1600
-        if epochs is None:
-            # One epoch leaves the top things to learn (decision 61).
-            taught = replace(fit, epochs=0.12, learning_rate=5e-4, table_rate=1.0)
-            changes |= {"data_weight": 1.0, "fit": taught}
     else:
         # Few jobs, so that more targets are ranked among the first ten and less is left to chance.
         sizes = {
