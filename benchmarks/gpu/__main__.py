@@ -112,57 +112,31 @@ def _few_bits(scored: few_bits.FewBits) -> None:
 
 
 def part_2(
-    session: Session,
-    book: PromptBook,
-    split: Split,
-    *,
-    smoke: bool,
-    work: Path,
-    compiled: bool,
-    rate: float | None,
+    session: Session, book: PromptBook, split: Split, settings: films.Films, *, work: Path
 ) -> None:
     """Films in text: the model, its test rows and curves."""
-    settings = films.SMOKE if smoke else films.FULL
-    _films(session, book, split, settings, work=work, compiled=compiled, rate=rate)
+    _films(session, book, split, settings, work=work)
     session.attempt("baselines", partial(films.baselines, session, book, split), seconds=60)
 
 
 def part_4(
-    session: Session,
-    book: PromptBook,
-    split: Split,
-    *,
-    smoke: bool,
-    work: Path,
-    compiled: bool,
-    rate: float | None,
+    session: Session, book: PromptBook, split: Split, sizes: Sequence[films.Films], *, work: Path
 ) -> None:
     """Films in slots, likewise."""
-    for settings in (films.SMOKE,) if smoke else films.SLOTS:
+    for settings in sizes:
         there = work / settings.name.replace(", ", "-")
-        _films(session, book, split, settings, work=there, compiled=compiled, rate=rate)
+        _films(session, book, split, settings, work=there)
 
 
 def _films(
-    session: Session,
-    book: PromptBook,
-    split: Split,
-    settings: films.Films,
-    *,
-    work: Path,
-    compiled: bool,
-    rate: float | None,
+    session: Session, book: PromptBook, split: Split, settings: films.Films, *, work: Path
 ) -> None:
-    if rate is not None:
-        fit = replace(settings.fit, learning_rate=rate)
-        settings = replace(settings, name=f"{settings.name}, rate {rate:g}", fit=fit)
     told = settings.name
     if session.only and not any(word in f"training, {told}" for word in session.only):
         return
     # The model is made, and a few steps say how fast it is, before the training begins.
     most = max(session.seconds_left / 2, session.seconds_left - settings.seconds_after - 30)
-    fit = replace(settings.fit, compile=compiled, seed=session.seed)
-    settings = replace(settings, seconds=min(settings.seconds, most), fit=fit)
+    settings = replace(settings, seconds=min(settings.seconds, most))
     trained: list[Foundation] = []
     found: list[Predictions] = []
 
@@ -238,6 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, on a CPU too")
     options = parser.parse_args(arguments)
     work = options.work / f"seed-{options.seed}"
+    if options.rate is not None:
+        work = work / f"rate-{options.rate:g}"
     is_cuda = torch.cuda.is_available()
     if not is_cuda and not options.smoke:
         parser.error("there is no CUDA device; give --smoke to run tiny shapes on the CPU")
@@ -250,6 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 prepared = Path(temporary) / "prepared"
                 prepare(prepared, data=None, smoke=True)
             book, split = load_prepared(prepared)
+            text = _asked(films.SMOKE if options.smoke else films.FULL, options)
+            sizes = (films.SMOKE,) if options.smoke else films.SLOTS
+            slots = [_asked(settings, options) for settings in sizes]
             sessions = [_session(part, options, is_cuda=is_cuda) for part in options.part]
         except (ValueError, OSError) as error:
             print(f"benchmarks.gpu: error: {error}", file=sys.stderr)
@@ -260,22 +239,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 part_1(session, book, split, smoke=options.smoke)
             elif part == 3:
                 part_3(session, book, split, smoke=options.smoke, work=work)
+            elif part == 2:
+                part_2(session, book, split, text, work=work)
             else:
-                run = {2: part_2, 4: part_4}[part]
-                run(
-                    session,
-                    book,
-                    split,
-                    smoke=options.smoke,
-                    work=work,
-                    compiled=options.compile,
-                    rate=options.rate,
-                )
+                part_4(session, book, split, slots, work=work)
     for session in sessions:
         print(session.measured.table())
         for name in session.failed:
             print(f"failed: {name}; see {options.out / 'errors.txt'}", file=sys.stderr)
     return int(any(session.failed or not session.measured.rows for session in sessions))
+
+
+def _asked(settings: films.Films, options: argparse.Namespace) -> films.Films:
+    """What is trained, as the command line asks for it.
+
+    Raises:
+        ValueError: a rate that is none.
+    """
+    fit = replace(settings.fit, compile=options.compile, seed=options.seed)
+    if options.rate is None:
+        return replace(settings, fit=fit)
+    fit = replace(fit, learning_rate=options.rate)
+    return replace(settings, name=f"{settings.name}, rate {options.rate:g}", fit=fit)
 
 
 def _session(part: int, options: argparse.Namespace, *, is_cuda: bool) -> Session:

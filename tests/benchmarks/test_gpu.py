@@ -116,3 +116,19 @@ def test_every_part_runs_with_tiny_shapes(parts: tuple[str, ...], tmp_path: Path
         rows = read_csv(out / f"gpu-part{part}.csv")
         assert expected[part] <= {row.metric for row in rows}
         assert all(row.hardware for row in rows)
+        if part == 3:
+            assert {"decant cpu", "decant cpu, 100 denied"} <= {row.model for row in rows}
+
+
+def test_another_rate_trains_another_model_and_one_that_is_none_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    smoke = ["--part", "2", "--smoke", "--only", "training", "--work", str(tmp_path / "work")]
+    smoke += ["--out", str(tmp_path)]
+    for rate in ([], ["--rate", "2e-3"], ["--rate", "4e-3"]):
+        assert gpu.main([*smoke, *rate]) == 0
+    assert "an earlier call trained" not in capsys.readouterr().out
+    trained = [row.model for row in read_csv(tmp_path / "gpu-part2.csv") if row.metric == "epochs"]
+    assert trained == ["foundation", "foundation, rate 0.002", "foundation, rate 0.004"]
+    assert gpu.main([*smoke, "--rate", "0"]) == 1
+    assert "learning_rate=0.0 must be above 0" in capsys.readouterr().err
