@@ -69,6 +69,26 @@ def test_the_best_stays_best_where_it_leads(tiny_run: Path) -> None:
     assert found.largest_difference > 0
 
 
+def test_the_candidates_of_an_exam_are_those_that_are_nearest(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = RunLayout(tiny_run)
+    model, (book, split) = load_model(layout.model("rung-1")), load_book(layout)
+    asked: list[Any] = []
+    totals = quantising._totals
+
+    def heard(model, rows, items_RC, **how):
+        asked.append(((model.embed_users(rows) @ model.embed_items().T), items_RC))
+        return totals(model, rows, items_RC, **how)
+
+    monkeypatch.setattr(quantising, "_totals", heard)
+    monkeypatch.setattr(quantising, "_CANDIDATES", 5)
+    quantising.top_agreement(model, model, book, split.valid)
+    near_RI, items_RC = asked[0]
+    for near_I, items_C in zip(near_RI, items_RC, strict=True):
+        assert near_I[items_C].min() >= sorted(near_I)[-5] - 1e-6
+
+
 def test_what_changes_the_best_item_is_not_kept(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

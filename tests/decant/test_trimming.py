@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from decant import Recommender, trimming
 from decant.cli import main
 from decant.layout import RunLayout
-from decant.run_data import load_book
+from decant.run_data import load_book, load_model
 from foundation.checkpoint import weights_hash
 from promptify.validation import BadInput
 from retrieval import ItemIndex
@@ -47,16 +48,17 @@ def test_a_trimmed_run_predicts_the_same(
 def test_a_trimmed_run_has_an_index_of_the_same_kind(tiny_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(tiny_run, tmp_path / "run")
     layout = RunLayout(run)
-    recommender = Recommender.load(run)
+    path = layout.model(layout.served())
+    model = load_model(path)
+    model.settings = replace(model.settings, vector_widths=(4,))
+    model.save_pretrained(path)
     asked = {"kind": "ivf", "storage": "int8", "target_recall": 0.9}
-    vectors = recommender.foundation.embed_items()
-    made_with = weights_hash(layout.model(layout.served()))
-    ItemIndex.build(
-        vectors, list(recommender.foundation.item_ids), model_hash=made_with, **asked
-    ).save(layout.index)
+    vectors, ids = model.embed_items(width=4), list(model.item_ids)
+    ItemIndex.build(vectors, ids, model_hash=weights_hash(path), **asked).save(layout.index)
     trimming.trim(run, tmp_path / "small")
     there = Recommender.load(tmp_path / "small").index.manifest
     assert {name: getattr(there, name) for name in asked} == asked
+    assert there.dimension == 4
 
 
 def test_what_stands_there_is_left_alone(tiny_run: Path, tmp_path: Path) -> None:
