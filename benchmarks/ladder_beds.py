@@ -135,9 +135,6 @@ def bed_of(
             fit=fit,
             rung=replace(recipe.rung, fit=replace(fit, epochs=0.05, learning_rate=5e-4)),
         )
-        # Of 800 people a loss of NDCG@10 has a standard error of .8 to 1.4 %, where 1 % is let
-        # through.
-        changes["gate_people"] = 1600
     else:
         # Few jobs, so that more targets are ranked among the first ten and less is left to chance.
         sizes = {
