@@ -1,1 +1,1 @@
-"""What the committed rows say: pages with plots, the README's tables, a spreadsheet."""
+"""What the committed rows say: a page with plots, tables in texts, a spreadsheet."""

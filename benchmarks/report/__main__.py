@@ -1,11 +1,12 @@
-"""Rebuild all that is derived from the committed rows: page, plots, spreadsheet, README tables.
+"""Rebuild all that is derived from the committed rows: page, plots, spreadsheet, tables.
 
     python -m benchmarks.report
     python -m benchmarks.report --check
 
 Reads every CSV of the folder of results and nothing else, so that the same files give the same
-bytes. `--check` writes nothing and fails where the README's tables or the page say something else
-than the files (plots are not compared: their pixels depend on the fonts of a machine).
+bytes. `--check` writes nothing and fails where a table of the README or of docs/measured.md, or the
+page, says something else than the files (plots are not compared: their pixels depend on the fonts
+of a machine).
 """
 
 import argparse
@@ -14,12 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.report.pages import page, write_page
-from benchmarks.report.readme import refreshed
 from benchmarks.report.spreadsheet import write_spreadsheet
+from benchmarks.report.tables import refreshed
 from decant.results import ResultRow, read_csv
 from promptify.whole import write_whole
 
 RESULTS = Path("benchmarks/results")
+TEXTS = (Path("README.md"), Path("docs/measured.md"))
+"""What people read with tables in it."""
 
 
 def load(folder: Path) -> dict[str, list[ResultRow]]:
@@ -34,11 +37,13 @@ def load(folder: Path) -> dict[str, list[ResultRow]]:
     return files
 
 
-def stale(files: dict[str, list[ResultRow]], *, readme: Path, out: Path) -> list[str]:
+def stale(files: dict[str, list[ResultRow]], *, texts: Sequence[Path], out: Path) -> list[str]:
     """What says something else than the files: paths, each with what to look at."""
-    found = []
-    if readme.read_text("utf-8") != refreshed(readme.read_text("utf-8"), files):
-        found.append(f"{readme}: a table differs from the rows behind it")
+    found = [
+        f"{text}: a table differs from the rows behind it"
+        for text in texts
+        if text.read_text("utf-8") != refreshed(text.read_text("utf-8"), files)
+    ]
     path = out / "index.html"
     if not path.exists() or path.read_text("utf-8") != page(files):
         found.append(f"{path}: differs from the rows behind it, or is missing")
@@ -53,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of CSV files")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the page")
-    parser.add_argument("--readme", type=Path, default=Path("README.md"))
+    parser.add_argument(
+        "--texts", type=Path, nargs="+", default=TEXTS, help="Markdown with tables between markers"
+    )
     parser.add_argument(
         "--check", action="store_true", help="write nothing; fail if something is old"
     )
@@ -61,13 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         files = load(options.results)
         if options.check:
-            found = stale(files, readme=options.readme, out=options.out)
+            found = stale(files, texts=options.texts, out=options.out)
             for line in found:
                 print(line)
             if found:
                 print("python -m benchmarks.report brings them up to date.")
             return 1 if found else 0
-        write_whole(options.readme, refreshed(options.readme.read_text("utf-8"), files))
+        for text in options.texts:
+            write_whole(text, refreshed(text.read_text("utf-8"), files))
         write_page(options.out, files)
         write_spreadsheet(options.out / "results.xlsx", files)
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""What stands in a cell of a README table, and the table around it."""
+"""What stands in a cell of a table in Markdown, and the table around it."""
 
 from collections.abc import Sequence
 

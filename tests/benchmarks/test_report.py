@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.report import __main__ as report
-from benchmarks.report import readme
+from benchmarks.report import tables
 from benchmarks.report.figures import CAPTIONS, figures_of, told_once
 from decant.results import COLUMNS, ResultRow, read_csv, write_csv
 
@@ -53,7 +53,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def call(place: Path, *more: str) -> int:
-    folders = ["--results", "results", "--out", "docs", "--readme", "README.md"]
+    folders = ["--results", "results", "--out", "docs", "--texts", "README.md"]
     given = [str(place / one) if not one.startswith("--") else one for one in folders]
     return report.main([*given, *more])
 
@@ -62,11 +62,12 @@ def contents(place: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in [*(place / "docs").iterdir()]}
 
 
-def test_the_readme_and_the_page_say_what_the_committed_rows_say() -> None:
+def test_the_texts_and_the_page_say_what_the_committed_rows_say() -> None:
     files = report.load(ROOT / "benchmarks" / "results")
-    text = (ROOT / "README.md").read_text("utf-8")
-    assert re.findall(r"<!-- table: (.*) -->", text)
-    old = report.stale(files, readme=ROOT / "README.md", out=ROOT / "docs" / "results")
+    texts = [ROOT / one for one in report.TEXTS]
+    for text in texts:
+        assert re.findall(r"<!-- table: (.*) -->", text.read_text("utf-8"))
+    old = report.stale(files, texts=texts, out=ROOT / "docs" / "results")
     assert old == [], "python -m benchmarks.report brings them up to date"
 
 
@@ -133,13 +134,13 @@ def test_the_spreadsheet_holds_every_row_and_texts_stay_texts(place: Path) -> No
 def test_markers_that_name_nothing_are_refused(place: Path) -> None:
     files = report.load(place / "results")
     with pytest.raises(ValueError, match="'ml2m' is unknown; there are ml1m"):
-        readme.refreshed("<!-- table: ml2m -->\n<!-- /table -->", files)
+        tables.refreshed("<!-- table: ml2m -->\n<!-- /table -->", files)
     with pytest.raises(ValueError, match="1 tables are opened and 0 closed"):
-        readme.refreshed("<!-- table: ml1m -->\n| a |\n", files)
+        tables.refreshed("<!-- table: ml1m -->\n| a |\n", files)
     with pytest.raises(ValueError, match=r"no training\.csv"):
-        readme.refreshed("<!-- table: training -->\n<!-- /table -->", files)
+        tables.refreshed("<!-- table: training -->\n<!-- /table -->", files)
     with pytest.raises(ValueError, match=r"scoring\.csv has no row with"):
-        readme.refreshed("<!-- table: scoring -->\n<!-- /table -->", files)
+        tables.refreshed("<!-- table: scoring -->\n<!-- /table -->", files)
 
 
 def test_what_is_no_results_file_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,12 +180,12 @@ def test_a_ladder_is_told_rung_by_rung_and_by_what_else_leads_there() -> None:
         told("one_shot", "loss_vs_top", 0.02, "mean"),
     ]  # fmt: skip
     files = {"ladder": rows}
-    rungs = readme.ladder(files, file="ladder").splitlines()
+    rungs = tables.ladder(files, file="ladder").splitlines()
     names = [line.removeprefix("| ").split(" | ")[0] for line in rungs[2:]]
     assert names == ["the top", "rung-1", "seed 1: the top", "seed 1: rung-2"]
     assert ".500 | .600" in rungs[3]
     assert "−1.0 %" in rungs[3]
-    arms = readme.ladder_arms(files, file="ladder").splitlines()
+    arms = tables.ladder_arms(files, file="ladder").splitlines()
     assert len(arms) == 4
     assert arms[3].startswith("| all at once, as many tokens | .300")
     assert "2.0 %" in arms[3]

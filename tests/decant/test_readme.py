@@ -3,7 +3,10 @@ import io
 import re
 from pathlib import Path
 
-README = Path(__file__).parents[2] / "README.md"
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 
 
 def test_the_readme_example_prints_lines_like_those_it_shows(tiny_run):
@@ -23,3 +26,22 @@ def test_the_readme_example_prints_lines_like_those_it_shows(tiny_run):
     assert len(printed) == len(shown.splitlines())
     for line in [*printed, *shown.splitlines()]:
         assert re.fullmatch(r"[01]\.\d\d  \S.{0,59}", line), line
+
+
+@pytest.mark.parametrize(
+    "text", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda text: text.name
+)
+def test_links_of_the_texts_go_somewhere(text):
+    for link in re.findall(r"\]\(([^)\s]+)\)", text.read_text("utf-8")):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        to = (text.parent / path).resolve() if path else text
+        assert to.exists(), link
+        assert not anchor or anchor in anchors(to), link
+
+
+def anchors(text):
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", text.read_text("utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}

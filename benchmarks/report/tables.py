@@ -1,4 +1,4 @@
-"""The README's tables, made of committed rows and kept between two markers.
+"""Tables in the README and in docs/measured.md, made of committed rows, between two markers.
 
     <!-- table: ml1m -->
     | model | parameters | …
