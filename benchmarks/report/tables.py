@@ -430,6 +430,7 @@ TABLES: dict[str, Callable[[Files], str]] = {
     "latency-demo": partial(latency, file="latency-demo", way="retrieve 200, rank 200"),
     "ladder": partial(ladder, file="ladder-job-market"),
     "ladder-arms": partial(ladder_arms, file="ladder-job-market"),
+    "ladder-text": partial(ladder, file="ladder-job-market-text"),
     "ladder-ml1m": partial(ladder, file="ladder-ml1m"),
     "ladder-arms-ml1m": partial(ladder_arms, file="ladder-ml1m"),
     "ml100k-against-rectools": partial(against_rectools, file="rectools-ml100k"),
