@@ -209,7 +209,7 @@ def _rungs(
                 name,
                 function,
                 inputs={
-                    "ladder": asdict(config),
+                    "ladder": _bearing_on(config, ratio, step),
                     "above": weights_hash(layout.model(above_name)),
                     "top": weights_hash(layout.model(FOUNDATION)),
                     "step": step,
@@ -234,6 +234,22 @@ def _rungs(
         above, above_name = load_model(layout.model(name)), name
         made.append(name)
     return made, f"{_MOST_RUNGS} rungs are the most that are made"
+
+
+def _bearing_on(config: LadderConfig, ratio: float, step: float) -> dict[str, Any]:
+    """The settings that a rung depends on: of `to`, only where a step may come as far.
+
+    So a ladder that is asked to go further down keeps the rungs that it would make again.
+
+    Args:
+        config: of the ladder.
+        ratio: body parameters of the rung above as a share of the top's.
+        step: share of them that may go.
+    """
+    settings = asdict(config)
+    if config.shape is not None or (1 - step) * ratio > config.to:
+        settings["to"] = None
+    return settings
 
 
 def _is_taken(layout: RunLayout, name: str, made: Sequence[str]) -> bool:

@@ -21,9 +21,10 @@ def ladder_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Go down from a run's foundation, a little at a time: prune, repair, distil, "
         "and ask the gate whether too much was lost; a step that fails is halved. Killed at any "
-        "moment, the same command goes on where it stopped. An undecided rung can be let through "
-        "by a waiver in RUN/waivers.json: a list of objects with rung, against (above or top), "
-        "metric, loss, reason, bought."
+        "moment, the same command goes on where it stopped; with a smaller --to it goes on below "
+        "the rungs that stand. An undecided rung can be let through by a waiver in "
+        "RUN/waivers.json: a list of objects with rung, against (above or top), metric, loss, "
+        "reason, bought."
     )
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument(

@@ -166,6 +166,32 @@ def test_given_again_it_runs_nothing(laddered: Path, top_run: Path, monkeypatch)
     assert weights(laddered) == before
 
 
+def test_one_that_goes_further_down_keeps_the_rungs_above(
+    laddered: Path, top_run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(laddered, out)
+    from_above: list[int] = []
+    step_down = steps.Ladder.step_down
+
+    def counted(ladder, above, **options):
+        from_above.append(above.num_parameters())
+        return step_down(ladder, above, **options)
+
+    monkeypatch.setattr(steps.Ladder, "step_down", counted)
+    descend(top_run, config=lenient(top_run, to=0.5), out=out, timed_requests=3)
+    # A third of the top is not so much that it comes to either end; what is below may.
+    sizes = [rung_record(RunLayout(out), name)["parameters"] for name in rungs(out)]
+    assert from_above == sizes[:-1]
+    assert sizes[-1] <= 0.5 * load_model(RunLayout(out).model("foundation")).num_parameters()
+    kept = "rung-1/model/model.safetensors"
+    assert (out / kept).read_bytes() == (laddered / kept).read_bytes()
+
+    fresh = tmp_path / "fresh"
+    descend(top_run, config=lenient(top_run, to=0.5), out=fresh, timed_requests=3)
+    assert weights(fresh) == weights(out)
+
+
 def serving_copy(laddered: Path, out: Path) -> None:
     """A copy in which the lowest rung serves, whatever the gate said of it."""
     shutil.copytree(laddered, out)
