@@ -179,7 +179,8 @@ class Descent:
     ) -> None:
         """As an arm does."""
         plain = arm in ("finetune", "from_scratch")
-        fit = (replace(self.config, teacher=None) if plain else self.config).schedule(epochs)
+        config = replace(self.config, teacher=None) if plain else self.config
+        fit = config.schedule(epochs, above=above.num_parameters())
         if arm == "from_scratch":
             # What suits a model that knows something already is too slow for one that does not.
             own = self.recipe.fit

@@ -8,6 +8,9 @@ from distill.teaching import TeacherConfig
 from foundation import FitConfig
 from promptify.splits import Split, fewer_people
 
+_SEEDS = 2**32
+"""As many as NumPy takes."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LadderConfig:
@@ -95,11 +98,18 @@ class LadderConfig:
         # Ladders of several seeds are compared target by target.
         return fewer_people(split, self.gate_people)
 
-    def schedule(self, epochs: float) -> FitConfig:
-        """Of a distillation of so many epochs, or of plain training where there is no teacher."""
+    def schedule(self, epochs: float, *, above: int) -> FitConfig:
+        """Of a distillation, or of plain training where there is no teacher.
+
+        Args:
+            epochs: how many.
+            above: body parameters of the rung above, which seed the order of the data: of one seed
+                every rung would read the same part of an epoch, the same people's.
+        """
         fit, share = self.fit, 1.0 if self.teacher is None else self.data_weight
         return replace(
             fit,
+            seed=(fit.seed + above) % _SEEDS,
             epochs=epochs,
             next_item_weight=share * fit.next_item_weight,
             action_weight=share * fit.action_weight,

@@ -66,7 +66,7 @@ class RungTeaching:
             out: folder for checkpoints; a call that was cut short goes on from them.
             watch: a model's metrics while it is trained, of which ``ndcg@10`` chooses the weights.
         """
-        fit = self.config.schedule(epochs)
+        fit = self.config.schedule(epochs, above=above.num_parameters())
         steps = len(TrainingPlan(self.book, self.split.train, fit)) // fit.accumulate
         if fit.evaluate_steps:
             fit = replace(fit, evaluate_steps=max(1, min(fit.evaluate_steps, steps // 4)))
@@ -120,7 +120,7 @@ class RungTeaching:
             objective = Distillation(
                 student, self._teachers(above), learns_of_data=self.config.data_weight > 0
             )
-        fit = self.config.schedule(1.0)
+        fit = self.config.schedule(1.0, above=above.num_parameters())
         attention, packed = attention_and_packing(student, fit)
         plan = TrainingPlan(self.book, self.split.train, fit, packed=packed)
         seconds = 0.0

@@ -25,6 +25,7 @@ from distill.gate import GateVerdict
 from distill.ladder_config import LadderConfig
 from foundation import Foundation
 from foundation.calibration import Calibration
+from foundation.plan import TrainingPlan
 from foundation.predictions import predict_targets
 from promptify.splits import fewer_people
 
@@ -331,6 +332,24 @@ def test_a_rung_is_taught_by_its_teacher_alone_unless_the_data_is_asked_for(
     # Either way it reads its inputs whole; a training of its own would drop some.
     assert dropped == [0.0, 0.0]
     assert load_model(RunLayout(top_run).model(FOUNDATION)).input_dropout.p > 0
+
+
+def test_no_two_rungs_read_the_same_part_of_the_data(
+    top_run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    read: list[list[int]] = []
+    distil = rung_teaching.distil
+
+    def seen(student: Foundation, teacher: Foundation, book, split, *, config, **options):
+        first = TrainingPlan(book, split.train, config)[0]
+        read.append(first["ids_RT"].flatten().tolist())
+        return distil(student, teacher, book, split, config=config, **options)
+
+    monkeypatch.setattr(rung_teaching, "distil", seen)
+    out = tmp_path / "run"
+    descend(top_run, config=lenient(top_run, repair=False), out=out, timed_requests=3)
+    assert len(read) == len(rungs(out)) >= 2
+    assert read[0] != read[1]
 
 
 def test_a_rung_that_follows_its_teacher_alone_learns_slowly(top_run: Path) -> None:

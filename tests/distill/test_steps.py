@@ -161,10 +161,10 @@ def test_a_ladder_that_cannot_be_is_refused(values: dict[str, Any], says: str) -
 
 def test_a_teacher_is_followed_and_without_one_the_data_is() -> None:
     fit = FitConfig(epochs=9, action_weight=0.5, text_weight=0.1)
-    followed = LadderConfig(fit=fit).schedule(2.0)
+    followed = LadderConfig(fit=fit).schedule(2.0, above=0)
     assert followed.epochs == 2.0
     assert set(followed.loss_weights.values()) == {0.0}
-    mixed = LadderConfig(fit=fit, data_weight=0.5).schedule(2.0)
+    mixed = LadderConfig(fit=fit, data_weight=0.5).schedule(2.0, above=0)
     assert mixed.loss_weights == {"next_item": 0.5, "action": 0.25, "text": 0.05}
-    plain = LadderConfig(fit=fit, teacher=None).schedule(2.0)
+    plain = LadderConfig(fit=fit, teacher=None).schedule(2.0, above=0)
     assert plain == replace(fit, epochs=2.0)
