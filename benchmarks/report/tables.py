@@ -431,6 +431,7 @@ TABLES: dict[str, Callable[[Files], str]] = {
     "ladder": partial(ladder, file="ladder-job-market"),
     "ladder-arms": partial(ladder_arms, file="ladder-job-market"),
     "ladder-text": partial(ladder, file="ladder-job-market-text"),
+    "ladder-arms-text": partial(ladder_arms, file="ladder-job-market-text"),
     "ladder-ml1m": partial(ladder, file="ladder-ml1m"),
     "ladder-arms-ml1m": partial(ladder_arms, file="ladder-ml1m"),
     "ml100k-against-rectools": partial(against_rectools, file="rectools-ml100k"),
