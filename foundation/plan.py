@@ -141,8 +141,8 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
             packed=self.packed,
         )
         negatives, log_expected = self._negatives(step // self.steps_share)
-        items = np.union1d(rows.event_item[rows.event_item >= 0], rows.next_item)
-        reread = self._reread(items, step)
+        hard_negatives = self._hard_negatives(step // self.steps_share)
+        reread = self._reread(rows.next_item, negatives, hard_negatives, step=step)
         text_position_N = self._text_positions(batch.text_position_N, step)
         # Every token of an item that is read again predicts the next one.
         item_tokens = int((self.book.item_pieces.lengths[reread.numpy()] - 1).sum())
@@ -165,7 +165,7 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
             "reread_items": reread,
             "negatives": negatives,
             "negative_log_expected": log_expected,
-            "hard_negatives": self._hard_negatives(step // self.steps_share),
+            "hard_negatives": hard_negatives,
             **asked,
             "counts": torch.tensor(
                 [
@@ -193,12 +193,29 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
         chosen = np.sort(rng.choice(len(position_N), size=count, replace=False))
         return position_N[torch.from_numpy(chosen)]
 
-    def _reread(self, items: NDArray[np.int32], step: int) -> Tensor:
-        rng = np.random.default_rng([self.config.seed, step, 1])
-        count = min(self.config.reread_items, len(items))
-        return torch.from_numpy(
-            np.sort(rng.choice(items, size=count, replace=False)).astype(np.int64)
+    def _reread(
+        self,
+        next_item_K: NDArray[np.int32],
+        negatives_S: Tensor,
+        hard_H: Tensor,
+        *,
+        step: int,
+    ) -> Tensor:
+        """Items of the softmax to read again, each as likely as the next.
+
+        Were the batch's own items likelier, a new reading among the table's older ones would tell
+        what is to be predicted; and a gradient that comes to targets alone moves all readings
+        towards everybody (decision 69).
+        """
+        classes_C = (
+            np.unique(np.concatenate([next_item_K, negatives_S, hard_H]))
+            if len(negatives_S)
+            else np.arange(len(self._draw_I))
         )
+        rng = np.random.default_rng([self.config.seed, step, 1])
+        count = min(self.config.reread_items, len(classes_C))
+        chosen_N = np.sort(rng.choice(classes_C, size=count, replace=False))
+        return torch.from_numpy(chosen_N.astype(np.int64))
 
     def _negatives(self, optimiser_step: int) -> tuple[Tensor, Tensor]:
         num_items = len(self._draw_I)

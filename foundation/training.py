@@ -69,7 +69,8 @@ class FitConfig:
         text_weight: of the LM loss.
         text_positions: positions of each micro-batch that the LM loss is drawn from: profiles and
             instructions repeat, and the product with the vocabulary is dear.
-        reread_items: items of each micro-batch whose text is read again with gradient.
+        reread_items: items of the retrieval softmax whose text each micro-batch reads again with
+            gradient, drawn from all of them alike (decision 69).
         refresh_steps: optimiser steps between two readings of the whole catalogue.
         full_softmax_items: largest catalogue whose retrieval softmax runs over every item.
         num_negatives: sampled items per optimiser step for larger catalogues.

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from foundation import FitConfig
+from foundation.losses import chunked_cross_entropy
 from foundation.plan import TrainingPlan
+from foundation.slots import FreshReadings
 from promptify.assembly import PromptBook
 from promptify.splits import Split
 
@@ -90,10 +92,55 @@ def test_a_small_catalogue_needs_no_negatives(plan_of: Any) -> None:
     assert len(plan_of()[0]["negatives"]) == 0
 
 
-def test_reread_items_and_text_are_drawn_from_the_batch(plan_of: Any) -> None:
+@pytest.mark.parametrize("sampled", [{}, {"full_softmax_items": 10, "num_negatives": 20}])
+def test_which_items_are_read_again_tells_nothing_of_what_is_next(
+    plan_of: Any, book: PromptBook, sampled: dict[str, int]
+) -> None:
+    plan, classes = plan_of(**sampled), np.arange(book.interactions.num_items)
+    wanted = found = drawn = 0.0
+    for step in range(len(plan)):
+        batch = plan[step]
+        reread, following = batch["reread_items"].numpy(), batch["next_item_K"].unique().numpy()
+        if sampled:
+            classes = np.union1d(following, batch["negatives"])
+        assert len(np.unique(reread)) == len(reread) == SMALL["reread_items"]
+        assert np.isin(reread, classes).all()
+        wanted += len(reread) * len(following) / len(classes)
+        found += np.isin(reread, following).sum()
+        drawn += len(reread)
+    # Four standard deviations of as many draws with replacement, which vary more.
+    assert abs(found - wanted) < 4 * np.sqrt(wanted * (1 - wanted / drawn))
+
+
+def test_readings_of_some_items_lead_where_readings_of_all_would(
+    plan_of: Any, make: Any
+) -> None:
+    plan, foundation = plan_of(), make("text", dropout=0.0).eval()
+    batch, number = plan[0], foundation.num_items
+
+    def gradient(items: torch.Tensor) -> torch.Tensor:
+        reading = foundation.items.reading_ID[items].requires_grad_()
+        fresh = FreshReadings(items, reading, number)
+        vectors = foundation.item_vectors(foundation.slots(torch.arange(number), fresh))
+        loss = chunked_cross_entropy(person_KV, vectors, batch["next_item_K"])
+        [moved] = torch.autograd.grad(loss, reading)
+        return torch.zeros(number, moved.shape[1]).index_copy_(0, items, moved)
+
+    person_KV = torch.randn(len(batch["next_item_K"]), foundation.item_head.out_features)
+    whole, draws = gradient(torch.arange(number)), 400
+    found = torch.zeros_like(whole)
+    for step in range(draws):
+        drawn = plan._reread(
+            batch["next_item_K"].numpy(), batch["negatives"], batch["hard_negatives"], step=step
+        )
+        found += gradient(drawn) * number / len(drawn) / draws
+    # What moves all of them alike is no more of it, and what tells items apart is there.
+    assert torch.cosine_similarity(found.sum(0), whole.sum(0), dim=0) > 0.9
+    assert torch.cosine_similarity(found.flatten(), whole.flatten(), dim=0) > 0.9
+
+
+def test_text_positions_are_drawn_from_the_batch(plan_of: Any) -> None:
     batch = plan_of()[0]
-    reread = batch["reread_items"]
-    assert len(reread.unique()) == len(reread) == SMALL["reread_items"]
     assert len(batch["text_position_N"].unique()) == SMALL["text_positions"]
     everything = plan_of(text_positions=10**6)[0]["text_position_N"]
     assert set(batch["text_position_N"].tolist()) < set(everything.tolist())
