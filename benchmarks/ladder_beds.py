@@ -135,6 +135,8 @@ def bed_of(
             fit=fit,
             rung=replace(recipe.rung, fit=replace(fit, epochs=0.05, learning_rate=5e-4)),
         )
+        # At a tenth three layers and all heads were left, and 4.6 times the speed (decision 64).
+        changes["to"] = to or 0.08
     else:
         # Few jobs, so that more targets are ranked among the first ten and less is left to chance.
         sizes = {
