@@ -1,9 +1,11 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from decant import quantising
 from decant.pipeline import Finished, Job, run
 from decant.recipes import Recipe, RungConfig
 from decant.recommender import Recommender
@@ -36,6 +38,18 @@ def recipe() -> Recipe:
         measured_users=30,
         timed_requests=3,
     )
+
+
+@pytest.fixture
+def few_bits_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few bits that change no best item: what a tiny model puts first is often a matter of them."""
+    agreement = quantising.top_agreement
+
+    def agrees(*given: Any, **options: Any) -> quantising.TopAgreement:
+        found = agreement(*given, **options)
+        return replace(found, sure_same=found.sure)
+
+    monkeypatch.setattr(quantising, "top_agreement", agrees)
 
 
 @pytest.fixture(scope="session")

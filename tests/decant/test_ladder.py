@@ -229,6 +229,7 @@ def test_what_serves_after_another_ladder_is_what_is_indexed(
     assert len(Recommender.load(out).predict_user("member-00001", k=3)) == 3
 
 
+@pytest.mark.usefixtures("few_bits_agree")
 def test_a_rung_of_few_bits_stays_while_what_it_was_made_of_does(
     laddered: Path, top_run: Path, tmp_path: Path, monkeypatch
 ) -> None:
@@ -248,6 +249,7 @@ def test_a_rung_of_few_bits_stays_while_what_it_was_made_of_does(
     assert rungs(out) == []
 
 
+@pytest.mark.usefixtures("few_bits_agree")
 def test_a_first_ladder_takes_no_number_of_a_rung_of_few_bits(
     top_run: Path, tmp_path: Path, monkeypatch
 ) -> None:

@@ -30,6 +30,7 @@ def run(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path / "run"
 
 
+@pytest.mark.usefixtures("few_bits_agree")
 def test_it_is_the_next_rung_and_serves(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["quantise", str(run), "--max-loss", "0.9", "--timed-requests", "3"])
     told = capsys.readouterr().out
@@ -117,6 +118,7 @@ def test_without_a_gpu_its_weights_are_refused(
     assert RunLayout(run).models() == ["foundation", "rung-1"]
 
 
+@pytest.mark.usefixtures("few_bits_agree")
 def test_a_rung_for_a_gpu_is_asked_there_and_anywhere_else(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

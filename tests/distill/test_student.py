@@ -210,7 +210,9 @@ def test_teachers_are_trained_apart_and_the_student_learns_from_both(
     student = make_graded(seed=3)
     run = trained("student", student, [(policy, POLICY), (click, CLICK)], StudentConfig())
     for name in ("policy", "action", "teacher_slate"):
-        assert run.history[f"loss/{name}"][-1][1] < run.history[f"loss/{name}"][0][1]
+        told = [value for _, value in run.history[f"loss/{name}"]]
+        # A step's batch is few slates: the second half of the steps against the first.
+        assert np.mean(told[len(told) // 2 :]) < np.mean(told[: len(told) // 2])
 
 
 def test_stored_it_says_what_it_says_live(

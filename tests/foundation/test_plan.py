@@ -112,9 +112,7 @@ def test_which_items_are_read_again_tells_nothing_of_what_is_next(
     assert abs(found - wanted) < 4 * np.sqrt(wanted * (1 - wanted / drawn))
 
 
-def test_readings_of_some_items_lead_where_readings_of_all_would(
-    plan_of: Any, make: Any
-) -> None:
+def test_readings_of_some_items_lead_where_readings_of_all_would(plan_of: Any, make: Any) -> None:
     plan, foundation = plan_of(), make("text", dropout=0.0).eval()
     batch, number = plan[0], foundation.num_items
 

@@ -193,14 +193,19 @@ def test_a_file_that_cannot_grow_leaves_the_old_index(kind, most_bytes, shards, 
     arguments = [str(shards), "--out", str(tmp_path / "index"), "--model-hash", "m", "--quiet"]
     assert main(arguments) == 0
     before = contents(tmp_path / "index")
-    resource = pytest.importorskip("resource")
+    pytest.importorskip("resource")
+    # Every process has a limit like that of a full disk, and it is the one we may set. It sets it
+    # itself: to run anything between fork and exec, gRPC's threads of other tests would be forked.
+    limited = f"""
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, ({most_bytes}, {most_bytes}))
+runpy.run_module("retrieval.build", run_name="__main__", alter_sys=True)
+"""
     done = subprocess.run(
-        [sys.executable, "-m", "retrieval.build", *arguments, "--kind", kind],
+        [sys.executable, "-c", limited, *arguments, "--kind", kind],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        # Every process has a limit like that of a full disk, and it is the one we may set.
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes)),
     )
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
