@@ -13,6 +13,8 @@ from decant.results import ResultRow
 Estimate = tuple[float, float | None, float | None]
 """A value, and the ends of its interval or None."""
 
+_LEVEL_LETTERS = 44
+"""Most that stand beside each other under half a page, two blanks between ticks among them."""
 _LINE_INCHES = 0.24
 
 
@@ -121,7 +123,8 @@ def curves(
                 axes.lines[before].set_linestyle((0, (4, 3)))
             ends[curve.name] = (curve.points[-1][0], curve.name, color)
         if ticks is not None:
-            axes.set_xticks(range(len(ticks)), ticks)
+            slanted = len("  ".join(ticks)) > _LEVEL_LETTERS
+            axes.set_xticks(range(len(ticks)), ticks, rotation=45 if slanted else 0)
         else:
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_count(x)))
