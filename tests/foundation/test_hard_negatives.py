@@ -154,6 +154,12 @@ def test_one_draw_for_a_step_however_it_is_cut(plan_of: Any) -> None:
     )
 
 
+def test_mined_items_are_read_again_like_others_of_the_softmax(plan_of: Any) -> None:
+    batch = plan_of(reread_items=10**6)[0]
+    of_softmax = [batch[name] for name in ("next_item_K", "negatives", "hard_negatives")]
+    assert torch.equal(batch["reread_items"], torch.cat(of_softmax).unique())
+
+
 def test_pairs_know_their_events(plan_of: Any, market: Interactions) -> None:
     batch = plan_of()[0]
     events = batch["next_event_K"].numpy()
