@@ -73,7 +73,11 @@ def measure(
     for who, one in (("ladder's shape", ladders), ("searched shape", found.best)):
         made = folder / f"{one.shape.code}-{epochs:g}-epochs"
         if not (made / "model").exists():
-            descent.make("one_shot", descent.top, one.shape, epochs, made)
+            # As the search taught what it tried.
+            rate = config.fit.learning_rate, config.fit.table_rate
+            model = descent.make("one_shot", descent.top, one.shape, epochs, made, rate=rate)
+            descent.settle(model, made)
+            model.save_pretrained(made / "model")
         model = descent.model(made / "model")
         answers = descent.answers(made / "model")
         assert answers.rank is not None

@@ -13,22 +13,27 @@ is the same on any machine, however busy; `--epochs` gives the top more where th
 `--minutes` states a distillation in time.
 
 The top is trained first, and `gradual` is `decant ladder` from it. The other arms follow the shapes
-and the training tokens that it came to, so that they differ in one thing alone:
+that it came to, with as many training tokens altogether:
 
-- `one_shot`: the last shape at once, taught by the top for all the tokens of the gradual ladder;
-- `from_scratch`: a random decoder of the last shape, trained for as many tokens, without a teacher;
-- `no_repair`: the same rungs, pruned and not repaired;
+- `one_shot`: the last shape at once, taught by the top;
+- `from_scratch`: a random decoder of the last shape, trained at the top's rate, without a teacher;
+- `no_repair`: the same rungs, pruned and not repaired, so that each has its equal share of the
+  teaching, those too that repair alone was enough for;
 - `finetune`: the same rungs, trained on the data alone, without a teacher.
 
+What suits a repaired student of the rung above may not suit the others, so that each of them but
+`from_scratch` is made at the ladder's rate and at that of a run's own rung; the better last rung on
+validation is the arm's. Calibration is fitted as the ladder fits it.
+
 Rows are on the test targets, which decide nothing on the way; of arms that follow the rungs, of the
-last. Latency is that of the gradual ladder's shapes, which all arms share. Everything is kept in
+last. Intervals are over people, those of the means too: how far seeds lie apart is in their own
+rows. Latency is that of the gradual ladder's shapes, which all arms share. Everything is kept in
 the work folder: killed at any moment, the same command goes on where it stopped.
 """
 
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -51,12 +56,11 @@ from decant.on_validation import fit_on_validation, watch
 from decant.pipeline import Job, run
 from decant.processes import training_device
 from decant.recipes import Recipe
-from decant.run_data import load_book, load_model, rung_record, sample_targets
+from decant.run_data import load_book, load_model, rung_record
 from decant.run_record import json_hash
 from distill.anatomy import Shape, stock_config
 from distill.distillation import distil, whole_inputs
 from distill.importance import Importance, measure_importance
-from distill.ladder import newest
 from distill.ladder_config import LadderConfig
 from distill.pruning import prune
 from distill.steps import calibration_rows
@@ -70,10 +74,14 @@ from promptify.rows import Rows
 from promptify.splits import Split
 from promptify.whole import write_whole
 
+VALIDATED = "valid.json"
+"""What an arm's last rung is worth on validation, beside its model."""
 _TIMED_AGAIN = 5
 """How many times as many requests the last rung's latency rests on as a gate's."""
 
 ArmName = Literal["gradual", "one_shot", "no_repair", "finetune", "from_scratch"]
+Rate = tuple[float, float]
+"""`FitConfig.learning_rate` and `table_rate`."""
 ARMS: tuple[ArmName, ...] = ("gradual", "one_shot", "no_repair", "finetune", "from_scratch")
 
 
@@ -95,7 +103,10 @@ class Descent:
         self.layout = RunLayout(self.folder / "top")
         self.book, self.split = load_book(self.layout)
         self.top = self.model(self.layout.model(FOUNDATION))
-        self.config: LadderConfig = ladder_config(self.layout.folder, **bed.changes)
+        changes = dict(bed.changes)
+        if "fit" in changes:
+            changes["fit"] = replace(changes["fit"], seed=seed)
+        self.config: LadderConfig = ladder_config(self.layout.folder, **changes)
         self.split = self.config.asked(self.split)
         self._of_top: Importance | None = None
         # The ladder reads the test targets for its report, and the rows here rest on them too.
@@ -105,18 +116,45 @@ class Descent:
         """Folders of an arm's models, from the top down; made if need be."""
         if arm == "gradual":
             return self._gradual()
+        steps = self._steps(arm)
+        if not steps:
+            return []
+        chains = [self._chain(arm, steps, rate) for rate in self._rates(arm, steps)]
+        return max(chains, key=lambda chain: _quality(chain[-1]))
+
+    def _steps(self, arm: ArmName) -> list[tuple[Shape, float]]:
+        """Shapes and epochs of an arm's rungs; none where it would have no tokens to learn from."""
         shapes, epochs = self._came_to()
-        if not shapes:
+        if arm == "from_scratch" and not sum(epochs):
             return []
         if arm in ("one_shot", "from_scratch"):
-            shapes, epochs = shapes[-1:], [sum(epochs)]
+            shapes, epochs = shapes[-1:], [sum(epochs)] * bool(shapes)
+        elif arm == "no_repair":
+            epochs = [sum(epochs) / len(epochs) for _ in epochs]
+        return list(zip(shapes, epochs, strict=True))
+
+    def _rates(self, arm: ArmName, steps: Sequence[tuple[Shape, float]]) -> list[Rate]:
+        """Learning rates of matrices, and how many times as fast tables learn: what is tried."""
+        own, rung, top = self.config.fit, self.recipe.rung.fit, self.recipe.fit
+        if arm == "from_scratch":
+            return [(top.learning_rate, top.table_rate)]
+        slow, fast = ((fit.learning_rate, fit.table_rate) for fit in (own, rung))
+        return [slow, fast] if any(epochs for _, epochs in steps) else [slow]
+
+    def _chain(self, arm: ArmName, steps: Sequence[tuple[Shape, float]], rate: Rate) -> list[Path]:
+        """Folders of an arm's models at a rate, from the top down; made if need be."""
+        top = weights_hash(self.layout.model(FOUNDATION))
+        # Another ladder comes to other shapes, by other teaching.
+        told = [(asdict(shape), epochs) for shape, epochs in steps]
+        like = json_hash([top, asdict(self.config), told, rate])
         above, made = self.top, []
-        for place, (shape, length) in enumerate(zip(shapes, epochs, strict=True), start=1):
-            # Another ladder comes to other shapes, by other teaching.
-            like = [asdict(self.config), [asdict(one) for one in shapes[:place]], epochs[:place]]
-            folder = self.folder / arm / f"rung-{place}-{json_hash(like)}"
+        for place, (shape, epochs) in enumerate(steps, start=1):
+            folder = self.folder / arm / f"rung-{place}-{like}"
             if not (folder / "model").exists():
-                self.make(arm, above, shape, length, folder)
+                student = self.make(arm, above, shape, epochs, folder, rate=rate)
+                if place == len(steps):
+                    self.settle(student, folder)
+                student.save_pretrained(folder / "model")
             made.append(folder / "model")
             above = self.model(made[-1])
         return made
@@ -151,40 +189,53 @@ class Descent:
         return [Shape(**one["shape"]) for one in taken], [one["epochs"] for one in taken]
 
     def make(
-        self, arm: ArmName, above: Foundation, shape: Shape, epochs: float, folder: Path
-    ) -> None:
-        """Train a model of a shape as an arm does, calibrate it and save it.
+        self,
+        arm: ArmName,
+        above: Foundation,
+        shape: Shape,
+        epochs: float,
+        folder: Path,
+        *,
+        rate: Rate,
+    ) -> Foundation:
+        """A model of a shape, trained as an arm does.
 
         Args:
             arm: which.
             above: the model that it comes from.
             shape: of the model.
             epochs: of its training.
-            folder: takes it, as `model`.
+            folder: keeps where it begins, and how far its training is.
+            rate: that matrices learn at, and how many times as fast tables do.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        began = time.monotonic()
         student = self._start(arm, above, shape, folder)
-        if epochs:  # A rung that repair was enough for is not taught in any arm.
-            self._train(arm, above, student, epochs, folder)
+        if epochs:  # What repair was enough for is not trained without a teacher either.
+            self._train(arm, above, student, epochs, folder, rate)
+        return student
+
+    def settle(self, model: Foundation, folder: Path) -> None:
+        """Calibrate an arm's last rung as a ladder does, and note what it is worth there."""
+        valid, predict = self.split.valid, self._predict
         for task in range(len(self.book.prompter.tasks)):
-            some = sample_targets(newest(self.split.valid), self.recipe.fitting_requests)
-            fit_on_validation(student, self.book, some, task=task, requests=0)
-        student.save_pretrained(folder / "model")
-        took = {"seconds": round(time.monotonic() - began, 1)}
-        write_whole(folder / "took.json", json.dumps(took) + "\n")
+            fit_on_validation(model, self.book, valid, task=task, requests=0, predict=predict)
+        quality = float(ndcg(predict(model, self.book, valid).rank, 10).mean())
+        write_whole(folder / VALIDATED, json.dumps({"ndcg@10": quality}) + "\n")
 
     def _train(
-        self, arm: ArmName, above: Foundation, student: Foundation, epochs: float, folder: Path
+        self,
+        arm: ArmName,
+        above: Foundation,
+        student: Foundation,
+        epochs: float,
+        folder: Path,
+        rate: Rate,
     ) -> None:
         """As an arm does."""
         plain = arm in ("finetune", "from_scratch")
         config = replace(self.config, teacher=None) if plain else self.config
         fit = config.schedule(epochs, above=above.num_parameters())
-        if arm == "from_scratch":
-            # What suits a model that knows something already is too slow for one that does not.
-            own = self.recipe.fit
-            fit = replace(fit, learning_rate=own.learning_rate, table_rate=own.table_rate)
+        fit = replace(fit, learning_rate=rate[0], table_rate=rate[1])
         options: dict[str, Any] = {
             "config": fit,
             "out": folder / "fit",
@@ -251,6 +302,12 @@ class Descent:
         return {name: values for name, values in found.items() if values is not None}
 
 
+def _quality(model: Path) -> float:
+    """NDCG@10 on validation of an arm's last rung, by the folder of its model."""
+    found = json.loads((model.parent / VALIDATED).read_text("utf-8"))
+    return float(found["ndcg@10"])
+
+
 def random_below(
     top: Foundation, shape: Shape, recipe: Recipe, book: PromptBook, split: Split
 ) -> Foundation:
@@ -293,13 +350,13 @@ def measure(
         work: keeps models.
         out: takes the rows.
     """
-    last: dict[str, list[NDArray[np.float64]]] = {}
+    last: dict[str, dict[int, NDArray[np.float64]]] = {}
     user: NDArray[np.int64] | None = None
     for seed in seeds:
         descent = Descent(bed, seed, work)
         top = descent.answers(descent.layout.model(FOUNDATION))
         _metric_rows(out, bed, seed, "foundation", descent.top, top, top)
-        last.setdefault("foundation", []).append(_ndcg(top))
+        last.setdefault("foundation", {})[seed] = _ndcg(top)
         user = top.user
         for arm in arms:
             folders = descent.rungs(arm)
@@ -312,7 +369,21 @@ def measure(
                 name = f"{arm} rung-{place}"
                 _metric_rows(out, bed, seed, name, model, answers, top)
                 if is_last:
-                    last.setdefault(arm, []).append(_ndcg(answers))
+                    last.setdefault(arm, {})[seed] = _ndcg(answers)
+                    beside = last.get("gradual", {}).get(seed)
+                    if arm != "gradual" and beside is not None:
+                        lost = paired_bootstrap(beside, _ndcg(answers), answers.user)
+                        _add(
+                            out,
+                            lost,
+                            seed=seed,
+                            metric="loss_vs_gradual",
+                            task=bed.name,
+                            split="test",
+                            model=name,
+                            params=model.num_parameters(),
+                            n=len(answers.user),
+                        )
                 if ratios:
                     slower = _exactly(ratios[place - 1])
                     if is_last:
@@ -327,7 +398,12 @@ def measure(
     if user is None or {row.seed for row in out.rows} - {"mean", *seeds}:
         return  # A mean of some seeds does not take the place of one of all.
     # One number per target: its mean over the seeds, whose data is the same.
-    mean = {arm: np.mean(values, axis=0) for arm, values in last.items()}
+    # An arm that a seed has no rung of has no mean: it would be of other seeds than the top's.
+    mean = {
+        arm: np.mean(list(values.values()), axis=0)
+        for arm, values in last.items()
+        if len(values) == len(seeds)
+    }
     for name, values in mean.items():
         cells = {"task": bed.name, "split": "test", "model": name, "n": len(user)}
         out.add(seed="mean", interval=bootstrap_interval(values, user), metric="ndcg@10", **cells)
