@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -102,9 +103,12 @@ def store_signal(
             )
     live = LiveTeacher(teacher)
     _, packed = attention_and_packing(teacher, config, asking)
-    plan = TrainingPlan(book, split.train, config, packed=packed, asking=asking)
+    competing = teacher.competing
+    plan = TrainingPlan(
+        book, split.train, config, packed=packed, competing=competing, asking=asking
+    )
     about = {
-        "plan": plan_key(book, split, config, asking, packed=packed),
+        "plan": plan_key(book, split, config, asking, packed=packed, competing=competing),
         "role": teacher_config.role,
         "temperature": teacher_config.temperature,
         "subjects": {lesson.subject: lesson.top for lesson in teacher_config.lessons},
@@ -148,6 +152,7 @@ def plan_key(
     asking: Asking | None = None,
     *,
     packed: bool,
+    competing: NDArray[np.bool_],
 ) -> str:
     """A hash of everything that decides which rows each step of a training holds.
 
@@ -157,12 +162,14 @@ def plan_key(
         config: of the training.
         asking: what it asks beside the rows.
         packed: whether its rows are.
+        competing: bool [I], the items of its softmax.
     """
     settings = asdict(config)
     digest = hashlib.sha256()
     digest.update(json.dumps({name: settings[name] for name in _PLAN_FIELDS}).encode())
     digest.update(json.dumps([packed, asdict(book.prompter.config)]).encode())
     digest.update(np.packbits(split.train).tobytes())
+    digest.update(np.packbits(competing).tobytes())
     digest.update(np.ascontiguousarray(book.interactions.event_item).tobytes())
     said = book.said
     for pieces in (said.items, said.profiles, said.contexts, book.prompter.instruction_pieces):
@@ -221,7 +228,7 @@ class StoredSignal:
         """
         _, packed = attention_and_packing(student, config, asking)
         if student.item_ids != tuple(book.interactions.item_ids) or self.plan != plan_key(
-            book, split, config, asking, packed=packed
+            book, split, config, asking, packed=packed, competing=student.competing
         ):
             raise BadInput(
                 "the stored signal is about other batches than this training's: data, prompts, "

@@ -39,7 +39,13 @@ def create(
     """See `Foundation.create`."""
     if (size is None) == (model is None):
         raise ValueError(f"give either size= or model=; got size={size!r}, model={model!r}.")
+    if prompter.config.time_gaps:
+        raise BadInput(
+            "time_gaps=True tells how long ago something was before each item, and who asks a "
+            "model about an item tells no time: fit the prompter with time_gaps=False to train."
+        )
     config = _with_encoder(config or FoundationConfig(), text_encoder)
+    config = replace(config, pretrained=model is not None)
     _check_window(config.window_tokens, prompter, model)
     torch.manual_seed(seed)
     if model is not None:

@@ -54,6 +54,8 @@ class FoundationConfig:
         dropout: probability of zeroing an input coordinate in training.
         rank_weight: `w` of the ranking formula, per task, fitted on validation.
         calibration: of action probabilities, per task, fitted on validation.
+        pretrained: whether the decoder came from a checkpoint, so that what it knows is to be kept:
+            its embeddings and norms learn no faster than its matrices. `Foundation.create` sets it.
         weights: what the layers' weights are rounded to; `foundation.int8.to_int8` and
             `foundation.few_bits.to_grid` set it.
     """
@@ -69,6 +71,7 @@ class FoundationConfig:
     dropout: float = 0.1
     rank_weight: tuple[float, ...] = ()
     calibration: tuple[Calibration, ...] = ()
+    pretrained: bool = False
     weights: Literal["float32", "int8", "fp8", "int4"] = "float32"
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 Legend: R rows, T positions, D hidden, N items or pieces, J items that rows bring with them.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -46,11 +46,20 @@ def embed_ids(
     return embeds_RTD.index_put((is_slot_RT,), slots_ND[where_N])
 
 
+def embedding_scale(decoder: Any) -> float:
+    """By how much a decoder scales its embeddings when it looks them up: √D of Gemma's, else 1."""
+    embed = decoder.get_input_embeddings()
+    ids = torch.arange(min(64, embed.num_embeddings), device=embed.weight.device)
+    with torch.no_grad():
+        stored, given = embed.weight[ids].norm(), embed(ids).norm()
+    return float(given / stored) if stored > 0 else 1.0
+
+
 def slots(foundation: "Foundation", items_N: Tensor, fresh: "FreshReadings | None") -> Tensor:
     """Slots of items of the catalogue, float [N, D].
 
     Args:
-        foundation: whose catalogue; in training some items are told with words of our prompts.
+        foundation: whose catalogue; where it learns some items are told with words of our prompts.
         items_N: int64, rows of the catalogue.
         fresh: readings made in this step.
     """
@@ -58,7 +67,8 @@ def slots(foundation: "Foundation", items_N: Tensor, fresh: "FreshReadings | Non
     if len(items_N) < foundation.num_items or bool((items_N.diff() != 1).any()):
         chosen = chosen.take(items_N.cpu().numpy())
     bag_ND = bags(foundation, chosen)
-    if foundation.training and foundation.settings.instruction_noise:
+    # Who asks a model while it is trained, or before, is told the same each time.
+    if foundation.training and torch.is_grad_enabled() and foundation.settings.instruction_noise:
         bag_ND = with_own_words(foundation, bag_ND, chosen)
     return foundation.items.slots(items_N, bag_ND, fresh)
 

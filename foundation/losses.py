@@ -142,7 +142,9 @@ def action_log_probs(hidden_ND: Tensor, label_rows_LD: Tensor, allowed_NL: Tenso
 
     Source: 360Brew (arXiv 2501.16450) section 2.2, with more than two labels.
     """
-    logits_NL = hidden_ND.float() @ label_rows_LD.float().T
+    # Autocast would round the product of float32 to bfloat16 all the same.
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        logits_NL = hidden_ND.float() @ label_rows_LD.float().T
     return logits_NL.masked_fill(~allowed_NL, float("-inf")).log_softmax(dim=-1)
 
 

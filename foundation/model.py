@@ -108,7 +108,7 @@ class Foundation(nn.Module):
             hidden,
             config=config,
             slots=self.uses_slots,
-            embedding_std=decoder.config.initializer_range,
+            embedding_std=decoder.config.initializer_range * input_vectors.embedding_scale(decoder),
             encoder_dim=config.text_encoder.dim if config.text_encoder else 0,
         )
         # In a list, so that a text encoder's weights are no part of what is trained and saved.
@@ -289,6 +289,12 @@ class Foundation(nn.Module):
         """How new each item is, k / (n + k) at `n` training events, float [I]: 1 if never met."""
         half = self.settings.half_exposure
         return half / (self.items.exposure_I + half)
+
+    @property
+    def competing(self) -> NDArray[np.bool_]:
+        """The items that a training event was ever about, bool [I]: the retrieval softmax's."""
+        trained: NDArray[np.bool_] = (self.items.exposure_I > 0).cpu().numpy()
+        return trained
 
     def checked_width(self, width: int | None) -> int:
         """How many numbers of a vector are meant: `vector_dim`, or one of the trained widths.

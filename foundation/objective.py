@@ -108,7 +108,7 @@ def read_step(
     graded_X: Tensor,
     shown_Y: Tensor,
 ) -> StepReading:
-    """Read some items of the batch again with gradient, then the rows, then the items as answers.
+    """Read some items again with gradient, then the rows, then the items as answers.
 
     Args:
         foundation: the model.

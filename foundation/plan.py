@@ -41,6 +41,9 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
             to the longest.
         processes: how many share the plan. The last round is filled up with micro-batches in which
             nothing is counted, so that nobody waits for a process that has run out.
+        competing: bool [I], the items of the retrieval softmax: those of some training event, now
+            or in an earlier training. Nothing is read of the others, which are as new to the model
+            afterwards as one that is added later. Those of `train` when left out.
         hard_negatives: int32 [E, n], items mined for each event, -1 where there is none; those of
             the training events are looked at. None for the sample alone.
         asking: what is asked beside the rows; None for nothing.
@@ -58,6 +61,7 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
         *,
         packed: bool = False,
         processes: int = 1,
+        competing: NDArray[np.bool_] | None = None,
         hard_negatives: NDArray[np.int32] | None = None,
         asking: Asking | None = None,
     ) -> None:
@@ -93,8 +97,10 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
         counts_I = np.bincount(
             book.interactions.event_item[train], minlength=book.interactions.num_items
         )
+        competing = counts_I > 0 if competing is None else competing | (counts_I > 0)
+        self._competing = np.flatnonzero(competing)
         # Drawing by the square root of popularity: rare items are seen as negatives too.
-        weight_I = np.sqrt(counts_I + 1.0)
+        weight_I = np.sqrt(counts_I + 1.0) * competing
         self._draw_I = weight_I / weight_I.sum()
 
         # The next micro-batch is assembled while this one is computed.
@@ -207,11 +213,10 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
         what is to be predicted; and a gradient that comes to targets alone moves all readings
         towards everybody (decision 69).
         """
-        classes_C = (
-            np.unique(np.concatenate([next_item_K, negatives_S, hard_H]))
-            if len(negatives_S)
-            else np.arange(len(self._draw_I))
-        )
+        classes_C = self._competing
+        if len(negatives_S):
+            drawn = np.unique(np.concatenate([next_item_K, negatives_S, hard_H]))
+            classes_C = np.intersect1d(drawn, classes_C, assume_unique=True)
         rng = np.random.default_rng([self.config.seed, step, 1])
         count = min(self.config.reread_items, len(classes_C))
         chosen_N = np.sort(rng.choice(classes_C, size=count, replace=False))

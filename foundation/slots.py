@@ -114,7 +114,7 @@ class ItemTable(nn.Module):
             return torch.zeros_like(self.reading_ID[known_N])
         exposure_N = torch.where(items_N >= 0, self.exposure_I[known_N], 0)
         weight_N = exposure_N / (exposure_N + self.config.half_exposure)
-        if self.training and self.config.residual_dropout:
+        if self.training and torch.is_grad_enabled() and self.config.residual_dropout:
             weight_N = weight_N * (torch.rand_like(weight_N) >= self.config.residual_dropout)
         return self.residual_ID[known_N] * weight_N[:, None]
 

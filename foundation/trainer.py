@@ -157,7 +157,8 @@ class FoundationTrainer(Trainer):
         A row of a table (embeddings, residuals) gets a gradient only when its token or item turns
         up: it must make more of each, and does not decay. Each entry of a matrix moves by as much a
         step, whatever its width, so that what it does to a vector moves by as much more as it is
-        wide: a matrix learns by so much less.
+        wide: a matrix learns by so much less. So does all of a decoder that came from a checkpoint:
+        at the rate of a table that knows nothing its embeddings would be lost within some steps.
         """
         module: Any = model or self.model
         decayed = set(self.get_decay_parameter_names(module))
@@ -165,7 +166,7 @@ class FoundationTrainer(Trainer):
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
                 is_table = "embed_tokens" in name or "residual" in name
-                share = self.config.table_rate if is_table else self._share(name, parameter)
+                share = self._share(name, parameter, is_table=is_table)
                 decays = name in decayed and not is_table
                 groups.setdefault((share, decays), []).append(parameter)
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, module)
@@ -182,13 +183,18 @@ class FoundationTrainer(Trainer):
         )
         return self.optimizer
 
-    def _share(self, name: str, parameter: nn.Parameter) -> float:
-        """Of the learning rate that a parameter has, which is of no table."""
-        # Norms and biases move a vector by as much at any width, and adapters are narrow.
-        if parameter.ndim < 2 or "lora_" in name:
-            return 1.0
+    def _share(self, name: str, parameter: nn.Parameter, *, is_table: bool) -> float:
+        """Of the learning rate that a parameter has."""
         width: int = self.foundation.decoder.config.hidden_size
-        return min(1.0, RATE_WIDTH / width)
+        of_matrices = min(1.0, RATE_WIDTH / width)
+        if "lora_" in name:  # Adapters are narrow.
+            return 1.0
+        if self.foundation.settings.pretrained and "decoder." in name:
+            return of_matrices
+        if is_table:
+            return self.config.table_rate
+        # Norms and biases move a vector by as much at any width.
+        return 1.0 if parameter.ndim < 2 else of_matrices
 
     # Curves and validation.
 

@@ -61,7 +61,8 @@ class FitConfig:
         learning_rate: peak of a cosine schedule with a linear warm-up, of a decoder up to 64 wide.
             Matrices of a wider one learn at 64 / width of it (as in μP, arXiv 2203.03466), so that
             the same rate suits decoders of any size.
-        table_rate: how much faster embeddings and residuals learn, at any width.
+        table_rate: how much faster embeddings and residuals learn, at any width. A pretrained
+            decoder's embeddings, norms and biases learn as its matrices do.
         warmup_fraction: share of the steps that warm up.
         weight_decay: of matrices; norms, biases, residuals and embeddings are not decayed.
         next_item_weight: of the retrieval loss.
@@ -331,6 +332,7 @@ def _trainer(
         config,
         packed=packed,
         processes=processes,
+        competing=foundation.competing,
         hard_negatives=hard_negatives,
         asking=asking,
     )

@@ -15,6 +15,7 @@ from foundation import Foundation, FoundationConfig, checkpoint
 from foundation.batches import take_rows
 from foundation.calibration import Calibration, Curve
 from promptify.assembly import PromptBook
+from promptify.prompter import Prompter, PrompterConfig
 from promptify.splits import Split
 from promptify.validation import BadInput
 
@@ -238,6 +239,16 @@ def test_a_decoder_with_too_few_tokens_is_refused(
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(BadInput, match="fit the prompter with the tokenizer of that model"):
         Foundation.create(book.prompter, book, split.train, model=tmp_path)
+
+
+def test_prompts_that_tell_time_are_for_nobody_who_asks(
+    books: dict[str, PromptBook], split: Split
+) -> None:
+    log = books["text"].interactions
+    config = PrompterConfig(form="text", time_gaps=True, vocab_size=700)
+    prompter = Prompter.fit(log, split.train, books["text"].prompter.tasks, config=config)
+    with pytest.raises(BadInput, match="fit the prompter with time_gaps=False"):
+        Foundation.create(prompter, prompter.book(log), split.train, size="tiny")
 
 
 @pytest.mark.parametrize(

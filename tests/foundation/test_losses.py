@@ -28,6 +28,15 @@ def reference(hidden: Tensor, classes: Tensor, target: Tensor, bias: Tensor | No
     return total
 
 
+def test_labels_are_weighed_in_float32_whatever_a_training_computes_in() -> None:
+    hidden, rows, allowed = drawn(6, 64), drawn(5, 64, seed=1), torch.ones(6, 5, dtype=torch.bool)
+    plain = action_log_probs(hidden, rows, allowed)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = action_log_probs(hidden, rows, allowed)
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, plain, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("max_logits", [1, 14, 10_000])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_chunked_is_the_plain_loss_in_value_and_gradient(max_logits: int, has_bias: bool) -> None:

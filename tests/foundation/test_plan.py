@@ -112,6 +112,31 @@ def test_which_items_are_read_again_tells_nothing_of_what_is_next(
     assert abs(found - wanted) < 4 * np.sqrt(wanted * (1 - wanted / drawn))
 
 
+@pytest.mark.parametrize("sampled", [{}, {"full_softmax_items": 10, "num_negatives": 20}])
+def test_nothing_is_read_of_items_that_nobody_trained_on(
+    book: PromptBook, split: Split, sampled: dict[str, int]
+) -> None:
+    log = book.interactions
+    train = split.train & (log.event_item % 4 != 0)
+    is_known = np.bincount(log.event_item[train], minlength=log.num_items) > 0
+    assert 0 < is_known.sum() < log.num_items
+    config = FitConfig(**{**SMALL, **sampled})
+
+    def read(plan: TrainingPlan) -> set[int]:
+        batches = [plan[step] for step in range(len(plan))]
+        names = ("reread_items", "negatives")
+        return {item for batch in batches for name in names for item in batch[name].tolist()}
+
+    found = read(TrainingPlan(book, train, config))
+    assert found <= set(np.flatnonzero(is_known).tolist())
+    # What an earlier training knows competes on, though this log has no event of it.
+    [before, *_] = np.flatnonzero(~is_known).tolist()
+    competing = is_known.copy()
+    competing[before] = True
+    more = read(TrainingPlan(book, train, config, competing=competing))
+    assert before in more <= set(np.flatnonzero(competing).tolist())
+
+
 def test_readings_of_some_items_lead_where_readings_of_all_would(plan_of: Any, make: Any) -> None:
     plan, foundation = plan_of(), make("text", dropout=0.0).eval()
     batch, number = plan[0], foundation.num_items

@@ -16,7 +16,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from foundation import Foundation, scoring
+from foundation import Foundation, FoundationConfig, scoring
 from foundation.batches import take_rows
 from foundation.predictions import read_pairs
 from promptify.assembly import PromptBook
@@ -277,6 +277,37 @@ def test_every_decoder_scores_as_one_by_one(
     got = foundation.score(prefix, candidates)
     np.testing.assert_allclose(got, alone(foundation, prefix, candidates), **CLOSE)
     assert np.ptp(got[:, 0]) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma 2", "gemma 3, windowed"])
+def test_slots_start_as_large_as_the_tokens_beside_them(
+    make: Any, books: dict[str, PromptBook], tmp_path: Path, family: str
+) -> None:
+    config = FAMILIES[family]
+    config.vocab_size = books["slot"].prompter.vocab_size
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    foundation = make("slot", model=tmp_path / "model")
+    # Nothing but the bag, as a new model has it.
+    torch.nn.init.zeros_(foundation.items.project_reading.weight)
+    torch.nn.init.zeros_(foundation.items.residual_ID)
+    with torch.no_grad():
+        tokens = foundation.embed_ids(torch.arange(config.vocab_size)[None])
+        slots = foundation.slots(torch.arange(foundation.num_items))
+    assert (slots.norm(dim=1).mean() / tokens.norm(dim=2).mean()).item() == pytest.approx(1, 0.2)
+
+
+def test_a_model_that_was_never_trained_says_the_same_twice(
+    books: dict[str, PromptBook], split: Split
+) -> None:
+    book = books["slot"]
+    config = FoundationConfig(vector_dim=16, instruction_noise=0.9, residual_dropout=0.9)
+    new = Foundation.create(book.prompter, book, split.train, size="tiny", config=config)
+    torch.nn.init.normal_(new.items.residual_ID)
+    assert new.training
+    prefix = book.prefixes(split.test[:1], task=0)
+    first, second = (new.score(prefix, np.arange(20)) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
 
 
 def test_a_decoder_of_another_build_is_refused(make: Any, book: PromptBook, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from transformers import TrainingArguments
+from transformers import AutoModelForCausalLM, Qwen3Config, TrainingArguments
 
 from foundation import FitConfig, Foundation
 from foundation.computing import computing
@@ -515,7 +515,8 @@ def test_matrices_learn_by_their_width(width: int, share: float) -> None:
     trainer.config = changed(QUICK, table_rate=7.0)
     trainer.args = TrainingArguments(learning_rate=2e-3, weight_decay=0.5, use_cpu=True)
     trainer.foundation = SimpleNamespace(
-        decoder=SimpleNamespace(config=SimpleNamespace(hidden_size=width))
+        decoder=SimpleNamespace(config=SimpleNamespace(hidden_size=width)),
+        settings=SimpleNamespace(pretrained=False),
     )
     optimizer = trainer.create_optimizer(module)
     name_of = {id(parameter): name for name, parameter in module.named_parameters()}
@@ -530,6 +531,36 @@ def test_matrices_learn_by_their_width(width: int, share: float) -> None:
             "norm.bias": 1.0,
         }
     )
+
+
+def test_what_a_checkpoint_knows_is_not_lost_in_the_first_steps(
+    make: Any, books: dict[str, PromptBook], split: Split, tmp_path: Path
+) -> None:
+    hub = Qwen3Config(
+        vocab_size=books["text"].prompter.vocab_size,
+        hidden_size=128,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(hub).save_pretrained(tmp_path / "hub")
+    foundation = make("text", model=tmp_path / "hub")
+    table = foundation.decoder.get_input_embeddings().weight
+    before, norms = table.detach().clone(), foundation.decoder.model.norm.weight.detach().clone()
+    config = changed(QUICK, epochs=1)
+    foundation.fit(books["text"], split, config=config, out=tmp_path / "fit")
+    after = foundation.decoder.get_input_embeddings().weight
+    assert torch.cosine_similarity(before, after, dim=1).mean() > 0.9
+    moved = (foundation.decoder.model.norm.weight - norms).abs().max()
+    steps = len(TrainingPlan(books["text"], split.train, config))
+    assert 0 < moved < 0.6 * config.learning_rate * steps
+    foundation.save_pretrained(tmp_path / "saved")
+    assert Foundation.from_pretrained(tmp_path / "saved").settings.pretrained
+    assert not make("text").settings.pretrained
 
 
 @pytest.mark.parametrize(
