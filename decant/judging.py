@@ -14,7 +14,7 @@ from decant.recommender import Recommender, build_index
 from decant.run_data import sample_targets
 from distill.gate import Measurements
 from foundation import Foundation
-from foundation.calibration import calibrate_others
+from foundation.calibration import calibrate_others, fit_calibration
 from foundation.predictions import Predictions, predict_targets
 from promptify.assembly import PromptBook
 from promptify.splits import Targets
@@ -54,8 +54,9 @@ def gate_measurements(
 ) -> Measurements:
     """What a model does on the targets that its calibration was fitted on, as served.
 
-    Probabilities are judged as served, that is calibrated. The calibration was fitted on these
-    targets, so each event is given one fitted by the same method on other people's.
+    Probabilities are judged calibrated, as they are served. The calibration was fitted on these
+    targets, so each event is given one fitted on other people's; its method is the best on these
+    targets of every model, whatever its own was chosen on (decision 62).
 
     Args:
         foundation: calibrated.
@@ -66,12 +67,9 @@ def gate_measurements(
     """
     asked = Asked(book, targets)
     predictions = predict(foundation, book, targets)
-    calibrate = partial(
-        calibrate_others,
-        label_N=predictions.action_label,
-        group_N=predictions.action_user,
-        method=foundation.calibration(asked.task).method,
-    )
+    label_N, user_N = predictions.action_label, predictions.action_user
+    method = fit_calibration(predictions.action_log_probs, label_N, user_N).method
+    calibrate = partial(calibrate_others, label_N=label_N, group_N=user_N, method=method)
     return asked.of(predictions, calibrate).for_gate(latency_ms=latency_ms)
 
 
@@ -80,7 +78,8 @@ def milliseconds(
 ) -> dict[str, float]:
     """Median time of a whole request (retrieve and rank), the models asked in turn.
 
-    Requests are those of people with the history before their target.
+    Requests are those of people with the history before their target. Nobody was read before: what
+    an earlier call left in a recommender's cache is dropped.
 
     Args:
         recommenders: by name.
@@ -89,6 +88,8 @@ def milliseconds(
     """
     some = sample_targets(targets, count)
     taken: dict[str, list[float]] = {name: [] for name in recommenders}
+    for recommender in recommenders.values():
+        recommender.prefix_cache.clear()
     for number in range(-_WARM_UP_REQUESTS, len(some)):
         one = some[np.array([max(number, 0)])]
         for name, recommender in recommenders.items():

@@ -86,7 +86,9 @@ class _NoStepPassesError(Exception):
 def ladder_config(folder: Path, **changes: Any) -> LadderConfig:
     """The configuration of a ladder in a run folder: the schedule of the run's own rung.
 
-    Where a rung follows its teacher alone it learns at `FOLLOWING_RATE`, and tables no faster.
+    Where a rung follows its teacher alone it learns at `FOLLOWING_RATE`, and tables no faster, and
+    is taught to the end: weights on the way are as good but for chance, by which validation would
+    choose among them what the gate then looks at.
 
     Args:
         folder: a run folder.
@@ -99,7 +101,9 @@ def ladder_config(folder: Path, **changes: Any) -> LadderConfig:
     fit = recipe.rung.fit
     teacher = changes.get("teacher", recipe.rung.teacher)
     if teacher is not None and not changes.get("data_weight"):
-        fit = replace(fit, learning_rate=FOLLOWING_RATE, table_rate=1.0)
+        fit = replace(
+            fit, learning_rate=FOLLOWING_RATE, table_rate=1.0, evaluate_steps=0, patience=0
+        )
     try:
         return LadderConfig(
             **{

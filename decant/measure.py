@@ -358,12 +358,19 @@ class Reranked:
             blend: how much policy counts.
         """
         total_nK = self.scores(weight, blend=blend)
+        is_found_m = self.target_place >= 0
+        # What else was acted on well in the same slate stands in nobody's way, as in the ranks of
+        # the whole catalogue.
+        is_target_nK = np.zeros(total_nK.shape, np.bool_)
+        is_target_nK[self.request[is_found_m], self.target_place[is_found_m]] = True
+        competes_mK = ~is_target_nK[self.request]
         score_mK = total_nK[self.request]
         place = np.maximum(self.target_place, 0)
         own = score_mK[np.arange(len(place)), place][:, None]
         # Equal scores: what retrieval put first stays first.
-        ahead = (score_mK > own) | (
-            (score_mK == own) & (np.arange(score_mK.shape[1])[None, :] < place[:, None])
+        ahead = competes_mK & (
+            (score_mK > own)
+            | ((score_mK == own) & (np.arange(score_mK.shape[1])[None, :] < place[:, None]))
         )
         return np.where(self.target_place >= 0, 1 + ahead.sum(1), otherwise)
 

@@ -270,12 +270,13 @@ def top_agreement(
 def _totals(
     model: Foundation, rows: Rows, items_RC: NDArray[np.int64], *, task: int, weight: float
 ) -> NDArray[np.float64]:
-    """What ranks, of each request's candidates [R, C]: log p(next item) + w · log p(positive)."""
+    """What a request ranks by, of its candidates [R, C]: log p(next item) + w · log p(positive)."""
+    calibrate = model.calibration(task)
     good = np.flatnonzero(model.prompter.tasks[task].is_positive)
     user_RV, item_IV = model.embed_users(rows), model.embed_items()
     totals = []
     for row, items_C in enumerate(items_RC):
         said_CA = model.score(take_rows(rows, np.array([row])), items_C, task=task)
-        liked_C = np.logaddexp.reduce(said_CA[:, good].astype(np.float64), 1)
+        liked_C = np.logaddexp.reduce(calibrate(said_CA)[:, good].astype(np.float64), 1)
         totals.append(item_IV[items_C] @ user_RV[row] + weight * liked_C)
     return np.stack(totals)

@@ -8,11 +8,11 @@ import pytest
 
 from decant import architecture, on_validation
 from decant import ladder as ladders
-from decant.architecture import search_config, search_shape
+from decant.architecture import LatencyRatio, search_config, search_shape
 from decant.cli import main
 from decant.ladder import descend, ladder_config
 from decant.layout import RunLayout
-from decant.run_data import load_model, rung_record
+from decant.run_data import load_book, load_model, rung_record
 from distill.anatomy import Shape, shape_of
 
 
@@ -101,6 +101,21 @@ def test_budgets_are_refused_in_a_line(run: Path, capsys) -> None:
             main(["search-shape", str(run), *arguments])
         assert stopped.value.code == 2
         assert says in capsys.readouterr().err
+
+
+def test_a_second_look_at_the_clock_reads_as_much_as_the_first(run: Path) -> None:
+    layout = RunLayout(run)
+    book, split = load_book(layout)
+    top = load_model(layout.model("foundation"))
+    slower = LatencyRatio(top, book, split.test, requests=6)
+    cache = slower._top.prefix_cache
+    read = []
+    for _ in range(3):
+        before = cache.misses
+        assert slower(load_model(layout.model("foundation"))) > 0
+        read.append(cache.misses - before)
+    assert read[0] > 1
+    assert read == [read[0]] * 3
 
 
 def test_it_counts_time_by_what_is_measured_here(run: Path, tmp_path: Path, monkeypatch) -> None:
