@@ -43,17 +43,15 @@ from benchmarks.studied import (
     train_like,
     without_profiles,
 )
-from decant.measure import Asked
+from decant.measure import NEIGHBOURS, Asked, SliceScores, neighbour_scores
 from decant.run_record import hardware
 from foundation import Foundation
-from foundation.evaluation import LastItemNeighbours, bootstrap_interval, hit_rate, ndcg, popularity
+from foundation.evaluation import bootstrap_interval, hit_rate, ndcg, popularity
 from promptify.assembly import PromptBook
 from promptify.sources import SourceData
 from promptify.splits import Split, Targets, cold_item, new_user
 
 Float32 = NDArray[np.float32]
-SliceScores = Callable[[int, int], NDArray[np.floating[Any]]]
-"""Scores of all items for the requests from one to another, float [n, I]."""
 Scores = Callable[[Targets], SliceScores]
 Ranks = dict[int | str | None, NDArray[np.int64]]
 """int64 [m] by length: events of history, None for all of it, `alone` among cold items alone."""
@@ -192,26 +190,14 @@ class Contest:
         self, split: Split, name: str, *, cold_I: NDArray[np.bool_] | None = None
     ) -> dict[str, Ranks]:
         log = self.studied.data.interactions
-        items, users = log.event_item[split.train], log.event_user[split.train]
 
         def by_popularity() -> Scores:
-            count_I = popularity(items, log.num_items)
+            count_I = popularity(log.event_item[split.train], log.num_items)
             return lambda _: lambda start, stop: np.tile(count_I, (stop - start, 1))
-
-        def by_last_item(fit: Callable[..., LastItemNeighbours]) -> Scores:
-            fitted = fit(users, items, log.num_items)
-
-            def scores(targets: Targets) -> SliceScores:
-                newest = log.event_item[np.maximum(targets.history_end - 1, 0)]
-                last = np.where(targets.history_end > targets.history_start, newest, -1)
-                return lambda start, stop: fitted.score(last[start:stop])
-
-            return scores
 
         peers: dict[str, Callable[[], Scores]] = {
             "popularity": by_popularity,
-            "last_item": partial(by_last_item, LastItemNeighbours.fit_cosine),
-            "last_item_transitions": partial(by_last_item, LastItemNeighbours.fit),
+            **{kind: partial(neighbour_scores, log, split.train, kind) for kind in NEIGHBOURS},
         }
         return {
             peer: self._ranks(f"{name}-{peer}", score, cold_I=cold_I)

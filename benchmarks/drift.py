@@ -6,7 +6,7 @@
 Seven tenths of the run's events train, in the order of time; the next twentieth is left out, and
 what comes after is cut into spans of equally many slates, t+1 to t+5. A prediction knows all that
 its person did before it, so the model is old and the history is not. Ours is trained by the run's
-recipe, SASRec as long as the run's model was; popularity and transitions are counted up to the same
+recipe, SASRec as long as the run's model was; popularity and neighbours are counted up to the same
 moment. `ndcg@10_vs_first_span` is the last span less the first, people drawn once for both: they
 are other people and other targets, and some change is theirs. What is compared is how much each
 model loses. Cut short, the same call goes on with the models that are missing.
@@ -33,7 +33,7 @@ from benchmarks.studied import (
     sasrec_of,
     train_like,
 )
-from decant.measure import Asked, last_item_answers, popularity_answers
+from decant.measure import Asked, NeighbourKind, neighbour_answers, popularity_answers
 from decant.run_record import hardware
 from foundation.evaluation import (
     UserStatistic,
@@ -97,9 +97,10 @@ class Ageing:
             "foundation": self._ours,
             "sasrec": self._sasrec,
             "popularity": lambda: popularity_answers(asked, train).rank,
-            "last_item_transitions": lambda: (
-                last_item_answers(asked, train, neighbours="transitions").rank
-            ),
+            **{
+                kind: partial(self._neighbours, kind)
+                for kind in ("last_item_transitions", "item_knn")
+            },
         }
         user = self.split.test.user[asked.wanted.request].astype(np.int64)
         span = spans(self.studied, self.split.test)[asked.wanted.request]
@@ -130,6 +131,9 @@ class Ageing:
                 interval=change,
                 n=int(np.isin(span, (0, NUM_SPANS - 1)).sum()),
             )
+
+    def _neighbours(self, kind: NeighbourKind) -> NDArray[np.int64] | None:
+        return neighbour_answers(self.asked, self.split.train, kind).rank
 
     def _ranks(self, model: str, ask: Callable[[], NDArray[np.int64] | None]) -> NDArray[np.int64]:
         def asked() -> dict[str, NDArray[Any]]:

@@ -16,7 +16,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from safetensors.numpy import load_file, save_file
 from benchmarks.measured import thread_seconds, work_of
 from benchmarks.peers import sasrec
 from decant import recipes
-from decant.measure import Answers, Asked, last_item_answers, popularity_answers
+from decant.measure import NEIGHBOURS, Answers, Asked, neighbour_answers, popularity_answers
 from decant.recipes import Recipe
 from decant.results import ResultRow, write_csv
 from decant.run_data import sample_targets
@@ -59,6 +59,7 @@ class Contest:
         data: what everyone learns from.
         work: where answers are kept, a folder per recipe and seed.
         configs: of SASRec, of which validation chooses.
+        changes: of the best of them, each tried, too.
     """
 
     def __init__(
@@ -68,12 +69,12 @@ class Contest:
         work: Path,
         *,
         configs: Sequence[sasrec.SASRecConfig] = sasrec.GRID[:1],
+        changes: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.recipe = recipe
-        self.configs = configs
-        self.config_hash = json_hash(
-            [recipe.with_seed(0).to_dict(), [asdict(config) for config in configs]]
-        )
+        self.configs, self.changes = configs, changes
+        peer = [[asdict(config) for config in configs], changes]
+        self.config_hash = json_hash([recipe.with_seed(0).to_dict(), peer])
         self.work = work / self.config_hash
         self.split: Split = leave_one_out(
             data.interactions, surface=data.tasks[0].name if len(data.tasks) > 1 else None
@@ -127,6 +128,7 @@ class Contest:
             configs=self.configs,
             seconds=seconds,
             watch=watch,
+            changes=self.changes,
             seed=seed,
         )
         scores = sasrec.score_requests(fitted.model, self.book, self.split.test)
@@ -146,13 +148,15 @@ class Contest:
         kept, note = folder / f"{model}.safetensors", folder / f"{model}.json"
         if not note.exists():
             folder.mkdir(parents=True, exist_ok=True)
+            # Of the code that trains, whatever is committed meanwhile.
+            commit = git_commit()
             answers, took = answer()
             assert answers.rank is not None
             arrays: dict[str, NDArray[Any]] = {"rank": answers.rank}
             if answers.action_probability is not None:
                 arrays["probability"] = answers.action_probability
             save_file(arrays, kept)
-            write_whole(note, json.dumps({**took, "commit": git_commit()}) + "\n")
+            write_whole(note, json.dumps({**took, "commit": commit}) + "\n")
         arrays = load_file(kept)
         return (
             self.asked.answers(arrays["rank"], arrays.get("probability")),
@@ -209,8 +213,7 @@ def contest_rows(contest: Contest, seeds: Sequence[int], out: Path | None) -> li
     rows: list[ResultRow] = []
     for model, answers in (
         ("popularity", popularity_answers(asked, train)),
-        ("last_item", last_item_answers(asked, train, neighbours="cosine")),
-        ("last_item_transitions", last_item_answers(asked, train, neighbours="transitions")),
+        *((kind, neighbour_answers(asked, train, kind)) for kind in NEIGHBOURS),
     ):
         rows += rows_of(model, answers, 0, {"seconds": round(time.monotonic() - began, 1)})
     said: dict[str, list[Answers]] = {"foundation": [], "sasrec": []}
@@ -298,7 +301,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tune-sasrec",
         action="store_true",
-        help="try four shapes of SASRec, each for those minutes, and take the best on validation",
+        help="try four shapes of SASRec, and the best of them with shorter histories and on good "
+        "actions alone, each for those minutes, and take the best on validation",
     )
     parser.add_argument("--smoke", action="store_true", help="train for seconds, one seed")
     options = parser.parse_args(arguments)
@@ -311,8 +315,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipe = smaller(recipe) if options.smoke else recipe
     seeds = options.seeds[:1] if options.smoke else options.seeds
     configs = sasrec.GRID if options.tune_sasrec else sasrec.GRID[:1]
+    changes = sasrec.CHANGES if options.tune_sasrec else ()
     with work_of(options) as work:
-        rows = contest_rows(Contest(recipe, data, work, configs=configs), seeds, options.out)
+        contest = Contest(recipe, data, work, configs=configs, changes=changes)
+        rows = contest_rows(contest, seeds, options.out)
     print(f"\n{options.task}, leave-one-out, the whole catalogue. {hardware()}")
     for found in rows:
         interval = "" if found.ci_low is None else f"{found.ci_low:.4f} to {found.ci_high:.4f}"

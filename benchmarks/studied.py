@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -127,7 +127,12 @@ def train_like(
 
 
 def train_sasrec(
-    studied: Studied, split: Split, *, seconds: float, configs: Sequence[sasrec.SASRecConfig]
+    studied: Studied,
+    split: Split,
+    *,
+    seconds: float,
+    configs: Sequence[sasrec.SASRecConfig],
+    changes: Sequence[Mapping[str, Any]],
 ) -> sasrec.Fitted:
     """SASRec on the training events of a split, stopped by validation or by the clock.
 
@@ -136,6 +141,7 @@ def train_sasrec(
         split: what it learns from, and what chooses.
         seconds: of each training.
         configs: what is tried; the best on validation is returned.
+        changes: of the best of them, each tried, too.
     """
     book = studied.book
     watched = Asked(book, sample_targets(split.valid, _WATCHED))
@@ -150,6 +156,7 @@ def train_sasrec(
         configs=configs,
         seconds=seconds,
         watch=watch,
+        changes=changes,
         seed=studied.recipe.seed,
     )
     how = "validation stopped it" if fitted.stopped_early else "the clock stopped it"
@@ -191,8 +198,9 @@ def add_sasrec_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tune-sasrec",
         action="store_true",
-        help="try four shapes, each for as long, and take the best on validation; what was best on "
-        "MovieLens-1M is the only one otherwise",
+        help="try four shapes, and the best of them with shorter histories and on good actions "
+        "alone, each for as long, and take the best on validation; what was best on MovieLens-1M "
+        "is the only one otherwise",
     )
 
 
@@ -206,8 +214,9 @@ def sasrec_of(
     """
     seconds = options.sasrec_seconds or studied.fit_seconds
     configs = sasrec.GRID if options.tune_sasrec else sasrec.GRID[:1]
-    train = partial(train_sasrec, studied, seconds=seconds, configs=configs)
-    return [[asdict(config) for config in configs], seconds], train
+    changes = sasrec.CHANGES if options.tune_sasrec else ()
+    train = partial(train_sasrec, studied, seconds=seconds, configs=configs, changes=changes)
+    return [[asdict(config) for config in configs], changes, seconds], train
 
 
 @contextmanager

@@ -18,10 +18,11 @@ from safetensors.numpy import save_file
 from decant.judging import gate_measurements, milliseconds
 from decant.layout import CLICK_TEACHER, DATA, POLICY_TEACHER, RunLayout
 from decant.measure import (
+    NEIGHBOURS,
     Answers,
     Asked,
     Reranked,
-    last_item_answers,
+    neighbour_answers,
     oracle_answers,
     popularity_answers,
     rerank,
@@ -119,15 +120,9 @@ def evaluate(
         systems = _by_policy(policy, layout, recommenders, asked, systems, few, scored)
     systems += [
         Evaluated(model="popularity", params=None, answers=popularity_answers(asked, split.train)),
-        Evaluated(
-            model="last_item",
-            params=None,
-            answers=last_item_answers(asked, split.train, neighbours="cosine"),
-        ),
-        Evaluated(
-            model="last_item_transitions",
-            params=None,
-            answers=last_item_answers(asked, split.train, neighbours="transitions"),
+        *(
+            Evaluated(model=kind, params=None, answers=neighbour_answers(asked, split.train, kind))
+            for kind in NEIGHBOURS
         ),
     ]
     with reading(layout.folder / DATA):

@@ -5,7 +5,7 @@ Legend: n requests, m ranking targets, e scored events, I items, A actions, K re
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from distill.gate import Measurements
 from foundation.batches import take_rows
 from foundation.evaluation import (
     Interval,
-    LastItemNeighbours,
+    ItemNeighbours,
     auc_of_users,
     bootstrap_interval,
     bootstrap_users,
@@ -38,10 +38,15 @@ from foundation.predictions import (
     slate_events,
 )
 from promptify.assembly import PromptBook
+from promptify.interactions import Interactions
 from promptify.sources import Oracle
 from promptify.splits import Targets
 
 Calibrate = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+SliceScores = Callable[[int, int], NDArray[np.floating[Any]]]
+"""Scores of all items for the requests from one to another, float [n, I]."""
+NeighbourKind = Literal["last_item", "last_item_transitions", "item_knn"]
+NEIGHBOURS: tuple[NeighbourKind, ...] = get_args(NeighbourKind)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -240,9 +245,7 @@ class Asked:
         served = probability_of_good(calibrate(said_eA))
         return self.answers(predictions.rank, served, uncalibrated=said)
 
-    def ranks_by(
-        self, score_requests: Callable[[int, int], NDArray[np.floating[Any]]]
-    ) -> NDArray[np.int64]:
+    def ranks_by(self, score_requests: SliceScores) -> NDArray[np.int64]:
         """Rank of each target by scores made a slice of requests at a time, int64 [m]."""
         return rank_catalogue(
             score_requests, self.wanted, self.book, seen=self.seen, task=self.task
@@ -270,23 +273,41 @@ def popularity_answers(asked: Asked, train: NDArray[np.bool_]) -> Answers:
     return asked.answers(rank, rate_I[log.event_item[asked.event]])
 
 
-def last_item_answers(
-    asked: Asked, train: NDArray[np.bool_], *, neighbours: Literal["cosine", "transitions"]
-) -> Answers:
-    """Items near the newest item of the history.
+def neighbour_scores(
+    log: Interactions, train: NDArray[np.bool_], kind: NeighbourKind
+) -> Callable[[Targets], SliceScores]:
+    """Scores of items near those of a history, a slice of requests at a time.
 
     Args:
-        asked: the requests.
+        log: the interactions.
         train: bool [E], the training events.
-        neighbours: ``cosine`` of the people who have both, or ``transitions``, which counts what
-            came soon after: a first-order Markov chain, and much the stronger.
+        kind: ``last_item``, by cosine of the people who have both it and the newest item;
+            ``last_item_transitions``, by what came soon after the newest item, a first-order Markov
+            chain; ``item_knn``, by cosine to all items of the history, summed.
     """
-    log, targets = asked.book.interactions, asked.targets
-    fit = LastItemNeighbours.fit if neighbours == "transitions" else LastItemNeighbours.fit_cosine
+    fit = ItemNeighbours.fit if kind == "last_item_transitions" else ItemNeighbours.fit_cosine
     fitted = fit(log.event_user[train], log.event_item[train], log.num_items)
-    has_history = targets.history_end > targets.history_start
-    last = np.where(has_history, log.event_item[np.maximum(targets.history_end - 1, 0)], -1)
-    return asked.answers(asked.ranks_by(lambda a, b: fitted.score(last[a:b])), None)
+
+    def of_requests(targets: Targets) -> SliceScores:
+        if kind != "item_knn":
+            targets = targets.cut(1)
+        counts = targets.history_end - targets.history_start
+
+        def scores(start: int, stop: int) -> NDArray[np.float32]:
+            offsets = np.append(0, np.cumsum(counts[start:stop]))
+            # A history lies in one piece: the shift from a place in these to one in the log.
+            shift = np.repeat(targets.history_start[start:stop] - offsets[:-1], np.diff(offsets))
+            return fitted.score(log.event_item[np.arange(offsets[-1]) + shift], offsets)
+
+        return scores
+
+    return of_requests
+
+
+def neighbour_answers(asked: Asked, train: NDArray[np.bool_], kind: NeighbourKind) -> Answers:
+    """Items near those of the history; see `neighbour_scores`."""
+    scores = neighbour_scores(asked.book.interactions, train, kind)(asked.targets)
+    return asked.answers(asked.ranks_by(scores), None)
 
 
 def oracle_answers(asked: Asked, oracle: Oracle) -> Answers:

@@ -67,6 +67,7 @@ NOTES = {
     "popularity": "most interacted-with first",
     "last_item": "cosine neighbours of the newest item",
     "last_item_transitions": "what came soon after the newest item",
+    "item_knn": "cosine neighbours of all items of the history",
     "oracle": "the generator's own probabilities: nothing learned can beat it",
 }
 

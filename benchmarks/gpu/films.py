@@ -11,10 +11,10 @@ import torch
 
 from benchmarks.gpu.session import OutOfTimeError, Session, within
 from benchmarks.gpu.training import tokens_per_s
+from decant.measure import NeighbourKind, neighbour_scores
 from foundation import FitConfig, Foundation, FoundationConfig
 from foundation.evaluation import (
     Interval,
-    LastItemNeighbours,
     auc_of_users,
     bootstrap_interval,
     bootstrap_users,
@@ -233,14 +233,11 @@ def baselines(session: Session, book: PromptBook, split: Split) -> None:
     log, targets = book.interactions, split.test
     wanted = ranking_targets(book, targets, task=0)
     user = targets.user[wanted.request]
-    items, users = log.event_item[split.train], log.event_user[split.train]
-    count_I = popularity(items, log.num_items)
-    neighbours = LastItemNeighbours.fit(users, items, log.num_items)
-    newest = log.event_item[np.maximum(targets.history_end - 1, 0)]
-    last = np.where(targets.history_end > targets.history_start, newest, -1)
+    count_I = popularity(log.event_item[split.train], log.num_items)
+    kind: NeighbourKind = "last_item_transitions"
     for name, scores in (
         ("popularity", lambda start, stop: np.tile(count_I, (stop - start, 1))),
-        ("last_item", lambda start, stop: neighbours.score(last[start:stop])),
+        (kind, neighbour_scores(log, split.train, kind)(targets)),
     ):
         rank = rank_catalogue(scores, wanted, book, seen=targets, task=0)
         for metric, values in (("hr@10", hit_rate(rank, 10)), ("ndcg@10", ndcg(rank, 10))):

@@ -3,9 +3,11 @@
     peer = fit(book, split, config=SASRecConfig(), seconds=900, watch=measure)
     scores = score_requests(peer, book, split.test)
 
-It sees what the foundation is trained on and no less: every training event of every user is a
-target in every epoch, in windows whose borders are drawn anew. Profiles, texts and actions it
-cannot read.
+It reads what the foundation is trained on and predicts what that predicts: every training event of
+every user is read in every epoch, in windows whose borders are drawn anew, and what is predicted
+are the events that retrieval learns of, each from before the slate it was shown in; or, where
+validation finds that better, those that were acted on well alone. Profiles, texts and actions it
+cannot read. Somebody without a history gets what is most popular.
 
 Source: Kang & McAuley, "Self-Attentive Sequential Recommendation" (arXiv 1808.09781), with the loss
 of Klenitskiy & Vasilev, "Turning Dross Into Gold Loss" (arXiv 2309.07602), over every item.
@@ -15,8 +17,9 @@ Legend: R rows, T positions, I items, D width, n requests.
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +30,7 @@ from tqdm.auto import tqdm
 from benchmarks.measured import thread_seconds
 from foundation.batches import by_length
 from foundation.losses import chunked_cross_entropy
+from foundation.predictions import positive_actions
 from promptify.assembly import PromptBook
 from promptify.splits import Split, Targets
 
@@ -39,7 +43,8 @@ class SASRecConfig:
         width: D.
         layers: Transformer blocks.
         heads: of attention.
-        max_events: longest history read, T.
+        max_events: longest history read, T: the newest events.
+        only_good: predict only what was acted on well.
         dropout: of embeddings and of what each half of a block adds.
         learning_rate: peak of a cosine schedule over the seconds given, with a short warm-up.
         events_per_batch: events of one optimiser step, padding included.
@@ -50,6 +55,7 @@ class SASRecConfig:
     layers: int = 2
     heads: int = 4
     max_events: int = 200
+    only_good: bool = False
     dropout: float = 0.2
     learning_rate: float = 1e-3
     events_per_batch: int = 8192
@@ -63,6 +69,12 @@ GRID = (
     SASRecConfig(events_per_batch=2048, width=64, dropout=0.5),
 )
 """What suits data of other sizes than MovieLens-1M; see `fit_best`."""
+CHANGES: tuple[Mapping[str, Any], ...] = (
+    {"max_events": 50},
+    {"max_events": 10},
+    {"only_good": True},
+)
+"""What the best of `GRID` is tried with beside, one at a time; see `fit_best`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +106,8 @@ class SASRec(nn.Module):
         config: shape.
     """
 
+    popularity_I: Tensor
+
     def __init__(self, num_items: int, config: SASRecConfig) -> None:
         super().__init__()
         self.config = config
@@ -102,6 +116,8 @@ class SASRec(nn.Module):
         self.position_embedding = nn.Embedding(config.max_events, config.width)
         for table in (self.item_embedding, self.position_embedding):
             nn.init.normal_(table.weight, std=config.width**-0.5)
+        # How often each item was to be predicted.
+        self.register_buffer("popularity_I", torch.zeros(num_items))
         block = nn.TransformerEncoderLayer(
             config.width,
             config.heads,
@@ -155,7 +171,10 @@ def fit(
     """
     torch.manual_seed(seed)
     log = book.interactions
+    predicted = predicted_events(book, split.train, only_good=config.only_good)
     model = SASRec(log.num_items, config)
+    counts_I = np.bincount(log.event_item[predicted], minlength=log.num_items)
+    model.popularity_I.copy_(torch.from_numpy(counts_I.astype(np.float32)))
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
@@ -165,8 +184,9 @@ def fit(
     watched_at = began = thread_seconds()
     with tqdm(total=round(seconds), desc="sasrec", unit="s") as bar:
         while (elapsed := thread_seconds() - began) < seconds and misses < config.patience:
-            batches = _batches(book, split.train, config, np.random.default_rng([seed, epoch]))
-            for place, items_RT in enumerate(batches):
+            rng = np.random.default_rng([seed, epoch])
+            batches = _batches(book, split.train, predicted, config, rng)
+            for place, batch in enumerate(batches):
                 elapsed = thread_seconds() - began
                 if elapsed >= seconds:
                     break
@@ -174,12 +194,9 @@ def fit(
                 for group in optimizer.param_groups:
                     group["lr"] = config.learning_rate * _cosine(elapsed / seconds)
                 model.train()
-                real_RT = items_RT[:, 1:] < log.num_items
-                hidden_RTD = model(items_RT[:, :-1])
-                loss = chunked_cross_entropy(
-                    hidden_RTD[real_RT], model.item_vectors_ID, items_RT[:, 1:][real_RT]
-                )
-                (loss / real_RT.sum()).backward()
+                hidden_KD = model(batch.items_RT)[batch.row_K, batch.position_K]
+                loss = chunked_cross_entropy(hidden_KD, model.item_vectors_ID, batch.target_K)
+                (loss / len(batch.target_K)).backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -214,6 +231,7 @@ def fit_best(
     configs: Sequence[SASRecConfig],
     seconds: float,
     watch: Callable[[SASRec], float],
+    changes: Sequence[Mapping[str, Any]] = (),
     seed: int = 0,
 ) -> Fitted:
     """Train with each configuration for a number of seconds each; the best on validation.
@@ -224,13 +242,22 @@ def fit_best(
         configs: what is tried, such as `GRID`.
         seconds: as of `fit`, for each.
         watch: as of `fit`; what it says chooses.
+        changes: fields of the best of them, each of which is tried in turn, such as `CHANGES`.
         seed: as of `fit`, the same for all.
     """
-    tried = [
-        fit(book, split, config=config, seconds=seconds, watch=watch, seed=seed)
-        for config in configs
-    ]
-    return max(tried, key=lambda fitted: fitted.best)
+
+    def best(configs: Iterable[SASRecConfig]) -> Fitted:
+        tried = (
+            fit(book, split, config=config, seconds=seconds, watch=watch, seed=seed)
+            for config in configs
+        )
+        return max(tried, key=lambda fitted: fitted.best)
+
+    chosen = best(configs)
+    if not changes:
+        return chosen
+    others = best(replace(chosen.model.config, **change) for change in changes)
+    return max(chosen, others, key=lambda fitted: fitted.best)
 
 
 def _cosine(progress: float) -> float:
@@ -238,35 +265,96 @@ def _cosine(progress: float) -> float:
     return warm_up * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-def _batches(
-    book: PromptBook, train: NDArray[np.bool_], config: SASRecConfig, rng: np.random.Generator
-) -> list[Tensor]:
-    """Each user's training events in windows, int64 [R, T + 1], the first target being the second.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Windows of events, and what is predicted where.
 
-    A window begins with the event that ended the one before, so that all but a user's first event
-    are targets once. Where the first window ends is drawn.
+    Attributes:
+        items_RT: int64, padded on the right with I.
+        row_K: int64, the window of each prediction …
+        position_K: … and the event of it after which it is made …
+        target_K: … and the right item.
+    """
+
+    items_RT: Tensor
+    row_K: Tensor
+    position_K: Tensor
+    target_K: Tensor
+
+
+def predicted_events(
+    book: PromptBook, train: NDArray[np.bool_], *, only_good: bool
+) -> NDArray[np.bool_]:
+    """The training events that the first task's retrieval is to predict, bool [E].
+
+    Args:
+        book: whose log.
+        train: bool [E].
+        only_good: leave out what was not acted on well, though the task's retrieval learns of it.
+    """
+    log, task = book.interactions, book.prompter.tasks[0]
+    predicted: NDArray[np.bool_] = train & (log.event_surface == log.surfaces.index(task.name))
+    if only_good or task.next_target == "positive":
+        predicted &= positive_actions(book, 0)[log.event_action]
+    return predicted
+
+
+def _batches(
+    book: PromptBook,
+    train: NDArray[np.bool_],
+    predicted: NDArray[np.bool_],
+    config: SASRecConfig,
+    rng: np.random.Generator,
+) -> list[Batch]:
+    """Each user's training events in windows that follow upon each other.
+
+    Each event is read once, and each prediction is made once: after the last event before its
+    slate, so that a user's first slate is not predicted. Where the first window ends is drawn.
     """
     log = book.interactions
     rows = np.flatnonzero(train)
-    user = log.event_user[rows]
-    starts = np.flatnonzero(np.diff(user, prepend=-1))
-    windows: list[NDArray[np.int32]] = []
-    for first, last in zip(starts, np.append(starts[1:], len(rows)), strict=True):
-        items = log.event_item[rows[first:last]]
-        longest = config.max_events
-        cut = int(rng.integers(1, longest + 1)) if len(items) > longest + 1 else longest
-        borders = [0, *range(cut, len(items) - 1, longest)]
-        windows += [
-            items[border : border + 1 + (cut if border == 0 else longest)] for border in borders
-        ]
-    windows = [window for window in windows if len(window) > 1]
-    lengths = np.array([len(window) for window in windows])
-    noisy = lengths + rng.integers(0, 8, size=len(lengths))
+    user, slate = log.event_user[rows], log.event_slate[rows]
+    first_of_user = np.flatnonzero(np.diff(user, prepend=-1))
+    # Of each event the one before its slate, −1 where it is a user's first.
+    first_of_slate = np.maximum.accumulate(
+        np.where(np.diff(slate, prepend=-1) != 0, np.arange(len(rows)), 0)
+    )
+    before = first_of_slate - 1
+    before[np.isin(first_of_slate, first_of_user)] = -1
+    asked = np.flatnonzero(predicted[rows] & (before >= 0))
+    asked = asked[np.argsort(before[asked], kind="stable")]
+
+    starts: list[int] = []
+    longest = config.max_events
+    for first, last in zip(first_of_user, np.append(first_of_user[1:], len(rows)), strict=True):
+        cut = int(rng.integers(1, longest + 1)) if last - first > longest else longest
+        starts += [int(first), *range(int(first) + cut, int(last), longest)]
+    bounds = np.append(starts, len(rows))
+    lengths = np.diff(bounds)
+    # Which predictions are made in each window; one in which nothing is predicted is not read.
+    begin, end = (
+        np.searchsorted(before[asked], bounds[:-1]),
+        np.searchsorted(before[asked], bounds[1:]),
+    )
+    windows = np.flatnonzero(end > begin)
+    noisy = lengths[windows] + rng.integers(0, 8, size=len(windows))
     groups = list(by_length(noisy, max_positions=config.events_per_batch))
-    return [
-        _padded([windows[window] for window in groups[group]], log.num_items)
-        for group in rng.permutation(len(groups))
-    ]
+    items = log.event_item[rows]
+    batches = []
+    for group in rng.permutation(len(groups)):
+        chosen = windows[groups[group]]
+        here = [asked[begin[w] : end[w]] for w in chosen]
+        events = np.concatenate(here)
+        counts = [len(one) for one in here]
+        batches.append(
+            Batch(
+                items_RT=_padded([items[bounds[w] : bounds[w + 1]] for w in chosen], log.num_items),
+                row_K=torch.from_numpy(np.repeat(np.arange(len(chosen)), counts)),
+                position_K=torch.from_numpy(before[events] - np.repeat(bounds[chosen], counts)),
+                target_K=torch.from_numpy(items[events].astype(np.int64)),
+            )
+        )
+    return batches
 
 
 def _padded(windows: list[NDArray[np.int32]], pad: int) -> Tensor:
@@ -280,13 +368,13 @@ def _padded(windows: list[NDArray[np.int32]], pad: int) -> Tensor:
 def score_requests(model: SASRec, book: PromptBook, targets: Targets) -> NDArray[np.float32]:
     """Scores of all items for each request, float32 [n, I], from the newest events of its history.
 
-    A request without history has the score zero for every item.
+    A request without history gets what is most popular.
     """
     log, config = book.interactions, model.config
     start = np.maximum(targets.history_start, targets.history_end - config.max_events)
     histories = [log.event_item[a:b] for a, b in zip(start, targets.history_end, strict=True)]
     lengths = np.array([len(history) for history in histories], dtype=np.int64)
-    scores_nI = np.zeros((len(targets), log.num_items), dtype=np.float32)
+    scores_nI = np.tile(model.popularity_I.numpy(), (len(targets), 1))
     known = np.flatnonzero(lengths)
     for chosen in by_length(lengths[known], max_positions=2 * config.events_per_batch):
         request = known[chosen]

@@ -12,7 +12,7 @@ from foundation.evaluation.actions import (
     precision_recall,
     reliability,
 )
-from foundation.evaluation.baselines import LastItemNeighbours, popularity
+from foundation.evaluation.baselines import ItemNeighbours, popularity
 from foundation.evaluation.bootstrap import (
     Interval,
     UserStatistic,
@@ -36,7 +36,7 @@ from foundation.evaluation.ranks import (
 
 __all__ = [
     "Interval",
-    "LastItemNeighbours",
+    "ItemNeighbours",
     "UserStatistic",
     "auc",
     "auc_of_users",

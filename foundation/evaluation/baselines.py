@@ -1,4 +1,4 @@
-"""What any model has to beat: popularity, and the neighbours of the last item.
+"""What any model has to beat: popularity, and the neighbours of the items of a history.
 
 Shapes: `E` training events, `n` requests, `I` items.
 """
@@ -19,14 +19,14 @@ def popularity(event_item: Ints, num_items: int) -> npt.NDArray[np.float64]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LastItemNeighbours:
-    """Ranks items by how near they are to the last item of a history.
+class ItemNeighbours:
+    """Ranks items by how near they are to those of a history: to its last one, say, or to all.
 
     Attributes:
         similarity: float32 sparse [I, I], at most 1; row `i` holds the neighbours of item `i`.
         tie_break: float32 [I], popularity, scaled to a thousandth of the least similarity: it ranks
             equal neighbours, the items that are no neighbours, and everything for people without a
-            last item.
+            history.
     """
 
     similarity: Any
@@ -94,16 +94,19 @@ class LastItemNeighbours:
         tie_break = 1e-3 * least * count / max(1.0, count.max(initial=0))
         return cls(similarity, tie_break.astype(np.float32))
 
-    def score(self, last_item: Ints) -> npt.NDArray[np.float32]:
+    def score(self, item: Ints, offsets: Ints) -> npt.NDArray[np.float32]:
         """Score the catalogue for each request.
 
         Args:
-            last_item: int [n], the newest item of each history; −1 where there is none.
+            item: int [h], the items of all histories, one history after another.
+            offsets: int [n + 1], where each begins and ends among them.
 
         Returns:
-            float32 [n, I], higher is more likely next.
+            float32 [n, I], higher is more likely next: the sum over the items of a history.
         """
-        scores = np.tile(self.tie_break, (len(last_item), 1))
-        known = np.flatnonzero(last_item >= 0)
-        scores[known] += self.similarity[last_item[known]].toarray()
+        num_items = self.similarity.shape[0]
+        has = scipy.sparse.csr_array(
+            (np.ones(len(item), np.float32), item, offsets), (len(offsets) - 1, num_items)
+        )
+        scores: npt.NDArray[np.float32] = (has @ self.similarity).toarray() + self.tie_break
         return scores

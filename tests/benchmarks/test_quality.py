@@ -27,7 +27,9 @@ def test_both_answer_the_same_targets_and_a_second_call_trains_nothing(
     ours, theirs = rows["foundation", "ndcg@10", 0], rows["sasrec", "ndcg@10", 0]
     assert ours.n == theirs.n
     assert ours.seconds is not None
-    assert theirs.seconds == pytest.approx(ours.seconds, rel=0.5)
+    assert theirs.seconds is not None
+    # As long, or until validation stops it.
+    assert 0 < theirs.seconds < 1.5 * ours.seconds
     mean = rows["foundation", "ndcg@10", "mean"].value
     assert mean == pytest.approx(ours.value)
     assert "sasrec" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,28 +15,43 @@ from promptify.splits import Split
 TINY = SASRecConfig(width=16, layers=1, heads=2, max_events=8, events_per_batch=64)
 
 
-def test_every_event_but_a_users_first_is_a_target_once(
-    market_book: PromptBook, market_split: Split
+def epoch(
+    book: PromptBook, train: Any, seed: int = 0, *, only_good: bool = False
+) -> list[sasrec.Batch]:
+    predicted = sasrec.predicted_events(book, train, only_good=only_good)
+    return sasrec._batches(book, train, predicted, TINY, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("only_good", [False, True])
+def test_each_event_that_retrieval_learns_of_is_predicted_once_from_before_its_slate(
+    market_book: PromptBook, market_split: Split, only_good: bool
 ) -> None:
     log, train = market_book.interactions, market_split.train
+    rows = np.flatnonzero(train)
+    is_wanted = log.event_surface == log.surfaces.index("jobs")
+    if only_good:
+        is_wanted &= log.event_action == log.actions.index("apply")
+    wanted: Counter[tuple[int, int]] = Counter()
+    for event in rows[is_wanted[rows]]:
+        known = rows[(log.event_user[rows] == log.event_user[event]) & (rows < event)]
+        known = known[log.event_slate[known] != log.event_slate[event]]
+        if len(known):
+            wanted[int(log.event_item[event]), int(log.event_item[known[-1]])] += 1
+    assert wanted
     for seed in range(3):
-        batches = sasrec._batches(market_book, train, TINY, np.random.default_rng(seed))
-        targets = Counter(item for batch in batches for item in batch[:, 1:].flatten().tolist())
-        targets.pop(log.num_items, None)
-        rows = np.flatnonzero(train)
-        first = np.unique(log.event_user[rows], return_index=True)[1]
-        expected = Counter(np.delete(log.event_item[rows], first).tolist())
-        assert targets == expected
-        assert max(batch.shape[1] for batch in batches) <= TINY.max_events + 1
+        found: Counter[tuple[int, int]] = Counter()
+        for batch in epoch(market_book, train, seed, only_good=only_good):
+            read = batch.items_RT[batch.row_K, batch.position_K].tolist()
+            found.update(zip(batch.target_K.tolist(), read, strict=True))
+            assert batch.items_RT.shape[1] <= TINY.max_events
+        assert found == wanted
 
 
 def test_windows_move_from_epoch_to_epoch(market_book: PromptBook, market_split: Split) -> None:
-    first, second = (
-        sasrec._batches(market_book, market_split.train, TINY, np.random.default_rng(seed))
-        for seed in (0, 1)
-    )
+    first, second = (epoch(market_book, market_split.train, seed) for seed in (0, 1))
     widths = [
-        sorted(tuple(row) for batch in epoch for row in batch.tolist()) for epoch in (first, second)
+        sorted(tuple(row) for batch in one for row in batch.items_RT.tolist())
+        for one in (first, second)
     ]
     assert widths[0] != widths[1]
 
@@ -57,8 +73,9 @@ def test_it_scores_from_the_newest_events_alone(
     whole = sasrec.score_requests(model, market_book, market_split.test)
     newest = sasrec.score_requests(model, market_book, market_split.test.cut(TINY.max_events))
     np.testing.assert_allclose(whole, newest, rtol=1e-5, atol=1e-6)
+    model.popularity_I[3] = 7.0
     nothing = sasrec.score_requests(model, market_book, market_split.test.cut(0))
-    assert (nothing == 0).all()
+    assert (nothing == model.popularity_I.numpy()).all()
 
 
 def test_it_learns_what_follows_what_and_keeps_its_best(
@@ -69,9 +86,13 @@ def test_it_learns_what_follows_what_and_keeps_its_best(
     circle = SimpleNamespace(
         event_user=log.event_user,
         event_item=(np.arange(log.num_events) % 7).astype(np.int32),
+        event_slate=np.arange(log.num_events),
+        event_surface=np.zeros(log.num_events, np.int32),
+        surfaces=("circle",),
         num_items=7,
     )
-    book = SimpleNamespace(interactions=circle)
+    task = SimpleNamespace(name="circle", next_target="any")
+    book = SimpleNamespace(interactions=circle, prompter=SimpleNamespace(tasks=[task]))
     seen: list[float] = []
 
     def watch(model: SASRec) -> float:
@@ -122,3 +143,24 @@ def test_the_best_of_several_on_validation_is_returned(
         )
         assert fitted.model.config == good
         assert fitted.best == 0.5
+
+
+@pytest.mark.parametrize("good", [{}, {"max_events": 3}, {"only_good": True}])
+def test_the_best_is_tried_with_changes_too(
+    market_book: PromptBook, market_split: Split, good: dict[str, Any]
+) -> None:
+    narrow, wide = TINY, replace(TINY, width=2 * TINY.width)
+
+    def watch(model: SASRec) -> float:
+        is_wide = model.config.width == wide.width
+        return 0.1 * is_wide + 0.5 * (model.config == replace(wide, **good))
+
+    fitted = sasrec.fit_best(
+        market_book,
+        market_split,
+        configs=(narrow, wide),
+        changes=({"max_events": 3}, {"only_good": True}),
+        seconds=0.2,
+        watch=watch,
+    )
+    assert fitted.model.config == replace(wide, **good)

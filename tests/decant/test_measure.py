@@ -8,10 +8,12 @@ from hypothesis.extra import numpy as hnp
 
 from decant.layout import RunLayout
 from decant.measure import (
+    NEIGHBOURS,
     Answers,
     Asked,
     Reranked,
-    last_item_answers,
+    neighbour_answers,
+    neighbour_scores,
     oracle_answers,
     popularity_answers,
     rerank,
@@ -20,6 +22,7 @@ from decant.on_validation import RANK_WEIGHTS, best_rank_weight
 from decant.run_data import load_tasks, sample_targets, split_of
 from decant.saved_oracle import SavedOracle
 from foundation.calibration import Calibration, Curve
+from foundation.evaluation import ItemNeighbours
 from foundation.predictions import predict_targets
 
 
@@ -247,12 +250,28 @@ def test_nothing_learned_beats_the_oracle_and_popularity_counts_training_events(
     assert (popular.rank >= 1).all()
 
 
-@pytest.mark.parametrize("neighbours", ["cosine", "transitions"])
-def test_neighbours_of_the_last_item_say_nothing_of_actions(asked, split, neighbours):
-    found = last_item_answers(asked, split.train, neighbours=neighbours)
+@pytest.mark.parametrize("kind", NEIGHBOURS)
+def test_neighbours_say_nothing_of_actions(asked, split, kind):
+    found = neighbour_answers(asked, split.train, kind)
     assert found.action_probability is None
     assert found.rank.shape == asked.wanted.item.shape
     assert set(found.metrics()) == {"hr@10", "ndcg@10"}
+
+
+def test_neighbours_are_of_the_newest_item_or_of_the_whole_history(asked, split):
+    log, targets = asked.book.interactions, asked.targets
+    kinds = ("item_knn", "last_item")
+    whole, newest = (neighbour_scores(log, split.train, kind)(targets)(3, 9) for kind in kinds)
+    fitted = ItemNeighbours.fit_cosine(
+        log.event_user[split.train], log.event_item[split.train], log.num_items
+    )
+    similarity = fitted.similarity.toarray()
+    for row, target in enumerate(range(3, 9)):
+        items = log.event_item[targets.history_start[target] : targets.history_end[target]]
+        told = similarity[items].sum(0) + fitted.tie_break
+        np.testing.assert_allclose(whole[row], told, rtol=1e-5)
+        told = similarity[items[-1:]].sum(0) + fitted.tie_break
+        np.testing.assert_allclose(newest[row], told, rtol=1e-5)
 
 
 def test_the_sample_is_spread_evenly_and_never_more_than_there_is(split):

@@ -30,6 +30,7 @@ SYSTEMS = (
     "popularity",
     "last_item",
     "last_item_transitions",
+    "item_knn",
     "oracle",
 )
 

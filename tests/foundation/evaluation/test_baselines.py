@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from foundation.evaluation import (
-    LastItemNeighbours,
+    ItemNeighbours,
     popularity,
     rank_metrics,
     rank_of_targets,
@@ -26,47 +26,51 @@ def test_popularity_counts():
 def test_followers_count_by_distance_within_a_user():
     user = np.array([0, 0, 0, 1, 1])
     item = np.array([0, 1, 2, 0, 2])
-    neighbours = LastItemNeighbours.fit(user, item, 4, window_events=2)
+    neighbours = ItemNeighbours.fit(user, item, 4, window_events=2)
     # 0 → 1 once next; 0 → 2 once next and once two places later; 1 → 2 once next.
     expected = np.array([[0, 1, 1.5, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]) / 1.5
     np.testing.assert_allclose(neighbours.similarity.toarray(), expected, rtol=1e-6)
-    near = LastItemNeighbours.fit(user, item, 4, window_events=1)
+    near = ItemNeighbours.fit(user, item, 4, window_events=1)
     np.testing.assert_allclose(near.similarity.toarray()[0], [0, 1, 1, 0])
 
 
 def test_cosine_by_hand():
     user = np.array([0, 0, 0, 1, 1, 2])
     item = np.array([0, 0, 1, 1, 0, 1])
-    similarity = LastItemNeighbours.fit_cosine(user, item, 3).similarity.toarray()
+    similarity = ItemNeighbours.fit_cosine(user, item, 3).similarity.toarray()
     np.testing.assert_allclose(similarity[0], [0, 2 / np.sqrt(2 * 3), 0], rtol=1e-6)
     np.testing.assert_allclose(similarity, similarity.T)
 
 
-@pytest.mark.parametrize("fit", [LastItemNeighbours.fit, LastItemNeighbours.fit_cosine])
+@pytest.mark.parametrize("fit", [ItemNeighbours.fit, ItemNeighbours.fit_cosine])
 def test_popularity_breaks_ties_and_only_ties(fit):
     rng = np.random.default_rng(0)
     user, item = np.repeat(np.arange(30), 6), (12 * rng.random(180) ** 2).astype(int)
     neighbours = fit(user, item, 15)
     count = popularity(item, 15)
-    unknown, never, known = neighbours.score(np.array([-1, 14, 0]))
+    unknown, never, known, both = neighbours.score(
+        np.array([14, 0, 0, 1]), np.array([0, 0, 1, 2, 4])
+    )
     np.testing.assert_allclose(unknown / unknown.max(), count / count.max(), rtol=1e-6)
     np.testing.assert_array_equal(unknown, never)
     similarity = neighbours.similarity[[0]].toarray()[0]
+    second = neighbours.similarity[[1]].toarray()[0]
+    np.testing.assert_allclose(both, similarity + second + neighbours.tie_break, rtol=1e-5)
     order = sorted(range(15), key=lambda item: (-round(float(similarity[item]), 5), -count[item]))
     assert (np.diff(known[order]) <= 0).all()
     assert len(set(similarity)) < 15
 
 
 def test_training_without_pairs_is_popularity():
-    neighbours = LastItemNeighbours.fit(np.array([0, 1]), np.array([2, 2]), 3)
-    assert np.argmax(neighbours.score(np.array([0]))) == 2
-    nothing = LastItemNeighbours.fit(np.empty(0, int), np.empty(0, int), 3)
-    assert nothing.score(np.array([0, -1])).tolist() == [[0, 0, 0]] * 2
+    neighbours = ItemNeighbours.fit(np.array([0, 1]), np.array([2, 2]), 3)
+    assert np.argmax(neighbours.score(np.array([0]), np.array([0, 1]))) == 2
+    nothing = ItemNeighbours.fit(np.empty(0, int), np.empty(0, int), 3)
+    assert nothing.score(np.array([0]), np.array([0, 1, 1])).tolist() == [[0, 0, 0]] * 2
 
 
 def test_window_below_one_is_refused():
     with pytest.raises(ValueError, match="window_events is 0"):
-        LastItemNeighbours.fit(np.array([0, 0]), np.array([0, 1]), 2, window_events=0)
+        ItemNeighbours.fit(np.array([0, 0]), np.array([0, 1]), 2, window_events=0)
 
 
 def test_movielens_figures():
@@ -87,14 +91,16 @@ def test_movielens_figures():
     def measured(scores):
         return rank_metrics(rank_of_targets(scores, item[last], exclude=seen))
 
-    num_items = item.max() + 1
+    num_items, one_each = item.max() + 1, np.arange(len(last) + 1)
     popular = popularity(item[train], num_items)
     of_popularity = measured(np.tile(popular, (len(last), 1)))
     of_neighbours = measured(
-        LastItemNeighbours.fit(user[train], item[train], num_items).score(item[last - 1])
+        ItemNeighbours.fit(user[train], item[train], num_items).score(item[last - 1], one_each)
     )
     of_cosine = measured(
-        LastItemNeighbours.fit_cosine(user[train], item[train], num_items).score(item[last - 1])
+        ItemNeighbours.fit_cosine(user[train], item[train], num_items).score(
+            item[last - 1], one_each
+        )
     )
     assert of_popularity["hr@10"] == pytest.approx(0.0376, abs=5e-4)
     assert of_popularity["ndcg@10"] == pytest.approx(0.0183, abs=5e-4)
