@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         with opened(options) as (studied, work):
-            seconds = options.seconds or studied.fit_seconds
+            seconds = studied.seconds_for_peers(options.seconds, option="--seconds")
             grids = SMOKE_GRIDS if options.smoke else GRIDS
             settings = {"recipe": studied.recipe.to_dict(), "weights": studied.weights,
                         "seconds": seconds, "grids": grids}  # fmt: skip

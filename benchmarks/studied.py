@@ -19,6 +19,7 @@ from decant.layout import FOUNDATION, RunLayout
 from decant.measure import Asked
 from decant.recipes import Recipe, recipe_of
 from decant.run_data import load_book, load_model, load_tasks, sample_targets, split_of
+from decant.run_record import hardware
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
 from foundation.evaluation import ndcg
@@ -43,7 +44,8 @@ class Studied:
         book: the run's prompts.
         foundation: the run's top model.
         weights: its hash.
-        fit_seconds: what its training took.
+        fit_seconds: what its training took …
+        hardware: … and on what.
     """
 
     recipe: Recipe
@@ -53,6 +55,24 @@ class Studied:
     foundation: Foundation
     weights: str
     fit_seconds: float
+    hardware: str
+
+    def seconds_for_peers(self, given: float | None, *, option: str) -> float:
+        """What a peer may take for a training: as long as the run's model, unless told.
+
+        Args:
+            given: seconds, where they are told.
+            option: of the command line that tells them.
+
+        Raises:
+            ValueError: the run was trained on another machine, whose seconds are others.
+        """
+        if given is None and self.hardware != hardware():
+            raise ValueError(
+                f"the run was trained on {self.hardware}, and this is {hardware()}: "
+                f"give {option}, what a peer's training may take here."
+            )
+        return given or self.fit_seconds
 
 
 def of_run(folder: Path) -> Studied:
@@ -66,6 +86,7 @@ def of_run(folder: Path) -> Studied:
     book, split = load_book(layout)
     model = layout.model(FOUNDATION)
     history = json.loads((folder / FOUNDATION / "history.json").read_text("utf-8"))
+    record = json.loads((folder / "run.json").read_text("utf-8"))
     return Studied(
         recipe=recipe,
         data=SourceData(interactions=book.interactions, tasks=load_tasks(layout)),
@@ -74,6 +95,7 @@ def of_run(folder: Path) -> Studied:
         foundation=load_model(model),
         weights=weights_hash(model),
         fit_seconds=float(history["seconds"]),
+        hardware=str(record["hardware"]),
     )
 
 
@@ -95,6 +117,7 @@ def smoke(scratch: Path) -> Studied:
         foundation=foundation,
         weights="smoke",
         fit_seconds=2.0,
+        hardware=hardware(),
     )
 
 
@@ -212,7 +235,7 @@ def sasrec_of(
     Returns:
         What a result depends on, JSON values only, and SASRec's training on a split.
     """
-    seconds = options.sasrec_seconds or studied.fit_seconds
+    seconds = studied.seconds_for_peers(options.sasrec_seconds, option="--sasrec-seconds")
     configs = sasrec.GRID if options.tune_sasrec else sasrec.GRID[:1]
     changes = sasrec.CHANGES if options.tune_sasrec else ()
     train = partial(train_sasrec, studied, seconds=seconds, configs=configs, changes=changes)

@@ -393,14 +393,28 @@ def ladder_arms(files: Files, *, file: str) -> str:
         "finetune": "a little at a time, without a teacher",
         "from_scratch": "from scratch, as many tokens",
     }
-    rows = rows_of(files, file, seed="mean")
+    every, rows = rows_of(files, file), rows_of(files, file, seed="mean")
+    # The interval of a mean is over people: how far seeds lie apart is told beside it.
+    is_several = len({row.seed for row in every}) > 2
     lines = []
     for model, name in names.items():
         found = {row.metric: row for row in rows if row.model == model}
-        if found:
-            losses = (lost(found[m]) if m in found else "–" for m in _LOSSES)
-            lines.append((name, with_interval(found["ndcg@10"]), *losses))
-    return markdown(("", "NDCG@10", "lost against the top", "… against a little at a time"), lines)
+        if not found:
+            continue
+        losses = [lost(found[m]) if m in found else "–" for m in _LOSSES]
+        if is_several:
+            # Of each seed the last rung, which is written last.
+            by_seed = {row.seed: row for row in every
+                       if row.metric == "loss_vs_top" and row.seed != "mean"
+                       and row.model.startswith(f"{model} ")}  # fmt: skip
+            told = ", ".join(
+                f"{100 * by_seed[s].value:.1f}".replace("-", "−") for s in sorted(by_seed)
+            )
+            losses.insert(1, told or "–")
+        lines.append((name, with_interval(found["ndcg@10"]), *losses))
+    seeds = ("… of each seed",) if is_several else ()
+    header = ("", "NDCG@10", "lost against the top", *seeds, "… against a little at a time")
+    return markdown(header, lines)
 
 
 TABLES: dict[str, Callable[[Files], str]] = {

@@ -14,6 +14,7 @@ from decant import recipes
 from decant.measure import Asked, popularity_answers
 from decant.results import read_csv
 from decant.run_data import sample_targets
+from decant.run_record import hardware
 from foundation import Foundation
 from promptify.assembly import PromptBook
 from promptify.sources import SourceData
@@ -31,6 +32,7 @@ def studied(market_model: Foundation, market_book: PromptBook, market_split: Spl
         foundation=market_model,
         weights="none",
         fit_seconds=1.0,
+        hardware=hardware(),
     )
 
 

@@ -23,3 +23,12 @@ def test_what_is_trained_like_a_run_is_chosen_by_validation_as_the_run_was(
     studying.train_like(run, run.data, run.split, scratch=tmp_path / "like")
     assert (seen["config"].evaluate_steps, seen["config"].patience) == (3, 2)
     assert 0 <= seen["found"]["ndcg@10"] <= 1
+
+
+def test_a_peer_has_the_seconds_of_this_machine(tmp_path: Path) -> None:
+    run = studying.smoke(tmp_path)
+    assert run.seconds_for_peers(None, option="--seconds") == run.fit_seconds
+    elsewhere = replace(run, hardware="eight GPUs")
+    with pytest.raises(ValueError, match=r"trained on eight GPUs, and this is .*: give --seconds"):
+        elsewhere.seconds_for_peers(None, option="--seconds")
+    assert elsewhere.seconds_for_peers(7.0, option="--seconds") == 7.0
