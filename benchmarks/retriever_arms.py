@@ -70,7 +70,7 @@ class Sizes:
 _MARKET = Sizes(epochs=1.0, more_epochs=0.4, num_slates=2000, num_candidates=100, num_requests=400)
 # An epoch of films is a third of the steps.
 FULL = {"job_market": _MARKET, "ml100k": replace(_MARKET, epochs=3.0, more_epochs=1.0)}
-SMOKE = Sizes(epochs=0.1, more_epochs=0.1, num_slates=20, num_candidates=20, num_requests=20)
+SMOKE = Sizes(epochs=0.1, more_epochs=0.1, num_slates=8, num_candidates=20, num_requests=8)
 
 
 def trainings(sizes: Sizes, vector_dim: int) -> dict[str, Training]:

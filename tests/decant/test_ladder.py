@@ -21,6 +21,7 @@ from decant.recommender import Recommender
 from decant.run_data import load_model, rung_record
 from distill import ladder as steps
 from distill import rung_teaching
+from distill.distillation import Distillation
 from distill.gate import GateVerdict
 from distill.ladder_config import LadderConfig
 from foundation import Foundation
@@ -301,8 +302,8 @@ def test_killed_anywhere_it_ends_with_the_same_ladder(
         if where == "repair":
             patch.setattr(steps, "repair", killed_once(steps.repair, 2))
         elif where == "distil":
-            # In the middle of the second rung's training.
-            patch.setattr(ladders, "watch", killed_once(ladders.watch, 3))
+            # In the middle of the second rung's training, of three steps as the first's.
+            patch.setattr(Distillation, "forward", killed_once(Distillation.forward, 5))
         elif where == "settle":
             patch.setattr(ladders, "fit_on_validation", killed_once(ladders.fit_on_validation, 3))
         else:
@@ -486,7 +487,9 @@ def test_a_step_that_fails_is_halved_until_none_is_left(top_run: Path, tmp_path:
     assert "15.0 %" in done.ended or "no part is that small" in done.ended
     if "no part" not in done.ended:
         assert any(f"by {metric}" in done.ended for metric in ("auc", "ece", "ndcg@10"))
-    assert RunLayout(out).served() == (names[-1] if names else FOUNDATION)
+    layout = RunLayout(out)
+    accepted = [name for name in names if rung_record(layout, name)["accepted"]]
+    assert layout.served() == (accepted[-1] if accepted else FOUNDATION)
     assert (out / "ladder.html").exists()
 
 
