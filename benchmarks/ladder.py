@@ -3,11 +3,11 @@
     python -m benchmarks.ladder job_market --seed 0 1 2 --work runs/ladder
         --out benchmarks/results/ladder-job-market.csv
 
-The job market is one of few jobs and long histories, of each of which twenty slates are held out,
-ten for the gate and ten for test: one pass over a person reads all of them. What is to be ranked
-first is what somebody applied to or looked at: so both rest on thousands of targets. `large_market`
-is the same of eight times the people, of whom the gate and the test rest on as many.
-`job_market_text` tells the few events of many people in words, and `ml1m` is MovieLens-1M in slots.
+The job market is one of few jobs and long histories. Of half its people twenty slates are held out,
+ten for the gate and ten for test: one pass over a person reads all of them. The others are trained
+on whole, so that histories as long as those that are asked about are. What is to be ranked first is
+what somebody applied to or looked at: so both rest on thousands of targets. `job_market_text` tells
+the few events of many people in words, and `ml1m` is MovieLens-1M in slots.
 What a training may take is stated in epochs that suit one core, three minutes a rung at most, and
 is the same on any machine, however busy; `--epochs` gives the top more where there is a GPU, and
 `--minutes` states a distillation in time.
@@ -292,6 +292,7 @@ class Descent:
         served = json.loads((folder / "foundation.json").read_text("utf-8"))
         recipe = self.recipe
         asked = [self.config.gate_people, recipe.held_out_slates, recipe.test_slates]
+        asked.append(recipe.held_out_people)
         kept = self.folder / "answers" / f"{json_hash([weights_hash(folder), served, asked])}.npz"
         return Answers(**kept_arrays(kept, lambda: self._asked(self.model(folder))))
 

@@ -12,8 +12,8 @@ from foundation.config import SlotPart
 from promptify.prompter import PrompterConfig
 from promptify.sources import SourceData
 
-BEDS = ("job_market", "large_market", "job_market_text", "ml1m")
-"""Jobs in slots, the same of eight times the people, jobs in text; films in slots."""
+BEDS = ("job_market", "job_market_text", "ml1m")
+"""Jobs in slots, jobs in text; films in slots."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,8 +103,6 @@ def bed_of(
         return Bed(name=name, recipe=recipe, load=lambda: ml_1m(zipped), source={}, changes=changes)
     recipe = replace(recipes.demo(), name=name, size="medium", fitting_requests=few)
     is_slots = name != "job_market_text"
-    # Eight times the people, each trained on once: as many steps, and no person learned by heart.
-    times = 8 if name == "large_market" else 1
     fit = replace(
         recipe.fit,
         positions_per_batch=2048,
@@ -116,47 +114,47 @@ def bed_of(
         # Many people of few events each: after more tokens of fewer and longer histories a top of
         # this size finds nobody's jobs.
         sizes = {
-            "num_members": 8000,
+            "num_members": 12_000,
             "num_jobs": 300,
-            "num_impressions": 96_000,
-            "num_searched": 4560,
+            "num_impressions": 144_000,
+            "num_searched": 6840,
         }
         prompter = PrompterConfig(
             form="text", max_prompt_tokens=512, max_item_tokens=24, vocab_size=2048
         )
-        fit = replace(fit, epochs=epochs or 1.0)
+        fit = replace(fit, epochs=epochs or 0.5)
         recipe = replace(
             recipe,
             held_out_slates=6,
             test_slates=3,
+            held_out_people=2000,
             prompter=prompter,
             # Two hundred candidates of a request are five thousand positions.
             fitting_requests=60,
             fit=fit,
-            rung=replace(recipe.rung, fit=replace(fit, epochs=0.05, learning_rate=5e-4)),
+            rung=replace(recipe.rung, fit=replace(fit, epochs=0.025, learning_rate=5e-4)),
         )
         # At a tenth three layers and all heads were left, and 4.6 times the speed (decision 64).
         changes["to"] = to or 0.08
     else:
         # Few jobs, so that more targets are ranked among the first ten and less is left to chance.
         sizes = {
-            "num_members": 700 * times,
+            "num_members": 1400,
             "num_jobs": 300,
-            "num_impressions": 70_000 * times,
-            "num_searched": 400 * times,
+            "num_impressions": 140_000,
+            "num_searched": 800,
         }
-        fit = replace(fit, epochs=epochs or (6 if times == 1 else 1), reread_items=0)
+        fit = replace(fit, epochs=epochs or 2.0, reread_items=0)
         recipe = replace(
             recipe,
             held_out_slates=20,
             test_slates=10,
+            held_out_people=700,
             prompter=replace(recipe.prompter, max_prompt_tokens=768, vocab_size=4096),
             foundation=replace(recipe.foundation, slot_parts=parts),
             fit=fit,
-            rung=replace(recipe.rung, fit=replace(fit, epochs=0.75 / times, learning_rate=5e-4)),
+            rung=replace(recipe.rung, fit=replace(fit, epochs=0.22, learning_rate=5e-4)),
         )
-        if times > 1:
-            changes["gate_people"] = 700
     # One in text is as many positions as thirty in slots.
     timed = 60 if is_slots else 20
     if smoke:

@@ -39,8 +39,13 @@ def measure(bed: Bed, shapes: Sequence[Shape], out: Measured, *, requests: int) 
         requests: of each round.
     """
     data, recipe = bed.load(), bed.recipe
-    held_out = {"held_out_slates": recipe.held_out_slates, "test_slates": recipe.test_slates}
-    split = split_of(data.interactions, data.tasks, **held_out)
+    split = split_of(
+        data.interactions,
+        data.tasks,
+        held_out_slates=recipe.held_out_slates,
+        test_slates=recipe.test_slates,
+        held_out_people=recipe.held_out_people,
+    )
     prompter = Prompter.fit(data.interactions, split.train, data.tasks, config=recipe.prompter)
     book = prompter.book(data.interactions)
     top = untrained(recipe, book, split)

@@ -293,6 +293,8 @@ def _result_rows(
             protocol = f"leave-last-{recipe.held_out_slates}"
             if recipe.test_slates > 1:
                 protocol += f", {recipe.test_slates} to test"
+        if recipe.held_out_people is not None:
+            protocol += f", {recipe.held_out_people} people"
         protocols = [("quality", protocol, system.answers.metrics())]
         if system.policy:
             protocols.append(("teachers", protocol, _of_teachers(system)))

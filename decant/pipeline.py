@@ -167,7 +167,11 @@ def data_inputs(job: Job) -> dict[str, Any]:
 
 
 def _held_out(recipe: Recipe) -> dict[str, int]:
-    return {"held_out_slates": recipe.held_out_slates, "test_slates": recipe.test_slates}
+    held_out = {"held_out_slates": recipe.held_out_slates, "test_slates": recipe.test_slates}
+    # Said where it is so, since data of before says nothing of it.
+    if recipe.held_out_people is not None:
+        held_out["held_out_people"] = recipe.held_out_people
+    return held_out
 
 
 def top_inputs(recipe: Recipe) -> dict[str, Any]:

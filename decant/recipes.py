@@ -59,6 +59,8 @@ class Recipe:
         held_out_slates: of each person: the last is test, those before it validate and are what
             the gate rests on. Two is leave-one-out; ten gives a ladder nine times the targets.
         test_slates: how many of the held-out are test, where one says too little.
+        held_out_people: of how many people; the others are trained on whole, so that histories as
+            long as those that are asked about are. Of all when None.
         fitting_requests: validation requests that `w` is chosen on, each with two hundred
             candidates; few where candidates are long. 0 leaves it at 0.
         measured_users: at most so many test requests are re-ranked for the `system` row; all when
@@ -78,6 +80,7 @@ class Recipe:
     rung: RungConfig = field(default_factory=RungConfig)
     held_out_slates: int = 2
     test_slates: int = 1
+    held_out_people: int | None = None
     fitting_requests: int = 1000
     measured_users: int | None = None
     timed_requests: int = 300
@@ -151,19 +154,29 @@ class Recipe:
             foundation=old.foundation,
         )
 
-    def with_held_out(self, slates: int | None) -> "Recipe":
-        """The same recipe with another number of slates held out; as it is when None.
+    def with_held_out(self, slates: int | None, people: int | None = None) -> "Recipe":
+        """The same recipe with other slates held out; as it is where None is given.
+
+        Args:
+            slates: of each person.
+            people: of how many.
 
         Raises:
-            BadInput: fewer than two.
+            BadInput: fewer slates than two, or fewer people than one.
         """
-        if slates is None:
-            return self
-        if slates < 2:
+        if slates is not None and slates < 2:
             raise BadInput(
                 f"--held-out {slates} must be 2 or more: one slate to test, the rest to validate."
             )
-        return replace(self, held_out_slates=slates)
+        if people is not None and people < 1:
+            raise BadInput(
+                f"--held-out-people {people} must be 1 or more: somebody has to be asked."
+            )
+        return replace(
+            self,
+            held_out_slates=self.held_out_slates if slates is None else slates,
+            held_out_people=self.held_out_people if people is None else people,
+        )
 
     def with_text_encoder(self, folder: str | None) -> "Recipe":
         """The same recipe with a text encoder; as it is when None.

@@ -314,7 +314,10 @@ def _held_out(recipe: Recipe) -> str:
     before = (
         "one before validates" if held_out - test == 1 else f"{held_out - test} before validate"
     )
-    return f"{name}: each person's last {last} the test, the {before}."
+    whose = "each person's"
+    if recipe.held_out_people is not None:
+        whose = f"of {recipe.held_out_people} people, while the others are trained on whole, the"
+    return f"{name}: {whose} last {last} the test, the {before}."
 
 
 def _notes(

@@ -115,6 +115,14 @@ def _add_run_options(parser: ArgumentParser, *, out: str | None, forms: bool = F
         help="a person's last ones: one to test, the others to validate; 2 by default, 10 gives "
         "a ladder nine times the targets to decide on",
     )
+    parser.add_argument(
+        "--held-out-people",
+        type=int,
+        metavar="N",
+        help="hold slates out of so many people alone, and train on all of the others; everybody's "
+        "by default. With many slates held out of short histories: what is trained on is then as "
+        "long as what is asked",
+    )
     add_on_bad_rows(parser, "the run")
     add_teaching(parser)
 
@@ -189,7 +197,7 @@ def run(command: Namespace) -> Iterator[str]:
     recipe = given.recipe(_form(options))
     recipe = recipe.with_seed(options.seed).with_model(size=options.size, model=options.model)
     recipe = recipe.with_epochs(options.epochs).with_text_encoder(options.text_encoder)
-    recipe = recipe.with_held_out(options.held_out)
+    recipe = recipe.with_held_out(options.held_out, options.held_out_people)
     return _execute(options, recipe, given.load, given.described())
 
 

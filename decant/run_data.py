@@ -153,6 +153,7 @@ def split_of(
     *,
     held_out_slates: int = 2,
     test_slates: int = 1,
+    held_out_people: int | None = None,
 ) -> Split:
     """The split of every run: a person's last slates, on the first task's surface.
 
@@ -161,11 +162,18 @@ def split_of(
         tasks: of the data.
         held_out_slates: of each person: the last are test, those before them validate.
         test_slates: how many of them are test.
+        held_out_people: of how many; the others are trained on whole. Of all when None.
     """
     surface = tasks[0].name if len(tasks) > 1 else None
-    if held_out_slates == 2:
+    if held_out_slates == 2 and held_out_people is None:
         return leave_one_out(interactions, surface=surface)
-    return leave_last(interactions, num=held_out_slates, num_test=test_slates, surface=surface)
+    return leave_last(
+        interactions,
+        num=held_out_slates,
+        num_test=test_slates,
+        surface=surface,
+        people=held_out_people,
+    )
 
 
 def load_split(layout: RunLayout, interactions: Interactions) -> Split:
@@ -177,7 +185,14 @@ def load_split(layout: RunLayout, interactions: Interactions) -> Split:
             int(source.get(name, otherwise))
             for name, otherwise in (("held_out_slates", 2), ("test_slates", 1))
         )
-    return split_of(interactions, load_tasks(layout), held_out_slates=held_out, test_slates=test)
+        people = source.get("held_out_people")
+    return split_of(
+        interactions,
+        load_tasks(layout),
+        held_out_slates=held_out,
+        test_slates=test,
+        held_out_people=None if people is None else int(people),
+    )
 
 
 def load_book(layout: RunLayout) -> tuple["PromptBook", Split]:

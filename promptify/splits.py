@@ -116,7 +116,12 @@ def leave_one_out(interactions: Interactions, *, surface: str | None = None) -> 
 
 
 def leave_last(
-    interactions: Interactions, *, num: int = 10, num_test: int = 1, surface: str | None = None
+    interactions: Interactions,
+    *,
+    num: int = 10,
+    num_test: int = 1,
+    surface: str | None = None,
+    people: int | None = None,
 ) -> Split:
     """Per user in time order: the last slates are test, those before them validation.
 
@@ -129,11 +134,14 @@ def leave_last(
         num: slates to hold out per user, at least 2.
         num_test: of those, for test; one leaves the others to validate.
         surface: as in `leave_one_out`.
+        people: of how many users slates are held out, the same ones each time; the others are
+            trained on whole. Where much of a history is held out, a model trained on what is left
+            of everybody's never saw one as long as those that it is asked about. All when None.
 
     Raises:
         BadInput: nobody has 3 slates.
-        ValueError: `num` is below 2, `num_test` is not between 1 and `num` - 1, or the surface is
-            unknown.
+        ValueError: `num` is below 2, `num_test` is not between 1 and `num` - 1, `people` is below
+            1, or the surface is unknown.
     """
     if num < 2:
         raise ValueError(f"num={num} must be 2 or more: one slate for test, the rest to validate.")
@@ -142,10 +150,15 @@ def leave_last(
             f"num_test={num_test} must be between 1 and {num - 1}: what is held out and no test "
             "validates."
         )
+    if people is not None and people < 1:
+        raise ValueError(f"people={people} must be at least 1: somebody has to be asked.")
     slates = _slates(interactions, surface)
     num_users = interactions.num_users
     num_slates_U = np.bincount(slates.user, minlength=num_users)
     num_held_U = np.where(num_slates_U < 3, 0, np.minimum(num, num_slates_U - 1))
+    if people is not None:
+        asked = np.random.default_rng(0).permutation(np.flatnonzero(num_held_U))[:people]
+        num_held_U[np.setdiff1d(np.arange(num_users), asked)] = 0
     # Counted from the user's last slate, which is 0.
     age_S = np.cumsum(num_slates_U)[slates.user] - 1 - np.arange(len(slates))
     held_S = age_S < num_held_U[slates.user]
@@ -156,7 +169,7 @@ def leave_last(
     np.minimum.at(border_U, slates.user[held_S], slates.first_event[held_S])
     rows_E = np.arange(interactions.num_events)
     return Split(
-        name=f"leave_last_{num}",
+        name=f"leave_last_{num}" + (f"_of_{people}" if people is not None else ""),
         train=rows_E < border_U[interactions.event_user],
         valid=slates[held_S & ~test_S],
         test=slates[test_S],

@@ -30,6 +30,10 @@ def test_a_run_keeps_how_many_slates_it_holds_out(tiny_run, tmp_path):
     _, more_tests = load_book(RunLayout(folder))
     assert np.unique(more_tests.test.user, return_counts=True)[1].max() == 2
     np.testing.assert_array_equal(more_tests.train, longer.train)
+    path.write_text(json.dumps(source | {"held_out_slates": 4, "held_out_people": 5}))
+    _, fewer = load_book(RunLayout(folder))
+    assert len(np.unique(fewer.test.user)) == 5
+    assert fewer.train.sum() > split.train.sum()
 
 
 def test_a_runs_recipe_says_where_the_text_encoder_lies(tmp_path, monkeypatch):
@@ -55,7 +59,7 @@ def test_a_runs_recipe_says_where_the_text_encoder_lies(tmp_path, monkeypatch):
 
 def test_a_recipe_comes_back_from_its_run(tiny_run, recipe, tmp_path):
     assert recipe_of(tiny_run) == recipe
-    for one in (demo(), demo().with_held_out(10)):
+    for one in (demo(), demo().with_held_out(10), demo().with_held_out(10, 50)):
         assert Recipe.from_dict(json.loads(json.dumps(one.to_dict()))) == one
     with pytest.raises(BadInput, match="--held-out 1 must be 2 or more"):
         demo().with_held_out(1)

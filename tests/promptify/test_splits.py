@@ -98,6 +98,33 @@ def check_sound(data: Interactions, split: Split) -> None:
             assert not (split.train & later).any()
 
 
+@settings(max_examples=100, deadline=None)
+@given(data=logs, people=st.integers(1, 4), surface=surfaces)
+def test_whoever_is_not_asked_is_trained_on_whole(
+    data: Interactions, people: int, surface: str | None
+) -> None:
+    try:
+        everyone = leave_last(data, num=4, surface=surface)
+    except BadInput:
+        assume(False)
+    split = leave_last(data, num=4, surface=surface, people=people)
+    check_sound(data, split)
+    asked = np.union1d(split.valid.user, split.test.user)
+    all_asked = np.union1d(everyone.valid.user, everyone.test.user)
+    assert len(asked) == min(people, len(all_asked))
+    assert np.isin(asked, all_asked).all()
+    is_asked = np.isin(data.event_user, asked)
+    assert split.train[~is_asked].all()
+    assert (split.train == everyone.train)[is_asked].all()
+    # Fewer lie in more, and are asked the same.
+    more = leave_last(data, num=4, surface=surface, people=people + 1)
+    assert np.isin(asked, more.test.user).all()
+    of_both = everyone.test[np.isin(everyone.test.user, asked)]
+    assert of_both.first_event.tolist() == split.test.first_event.tolist()
+    with pytest.raises(ValueError, match="people=0 must be at least 1"):
+        leave_last(data, people=0)
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=logs, num=st.integers(2, 6), num_test=st.integers(1, 5), surface=surfaces)
 def test_leave_last_is_sound_and_holds_out_what_it_says(
