@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from decant.judging import gate_measurements
 from decant.layout import RunLayout
 from decant.measure import (
     NEIGHBOURS,
@@ -272,6 +273,20 @@ def test_neighbours_are_of_the_newest_item_or_of_the_whole_history(asked, split)
         np.testing.assert_allclose(whole[row], told, rtol=1e-5)
         told = similarity[items[-1:]].sum(0) + fitted.tie_break
         np.testing.assert_allclose(newest[row], told, rtol=1e-5)
+
+
+def test_the_gate_weighs_a_model_by_the_best_calibration_whatever_its_own(recommender, split):
+    model, book = recommender.foundation, recommender.book
+    settings = model.settings
+    said = []
+    try:
+        for own in (settings.calibration, ()):
+            model.settings = replace(settings, calibration=own)
+            said.append(gate_measurements(model, book, split.valid).event_probability)
+    finally:
+        model.settings = settings
+    assert settings.calibration[0].method != "none"
+    np.testing.assert_array_equal(*said)
 
 
 def test_the_sample_is_spread_evenly_and_never_more_than_there_is(split):

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from decant.layout import RunLayout
 from decant.recipes import recipe_of
 from decant.run_data import load_book, load_model, rung_record
 from foundation import Foundation, few_bits
+from foundation.calibration import Calibration
 from foundation.int8 import is_int8
 from promptify.validation import BadInput
 
@@ -68,6 +70,22 @@ def test_the_best_stays_best_where_it_leads(tiny_run: Path) -> None:
     found = quantising.top_agreement(model, other, book, split.valid)
     assert found.same < found.requests
     assert found.largest_difference > 0
+
+
+def test_the_best_is_what_a_request_would_put_first(tiny_run: Path) -> None:
+    layout = RunLayout(tiny_run)
+    model, (book, split) = load_model(layout.model("rung-1")), load_book(layout)
+    tasks = len(book.prompter.tasks)
+    sharp = Calibration(temperature=0.25)
+    model.settings = replace(model.settings, calibration=(sharp, *[Calibration()] * (tasks - 1)))
+    rows, items = book.prefixes(split.valid[:2], task=0), np.arange(6)
+    total = quantising._totals(model, rows, np.stack([items, items]), task=0, weight=3.0)
+    good = np.array(book.prompter.tasks[0].is_positive)
+    near = model.embed_users(rows) @ model.embed_items()[items].T
+    for row in range(2):
+        said = sharp(model.score(book.prefixes(split.valid[row : row + 1], task=0), items))
+        expected = near[row] + 3.0 * np.logaddexp.reduce(said[:, good].astype(np.float64), 1)
+        np.testing.assert_allclose(total[row], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_candidates_of_an_exam_are_those_that_are_nearest(
