@@ -111,20 +111,22 @@ def test_the_result_rows_say_what_was_measured_on_what(tiny_run, recipe):
 
 
 @pytest.mark.parametrize(
-    ("held_out", "test", "said"),
+    ("held_out", "test", "people", "said"),
     [
-        (2, 1, "Leave-one-out: each person's last event (or slate) is the test, the one before "
-               "validates."),
-        (10, 1, "Leave-last-10: each person's last event (or slate) is the test, the 9 before "
-                "validate."),
-        (10, 3, "Leave-last-10: each person's last 3 events (or slates) are the test, the 7 before "
-                "validate."),
+        (2, 1, None, "Leave-one-out: each person's last event (or slate) is the test, the one "
+                     "before validates."),
+        (10, 1, None, "Leave-last-10: each person's last event (or slate) is the test, the 9 "
+                      "before validate."),
+        (10, 3, None, "Leave-last-10: each person's last 3 events (or slates) are the test, the 7 "
+                      "before validate."),
+        (10, 3, 50, "Leave-last-10: of 50 people, while the others are trained on whole, the last "
+                    "3 events (or slates) are the test, the 7 before validate."),
     ],
 )  # fmt: skip
 def test_the_report_says_what_was_held_out(
-    recipe: Recipe, held_out: int, test: int, said: str
+    recipe: Recipe, held_out: int, test: int, people: int | None, said: str
 ) -> None:
-    recipe = replace(recipe, held_out_slates=held_out, test_slates=test)
+    recipe = replace(recipe, held_out_slates=held_out, test_slates=test, held_out_people=people)
     assert _notes([], recipe, top=FOUNDATION)[0].startswith(said)
 
 

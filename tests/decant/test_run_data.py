@@ -63,6 +63,8 @@ def test_a_recipe_comes_back_from_its_run(tiny_run, recipe, tmp_path):
         assert Recipe.from_dict(json.loads(json.dumps(one.to_dict()))) == one
     with pytest.raises(BadInput, match="--held-out 1 must be 2 or more"):
         demo().with_held_out(1)
+    with pytest.raises(BadInput, match="--held-out-people 0 must be 1 or more"):
+        demo().with_held_out(None, 0)
     with pytest.raises(BadInput, match="is not a run folder"):
         recipe_of(tmp_path)
     (tmp_path / "recipe.json").write_text('{"recipe": {"name": "x", "rung": {}}}')
