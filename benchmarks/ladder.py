@@ -103,10 +103,7 @@ class Descent:
         self.layout = RunLayout(self.folder / "top")
         self.book, self.split = load_book(self.layout)
         self.top = self.model(self.layout.model(FOUNDATION))
-        changes = dict(bed.changes)
-        if "fit" in changes:
-            changes["fit"] = replace(changes["fit"], seed=seed)
-        self.config: LadderConfig = ladder_config(self.layout.folder, **changes)
+        self.config: LadderConfig = ladder_config(self.layout.folder, **bed.changes_for(seed))
         self.split = self.config.asked(self.split)
         self._of_top: Importance | None = None
         # The ladder reads the test targets for its report, and the rows here rest on them too.

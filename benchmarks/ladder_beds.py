@@ -36,6 +36,13 @@ class Bed:
     changes: Mapping[str, Any]
     timed_requests: int = 60
 
+    def changes_for(self, seed: int) -> dict[str, Any]:
+        """`changes`; a schedule among them reads the data in an order of the seed's own."""
+        changes = dict(self.changes)
+        if "fit" in changes:
+            changes["fit"] = replace(changes["fit"], seed=seed)
+        return changes
+
 
 def bed_of(
     name: str,

@@ -53,6 +53,39 @@ def test_a_mean_follows_seeds_that_are_added_and_is_not_made_of_fewer(
     assert mean_after(0, 1, 2) < both
 
 
+def test_an_arm_that_a_seed_has_no_rung_of_has_no_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Descent(FakeDescent):
+        def rungs(self, arm: str) -> list[Path]:
+            return [] if (arm, self.seed) == ("one_shot", 1) else [Path(arm)]
+
+        def model(self, folder: Path) -> Any:
+            return self.top
+
+        def latency_ratios(self) -> list[float]:
+            return []
+
+    monkeypatch.setattr(ladder, "Descent", Descent)
+    out = Measured("ladder", {}, out=tmp_path / "rows.csv", commit="c")
+    bed: Any = SimpleNamespace(name="films")
+    ladder.measure(bed, ["gradual", "one_shot", "finetune"], [0, 1], tmp_path, out)
+    means = {row.model for row in out.rows if row.seed == "mean"}
+    assert means == {"foundation", "gradual", "finetune"}
+    beside = {(r.model, r.seed) for r in out.rows if r.metric == "loss_vs_gradual"}
+    assert beside >= {("one_shot rung-1", 0), ("finetune rung-1", 0), ("finetune rung-1", 1)}
+
+
+def test_every_seed_reads_the_data_in_its_own_order() -> None:
+    for name in ladder.BEDS:
+        bed = ladder.bed_of(name, data=None, smoke=False, minutes=None, to=None)
+        first, other = bed.changes_for(0), bed.changes_for(3)
+        assert first.keys() == other.keys() == bed.changes.keys()
+        assert ("fit" in first) == (name == "ml1m")
+        if "fit" in first:
+            assert (first["fit"].seed, other["fit"].seed) == (0, 3)
+
+
 @pytest.mark.slow
 def test_every_arm_is_measured_and_a_second_call_trains_nothing(
     tmp_path, capsys, monkeypatch

@@ -111,6 +111,9 @@ def test_it_learns_what_follows_what_and_keeps_its_best(
     assert watch(fitted.model) == pytest.approx(max(seen[:-1]), abs=0.02)
     assert max(seen) > 0.9
     assert fitted.epochs > 1
+    # Whoever has no history gets what was to be predicted most often.
+    counts = np.bincount(circle.event_item[market_split.train], minlength=7)
+    assert fitted.model.popularity_I.tolist() == counts.tolist()
 
 
 def test_it_stops_when_validation_does_not_improve(
