@@ -186,12 +186,13 @@ def load_split(layout: RunLayout, interactions: Interactions) -> Split:
             for name, otherwise in (("held_out_slates", 2), ("test_slates", 1))
         )
         people = source.get("held_out_people")
+        people = None if people is None else int(people)
     return split_of(
         interactions,
         load_tasks(layout),
         held_out_slates=held_out,
         test_slates=test,
-        held_out_people=None if people is None else int(people),
+        held_out_people=people,
     )
 
 

@@ -34,6 +34,9 @@ def test_a_run_keeps_how_many_slates_it_holds_out(tiny_run, tmp_path):
     _, fewer = load_book(RunLayout(folder))
     assert len(np.unique(fewer.test.user)) == 5
     assert fewer.train.sum() > split.train.sum()
+    path.write_text(json.dumps(source | {"held_out_people": "many"}))
+    with pytest.raises(BadInput, match=r"source\.json is damaged"):
+        load_book(RunLayout(folder))
 
 
 def test_a_runs_recipe_says_where_the_text_encoder_lies(tmp_path, monkeypatch):

@@ -134,6 +134,16 @@ def test_rows_are_packed_as_the_training_packs_them(
         signal.check(student, book, split, config=FIT, teacher_config=TEACHES)
 
 
+def test_a_student_that_knows_other_items_is_refused(
+    make: Any, book: PromptBook, split: Split, stored: Path
+) -> None:
+    # It would be asked about more of them, in other batches.
+    student = make()
+    student.items.exposure_I[int((student.items.exposure_I == 0).nonzero()[0, 0])] = 5
+    with pytest.raises(BadInput, match="about other batches"):
+        StoredSignal(stored).check(student, book, split, config=FIT, teacher_config=TEACHES)
+
+
 @pytest.mark.parametrize(
     "changes", [{"max_prompt_tokens": 160}, {"tells_profile": False}, {"max_context_tokens": 9}]
 )
