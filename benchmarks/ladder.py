@@ -28,7 +28,8 @@ validation is the arm's. Calibration is fitted as the ladder fits it.
 Rows are on the test targets, which decide nothing on the way; of arms that follow the rungs, of the
 last. Intervals are over people, those of the means too: how far seeds lie apart is in their own
 rows. Latency is that of the gradual ladder's shapes, which all arms share. Everything is kept in
-the work folder: killed at any moment, the same command goes on where it stopped.
+the work folder: killed at any moment, the same command goes on where it stopped. Where each target
+was ranked lies beside `--out`, so that seeds may be measured one at a time, each anywhere.
 """
 
 import argparse
@@ -36,16 +37,17 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from benchmarks.arms import kept_arrays
 from benchmarks.ladder_beds import BEDS, Bed, bed_of
+from benchmarks.ladder_rows import LadderRows
 from benchmarks.measured import Measured
 from decant.architecture import LatencyRatio
 from decant.judging import Remembered
@@ -67,7 +69,6 @@ from distill.steps import calibration_rows
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
 from foundation.evaluation import ndcg
-from foundation.evaluation.bootstrap import Interval, bootstrap_interval, paired_bootstrap
 from foundation.sizes import start_as_averages
 from promptify.assembly import PromptBook
 from promptify.rows import Rows
@@ -168,14 +169,21 @@ class Descent:
         layout = RunLayout(out)
         return [layout.model(name) for name in layout.models()[1:]]
 
-    def latency_ratios(self) -> list[float]:
-        """Median time of a request at each of the gradual ladder's rungs, as the gate took it.
+    def latency_ratio(self, place: int, *, is_last: bool) -> float:
+        """Median time of a request at a rung of the gradual ladder, as a share of the top's.
 
-        As a share of the top's, both in turn.
+        Args:
+            place: of the rung, from 1.
+            is_last: whether to time it anew, on more requests than the gate did.
         """
         layout = RunLayout(self.folder / "gradual")
-        taken = [rung_record(layout, name)["latency_ms"] for name in layout.models()[1:]]
-        return [one["rung"] / one["top"] for one in taken]
+        name = layout.models()[place]
+        if is_last:
+            requests = _TIMED_AGAIN * self.bed.timed_requests
+            timed = LatencyRatio(self.top, self.book, self.split.test, requests=requests)
+            return timed(self.model(layout.model(name)))
+        taken = rung_record(layout, name)["latency_ms"]
+        return float(taken["rung"] / taken["top"])
 
     def _came_to(self) -> tuple[list[Shape], list[float]]:
         """Shapes and epochs of the gradual ladder's rungs."""
@@ -348,109 +356,27 @@ def measure(
         work: keeps models.
         out: takes the rows.
     """
-    last: dict[str, dict[int, NDArray[np.float64]]] = {}
-    user: NDArray[np.int64] | None = None
+    rows = LadderRows(bed.name, out)
     for seed in seeds:
         descent = Descent(bed, seed, work)
         top = descent.answers(descent.layout.model(FOUNDATION))
-        _metric_rows(out, bed, seed, "foundation", descent.top, top, top)
-        last.setdefault("foundation", {})[seed] = _ndcg(top)
-        user = top.user
+        rows.add_top(seed, top, params=descent.top.num_parameters())
         for arm in arms:
             folders = descent.rungs(arm)
-            ratios = descent.latency_ratios() if arm == "gradual" else []
             for place, folder in enumerate(folders, start=1):
                 is_last = place == len(folders)
-                if not (is_last or arm == "gradual"):
-                    continue
-                answers, model = descent.answers(folder), descent.model(folder)
-                name = f"{arm} rung-{place}"
-                _metric_rows(out, bed, seed, name, model, answers, top)
-                if is_last:
-                    last.setdefault(arm, {})[seed] = _ndcg(answers)
-                    beside = last.get("gradual", {}).get(seed)
-                    if arm != "gradual" and beside is not None:
-                        lost = paired_bootstrap(beside, _ndcg(answers), answers.user)
-                        _add(
-                            out,
-                            lost,
-                            seed=seed,
-                            metric="loss_vs_gradual",
-                            task=bed.name,
-                            split="test",
-                            model=name,
-                            params=model.num_parameters(),
-                            n=len(answers.user),
-                        )
-                if ratios:
-                    slower = _exactly(ratios[place - 1])
-                    if is_last:
-                        requests = _TIMED_AGAIN * bed.timed_requests
-                        timed = LatencyRatio(
-                            descent.top, descent.book, descent.split.test, requests=requests
-                        )
-                        slower = _exactly(timed(model))
-                    params = model.num_parameters()
-                    cells = {"task": bed.name, "split": "test", "model": name, "params": params}
-                    out.add(seed=seed, interval=slower, metric="latency_ratio", **cells)
-    if user is None or {row.seed for row in out.rows} - {"mean", *seeds}:
-        return  # A mean of some seeds does not take the place of one of all.
-    # One number per target: its mean over the seeds, whose data is the same.
-    # An arm that a seed has no rung of has no mean: it would be of other seeds than the top's.
-    mean = {
-        arm: np.mean(list(values.values()), axis=0)
-        for arm, values in last.items()
-        if len(values) == len(seeds)
-    }
-    for name, values in mean.items():
-        cells = {"task": bed.name, "split": "test", "model": name, "n": len(user)}
-        out.add(seed="mean", interval=bootstrap_interval(values, user), metric="ndcg@10", **cells)
-        for against, metric in (("foundation", "loss_vs_top"), ("gradual", "loss_vs_gradual")):
-            if name != against and against in mean:
-                lost = paired_bootstrap(mean[against], values, user)
-                _add(out, lost, seed="mean", metric=metric, **cells)
-
-
-def _metric_rows(
-    out: Measured,
-    bed: Bed,
-    seed: int,
-    name: str,
-    model: Foundation,
-    answers: Answers,
-    top: Answers,
-) -> None:
-    params = model.num_parameters()
-    cells: dict[str, Any] = {"task": bed.name, "split": "test", "model": name, "params": params}
-    for metric, (interval, n) in answers.metrics().items():
-        if metric in ("ndcg@10", "hr@10", "auc", "ece"):
-            _add(out, interval, seed=seed, metric=metric, n=n, **cells)
-    if answers is top:
-        out.add(seed=seed, interval=_exactly(params), metric="body_parameters", **cells)
-        return
-    [of_top] = [
-        row.value
-        for row in out.rows
-        if (row.metric, row.seed, row.task) == ("body_parameters", seed, bed.name)
-    ]
-    out.add(seed=seed, interval=_exactly(params / of_top), metric="params_ratio", **cells)
-    lost = paired_bootstrap(_ndcg(top), _ndcg(answers), answers.user)
-    _add(out, lost, seed=seed, metric="loss_vs_top", n=len(answers.user), **cells)
-
-
-def _add(out: Measured, interval: Interval, *, seed: int | Literal["mean"], **cells: Any) -> None:
-    """Write a row, unless there is no number (nothing was ranked among the first ten, say)."""
-    if np.isfinite(interval.value):
-        out.add(seed=seed, interval=interval, **cells)
-
-
-def _exactly(value: float) -> Interval:
-    return Interval(value=value, low=value, high=value)
-
-
-def _ndcg(answers: Answers) -> NDArray[np.float64]:
-    assert answers.rank is not None
-    return ndcg(answers.rank, 10)
+                if is_last or arm == "gradual":
+                    timed = partial(descent.latency_ratio, place, is_last=is_last)
+                    rows.add_rung(
+                        arm,
+                        place,
+                        seed,
+                        descent.answers(folder),
+                        params=descent.model(folder).num_parameters(),
+                        is_last=is_last,
+                        latency=timed if arm == "gradual" else None,
+                    )
+    rows.add_means()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

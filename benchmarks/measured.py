@@ -124,6 +124,13 @@ class Measured:
             there = read_csv(self.out) if self.out.exists() else []
             write_csv(self.out, [*(other for other in there if other not in known), row])
 
+    def drop(self, **cells: Any) -> None:
+        """Take away the rows with these cells, which no longer say what is so."""
+        gone = [row for row in self.rows if _has_cells(row, cells)]
+        self.rows = [row for row in self.rows if row not in gone]
+        if gone and self.out is not None:
+            write_csv(self.out, [row for row in read_csv(self.out) if row not in gone])
+
     def table(self) -> str:
         """The rows as text, in the order in which they were measured."""
         lines = [

@@ -1,18 +1,25 @@
 import json
+import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks import ladder, ladder_latency
+from benchmarks.ladder_rows import TOP, Outcomes
 from benchmarks.measured import Measured
 from decant import judging
 from decant.measure import Answers
 from decant.results import read_csv
 from foundation import predictions
+from foundation.evaluation import ndcg
+from promptify.validation import BadInput
 
 
 class FakeDescent:
@@ -35,22 +42,63 @@ class FakeDescent:
         )
 
 
-def test_a_mean_follows_seeds_that_are_added_and_is_not_made_of_fewer(
+def test_a_mean_is_of_all_seeds_whenever_they_were_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ladder, "Descent", FakeDescent)
     bed: Any = SimpleNamespace(name="films")
 
-    def mean_after(*seeds: int) -> float:
-        out = Measured("ladder", {}, out=tmp_path / "rows.csv", commit="c")
+    def means_after(*seeds: int, name: str = "rows") -> dict[str, tuple[float, Any, Any]]:
+        out = Measured("ladder", {}, out=tmp_path / f"{name}.csv", commit="c")
         ladder.measure(bed, [], seeds, tmp_path, out)
-        [mean] = [row.value for row in out.rows if row.seed == "mean"]
-        return mean
+        rows = read_csv(tmp_path / f"{name}.csv")
+        return {
+            row.metric: (row.value, row.ci_low, row.ci_high) for row in rows if row.seed == "mean"
+        }
 
-    first, both = mean_after(0), mean_after(0, 1)
-    assert both < first
-    assert mean_after(0) == both
-    assert mean_after(0, 1, 2) < both
+    first, both = means_after(0), means_after(1)
+    assert both["ndcg@10"] < first["ndcg@10"]
+    assert means_after(0) == both
+    assert means_after(2) == means_after(0, 1, 2, name="at once") != both
+    # Rows without what they were made of: a mean of the one seed would not be theirs.
+    all_three = means_after(2)
+    (tmp_path / "rows.npz").unlink()
+    assert means_after(0) == all_three
+
+
+def test_outcomes_of_other_settings_are_begun_anew_and_other_targets_are_said(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "rows.npz"
+    of_seed = FakeDescent(None, 0, tmp_path).answers(tmp_path)
+    Outcomes("a", path).add(TOP, 0, of_seed)
+    assert Outcomes("a", path).seeds == [0]
+    assert Outcomes("b", path).seeds == []
+    others = replace(of_seed, user=of_seed.user + 1)
+    with pytest.raises(BadInput, match=r"rows\.npz is of other test targets"):
+        Outcomes("a", path).add(TOP, 1, others)
+    for damaged in (b"", b"PK\x03\x04", b"not arrays", path.read_bytes()[:-40]):
+        path.write_bytes(damaged)
+        with pytest.raises(BadInput, match=r"rows\.npz cannot be read"):
+            Outcomes("a", path)
+    np.savez(path, user=np.arange(3))
+    with pytest.raises(BadInput, match="not one of a ladder's outcomes"):
+        Outcomes("a", path)
+
+
+@given(ranks=st.lists(st.integers(1, 3000), min_size=1, max_size=30))
+def test_outcomes_give_back_what_every_target_counts(ranks: list[int]) -> None:
+    answers = replace(
+        FakeDescent(None, 0, Path()).answers(Path()),
+        user=np.arange(len(ranks)),
+        rank=np.array(ranks),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.npz"
+        Outcomes("a", path).add("gradual", 4, answers)
+        found = Outcomes("a", path).ndcg("gradual", 4)
+    assert found is not None
+    np.testing.assert_array_equal(found, ndcg(np.array(ranks), 10))
 
 
 def test_an_arm_that_a_seed_has_no_rung_of_has_no_mean(
@@ -63,8 +111,8 @@ def test_an_arm_that_a_seed_has_no_rung_of_has_no_mean(
         def model(self, folder: Path) -> Any:
             return self.top
 
-        def latency_ratios(self) -> list[float]:
-            return []
+        def latency_ratio(self, place: int, *, is_last: bool) -> float:
+            return 0.5
 
     monkeypatch.setattr(ladder, "Descent", Descent)
     out = Measured("ladder", {}, out=tmp_path / "rows.csv", commit="c")
@@ -74,6 +122,34 @@ def test_an_arm_that_a_seed_has_no_rung_of_has_no_mean(
     assert means == {"foundation", "gradual", "finetune"}
     beside = {(r.model, r.seed) for r in out.rows if r.metric == "loss_vs_gradual"}
     assert beside >= {("one_shot rung-1", 0), ("finetune rung-1", 0), ("finetune rung-1", 1)}
+
+
+def test_a_mean_of_fewer_seeds_than_the_tops_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Descent(FakeDescent):
+        def rungs(self, arm: str) -> list[Path]:
+            return [Path(arm)]
+
+        def model(self, folder: Path) -> Any:
+            return self.top
+
+        def latency_ratio(self, place: int, *, is_last: bool) -> float:
+            return 0.5
+
+    monkeypatch.setattr(ladder, "Descent", Descent)
+    bed: Any = SimpleNamespace(name="films")
+
+    def means_after(arms: list[Any], seed: int) -> set[str]:
+        out = Measured("ladder", {}, out=tmp_path / "rows.csv", commit="c")
+        ladder.measure(bed, arms, [seed], tmp_path, out)
+        rows = read_csv(tmp_path / "rows.csv")
+        assert [row for row in rows if row.seed == 0] == [row for row in out.rows if row.seed == 0]
+        return {row.model for row in rows if row.seed == "mean"}
+
+    assert means_after(["gradual", "finetune"], 0) == {"foundation", "gradual", "finetune"}
+    assert means_after(["gradual"], 1) == {"foundation", "gradual"}
+    assert means_after(["finetune"], 1) == {"foundation", "gradual", "finetune"}
 
 
 def test_every_seed_reads_the_data_in_its_own_order() -> None:
