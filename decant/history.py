@@ -18,6 +18,9 @@ class HistoryItem(pydantic.BaseModel):
         action: what was done, a label word of its task.
         timestamp: when, in seconds since 1970; events with none are taken in the order given.
         task: on which surface; the one that is asked about when left out.
+        shown_with: equal for events that were shown together, as in a log; alone when left out.
+        context: the query or note that it was shown for, in words. A model that was trained on
+            contexts reads a history with them better than one without.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True)
@@ -26,6 +29,8 @@ class HistoryItem(pydantic.BaseModel):
     action: str
     timestamp: int | None = None
     task: str | None = None
+    shown_with: str | None = None
+    context: str | None = None
 
 
 def history_event(event: HistoryItem | Mapping[str, Any], place: int) -> HistoryEvent:
@@ -48,9 +53,7 @@ def history_event(event: HistoryItem | Mapping[str, Any], place: int) -> History
             f"history[{place}]: timestamp {event.timestamp} looks like milliseconds; divide by "
             f"1000 to give seconds."
         )
-    return HistoryEvent(
-        item=event.item, action=event.action, timestamp=event.timestamp, task=event.task
-    )
+    return HistoryEvent(**dict(event))
 
 
 def _first_problem(error: Exception) -> str:
@@ -58,6 +61,7 @@ def _first_problem(error: Exception) -> str:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         return (
-            f"{where}: {problem['msg']}; an event has item, action, and optional timestamp, task."
+            f"{where}: {problem['msg']}; an event has item, action, and optional timestamp, task, "
+            "shown_with, context."
         )
     return f"{error}; an event is an object with item and action."

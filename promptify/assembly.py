@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from promptify.inline import HistoryEvent, in_slates
 from promptify.interactions import Interactions
 from promptify.layout import (
     UNKNOWN_TIME,
@@ -25,7 +26,7 @@ from promptify.layout import (
 )
 from promptify.piece_table import LogPieces, PieceTable
 from promptify.pieces import Pieces, offsets_of
-from promptify.prompter import HistoryEvent, Prompter
+from promptify.prompter import Prompter
 from promptify.rows import Rows
 from promptify.selection import first_of_slate
 from promptify.splits import Targets
@@ -291,52 +292,55 @@ class PromptBook:
 
         Args:
             profile: profile fields; any may be missing.
-            history: events, oldest first; sorted by time where every one has a time.
+            history: events, oldest first; sorted by time where every one has a time. Those that
+                were shown together bear the time of the first, as in a log.
             task: name of the task that is asked about; None where there is only one.
             context: a query or note for this request.
 
         Raises:
-            BadInput: an item, task, action or field is unknown.
+            BadInput: an item, task, action or field is unknown, or a slate has two contexts.
         """
         prompter, table = self.prompter, self._table
         asked = prompter.task_index(task)
-        if all(event.timestamp is not None for event in history):
-            history = sorted(history, key=lambda event: event.timestamp or 0)
-
+        slates = in_slates(history, task=prompter.tasks[asked].name)
         texts: list[str] = []
         told: list[tuple[int, ...]] = []
-        for row, event in enumerate(history):
-            event_task = asked if event.task is None else prompter.task_index(event.task)
-            label = prompter.label_index(event_task, event.action)
-            moment = UNKNOWN_TIME if event.timestamp is None else event.timestamp
-            if isinstance(event.item, str):
-                known = self.interactions.item_row(event.item)
-                told.append((known, label, event_task, row, moment, table.item_time[known], 0))
-            else:
-                kind = prompter.tasks[event_task].item_kind
-                texts.append(prompter.item_text(event.item, kind=kind))
-                item_time = prompter.item_time(event.item, kind=kind)
-                told.append((-1, label, event_task, row, moment, item_time, len(texts) - 1))
+        for number, slate in enumerate(slates):
+            moment = UNKNOWN_TIME if slate.shown_at is None else slate.shown_at
+            for event in slate.events:
+                event_task = asked if event.task is None else prompter.task_index(event.task)
+                label = prompter.label_index(event_task, event.action)
+                if isinstance(event.item, str):
+                    known = self.interactions.item_row(event.item)
+                    item_time, text = table.item_time[known], 0
+                else:
+                    kind = prompter.tasks[event_task].item_kind
+                    item_time = prompter.item_time(event.item, kind=kind)
+                    known, text = -1, len(texts)
+                    texts.append(prompter.item_text(event.item, kind=kind))
+                told.append((known, label, event_task, number, moment, item_time, text))
         columns = np.array(told, np.int64).reshape(len(told), 7).T
-        item, label_index, task_index, slate, timestamp, time_of_item, text = columns
+        item, label_index, task_index, slate_number, timestamp, time_of_item, text_number = columns
+        contexts = [context or "", *(slate.context for slate in slates)]
         inline_items = prompter.item_pieces(texts)
         pool, first = table.extended(
             [
                 prompter.profile_pieces([prompter.profile_text(profile)]),
-                prompter.context_pieces([prompter.context_text(context or "")]),
+                prompter.context_pieces(map(prompter.context_text, contexts)),
                 table.inline(inline_items),
             ]
         )
+        first_text = first + 1 + len(contexts)
         events = Events(
             row=np.full(len(told), -1),
             item=item,
             label=label_index,
             task=task_index,
-            slate=slate,
+            slate=slate_number,
             timestamp=timestamp,
-            context_piece=np.full(len(told), pool.empty),
+            context_piece=first + 2 + slate_number,
             age_piece=table.age(timestamp, time_of_item),
-            item_piece=np.where(item >= 0, table.item(item), first + 2 + text),
+            item_piece=np.where(item >= 0, table.item(item), first_text + text_number),
         )
         frame = Frame(
             task=np.array([asked]),

@@ -23,12 +23,68 @@ class HistoryEvent:
         action: what was done.
         timestamp: when, in seconds; None where it is not known.
         task: on which surface; None for the one that is asked about.
+        shown_with: equal for events of a surface that were shown together; None for one that was
+            shown alone.
+        context: the query or note that it was shown for, in words; one of a slate may speak for
+            all.
     """
 
     item: str | Mapping[str, Any]
     action: str
     timestamp: int | None = None
     task: str | None = None
+    shown_with: str | None = None
+    context: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HistorySlate:
+    """Events of a history that were shown together, at least one.
+
+    Attributes:
+        events: in the order given.
+        shown_at: seconds, when the first of them was; None where no time is known.
+        context: what it was shown for; empty where nothing is known.
+    """
+
+    events: Sequence[HistoryEvent]
+    shown_at: int | None
+    context: str
+
+
+def in_slates(history: Sequence[HistoryEvent], *, task: str) -> list[HistorySlate]:
+    """A history as a log has it: slate by slate, in the order in which they were shown.
+
+    Args:
+        history: events, oldest first; sorted by time where every one has a time.
+        task: the surface of events that name none.
+
+    Raises:
+        BadInput: events that were shown together have different contexts.
+    """
+    together: dict[int | tuple[str, str], list[HistoryEvent]] = {}
+    for place, event in enumerate(history):
+        shown_with = (event.shown_with or "").strip()
+        key = (event.task or task, shown_with) if shown_with else place
+        together.setdefault(key, []).append(event)
+    slates = []
+    for events in together.values():
+        contexts = {event.context for event in events if event.context}
+        if len(contexts) > 1:
+            raise BadInput(
+                f"history: events with shown_with={shown(events[0].shown_with)} have different "
+                "contexts; a slate has one, so leave the others out or give them a shown_with of "
+                "their own."
+            )
+        times = [event.timestamp for event in events if event.timestamp is not None]
+        slates.append(
+            HistorySlate(
+                events=events, shown_at=min(times, default=None), context="".join(contexts)
+            )
+        )
+    if all(event.timestamp is not None for event in history):
+        slates.sort(key=lambda slate: slate.shown_at or 0)
+    return slates
 
 
 def one_row(values: Mapping[str, Any], fields: Sequence[Field], owner: str) -> Columns:

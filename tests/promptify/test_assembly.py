@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import chain, pairwise
 from typing import Any
 
@@ -497,8 +498,6 @@ def test_turns_keep_the_newest_of_every_action_in_order(
 def test_an_inline_person_reads_as_one_in_the_log(
     make_market: Any, market_prompter: Prompter, drawn: Any
 ) -> None:
-    # Slates and their contexts are the log's alone.
-    drawn = [(user, surface, None, shown[:1]) for user, surface, _, shown in drawn]
     log = log_of(make_market, drawn)
     book = market_prompter.book(log)
     targets = slate_targets(log)
@@ -509,18 +508,47 @@ def test_an_inline_person_reads_as_one_in_the_log(
                 action=log.actions[log.event_action[event]],
                 timestamp=int(log.event_timestamp[event]),
                 task=log.surfaces[log.event_surface[event]],
+                shown_with=str(log.event_slate[event]),
+                context=log.contexts[code] if (code := log.event_context[event]) >= 0 else None,
             )
             for event in range(targets.history_start[row], targets.history_end[row])
         ]
+        # In any order, but for that of events that were shown together.
+        history.sort(key=lambda event: -int(event.shown_with or 0))
         user = log.users[int(targets.user[row])]
+        asked = targets.first_event[row]
+        code = log.event_context[asked]
         inline = book.inline(
             {"headline": user["headline"], "years": user["years"]},
-            history[::-1],
-            task=log.surfaces[log.event_surface[targets.first_event[row]]],
+            history,
+            task=log.surfaces[log.event_surface[asked]],
+            context=log.contexts[code] if code >= 0 else None,
         )
         logged = book.prefixes(targets[[row]])
         for name in Rows.__slots__:
             np.testing.assert_array_equal(getattr(inline, name), getattr(logged, name))
+
+
+def test_events_shown_together_are_told_as_one_slate(fit_market: Any, make_market: Any) -> None:
+    book = fit_market().book(make_market([(0, "jobs", None, [(0, "view")])]))
+
+    def told(*history: HistoryEvent) -> str:
+        return book.render(book.inline({}, history, task="jobs"), 0)
+
+    first = HistoryEvent(item="i0", action="view", timestamp=5, shown_with=" a ")
+    other = HistoryEvent(item="i1", action="view", timestamp=6, context="remote")
+    late = HistoryEvent(item="i2", action="view", timestamp=7, shown_with="a", context="near")
+    text = told(first, other, late)
+    # Shown together, they stand where the first of them does, behind what they were shown for.
+    places = [text.index(words) for words in ("near", "Ward nurse", "Baker", "remote", "Plumber")]
+    assert places == sorted(places)
+    assert told(late, other, first).count("near") == 1
+    untimed = [replace(event, timestamp=None) for event in (first, other, late)]
+    assert told(*untimed) == text
+    with pytest.raises(BadInput, match="shown_with='a' have different contexts"):
+        told(late, replace(late, context="far"))
+    alone = [replace(event, shown_with=" ", context="far") for event in (first, late)]
+    assert told(*alone).count("far") == 2
 
 
 def test_inline_values_of_any_type_read_as_those_of_a_table(films: Any) -> None:
