@@ -262,16 +262,24 @@ class PromptBook:
             context: a query or note for this request.
         """
         table = self._table
+        events = table.events(np.arange(start, end))
+        heads = table.heads(np.array([user]), np.array([task]))
         pool, tail = table.pool, table.pool.empty
         if context is not None:
-            pool, tail = table.with_context(self.prompter.context_text(context))
+            told = self.prompter.context_pieces([self.prompter.context_text(context)])
+            few = table.narrowed(events.context_piece, events.item_piece, heads, blocks=[told])
+            events = replace(
+                events,
+                context_piece=few(events.context_piece),
+                item_piece=few(events.item_piece),
+            )
+            pool, heads, tail = few.pool, few(heads), few.first_new
         frame = Frame(
             task=np.array([task]),
-            heads=table.heads(np.array([user]), np.array([task])),
+            heads=heads,
             tails=np.array([tail]),
             num_dropped=np.zeros(1, np.int64),
         )
-        events = table.events(np.arange(start, end))
         return self._prefixes(pool, events, np.array([0, end - start]), frame)
 
     def profile_text(self, user: int) -> str:
@@ -323,13 +331,15 @@ class PromptBook:
         item, label_index, task_index, slate_number, timestamp, time_of_item, text_number = columns
         contexts = [context or "", *(slate.context for slate in slates)]
         inline_items = prompter.item_pieces(texts)
-        pool, first = table.extended(
-            [
+        few = table.narrowed(
+            table.item(item[item >= 0]),
+            blocks=[
                 prompter.profile_pieces([prompter.profile_text(profile)]),
                 prompter.context_pieces(map(prompter.context_text, contexts)),
                 table.inline(inline_items),
-            ]
+            ],
         )
+        first = few.first_new
         first_text = first + 1 + len(contexts)
         events = Events(
             row=np.full(len(told), -1),
@@ -340,7 +350,7 @@ class PromptBook:
             timestamp=timestamp,
             context_piece=first + 2 + slate_number,
             age_piece=table.age(timestamp, time_of_item),
-            item_piece=np.where(item >= 0, table.item(item), first_text + text_number),
+            item_piece=np.where(item >= 0, few(table.item(item)), first_text + text_number),
         )
         frame = Frame(
             task=np.array([asked]),
@@ -348,7 +358,7 @@ class PromptBook:
             tails=np.array([first + 1]),
             num_dropped=np.zeros(1, np.int64),
         )
-        rows = self._prefixes(pool, events, np.array([0, len(told)]), frame)
+        rows = self._prefixes(few.pool, events, np.array([0, len(told)]), frame)
         return replace(rows, inline_items=inline_items)
 
     def question(

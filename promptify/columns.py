@@ -7,6 +7,7 @@ faults it found: masks of rows, and a reason each. So a table of strings (CSV), 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -199,11 +200,13 @@ def _read_time(values: pa.Array) -> Column:
             moments[dates] = _dates(values.filter(pa.array(dates)))
         unread = ~np.isfinite(moments) & ~null
     too_large = ~unread & ~null & (np.abs(moments) > MAX_SECONDS)
+    compact = ~unread & ~null & _is_compact_date(moments)
     faults += [
+        Fault(rows=compact, reason="looks like a date; write it as 2024-01-31, with dashes"),
         Fault(rows=unread, reason="is not a time; give seconds since 1970 or an ISO 8601 date"),
         Fault(rows=too_large, reason="looks like milliseconds; divide by 1000 to give seconds"),
     ]
-    bad = unread | too_large | null
+    bad = unread | too_large | compact | null
     return pa.array(np.floor(np.where(bad, 0, moments)).astype(np.int64), mask=bad), faults
 
 
@@ -222,6 +225,16 @@ def _dates(text: pa.Array) -> NDArray[np.float64]:
     moments = pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601")
     seconds = moments.dt.tz_localize(None).to_numpy().astype("datetime64[s]")
     return np.where(np.isnat(seconds), np.nan, seconds.astype(np.int64))
+
+
+def _is_compact_date(moments: NDArray[Any]) -> Any:
+    """Whether each number is a date of our days without dashes; as seconds all lie in 1970."""
+    may_be = (moments >= 1900_01_01) & (moments < 2100_01_01) & (moments == np.floor(moments))
+    if not may_be.any():
+        return may_be
+    text = pd.Series(np.where(may_be, moments, 0)).astype(np.int64).astype(str)
+    dates = pd.to_datetime(text, errors="coerce", format="%Y%m%d")
+    return may_be & np.asarray(dates.notna(), np.bool_)
 
 
 def _read_list(values: pa.Array) -> Column:

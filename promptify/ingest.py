@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from promptify.columns import ARROW_TYPES, Column, read_column, read_text
-from promptify.schema import Schema
+from promptify.columns import ARROW_TYPES, read_column
+from promptify.schema import FieldKind, Schema
 from promptify.validation import LINE, BadInput, BadRows, RowCheck
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,8 @@ STANDS_TWICE = "stands twice; ids must be different"
 _MISSING = "is missing"
 _REPEATS = "repeats an earlier event"
 _DIFFERS = "is not the context of the other events shown with it"
+_IS_WORSE = "comes with a better one for the same item and shown_with"
+_LONG_SECONDS = 86_400
 
 Columns = dict[str, NDArray[Any]]
 
@@ -52,9 +54,7 @@ def read_users(users: pa.Table, schema: Schema, bad_rows: BadRows) -> pa.Table:
     _require(users.schema.names, ["user_id", *(field.name for field in schema.user)], check.file)
     columns = {"user_id": _read_ids(check, "user_id")}
     for field in schema.user:
-        columns[field.name] = _checked(
-            check, field.name, read_column(users[field.name], field.kind)
-        )
+        columns[field.name] = _read(check, field.name, field.kind)
     _reject_repeats(check, columns["user_id"], "user_id")
     return _finished(check, columns, bad_rows)
 
@@ -95,7 +95,7 @@ def _item_columns(
     _require(items.schema.names, ["item_id", *(["kind"] if only_kind is None else [])], check.file)
     columns = {"item_id": _read_ids(check, "item_id")}
     if "kind" in items.schema.names:
-        kind = _checked(check, "kind", read_text(items["kind"]))
+        kind = _read(check, "kind")
         if only_kind is not None:
             kind = kind.fill_null(only_kind)
     else:
@@ -115,16 +115,16 @@ def _item_columns(
         if field.name not in items.schema.names:
             columns[field.name] = pa.nulls(len(items), ARROW_TYPES[field.kind])
             continue
-        values = _checked(check, field.name, read_column(items[field.name], field.kind))
+        values = _read(check, field.name, field.kind)
         values = pc.if_else(pc.is_in(kind, of_kind), values, pa.scalar(None, values.type))
         columns[field.name] = values
         present = values.is_valid()
         if field.kind == "list":
             present = pc.and_(present, pc.greater(pc.list_value_length(values).fill_null(0), 0))
-        if field.kind != "name":
+        if field.is_told:
             readable |= np.asarray(present)
-    names = ", ".join(field.name for field in fields if field.kind != "name")
-    check.reject(~readable, column="item_id", reason=f"has nothing to read ({names} are all empty)")
+    names = ", ".join(field.name for field in fields if field.is_told)
+    check.reject(~readable, column="item_id", reason=f"has nothing to read (nothing in {names})")
     _reject_repeats(check, columns["item_id"], "item_id")
     return check, columns
 
@@ -224,17 +224,15 @@ class _EventEncoder:
             "context": np.full(batch.num_rows, -1, np.int32),
             "line": check.lines,
         }
-        seconds = _checked(check, "timestamp", read_column(batch["timestamp"], "time"))
+        seconds = _read(check, "timestamp", "time")
         check.reject(np.asarray(seconds.is_null()), column="timestamp", reason=_MISSING)
         columns["timestamp"] = np.asarray(seconds.fill_null(0))
         if "surface" in names:
             columns["surface"] = self._codes(check, "surface").astype(np.int16)
         if "shown_with" in names:
-            shown_with = _checked(check, "shown_with", read_text(batch["shown_with"]))
-            columns["slate"] = _hashes(shown_with)
+            columns["slate"] = _hashes(_read(check, "shown_with"))
         if "context" in names:
-            context = _checked(check, "context", read_text(batch["context"]))
-            columns["context"] = self._context_codes(context)
+            columns["context"] = self._context_codes(_read(check, "context"))
         return {name: values[check.good] for name, values in columns.items()}
 
     def without_repeats(self, columns: Columns) -> Columns:
@@ -255,7 +253,7 @@ class _EventEncoder:
     def in_order(self, columns: Columns) -> Columns:
         """By user, time and line, slate mates side by side; `slate` counts slates from 0.
 
-        Slate mates get one time, when they were shown, and one context.
+        Slate mates get one time, when they were shown, and one context; an item is among them once.
         """
         first = _first_of_slate(columns)
         stated = columns["context"]
@@ -272,7 +270,15 @@ class _EventEncoder:
         np.minimum.at(shown_at, first, columns["timestamp"])
         stated_at = columns["timestamp"]
         columns["timestamp"] = shown_at[first]
-        del shown_at, shared, stated, columns["slate"]
+        del shown_at, shared, stated
+        _warn_of_long(columns["timestamp"], stated_at, first)
+        worse = _worse_of_an_item(columns, first)
+        if worse.any():
+            columns = self._without(
+                columns, worse, column="action", reason=_IS_WORSE, harmless=True
+            )
+            first, stated_at = first[~worse], stated_at[~worse]
+        del columns["slate"]
         order = np.lexsort((first, columns["timestamp"], columns["user"]))
         ordered: Columns = {"slate": np.cumsum(_changes([first], order)) - 1}
         for name in EVENT_TYPES:
@@ -284,7 +290,7 @@ class _EventEncoder:
     def _codes(self, check: RowCheck, column: str) -> Any:
         """Place of each value among the known words; rows with another value are rejected."""
         words = self._words[column]
-        values = _checked(check, column, read_text(check.table[column]))
+        values = _read(check, column)
         if column == "surface" and len(words) == 1:
             values = values.fill_null(words[0])
         check.reject(np.asarray(values.is_null()), column=column, reason=_MISSING)
@@ -349,6 +355,19 @@ def _first_of_slate(columns: Columns) -> NDArray[np.int64]:
     return first
 
 
+def _worse_of_an_item(columns: Columns, first: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether a better action with the same item of the same slate is known, bool [E].
+
+    What is exported as a view, a click and an application is one answer to one question.
+    """
+    mates = np.flatnonzero(columns["slate"])
+    keys = [columns["item"][mates], first[mates]]
+    order = np.lexsort((columns["action"][mates], *keys))
+    worse = np.zeros(len(first), np.bool_)
+    worse[mates[order[~_changes(keys, order)]]] = True
+    return worse
+
+
 def _require(names: Sequence[str], needed: Sequence[str], file: str) -> None:
     missing = [name for name in needed if name not in names]
     if missing:
@@ -359,15 +378,27 @@ def _require(names: Sequence[str], needed: Sequence[str], file: str) -> None:
         )
 
 
-def _checked(check: RowCheck, column: str, read: Column) -> pa.Array:
-    values, faults = read
+def _read(check: RowCheck, column: str, kind: FieldKind = "text") -> pa.Array:
+    """A column as its kind says; rows with another value are rejected.
+
+    Raises:
+        BadInput: it is more than a column holds.
+    """
+    try:
+        values, faults = read_column(check.table[column], kind)
+    except pa.ArrowInvalid as error:
+        raise BadInput(
+            f"{check.file}: column {column} of {check.table.num_rows:,} rows cannot be read as "
+            f"{kind} ({error}); a column holds 2 GB of text at most, so cut its texts to what a "
+            "prompt has room for."
+        ) from error
     for fault in faults:
         check.reject(fault.rows, column=column, reason=fault.reason)
     return values
 
 
 def _read_ids(check: RowCheck, column: str) -> pa.Array:
-    ids = _checked(check, column, read_text(check.table[column]))
+    ids = _read(check, column)
     check.reject(np.asarray(ids.is_null()), column=column, reason=_MISSING)
     return ids
 
@@ -409,6 +440,20 @@ def _hashes(words: pa.Array) -> NDArray[np.uint64]:
     """A 64-bit hash of each word, 0 for null. Two slates of one user would have to collide."""
     codes = pd.util.hash_array(words.fill_null("").to_numpy(zero_copy_only=False))
     return np.where(np.asarray(words.is_null()), 0, codes | np.uint64(1)).astype(np.uint64)
+
+
+def _warn_of_long(
+    shown_at: NDArray[np.int64], stated_at: NDArray[np.int64], first: NDArray[np.int64]
+) -> None:
+    """Say how many slates hold what was done a day after they were shown: are they slates?"""
+    late = stated_at - shown_at > _LONG_SECONDS
+    if late.any():
+        logger.warning(
+            "%s slates hold events of more than a day after their first, all of which count as of "
+            "then: a split by time trains on what came later, and a whole slate is held out at "
+            "once. shown_with is the id of what was on one screen, not of a session or a device.",
+            f"{len(np.unique(first[late])):,}",
+        )
 
 
 def _warn_of_early(ordered: Columns, stated_at: NDArray[np.int64]) -> None:

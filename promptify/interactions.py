@@ -90,15 +90,17 @@ class Interactions:
                 null) and `context` (a query or note in words, or null). Batches are read one by
                 one, so a log need not fit in memory as text.
             schema: what the fields are.
-            actions: every action that may occur.
+            actions: every action that may occur, of each surface the best first: of several of one
+                item in one slate the first named counts.
             surfaces: every surface that may occur; None for a single one called ``"events"``.
             bad_rows: what to do with rows that do not fit; None fails on the first table that
                 holds one.
 
         Returns:
             The log. Events of one user and surface that share a `shown_with` are one slate, and
-            all bear the time of its earliest event, the moment it was shown. Events equal in
-            user, item, action, time and surface are kept once.
+            all bear the time of its earliest event, the moment it was shown. An item that was
+            shown in it is one event of it, with the best of what was done. Events equal in user,
+            item, action, time and surface are kept once.
 
         Raises:
             BadInput: a column is missing, a table is empty, or a row does not fit and `bad_rows`
@@ -263,10 +265,11 @@ class Interactions:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Open a saved folder; the tables are memory-mapped, not read.
+        """Open a saved folder; the tables are memory-mapped, and of events alone all are read.
 
         Raises:
-            BadInput: the folder was not written by `save`, or a file in it is cut or damaged.
+            BadInput: the folder was not written by `save`, a file in it is cut, or events are not
+                in order or not of its people, items, actions, surfaces and contexts.
         """
         import datasets
 
@@ -285,7 +288,7 @@ class Interactions:
             for name in ("users", "items", "events"):
                 if len(tables[name]) != manifest[f"num_{name}"]:
                     raise ValueError(f"{name}.arrow holds {len(tables[name])} rows")
-            return cls(
+            log = cls(
                 schema=Schema.from_dict(manifest["schema"]),
                 users=tables["users"],
                 items=tables["items"],
@@ -294,6 +297,8 @@ class Interactions:
                 surfaces=manifest["surfaces"],
                 contexts=tables["contexts"].data.column("context").to_pylist(),
             )
+            log._check_numbers()
+            return log
         except BadInput:
             raise
         except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
@@ -301,6 +306,23 @@ class Interactions:
                 f"{folder} does not hold saved interactions, or they are cut or damaged "
                 f"({error}); make them again from the source."
             ) from error
+
+    def _check_numbers(self) -> None:
+        """Raise ValueError where events are not in order, or name what the log does not have."""
+        columns = (
+            ("user", self.event_user, 0, self.num_users),
+            ("item", self.event_item, 0, self.num_items),
+            ("action", self.event_action, 0, len(self.actions)),
+            ("surface", self.event_surface, 0, len(self.surfaces)),
+            ("context", self.event_context, -1, len(self.contexts)),
+        )
+        for name, values, least, end in columns:
+            if len(values) and not (values.min() >= least and values.max() < end):
+                raise ValueError(f"events.arrow: {name} is not between {least} and {end - 1}")
+        for name in ("user", "slate"):
+            values = self._event_column(name)
+            if (values[1:] < values[:-1]).any():
+                raise ValueError(f"events.arrow: {name} falls from one event to the next")
 
     def _event_column(self, name: str) -> NDArray[Any]:
         column = self.events.data.column(name)
@@ -322,9 +344,10 @@ class Interactions:
         try:
             return rows[wanted]
         except (KeyError, TypeError):
-            some = ", ".join(shown(known) for known in list(rows)[:3])
+            # Who else is a member is nobody's to read in a message.
+            told = f", such as {', '.join(map(shown, list(rows)[:3]))}" if what == "item" else ""
             raise BadInput(
-                f"unknown {what} {shown(wanted)}; {what} ids are text, such as {some}."
+                f"unknown {what} {shown(wanted)} of {len(rows):,}; {what} ids are text{told}."
             ) from None
 
 

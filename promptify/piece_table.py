@@ -65,6 +65,31 @@ class LogPieces:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Narrowed:
+    """Some pieces of a table, renumbered, and others behind them.
+
+    Attributes:
+        pool: those that every table begins with, the chosen ones, the others.
+        num_fixed: how many every table begins with, which keep their numbers.
+        kept: int64 [n], numbers in the table of the chosen ones, rising.
+    """
+
+    pool: Pool
+    num_fixed: int
+    kept: Int64
+
+    @property
+    def first_new(self) -> int:
+        """The number of the first of the others."""
+        return self.num_fixed + len(self.kept)
+
+    def __call__(self, numbers: Int64) -> Int64:
+        """Numbers in the table as numbers here, of the same shape."""
+        here = self.num_fixed + np.searchsorted(self.kept, numbers)
+        return np.where(numbers < self.num_fixed, numbers, here)
+
+
 class PieceTable:
     """The pieces of a log by number.
 
@@ -103,7 +128,6 @@ class PieceTable:
             "age": prompter.age_pieces,
             "instruction": prompter.instruction_pieces,
             "item": self.items(np.arange(log.num_items)),
-            # Last, what a prompt for somebody who is not in the log has no use for.
             "context": self.said.contexts,
             "profile": self.said.profiles,
         }
@@ -118,18 +142,23 @@ class PieceTable:
         slots = (items + self._prompter.vocab_size).astype(np.int32)
         return Pieces(ids=slots, offsets=np.arange(len(items) + 1))
 
-    def extended(self, blocks: Sequence[Pieces]) -> tuple[Pool, int]:
-        """A pool without the log's people and contexts, with other pieces behind.
+    def narrowed(self, *used: Int64, blocks: Sequence[Pieces]) -> "Narrowed":
+        """The pieces that one request tells, with others of its own behind: few of many.
 
-        Returns:
-            The pool, where all other pieces keep their numbers, and the first new number.
+        Args:
+            used: numbers of pieces of the whole pool.
+            blocks: the others.
         """
-        num_kept = self._first["context"]
+        num_fixed = self._first["item"]
+        kept = np.unique(np.concatenate([numbers.ravel() for numbers in used]))
+        kept = kept[kept >= num_fixed]
         pieces = self.pool.pieces
-        kept = Pieces(
-            ids=pieces.ids[: pieces.offsets[num_kept]], offsets=pieces.offsets[: num_kept + 1]
+        fixed = Pieces(
+            ids=pieces.ids[: pieces.offsets[num_fixed]], offsets=pieces.offsets[: num_fixed + 1]
         )
-        return self._pool_of([kept, *blocks]), num_kept
+        return Narrowed(
+            pool=self._pool_of([fixed, pieces.take(kept), *blocks]), num_fixed=num_fixed, kept=kept
+        )
 
     # Numbers of pieces.
 
@@ -138,11 +167,6 @@ class PieceTable:
         if not self._has_slots:
             return pieces
         return self.items(len(self.item_pieces) + np.arange(len(pieces)))
-
-    def with_context(self, text: str) -> tuple[Pool, int]:
-        """The whole pool and one more context, with its piece number."""
-        pieces = self._prompter.context_pieces([text])
-        return self._pool_of([self.pool.pieces, pieces]), len(self.pool.pieces)
 
     def item(self, items: NDArray[Any] | int) -> Any:
         """Of items, by row."""

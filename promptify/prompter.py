@@ -5,6 +5,7 @@ book = prompter.book(interactions)
 rows = book.prefixes(split.test)
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -343,6 +344,7 @@ class Prompter:
         }
         with tempfile.TemporaryDirectory(dir=folder, prefix=".prompter.") as part:
             self.tokenizer.save_pretrained(part)
+            manifest["tokenizer_sha256"] = _hash_of_tokenizer(Path(part))
             # The manifest is renamed last: where it stands, everything does.
             text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
             (Path(part) / _MANIFEST).write_text(text, encoding="utf-8")
@@ -365,6 +367,10 @@ class Prompter:
                     f"{_FORMAT_VERSION}; make it again from the source"
                 )
             tokenizer = load_tokenizer(Path(folder))
+            # Saved over another one and cut short, a folder holds the files of two.
+            stated = manifest.get("tokenizer_sha256", _hash_of_tokenizer(Path(folder)))
+            if stated != _hash_of_tokenizer(Path(folder)):
+                raise ValueError("tokenizer.json beside it is another's; save it again")
             tasks = [Task.from_dict(task) for task in manifest["tasks"]]
             return cls(
                 tasks=tasks,
@@ -380,6 +386,10 @@ class Prompter:
             raise BadInput(
                 f"{path} is not a saved prompter, or it is damaged ({error})."
             ) from error
+
+
+def _hash_of_tokenizer(folder: Path) -> str:
+    return hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
 
 
 def _instructions(tasks: Sequence[Task], neutralize: Neutralizer) -> list[str]:

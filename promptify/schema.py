@@ -34,6 +34,11 @@ class Field:
     kind: FieldKind
     label: str = ""
 
+    @property
+    def is_told(self) -> bool:
+        """Whether a text tells it: a name says who and not what, a time depends on the moment."""
+        return self.kind not in ("time", "name")
+
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip() or self.name.startswith("__"):
             raise BadInput(f"Field.name={self.name!r} must be the name of a column.")
@@ -56,11 +61,11 @@ class Schema:
 
     Args:
         user: fields of the profile; may be empty.
-        items: kind of item → its fields, at least one each that is no name. A field that two kinds
-            share is one column, so it must be of one kind.
+        items: kind of item → its fields, at least one each that a text tells. A field that two
+            kinds share is one column, so it must be of one kind.
 
     Raises:
-        BadInput: a field stands twice, a kind of item has no fields but names, or a shared field
+        BadInput: a field stands twice, a kind of item has nothing to read, or a shared field
             has two kinds.
 
     Example:
@@ -85,9 +90,10 @@ class Schema:
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise BadInput(f"Schema of {owner!r} names {', '.join(twice)} twice; keep one.")
-            if owner in self.items and all(field.kind == "name" for field in owned):
+            if owner in self.items and not any(field.is_told for field in owned):
                 raise BadInput(
-                    f"Schema.items[{owner!r}] has no fields but names; give it a text to read."
+                    f"Schema.items[{owner!r}] has no fields but names and times; give it a text to "
+                    "read."
                 )
         kinds: dict[str, FieldKind] = {}
         for owned in self.items.values():

@@ -19,6 +19,7 @@ from promptify.words import ARROW, cut_to_word
 
 END_OF_TEXT = "<|endoftext|>"
 MIN_VOCAB_SIZE = 512
+_TEXTS_AT_ONCE = 10_000
 
 _PROBES = (
     "Predict what this person does",
@@ -28,6 +29,8 @@ _PROBES = (
     " who knows C++ here",
     "\n",
     " (500) Days of Summer (2009) · Comedy, “Drama”!",
+    # A tokenizer that reads other characters as these would read a label or an arrow in any text.
+    " ａｐｐｌｙ ＝＞ ﬁ Ⅳ ²",
     ARROW,
 )
 
@@ -189,6 +192,20 @@ def tokenize_within(
     Returns:
         P pieces; an empty text is an empty piece.
     """
+    # What the tokenizer says of a text takes fifty times its ids.
+    starts = range(0, len(texts), _TEXTS_AT_ONCE)
+    return Pieces.joined(
+        [Pieces.of([])]
+        + [
+            _tokenize(tokenizer, texts[start : start + _TEXTS_AT_ONCE], max_tokens, close)
+            for start in starts
+        ]
+    )
+
+
+def _tokenize(
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_tokens: int, close: bool
+) -> Pieces:
     pieces: list[list[int]] = [[] for _ in texts]
     unread = dict(enumerate(texts))
     while unread:

@@ -28,15 +28,20 @@ ARROW = " =>"
 ENDING = "here"
 """What ends a line that no letter or digit ends."""
 
-# Control characters, surrogates and every kind of space would let text start a line of its own;
-# bidirectional overrides would let a line read as another.
+# Control characters, surrogates and every kind of space, seen or not, would let text start a line
+# of its own; bidirectional overrides would let a line read as another.
 _BLANK = re.compile(
-    r"[\s\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+"
+    r"[\s\x00-\x1f\x7f-\x9f\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069"
+    r"\u2800\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]+"
 )
+# Nor is it seen where a word may be parted, or what joins letters and pictures: that stays where it
+# does so, between those of scripts that need it.
+_JOINS = r"[\u0590-\u1fff\u2070-\U0010ffff]"
+_UNSEEN = re.compile(rf"\xad|(?<!{_JOINS})[\u200c\u200d]|[\u200c\u200d](?!{_JOINS})")
 # A word said again and again drowns out the rest of its text; names say one twice at most.
 _SAID_AGAIN = re.compile(r"(?<!\S)(\S+)(?: \1){2,}(?!\S)", re.IGNORECASE)
-# What stands between two fields; within a word ("l·l") it does not.
-_SEPARATES = re.compile(r" ?(?<!\S)·(?!\S)")
+# What stands between two fields, whatever it is written beside; within a word ("l·l") it does not.
+_SEPARATES = re.compile(r" ?(?<!\S)·+")
 _BRACKETS = str.maketrans({"⟦": "[", "⟧": "]"})
 
 Columns = Mapping[str, Sequence[Any]]
@@ -77,6 +82,8 @@ class Neutralizer:
     def __call__(self, text: str) -> str:
         """The same text in NFC, without anything that means something to a prompt."""
         text = unicodedata.normalize("NFC", _BLANK.sub(" ", text)).translate(_BRACKETS)
+        # Without what stood between them a letter and its accent are one.
+        text = unicodedata.normalize("NFC", _UNSEEN.sub("", text))
         if self.forbidden is not None:
             # Once more as long as it takes: what is cut out may leave a forbidden word behind.
             while self.forbidden.search(text):
@@ -147,9 +154,7 @@ class Words:
         told = [
             self._values(field, columns[field.name], self.cuts.get((table, field.name)))
             for field in fields
-            # Time is told as a gap or an age, which depends on the moment and not on the item; a
-            # name says who it is, and not what.
-            if field.kind not in ("time", "name") and field.name in columns
+            if field.is_told and field.name in columns
         ]
         rows = zip(*told, strict=True) if told else (() for _ in range(num_rows))
         return [SEPARATOR.join(value for value in row if value) for row in rows]

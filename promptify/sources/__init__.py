@@ -53,7 +53,7 @@ class SourceData:
 
     Raises:
         BadInput: tasks and surfaces are not the same names, a task ranks a kind of item that the
-            schema lacks, or an event's action is not one of its task's.
+            schema lacks, or an event's action or item's kind is not one of its task's.
     """
 
     interactions: Interactions
@@ -77,6 +77,13 @@ class SourceData:
                     f"has {', '.join(log.schema.items)}; change item_kind or the schema."
                 )
             surface = log.surfaces.index(task.name)
+            here = log.event_surface == surface
+            if num := int((log.item_kinds[log.event_item] != task.item_kind)[here].sum()):
+                raise BadInput(
+                    f"Surface {task.name!r} holds {num:,} events with items of another kind than "
+                    f"{task.item_kind!r}, which its task ranks; give them a surface of their own "
+                    "or mend the log."
+                )
             stray = [
                 log.actions[pair % len(log.actions)]
                 for pair in used.tolist()

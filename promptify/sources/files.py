@@ -17,6 +17,8 @@ from promptify.validation import LINE, BadInput, BadRows, located
 
 MAX_BATCH_ROWS = 250_000
 """Rows of a file that are read at once."""
+_MAX_CELL = 2**31 - 1
+"""Characters of a cell; what Arrow holds."""
 
 
 def read_table(
@@ -99,6 +101,8 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
 
 def _delimited(delimiter: str) -> "_Reader":
     def read(path: Path, bad_rows: BadRows, batch_rows: int) -> Iterator[pa.Table]:
+        # Of the process; csv refuses longer cells, where a job's description may be as long.
+        csv.field_size_limit(max(csv.field_size_limit(), _MAX_CELL))
         # Bytes that are not UTF-8 pass as surrogates, to be reported by column and line.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.reader(file, delimiter=delimiter, strict=True)
@@ -130,6 +134,14 @@ def _delimited(delimiter: str) -> "_Reader":
                 except StopIteration:
                     break
                 except csv.Error as error:
+                    if reader.line_num > line:
+                        # Where the next row begins nobody knows, and a row of the file may be a
+                        # cell's text: to go on would take what somebody wrote for a row.
+                        raise BadInput(
+                            f"{path} line {line}: a quote that is opened here, or by line "
+                            f"{reader.line_num}, is not closed as CSV has it ({error}); close it, "
+                            "or double the quotes within it."
+                        ) from error
                     _unreadable(bad_rows, path, line, str(error), "is not CSV")
                     continue
                 if len(row) == len(header):
@@ -137,7 +149,8 @@ def _delimited(delimiter: str) -> "_Reader":
                     lines.append(line)
                 elif row:
                     reason = f"has {len(row)} fields, the header has {len(header)}"
-                    _unreadable(bad_rows, path, line, delimiter.join(row), reason)
+                    text, num = delimiter.join(row), reader.line_num - line + 1
+                    _unreadable(bad_rows, path, line, text, reason, num=num)
                 if len(rows) >= batch_rows:
                     yield batch()
                     rows, lines = [], []
@@ -215,6 +228,9 @@ def _as_list(value: Any) -> list[Any]:
 def _words(value: Any) -> bytes | None:
     if value is None:
         return None
+    if isinstance(value, float) and value.is_integer():
+        # As a column of numbers alone would have it: an id is the same beside whatever it stands.
+        value = int(value)
     text = value if isinstance(value, str) else json.dumps(value)
     return text.encode("utf-8", "surrogatepass")
 
@@ -235,13 +251,16 @@ def _parquet(path: Path, bad_rows: BadRows, batch_rows: int) -> Iterator[pa.Tabl
         ) from error
 
 
-def _unreadable(bad_rows: BadRows, path: Path, line: int, text: str, reason: str) -> None:
+def _unreadable(
+    bad_rows: BadRows, path: Path, line: int, text: str, reason: str, *, num: int = 1
+) -> None:
+    """Report lines that hold no row: where they begin, their text, and how many they are."""
     bad_rows.add(
         file=path.name,
         unit="line",
         column="the line",
         reason=reason,
-        num=1,
+        num=num,
         lines=[line],
         rows=[{"the line": text}],
     )

@@ -126,9 +126,16 @@ def make_films() -> LogMaker:
 
 @pytest.fixture(scope="session")
 def make_market() -> LogMaker:
-    """A market; `slates` are (user, surface, context or None, [(item, action), …]), by time."""
+    """A market; `slates` are (user, surface, context or None, [(item, action), …]), by time.
 
-    def make(slates: Sequence[tuple[int, str, str | None, Sequence[tuple[int, str]]]]) -> Any:
+    Five jobs and five people; jobs beyond them are items 10, 11, ….
+    """
+
+    def make(
+        slates: Sequence[tuple[int, str, str | None, Sequence[tuple[int, str]]]],
+        *,
+        more_jobs: int = 0,
+    ) -> Any:
         shown = [
             (user, surface, context, item, action, slate)
             for slate, (user, surface, context, events) in enumerate(slates)
@@ -145,12 +152,17 @@ def make_market() -> LogMaker:
             ),
             items=pa.table(
                 {
-                    "item_id": [f"i{item}" for item in range(10)],
-                    "kind": ["job"] * 5 + ["person"] * 5,
-                    "title": ["Ward nurse", "Plumber", "Baker", "Cook", "Pilot"] + [None] * 5,
-                    "pay": pa.array([3.0, 4.0, 2.0, 2.5, 9.0] + [None] * 5, pa.float64()),
+                    "item_id": [f"i{item}" for item in range(10 + more_jobs)],
+                    "kind": ["job"] * 5 + ["person"] * 5 + ["job"] * more_jobs,
+                    "title": ["Ward nurse", "Plumber", "Baker", "Cook", "Pilot"]
+                    + [None] * 5
+                    + ["Ward nurse"] * more_jobs,
+                    "pay": pa.array(
+                        [3.0, 4.0, 2.0, 2.5, 9.0] + [None] * 5 + [3.0] * more_jobs, pa.float64()
+                    ),
                     "headline": [None] * 5
-                    + ["Oncologist", "Surgeon, 8 years", "Cook", "Roofer", "Judge"],
+                    + ["Oncologist", "Surgeon, 8 years", "Cook", "Roofer", "Judge"]
+                    + [None] * more_jobs,
                 }
             ),
             events=pa.table(

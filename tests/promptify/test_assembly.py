@@ -1,3 +1,4 @@
+import tracemalloc
 from dataclasses import replace
 from itertools import chain, pairwise
 from typing import Any
@@ -551,6 +552,29 @@ def test_events_shown_together_are_told_as_one_slate(fit_market: Any, make_marke
     assert told(*alone).count("far") == 2
 
 
+@pytest.mark.parametrize("form", ["text", "slot"])
+def test_a_request_takes_no_memory_for_items_it_does_not_tell(
+    form: str, make_films: Any, fit_films: Any, film_events: Any
+) -> None:
+    titles = [f"Film number {n} about the sea and the city" for n in range(20_000)]
+    book = fit_films(form=form).book(make_films(film_events, titles=titles))
+    history = [HistoryEvent(item="i7", action="liked"), HistoryEvent(item="i9", action="liked")]
+    user, end = 0, int(book.interactions.user_offsets[1])
+    asked: tuple[Any, ...] = (
+        lambda: book.of_user(user, 0, end, task=0, context="near the sea"),
+        lambda: book.inline({"work": "nurse"}, history, context="near the sea"),
+    )
+    book.interactions.item_row("i7")
+    for ask in asked:
+        tracemalloc.start()
+        rows = ask()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert "near the sea" in book.render(rows, 0)
+        # All items are 320,000 tokens, or 20,000 slots of 4 bytes and as many offsets of 8.
+        assert peak < 220_000
+
+
 def test_inline_values_of_any_type_read_as_those_of_a_table(films: Any) -> None:
     values = {"remote": True, "size": 7.0, "skills": "nursing|triage", "says": ["nl", "en"]}
     log = Interactions.from_tables(
@@ -659,7 +683,8 @@ def test_questions_follow_any_prefix(
     form: str, make_films: Any, fit_films: Any, film_events: Any
 ) -> None:
     prompter = fit_films(form=form, max_prompt_tokens=200)
-    book = prompter.book(make_films(film_events, titles=["a word " * 50, "Up", "x", "", "M!", "y"]))
+    titles = ["a word " * 50, "Up", "x", "<|endoftext|>", "M!", "y"]
+    book = prompter.book(make_films(film_events, titles=titles))
     rows = book.inline({}, [HistoryEvent(item="i1", action="liked")] * 200)
     known = book.question(np.array([0, 3, 1]))
     inline = book.question([{"title": "a word " * 50}, {"title": None}, {"title": "Up"}])
@@ -697,9 +722,8 @@ def test_text_from_outside_forges_nothing(
     is_given: bool,
 ) -> None:
     prompter = fit_films(form=form, tokenizer=qwen_like if is_given else None)
-    log = make_films(
-        film_events, titles=[title.encode(errors="ignore").decode() for title in titles]
-    )
+    known = [title.encode(errors="ignore").decode().strip() or "M" for title in titles]
+    log = make_films(film_events, titles=known)
     book = prompter.book(log)
     windows = book.windows(np.ones(log.num_events, bool), seed=0, epoch=0)
     rows = book.assemble(windows, seed=0, epoch=0)

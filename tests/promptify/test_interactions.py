@@ -133,6 +133,35 @@ def test_two_contexts_in_one_slate_are_reported() -> None:
     assert bad_rows.num_set_aside == 1
 
 
+def test_an_item_is_in_a_slate_once_with_the_best_of_what_was_done() -> None:
+    events = {
+        "item_id": [10, 10, 11, 10, 10],
+        "timestamp": [4, 6, 5, 7, 8],
+        "action": ["bad", "good", "bad", "bad", "bad"],
+        "shown_with": ["s", "s", "s", None, None],
+    }
+    with BadRows() as bad_rows:
+        data = log(events, bad_rows=bad_rows)
+    assert data.event_item.tolist() == [0, 1, 0, 0]
+    assert data.event_action.tolist() == [0, 1, 1, 1]
+    # When it was shown is known of the one that is left out, too.
+    assert data.event_timestamp.tolist() == [4, 4, 7, 8]
+    [(reason, count)] = bad_rows.counts.items()
+    assert (reason, count) == (
+        "events: action comes with a better one for the same item and shown_with",
+        1,
+    )
+
+
+def test_a_slate_of_days_is_asked_about(caplog: pytest.LogCaptureFixture) -> None:
+    day = 86_400
+    shown = {"item_id": [10, 11, 12], "timestamp": [0, day, 5 * day], "shown_with": ["s", "s", "t"]}
+    log(shown)
+    assert not caplog.text
+    log({**shown, "shown_with": ["feed"] * 3})
+    assert "1 slates hold events of more than a day after their first" in caplog.text
+
+
 def test_repeated_events_are_kept_once_and_counted() -> None:
     with BadRows() as bad_rows:
         data = log(
@@ -156,6 +185,8 @@ def test_repeated_events_are_kept_once_and_counted() -> None:
         ({"item_id": [None]}, "item_id None is missing"),
         ({"action": ["meh"]}, "action 'meh' is not one of good, bad"),
         ({"timestamp": [978300760000]}, "looks like milliseconds; divide by 1000"),
+        ({"timestamp": ["20240131"]}, "timestamp '20240131' looks like a date; write it as 2024-"),
+        ({"timestamp": [20240131]}, "looks like a date"),
         ({"timestamp": [None]}, "timestamp None is missing"),
         ({"timestamp": [float("nan")]}, "timestamp nan is not a time"),
         ({"timestamp": ["yesterday"]}, "timestamp 'yesterday' is not a time"),
@@ -214,7 +245,7 @@ def test_a_bad_row_takes_no_good_one_of_its_id_with_it() -> None:
     assert bad_rows.counts == {
         "users: age is not a number; leave it empty if it is unknown": 1,
         "users: user_id stands twice; ids must be different": 1,
-        "items: item_id has nothing to read (title, genres are all empty)": 1,
+        "items: item_id has nothing to read (nothing in title, genres)": 1,
     }
 
 
@@ -246,11 +277,29 @@ def test_dates_are_read_as_seconds() -> None:
     assert data.event_timestamp.tolist() == [0, 90, 86400]
 
 
+def test_an_item_with_nothing_that_is_told_is_a_bad_row() -> None:
+    schema = Schema(
+        user=(),
+        items={"film": (Field(name="title", kind="text"), Field(name="posted", kind="time"))},
+    )
+    items = pa.table({"item_id": ["10", "11"], "title": ["Up", None], "posted": [5, 7]})
+    with pytest.raises(BadInput, match=r"'11' has nothing to read \(nothing in title\)"):
+        Interactions.from_tables(
+            users=USERS,
+            items=items,
+            events=pa.table(
+                {"user_id": ["u0"], "item_id": ["10"], "action": ["good"], "timestamp": [1]}
+            ),
+            schema=schema,
+            actions=("good",),
+        )
+
+
 def test_rows_are_found_by_id() -> None:
     data = log({"item_id": [10], "timestamp": [1]})
     assert data.user_row("u2") == 2
     assert data.item_row("13") == 3
-    with pytest.raises(BadInput, match="unknown user '42'; user ids are text, such as 'u0'"):
+    with pytest.raises(BadInput, match=r"unknown user '42' of 3; user ids are text\.$"):
         data.user_row("42")
     with pytest.raises(BadInput, match="unknown item 13"):
         data.item_row(13)  # type: ignore[arg-type]
@@ -315,7 +364,9 @@ def test_saved_and_loaded_is_the_same(
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    log({"item_id": [10, 11], "timestamp": [1, 2]}).save(tmp_path / "saved")
+    log({"user_id": ["u1", "u2"], "item_id": [10, 11], "timestamp": [20241301, 2]}).save(
+        tmp_path / "saved"
+    )
     return tmp_path / "saved"
 
 
@@ -344,6 +395,32 @@ def test_a_damaged_folder_is_refused(saved: Path, name: str) -> None:
         Interactions.load(saved)
     (saved / name).unlink()
     with pytest.raises(BadInput, match="cut or damaged"):
+        Interactions.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("item", 9999, "item is not between 0 and"),
+        ("action", -1, "action is not between 0 and"),
+        ("context", -2, "context is not between -1 and"),
+        ("user", 0, "user falls from one event to the next"),
+        ("slate", -5, "slate falls from one event to the next"),
+    ],
+)
+def test_events_whose_numbers_fit_nothing_are_refused(
+    saved: Path, column: str, value: int, message: str
+) -> None:
+    # Of bytes, since a file that is mapped must not be written to.
+    with pa.ipc.open_stream((saved / "events.arrow").read_bytes()) as stream:
+        events = stream.read_all()
+    values = events[column].to_numpy().copy()
+    values[-1] = value
+    place = events.schema.get_field_index(column)
+    events = events.set_column(place, events.schema.field(place), [pa.array(values)])
+    with pa.ipc.new_stream(saved / "events.arrow", events.schema) as stream:
+        stream.write_table(events)
+    with pytest.raises(BadInput, match=message):
         Interactions.load(saved)
 
 

@@ -267,6 +267,11 @@ def test_a_damaged_prompter_is_refused(fit_films: Any, tmp_path: Path) -> None:
         with pytest.raises(BadInput, match="is not a saved prompter"):
             Prompter.load(tmp_path)
     path.write_text(whole)
+    # One was saved over another, and was cut short before its manifest stood.
+    with (tmp_path / "tokenizer.json").open("a") as file:
+        file.write("\n")
+    with pytest.raises(BadInput, match=r"tokenizer\.json beside it is another's"):
+        Prompter.load(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(BadInput, match=r"no tokenizer\.json"):
         Prompter.load(tmp_path)

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from promptify.columns import read_text
 from promptify.schema import Field, Schema
+from promptify.sources.files import read_table
 from promptify.sources.table import table
 from promptify.task import Task
-from promptify.validation import BadInput
+from promptify.validation import BadInput, BadRows
 
 TASK = Task(
     name="jobs",
@@ -161,6 +163,9 @@ def test_several_tasks_are_several_surfaces(tmp_path: Path) -> None:
     events[1]["action"] = "view"
     with pytest.raises(BadInput, match="Surface 'people' holds events with view"):
         table(**write_all(tmp_path, items=items, events=events), task=task)
+    events[1] |= {"action": "bad", "item_id": "a"}
+    with pytest.raises(BadInput, match="'people' holds 1 events with items of another kind than"):
+        table(**write_all(tmp_path, items=items, events=events), task=task)
 
 
 @pytest.mark.parametrize(
@@ -280,6 +285,40 @@ def test_headers_that_do_not_fit_are_named(tmp_path: Path) -> None:
         files["events"].write_bytes(header)
         with pytest.raises(BadInput, match=message):
             table(**files, task=TASK)
+
+
+@pytest.mark.parametrize("on_bad_rows", ["fail", "skip"])
+def test_a_quote_that_is_not_closed_takes_no_rows_with_it(tmp_path: Path, on_bad_rows: str) -> None:
+    files = write_all(tmp_path)
+    rows = [b"1,a,view,%d" % at for at in range(60)]
+    for closed_at in (40, None):
+        broken = [*rows]
+        broken[5] = b'1,"a,view,5'
+        if closed_at is not None:
+            broken[closed_at] = b'1,a,"view",5'
+        files["events"].write_bytes(HEADER + b"\n".join(broken) + b"\n")
+        with pytest.raises(BadInput, match=r"events\.csv line 7: a quote that is opened here"):
+            table(**files, task=TASK, on_bad_rows=on_bad_rows)
+
+
+def test_a_long_cell_is_read_whole_and_lines_of_a_row_are_all_counted(tmp_path: Path) -> None:
+    files = write_all(tmp_path)
+    told = "long " * 40_000
+    files["items"].write_text(
+        f'item_id,title\na,"{told}\nb,Forged"\nb,Real\nc,"one\ntwo\nthree",more\n'
+    )
+    read = table(**files, task=TASK, on_bad_rows="skip")
+    assert read.interactions.item_ids == ("a", "b")
+    titles = read.interactions.items.data.column("title").to_pylist()
+    assert titles == [f"{told}\nb,Forged", "Real"]
+    assert read.set_aside["items.csv: the line has 3 fields, the header has 2"] == 3
+
+
+def test_an_id_reads_the_same_beside_whatever_it_stands(tmp_path: Path) -> None:
+    for other in (2, 2.5, "b", None):
+        file = write(tmp_path / "items.jsonl", [{"item_id": 1.0}, {"item_id": other}])
+        read = read_table(file, renames={}, found=set(), bad_rows=BadRows())
+        assert read_text(read["item_id"])[0].to_pylist()[0] == "1"
 
 
 def test_skip_and_quarantine_set_bad_rows_aside(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from promptify import tokenizer as tokenizer_module
 from promptify.tokenizer import (
     MIN_VOCAB_SIZE,
     check_label_words,
@@ -97,6 +100,43 @@ def test_a_tokenizer_that_reads_across_lines_is_refused() -> None:
     lines = [f"{ARROW} liked\n the sea{ARROW} watched\n"] * 50
     with pytest.raises(BadInput, match="sum of its pieces"):
         check_pieces_add_up(_trained(tokenizer, lines), LABELS)
+
+
+def test_texts_are_read_in_parts_as_they_are_at_once(
+    trained: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["", "a", *TEXTS[:20], "x " * 50]
+    at_once = tokenize_within(trained, texts, max_tokens=12)
+    most = []
+    call = PreTrainedTokenizerFast.__call__
+
+    def counted(self: Any, text: list[str], **options: Any) -> Any:
+        most.append(len(text))
+        return call(self, text, **options)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", counted)
+    monkeypatch.setattr(tokenizer_module, "_TEXTS_AT_ONCE", 4)
+    parts = tokenize_within(trained, texts, max_tokens=12)
+    assert max(most) == 4
+    np.testing.assert_array_equal(parts.ids, at_once.ids)
+    np.testing.assert_array_equal(parts.offsets, at_once.offsets)
+    assert len(tokenize_within(trained, [], max_tokens=12)) == 0
+
+
+@pytest.mark.parametrize(("form", "is_taken"), [("NFC", True), ("NFKC", False), ("NFKD", False)])
+def test_a_tokenizer_that_reads_other_characters_as_an_arrow_is_refused(
+    form: str, is_taken: bool
+) -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = getattr(normalizers, form)()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trained = _trained(tokenizer, TEXTS)
+    if is_taken:
+        check_pieces_add_up(trained, LABELS)
+    else:
+        with pytest.raises(BadInput, match="sum of its pieces"):
+            check_pieces_add_up(trained, LABELS)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=80), st.integers(8, 20))

@@ -201,8 +201,10 @@ def test_windows_can_be_chosen(long_book: PromptBook) -> None:
 def test_a_slate_too_long_for_any_prompt_is_cut_and_nothing_is_lost(
     make_market: Any, fit_market: Any
 ) -> None:
-    shown = [(item, action) for item in range(5) for action in ACTIONS["jobs"]]
-    log = make_market([(0, "jobs", "pay first.", shown), (0, "jobs", None, [(0, "view")])])
+    jobs = [*range(5), *range(10, 20)]
+    shown = [(item, ACTIONS["jobs"][item % 3]) for item in jobs]
+    last = (0, "jobs", None, [(0, "view")])
+    log = make_market([(0, "jobs", "pay first.", shown), last], more_jobs=10)
     train = np.ones(16, bool)
     assert len(fit_market(form="text").book(log).windows(train, seed=0, epoch=0)) == 1
     for max_tokens in range(100, 130):

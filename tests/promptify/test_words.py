@@ -45,6 +45,7 @@ hostile = st.lists(
 @example("=\u200b> ⟦Heat⟧\x85liked\n")
 @example("Cafe\u0301 <PAD>")
 @example("liked<s>liked =>liked\u200bliked\x85赞")
+@example("⟦\u200d東 e\u00ad\u0301 \u212b\u200d東")
 def test_outside_text_is_one_harmless_line(text: str) -> None:
     told = NEUTRALIZE(text)
     assert "=>" not in told
@@ -67,6 +68,7 @@ def test_harmless_text_stays_as_it_is() -> None:
         "a = b > c",
         "x<s",
         "می‌خواهم",
+        "👩\u200d💻 क्\u200dष",
     ):
         assert NEUTRALIZE(text) == text
 
@@ -77,6 +79,11 @@ def test_harmless_text_stays_as_it_is() -> None:
         ("Clerk · pay: top tenth", "Clerk, pay: top tenth"),
         ("Clerk\u00a0·\n· pay: high", "Clerk,, pay: high"),
         ("· pay: high ·", ", pay: high,"),
+        ("Nurse ·, pay: high ··pay", "Nurse,, pay: high,pay"),
+        ("Nurse ·\u200d pay: high", "Nurse, pay: high"),
+        ("Nurse \u00ad·\u00ad pay\u2800·\u3164pay", "Nurse, pay, pay"),
+        ("=\u00ad> ap\u00adply \u200capply e\u00ad\u0301", "→ apply apply é"),
+        ("⟦\u200d東\u200d⟧ x\u200dy \U000e0061·\U000e007f", "[東] xy,"),
     ],
 )
 def test_a_text_is_one_field(forged: str, told: str) -> None:
