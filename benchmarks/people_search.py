@@ -39,6 +39,8 @@ from decant.answering import NUM_RETRIEVED
 from decant.facets import folded_words
 from decant.on_validation import RANK_WEIGHTS
 from decant.recommender import Recommender, build_index
+from decant.run_record import json_hash
+from decant.stages import ROOMS, code_hashes
 from foundation import FitConfig, Foundation, FoundationConfig
 from foundation.evaluation import bootstrap_interval, paired_bootstrap
 from foundation.predictions import log_positive
@@ -57,6 +59,10 @@ _BESIDE = {
     "ndcg@10_vs_bm25_expanded_our_facets": ("bm25 expanded, our facets", ("search",)),
 }
 NUM_NAMES = 400
+_MAKES_A_MODEL = (
+    *ROOMS,
+    *(f"benchmarks.{n}" for n in ("people_queries", "people_search", "tasks")),
+)
 _BONUSES = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 Float32 = NDArray[np.float32]
@@ -164,7 +170,14 @@ def productive(market: SearchMarket) -> NDArray[np.bool_]:
 
 
 def trained(market: SearchMarket, settings: Settings, *, out: Path) -> Recommender:
-    """Train on a market's searches; goes on where an earlier call with this folder stopped."""
+    """Train on a market's searches; goes on where an earlier call stopped.
+
+    Args:
+        market: whose.
+        settings: of the training.
+        out: kept for this market and these settings; a model in it of other code is left there.
+    """
+    out = out / json_hash(code_hashes(_MAKES_A_MODEL))[:12]
     train = productive(market)
     prompter = Prompter.fit(
         market.log, train, search_tasks(market.data.tasks), config=settings.prompter

@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -168,3 +169,30 @@ def test_seeds_that_ask_of_the_same_trades_make_a_mean_no_surer(
     assert benchmark.main(["--seeds", "0", "1", "2", "--out", str(out)]) == 0
     [mean] = [row for row in read_csv(out) if row.seed == "mean"]
     assert (mean.ci_low, mean.ci_high) == (pytest.approx(0.1), pytest.approx(0.4))
+
+
+def test_a_kept_model_of_other_code_is_trained_anew(
+    market: SearchMarket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainings: list[Path] = []
+
+    class Model:
+        def fit(self, *_: object, out: Path, **__: object) -> None:
+            out.mkdir(parents=True)
+            trainings.append(out)
+
+        def save_pretrained(self, folder: Path) -> None:
+            folder.mkdir()
+
+    made = SimpleNamespace(create=lambda *_, **__: Model(), from_pretrained=lambda _: Model())
+    monkeypatch.setattr(benchmark, "Foundation", made)
+    monkeypatch.setattr(benchmark, "Prompter", SimpleNamespace(fit=lambda *_, **__: None))
+    monkeypatch.setattr(benchmark, "BookOfSearches", lambda *_: None)
+    monkeypatch.setattr(benchmark, "build_index", lambda *_, **__: None)
+    monkeypatch.setattr(benchmark, "Recommender", lambda *_: None)
+    settings = benchmark.smoke_settings()
+    for code, count in (("a", 1), ("a", 1), ("b", 2), ("a", 2)):
+        monkeypatch.setattr(benchmark, "code_hashes", lambda _, code=code: {"all": code})
+        benchmark.trained(market, settings, out=tmp_path)
+        assert len(trainings) == count
+    assert not any(path.exists() for path in trainings)

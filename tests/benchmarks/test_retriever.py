@@ -4,10 +4,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import retriever
+from benchmarks import retriever, retriever_arms
 from benchmarks.arms import Arm, beds, prepare
 from benchmarks.retriever_arms import SMOKE, Bench, Said, Training, reranked, unseen
 from decant.results import read_csv
+from foundation import Foundation
 from foundation.evaluation import ndcg
 
 NO = -np.inf
@@ -59,6 +60,25 @@ def test_smoke_measures_every_arm_and_a_second_call_measures_nothing_again(
 
     assert retriever.main(call) == 0
     assert (tmp_path / "rows.csv").read_bytes() == before
+
+
+def test_a_kept_model_of_other_code_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*_: object, **__: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(Foundation, "fit", fit)
+    monkeypatch.setattr(Foundation, "from_pretrained", lambda folder: folder)
+    bed = beds(["job_market"], movielens=None, smoke=True)[0]
+    bench = Bench(prepare(bed, seed=0), SMOKE, tmp_path)
+    monkeypatch.setattr(retriever_arms, "code_hashes", lambda _: {"all": "a"})
+    kept = bench._path("full", ".model")
+    kept.mkdir(parents=True)
+    assert bench.model("full") == kept
+    monkeypatch.setattr(retriever_arms, "code_hashes", lambda _: {"all": "b"})
+    with pytest.raises(InterruptedError):
+        bench.model("full")
 
 
 def test_seeds_of_the_same_people_make_a_mean_no_surer(
