@@ -89,7 +89,7 @@ class Measured:
         interval: Interval,
         **cells: Any,
     ) -> None:
-        """Write a row, unless it is there already; a mean takes the place of one of fewer seeds.
+        """Write a row, unless it is there already; a mean takes the place of another one.
 
         Args:
             seed: of the run, or ``"mean"``.
@@ -100,14 +100,17 @@ class Measured:
         """
         key = {name: value for name, value in cells.items() if name not in _NOT_KEYS}
         known = [row for row in self.rows if _has_cells(row, {"seed": seed, **key})]
-        if known and (seed != "mean" or any(row.value == interval.value for row in known)):
-            return
         is_known = np.isfinite([interval.low, interval.high]).all() and interval.low < interval.high
+        told = (interval.value, *((interval.low, interval.high) if is_known else (None, None)))
+        if known and (
+            seed != "mean" or any((row.value, row.ci_low, row.ci_high) == told for row in known)
+        ):
+            return
         row = ResultRow(
             benchmark=self.benchmark,
-            value=interval.value,
-            ci_low=interval.low if is_known else None,
-            ci_high=interval.high if is_known else None,
+            value=told[0],
+            ci_low=told[1],
+            ci_high=told[2],
             hardware=self._hardware,
             commit=self._commit,
             config_hash=self.config_hash,
@@ -151,12 +154,19 @@ def _has_cells(row: ResultRow, cells: Mapping[str, Any]) -> bool:
     return all(getattr(row, name) == value for name, value in cells.items())
 
 
-def add_means(measured: Measured) -> None:
-    """A row for each number that several seeds have: their mean, with an interval over people.
+def add_means(measured: Measured, *, drawn_anew: bool) -> None:
+    """A row for each number that several seeds have, with an interval over what theirs are over.
 
-    Each seed has a market of its own, so what chance does to one it does not do to another: the
-    ends of the seeds' intervals lie apart from their mean by the root of the sum of squares.
     Nothing is said of seeds that were not drawn; three are too few for that.
+
+    Args:
+        measured: holds the rows of the seeds, and takes those of their means.
+        drawn_anew: whether each seed has people of its own (or whatever else its intervals are
+            over). What chance does to one seed it does not do to another then, and the mean
+            reaches as far as the root of the sum of squares, over the number of seeds. Where seeds
+            ask of the same, or of some of the same, it may do the same to all of them, and the
+            mean reaches as far as they do on average: never too near, too far as far as they
+            differ.
     """
     seeded = [row for row in measured.rows if row.seed != "mean"]
     keys = dict.fromkeys((row.task, row.split, row.model, row.metric) for row in seeded)
@@ -166,7 +176,7 @@ def add_means(measured: Measured) -> None:
         if len(mine) > 1:
             mean = float(np.mean([row.value for row in mine]))
             low, high = (
-                float(np.sqrt(np.sum(np.square(ends)))) / len(mine)
+                float(np.sqrt(np.sum(np.square(ends))) if drawn_anew else np.sum(ends)) / len(mine)
                 for ends in zip(*(_reach(row) for row in mine), strict=True)
             )
             measured.add(

@@ -103,10 +103,9 @@ def measure(
                 for part in SPLITS:
                     found = values(bench, part, said[part], reference[part], width=width)
                     here[name, part] = found
-                    # A user of another market is another user.
-                    pooled.setdefault((name, part), []).append(
-                        {m: (v, u + seed * 10**9) for m, (v, u) in found.items()}
-                    )
+                    # Users are drawn by row, once for all seeds: of films it is the same user; of
+                    # markets others, whose mean is no surer for being drawn together, nor less so.
+                    pooled.setdefault((name, part), []).append(found)
                     _add(
                         measured,
                         bed,

@@ -1,6 +1,7 @@
 """The arms of `benchmarks.retriever`: what is trained, and what each model says of the requests.
 
-Models and what they said are kept in a work folder, so that a second call trains nothing again.
+Models and what they said are kept in a work folder, so that a second call trains nothing again,
+unless the settings or the code that made them are others by then.
 """
 
 import shutil
@@ -20,6 +21,7 @@ from decant.on_validation import RANK_WEIGHTS
 from decant.retriever import MiningConfig, ask_ranker, fit_with_mining
 from decant.run_data import sample_targets
 from decant.run_record import json_hash
+from decant.stages import ROOMS, code_hashes
 from distill.ranker import RankedCandidates, distil_ranker
 from distill.teaching import TeacherConfig
 from foundation import Foundation
@@ -29,6 +31,12 @@ from foundation.evaluation import ndcg, seen_items
 from foundation.predictions import log_positive, predict_targets, served_items
 from promptify.assembly import PromptBook
 from promptify.splits import Targets
+
+_MAKES_AN_ARM = (
+    *ROOMS,
+    *(f"decant.{n}" for n in ("measure", "on_validation", "retriever", "run_data")),
+    *(f"benchmarks.{n}" for n in ("arms", "retriever_arms")),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -285,7 +293,7 @@ class Bench:
         training = self.trainings[name]
         needs = ["full"] if training.ranker_weight is not None else []
         told = [self.prepared.settings(self.trainings[n].arm) for n in (name, *needs)]
-        key = json_hash([told, str(training), str(self.sizes)])[:12]
+        key = json_hash([told, str(training), str(self.sizes), code_hashes(_MAKES_AN_ARM)])[:12]
         return self.work / f"{name}-{key}{suffix}"
 
 

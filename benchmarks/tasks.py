@@ -268,7 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for seed in seeds:
                 folder = work / measured.config_hash / str(seed)
                 measure_seed(settings, measured, seed=seed, work=folder)
-            add_means(measured)
+            # A market of another seed has other people.
+            add_means(measured, drawn_anew=True)
         except ValueError as error:
             print(f"benchmarks.tasks: error: {error}", file=sys.stderr)
             return 1

@@ -1,6 +1,7 @@
 """Numbers as functions of how often each held-out person was drawn.
 
-So one bootstrap serves means, AUC, comparisons and the mean over seeds, whose people are others.
+So one bootstrap serves means, AUC, comparisons and the mean over seeds, whose people are others: a
+market's all of them, of films those whom the seed picks, an eighth of them those of another seed.
 """
 
 from collections.abc import Mapping, Sequence

@@ -342,9 +342,23 @@ def _make_record(
     made_from: dict[str, Any] = {
         "inputs": inputs,
         "uses": uses,
-        "code": {package: _code_hash(package) for package in sorted(code)},
+        "code": code_hashes(code),
     }
     return StageRecord(name=name, key=json_hash({"name": name, **made_from}), **made_from)
+
+
+def code_hashes(code: Iterable[str]) -> dict[str, str]:
+    """Hash of what each package or module says, by name.
+
+    Comments and layout do not count, nor does the version of Python.
+
+    Args:
+        code: packages, with all that is in them, or modules, by the name they are imported by.
+
+    Raises:
+        ValueError: one cannot be imported.
+    """
+    return {name: _code_hash(name) for name in sorted(code)}
 
 
 @cache

@@ -70,17 +70,43 @@ def test_a_file_of_something_else_is_refused_and_left(tmp_path: Path) -> None:
     assert out.read_text() == "a,b\n1,2\n"
 
 
-def test_a_mean_of_seeds_is_as_sure_as_all_of_their_people() -> None:
-    measured = Measured("some", {}, out=None, commit="c")
+def of_three_seeds(*, out: Path | None = None) -> Measured:
+    measured = Measured("some", {}, out=out, commit="c")
     cells = {"task": "films", "split": "test", "model": "ours", "metric": "ndcg@10", "n": 10}
     for seed, value in enumerate((0.1, 0.2, 0.3)):
         measured.add(seed=seed, interval=Interval(value=value, low=value - 0.03, high=1), **cells)
     measured.add(seed=0, interval=Interval(value=1, low=1, high=1), **{**cells, "model": "oracle"})
     measured.add(seed=1, interval=Interval(value=1, low=1, high=1), **{**cells, "model": "oracle"})
-    add_means(measured)
+    return measured
+
+
+def test_a_mean_of_seeds_with_people_of_their_own_is_as_sure_as_all_of_them() -> None:
+    measured = of_three_seeds()
+    add_means(measured, drawn_anew=True)
     ours, oracle = (row for row in measured.rows if row.seed == "mean")
     assert ours.value == pytest.approx(0.2)
     assert ours.ci_low == pytest.approx(0.2 - 0.03 / 3**0.5)
     assert ours.ci_high == pytest.approx(0.2 + np.linalg.norm([0.9, 0.8, 0.7]) / 3)
     assert ours.n == 30
     assert (oracle.value, oracle.ci_low, oracle.ci_high) == (1, None, None)
+
+
+def test_a_mean_of_seeds_that_ask_the_same_is_no_surer_than_each() -> None:
+    measured = of_three_seeds()
+    add_means(measured, drawn_anew=False)
+    ours, oracle = (row for row in measured.rows if row.seed == "mean")
+    assert ours.value == pytest.approx(0.2)
+    assert (ours.ci_low, ours.ci_high) == (pytest.approx(0.17), pytest.approx(1.0))
+    assert (oracle.value, oracle.ci_low, oracle.ci_high) == (1, None, None)
+
+
+def test_means_with_other_ends_take_the_place_of_those_in_the_file(tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    add_means(of_three_seeds(out=out), drawn_anew=True)
+    again = Measured("some", {}, out=out)
+    add_means(again, drawn_anew=False)
+    [ours] = [row for row in read_csv(out) if row.seed == "mean" and row.model == "ours"]
+    assert ours.ci_low == pytest.approx(0.17)
+    written = out.read_bytes()
+    add_means(Measured("some", {}, out=out), drawn_anew=False)
+    assert out.read_bytes() == written

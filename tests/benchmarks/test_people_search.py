@@ -1,9 +1,11 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from benchmarks import people_search as benchmark
+from benchmarks.measured import Measured
 from benchmarks.people_queries import (
     ASPECTS,
     GradedSet,
@@ -15,6 +17,7 @@ from benchmarks.people_queries import (
 )
 from benchmarks.word_search import Expansion, WordSearch
 from decant.results import read_csv
+from foundation.evaluation import Interval
 from promptify.sources.job_market import vocabulary as words
 
 
@@ -136,6 +139,14 @@ def test_smoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for model in ("retrieval", "retrieve-then-rank", "search", "bm25", "bm25 expanded"):
         assert 0 < found["ordinary", model] < 1
     assert found["ordinary", "oracle"] == pytest.approx(1.0)
+    # Search reads facets: beside BM25 with none, and beside BM25 with the same.
+    told = {row.metric: row for row in rows if (row.split, row.model) == ("ordinary", "search")}
+    ours = told["ndcg@10"].value
+    for metric, other in (
+        ("ndcg@10_vs_bm25_expanded", "bm25 expanded"),
+        ("ndcg@10_vs_bm25_expanded_our_facets", "bm25 expanded, our facets"),
+    ):
+        assert told[metric].value == pytest.approx(ours - found["ordinary", other])
     for split in ("names", "names typed"):
         assert found[split, "search"] == pytest.approx(1.0)
         assert found[split, "search"] >= found[split, "bm25 of names"]
@@ -144,3 +155,44 @@ def test_smoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark.main(["--smoke", "--out", str(out), "--work", str(tmp_path / "none")]) == 0
     assert out.read_bytes() == written
     assert not (tmp_path / "none").exists()
+
+
+def test_seeds_that_ask_of_the_same_trades_make_a_mean_no_surer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure_seed(settings: object, measured: Measured, *, seed: int, **_: object) -> None:
+        cells = {"task": "people", "split": "reworded", "model": "bm25", "metric": "ndcg@10"}
+        measured.add(seed=seed, interval=Interval(value=0.2, low=0.1, high=0.4), n=30, **cells)
+
+    monkeypatch.setattr(benchmark, "measure_seed", measure_seed)
+    out = tmp_path / "rows.csv"
+    assert benchmark.main(["--seeds", "0", "1", "2", "--out", str(out)]) == 0
+    [mean] = [row for row in read_csv(out) if row.seed == "mean"]
+    assert (mean.ci_low, mean.ci_high) == (pytest.approx(0.1), pytest.approx(0.4))
+
+
+def test_a_kept_model_of_other_code_is_trained_anew(
+    market: SearchMarket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainings: list[Path] = []
+
+    class Model:
+        def fit(self, *_: object, out: Path, **__: object) -> None:
+            out.mkdir(parents=True)
+            trainings.append(out)
+
+        def save_pretrained(self, folder: Path) -> None:
+            folder.mkdir()
+
+    made = SimpleNamespace(create=lambda *_, **__: Model(), from_pretrained=lambda _: Model())
+    monkeypatch.setattr(benchmark, "Foundation", made)
+    monkeypatch.setattr(benchmark, "Prompter", SimpleNamespace(fit=lambda *_, **__: None))
+    monkeypatch.setattr(benchmark, "BookOfSearches", lambda *_: None)
+    monkeypatch.setattr(benchmark, "build_index", lambda *_, **__: None)
+    monkeypatch.setattr(benchmark, "Recommender", lambda *_: None)
+    settings = benchmark.smoke_settings()
+    for code, count in (("a", 1), ("a", 1), ("b", 2), ("a", 2)):
+        monkeypatch.setattr(benchmark, "code_hashes", lambda _, code=code: {"all": code})
+        benchmark.trained(market, settings, out=tmp_path)
+        assert len(trainings) == count
+    assert not any(path.exists() for path in trainings)

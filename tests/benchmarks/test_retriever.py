@@ -1,12 +1,14 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks import retriever
-from benchmarks.arms import beds, prepare
-from benchmarks.retriever_arms import SMOKE, Bench, Said, reranked, unseen
+from benchmarks import retriever, retriever_arms
+from benchmarks.arms import Arm, beds, prepare
+from benchmarks.retriever_arms import SMOKE, Bench, Said, Training, reranked, unseen
 from decant.results import read_csv
+from foundation import Foundation
 from foundation.evaluation import ndcg
 
 NO = -np.inf
@@ -58,6 +60,55 @@ def test_smoke_measures_every_arm_and_a_second_call_measures_nothing_again(
 
     assert retriever.main(call) == 0
     assert (tmp_path / "rows.csv").read_bytes() == before
+
+
+def test_a_kept_model_of_other_code_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*_: object, **__: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(Foundation, "fit", fit)
+    monkeypatch.setattr(Foundation, "from_pretrained", lambda folder: folder)
+    bed = beds(["job_market"], movielens=None, smoke=True)[0]
+    bench = Bench(prepare(bed, seed=0), SMOKE, tmp_path)
+    monkeypatch.setattr(retriever_arms, "code_hashes", lambda _: {"all": "a"})
+    kept = bench._path("full", ".model")
+    kept.mkdir(parents=True)
+    assert bench.model("full") == kept
+    monkeypatch.setattr(retriever_arms, "code_hashes", lambda _: {"all": "b"})
+    with pytest.raises(InterruptedError):
+        bench.model("full")
+
+
+def test_seeds_of_the_same_people_make_a_mean_no_surer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, user = np.random.default_rng(0).random(60), np.arange(60) // 2
+
+    class Of:
+        """A bench whose only arm says the same with every seed."""
+
+        def __init__(self, *_: object) -> None:
+            self.trainings = {"full": Training(arm=Arm(name="full"))}
+            self.prepared = SimpleNamespace(
+                foundation_config=lambda _: SimpleNamespace(widths=(64,))
+            )
+
+        def said(self, _: str) -> dict[str, None]:
+            return dict.fromkeys(retriever.SPLITS)
+
+    monkeypatch.setattr(retriever, "Bench", Of)
+    monkeypatch.setattr(retriever, "prepare", lambda *_, **__: None)
+    monkeypatch.setattr(retriever, "values", lambda *_, **__: {"ndcg@10_retrieval": (values, user)})
+    bed = beds(["job_market"], movielens=None, smoke=True)[0]
+    measured = retriever.measure(bed, [0, 1, 2], SMOKE, out=None, work=tmp_path)
+    ends = {
+        row.seed: (row.value, row.ci_low, row.ci_high)
+        for row in measured.rows
+        if row.split == "leave_one_out"
+    }
+    assert ends["mean"] == pytest.approx(ends[0])
 
 
 def test_the_retrieved_come_first_in_the_ranker_s_order() -> None:
