@@ -225,7 +225,7 @@ def measure(options: argparse.Namespace) -> list[ResultRow]:
             spans.append(("mean", list(range(len(options.seeds)))))
         for seed, span in spans:
             for arm in arms:
-                settings = [prepared[at].settings(arm) for at in span]
+                settings = [prepared[at].settings(arm, encoder=options.text_encoder) for at in span]
                 facts = {"seed": seed, "config_hash": json_hash(settings)}
                 found = [
                     row

@@ -59,11 +59,14 @@ def measure(
     name = "-".join(f"{what}-{share:g}" for what, share in budget.items() if share is not None)
     folder = descent.folder / f"architecture-{name}"
     config = search_config(
-        descent.layout.folder, epochs=trial_epochs, num_trials=trials, seed=seed, **budget
+        descent.layout.folder,
+        epochs=trial_epochs,
+        num_trials=trials,
+        timed_requests=bed.timed_requests,
+        seed=seed,
+        **budget,
     )
-    found = search_shape(
-        descent.layout.folder, config=config, out=folder, timed_requests=bed.timed_requests
-    ).found
+    found = search_shape(descent.layout.folder, config=config, out=folder).found
     ladders = found.tried[0]
     if found.best is None:
         raise BadInput(f"none of {trials} shapes was within the budget; try more.")

@@ -22,6 +22,7 @@ from decant.recipes import Recipe
 from decant.run_record import json_hash
 from foundation import FitConfig, Foundation, FoundationConfig
 from foundation.predictions import predict_targets
+from foundation.text_encoder import encoder_hash
 from promptify.assembly import PromptBook
 from promptify.prompter import Prompter, PrompterConfig
 from promptify.sources import SourceData
@@ -98,8 +99,16 @@ class Prepared:
         """The arm's schedule and losses."""
         return replace(self.bed.recipe.fit, seed=self.seed, **arm.fit)
 
-    def settings(self, arm: Arm) -> dict[str, Any]:
-        """All that an arm's numbers depend on, JSON values."""
+    def settings(self, arm: Arm, *, encoder: Path | None = None) -> dict[str, Any]:
+        """All that an arm's numbers depend on, JSON values; its text encoder by content.
+
+        Args:
+            arm: what is changed.
+            encoder: the text encoder's folder, where the arm has one.
+
+        Raises:
+            BadInput: it cannot be read.
+        """
         return {
             "bed": self.bed.name,
             "data": dict(self.bed.settings),
@@ -108,7 +117,7 @@ class Prepared:
             "prompter": asdict(self.prompter_config(arm)),
             "foundation": asdict(self.foundation_config(arm)),
             "fit": asdict(self.fit_config(arm)),
-            "encoder": arm.encoder,
+            "encoder": encoder_key(encoder) if arm.encoder and encoder else arm.encoder,
             "seed": self.seed,
         }
 
@@ -122,6 +131,21 @@ class Prepared:
         config = self.prompter_config(arm)
         log = self.data.interactions
         return Prompter.fit(log, self.split.train, self.data.tasks, config=config).book(log)
+
+
+def encoder_key(folder: Path) -> str:
+    """A text encoder by its content.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    try:
+        return encoder_hash(folder)
+    except OSError as error:
+        raise BadInput(
+            f"--text-encoder {folder} cannot be read ({error.strerror}); give a folder with "
+            "config.json, tokenizer.json and model.safetensors."
+        ) from error
 
 
 def prepare(bed: Bed, *, seed: int) -> Prepared:
@@ -184,7 +208,8 @@ def answers(
         encoder: the text encoder's folder.
         work: keeps what each arm said in a file of its own.
     """
-    path = work / f"{prepared.bed.name}-{arm.name}-{json_hash(prepared.settings(arm))[:16]}.npz"
+    key = json_hash(prepared.settings(arm, encoder=encoder))[:16]
+    path = work / f"{prepared.bed.name}-{arm.name}-{key}.npz"
     if not path.exists():
         book = prepared.book(arm)
         scratch = path.with_suffix(".training")

@@ -88,7 +88,7 @@ def cold_ranks(
     """
     log = prepared.data.interactions
     without = replace(prepared, split=cold_item(log, prepared.split, seed=prepared.seed))
-    key = json_hash([without.settings(arm), GIVEN_UP])[:16]
+    key = json_hash([without.settings(arm, encoder=encoder), GIVEN_UP])[:16]
     path = work / f"{prepared.bed.name}-cold-{arm.name}-{key}.npz"
     names = {arm.name if share is None else f"{arm.name}+give{share}": share for share in GIVEN_UP}
     if not path.exists():
@@ -213,7 +213,8 @@ def measure(options: argparse.Namespace) -> list[ResultRow]:
     todo = [(bed, seed, arm) for bed in found_beds for seed in options.seeds for arm in arms]
     for bed, seed, arm in tqdm(todo, desc="arms"):
         prepared = prepare(bed, seed=seed)
-        config_hash = json_hash(["cold_items", GIVEN_UP, prepared.settings(arm)])
+        settings = prepared.settings(arm, encoder=options.text_encoder)
+        config_hash = json_hash(["cold_items", GIVEN_UP, settings])
         found = [
             row
             for row in known

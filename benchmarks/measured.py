@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from decant.results import ResultRow, read_csv, write_csv
 from decant.run_record import git_commit, hardware, json_hash, peak_rss_bytes, utc_now
@@ -17,15 +16,6 @@ from foundation.evaluation import Interval
 
 # What differs from one measurement of the same to the next.
 _NOT_KEYS = {"n", "seconds", "peak_bytes"}
-
-
-def thread_seconds() -> float:
-    """Processor time of this process for each of torch's threads, in seconds.
-
-    On a machine that does nothing else this is the wall time of a training; on a shared one two
-    trainings that are given as much of it are given as much computing.
-    """
-    return time.process_time() / torch.get_num_threads()
 
 
 @contextmanager

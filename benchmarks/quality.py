@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.measured import thread_seconds, work_of
+from benchmarks.measured import work_of
 from benchmarks.peers import sasrec
 from decant import recipes
 from decant.measure import NEIGHBOURS, Answers, Asked, neighbour_answers, popularity_answers
@@ -38,6 +38,7 @@ from foundation import Foundation
 from foundation.evaluation import hit_rate, ndcg
 from foundation.evaluation.bootstrap import Interval, bootstrap_interval, paired_bootstrap
 from foundation.predictions import predict_targets
+from foundation.resuming import thread_seconds
 from promptify.assembly import PromptBook
 from promptify.prompter import Prompter
 from promptify.sources import SourceData

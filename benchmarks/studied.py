@@ -44,7 +44,7 @@ class Studied:
         book: the run's prompts.
         foundation: the run's top model.
         weights: its hash.
-        fit_seconds: what its training took …
+        fit_seconds: what its training took, on the clock of the peers' …
         hardware: … and on what.
     """
 
@@ -60,6 +60,10 @@ class Studied:
     def seconds_for_peers(self, given: float | None, *, option: str) -> float:
         """What a peer may take for a training: as long as the run's model, unless told.
 
+        Both on `foundation.resuming.thread_seconds`, so that a busy machine favours neither. A run
+        of a GPU, or of before that was written down, knows its wall time alone, which favours peers
+        where the machine did something else.
+
         Args:
             given: seconds, where they are told.
             option: of the command line that tells them.
@@ -73,6 +77,15 @@ class Studied:
                 f"give {option}, what a peer's training may take here."
             )
         return given or self.fit_seconds
+
+
+def fit_seconds(history: Mapping[str, Any]) -> float:
+    """What a training took, in `thread_seconds` as of peers; else on the wall.
+
+    Args:
+        history: of the run's model.
+    """
+    return float(history.get("thread_seconds") or history["seconds"])
 
 
 def of_run(folder: Path) -> Studied:
@@ -94,7 +107,7 @@ def of_run(folder: Path) -> Studied:
         book=book,
         foundation=load_model(model),
         weights=weights_hash(model),
-        fit_seconds=float(history["seconds"]),
+        fit_seconds=fit_seconds(history),
         hardware=str(record["hardware"]),
     )
 

@@ -97,20 +97,17 @@ def search_config(folder: Path, *, epochs: float, **changes: Any) -> SearchConfi
         raise BadInput(str(error)) from error
 
 
-def search_shape(
-    folder: Path, *, config: SearchConfig, out: Path | None = None, timed_requests: int = 60
-) -> Searched:
+def search_shape(folder: Path, *, config: SearchConfig, out: Path | None = None) -> Searched:
     """Search below a run's foundation, or go on with it.
 
     Args:
         folder: a run with a finished foundation, left as it is but for `out`.
         config: the budget.
         out: takes the search; `architecture` in the run folder when left out.
-        timed_requests: that each shape's latency is measured on.
 
     Raises:
         BadInput: no shape is within the budget, the folder holds no finished foundation, or `out`
-            holds another search.
+            holds another search or is written to by one.
     """
     layout = RunLayout(folder)
     path = layout.model(FOUNDATION)
@@ -123,7 +120,7 @@ def search_shape(
         book,
         split,
         config=config,
-        latency=LatencyRatio(top, book, split.valid, requests=timed_requests),
+        latency=LatencyRatio(top, book, split.valid, requests=config.timed_requests),
         device=training_device(),
     )
     found = search.run(out, mark=weights_hash(path))

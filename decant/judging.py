@@ -18,8 +18,21 @@ from foundation.calibration import calibrate_others, fit_calibration
 from foundation.predictions import Predictions, predict_targets
 from promptify.assembly import PromptBook
 from promptify.splits import Targets
+from promptify.validation import BadInput
 
 _WARM_UP_REQUESTS = 5
+
+
+def check_timed_requests(timed_requests: int) -> None:
+    """Refuse a latency that is measured on nothing, before anything is made for it.
+
+    Raises:
+        BadInput: it is below 1.
+    """
+    if timed_requests < 1:
+        raise BadInput(
+            f"timed_requests={timed_requests} must be at least 1: latency is measured on them."
+        )
 
 
 class Remembered:
@@ -84,7 +97,7 @@ def milliseconds(
     Args:
         recommenders: by name.
         targets: whose requests.
-        count: of them, at most.
+        count: of them, at most; at least 1.
     """
     some = sample_targets(targets, count)
     taken: dict[str, list[float]] = {name: [] for name in recommenders}

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from decant.judging import Judge, Remembered
+from decant.judging import Judge, Remembered, check_timed_requests
 from decant.ladder_report import write_ladder_report
 from decant.layout import DATA, FOUNDATION, PROMPTER, RUNG, RUNG_RECORD, RunLayout
 from decant.on_test import OnTest
@@ -136,8 +136,10 @@ def descend(
         predict: reads the test targets: `predict_targets`, or one that remembers.
 
     Raises:
-        ValueError: the folder holds no finished foundation, or another process writes to it.
+        ValueError: the folder holds no finished foundation, another process writes to it, latency
+            is measured on no request, or a waiver of the run folder cannot be.
     """
+    check_timed_requests(timed_requests)
     RunLayout(folder).model(FOUNDATION)
     if out is not None:
         _copy_run(folder, out)
@@ -158,20 +160,20 @@ def descend(
     )
     on_test = OnTest(top, book, ladder.split, predict=predict)
     with Stages(folder, recipe=recipe) as stages:
-        made, ended = _rungs(stages, layout, ladder, on_test)
-    own = [name for name in layout.models() if not layout.is_of_ladder(name)]
-    drop_rungs(layout, but=(*own, *made))
-    try:
-        _sign_waivers(layout, made)
-    finally:  # A waiver that is refused leaves a run that serves.
-        index_if_stale(layout)
-    records = [rung_record(layout, name) for name in made]
-    table = write_ladder_report(layout, records, config, ended=ended, run=record.finish())
+        made, ended = _rungs(stages, layout, ladder, on_test, timed_requests=timed_requests)
+        own = [name for name in layout.models() if not layout.is_of_ladder(name)]
+        drop_rungs(layout, but=(*own, *made))
+        try:
+            sign_waivers(layout)
+        finally:  # A waiver that is refused leaves a run that serves.
+            index_if_stale(layout)
+        records = [rung_record(layout, name) for name in made]
+        table = write_ladder_report(layout, records, config, ended=ended, run=record.finish())
     return Descended(folder=folder, table=table, ended=ended)
 
 
 def _rungs(
-    stages: Stages, layout: RunLayout, ladder: Ladder, on_test: OnTest
+    stages: Stages, layout: RunLayout, ladder: Ladder, on_test: OnTest, *, timed_requests: int
 ) -> tuple[list[str], str]:
     """Step down until the end is reached or no step passes: names of the rungs, and why it ends."""
     config, top = ladder.config, ladder.top
@@ -217,6 +219,7 @@ def _rungs(
                     "above": weights_hash(layout.model(above_name)),
                     "top": weights_hash(layout.model(FOUNDATION)),
                     "step": step,
+                    "timed_requests": timed_requests,
                 },
                 code=("promptify", "foundation", "distill"),
             )
@@ -384,39 +387,46 @@ def _copy_run(folder: Path, out: Path) -> None:
     put(partial, out)
 
 
-def _sign_waivers(layout: RunLayout, made: list[str]) -> None:
-    """Put the waivers of the run folder on the verdicts they are about."""
+def sign_waivers(layout: RunLayout) -> None:
+    """Let through what the waivers of the run folder say, and nothing that they say no more.
+
+    Args:
+        layout: the run; its rungs that a gate judged, those of few bits among them.
+
+    Raises:
+        BadInput: a waiver is about no rung, or cannot be given; then all stays as it was.
+    """
     path = layout.folder / WAIVERS
-    if not path.exists():
-        return
+    made = [name for name in layout.models() if layout.is_of_ladder(name)]
+    places = {
+        (name, against): layout.folder / name / f"verdict-{against}.json"
+        for name in made
+        for against in ("above", "top")
+    }
+    verdicts = {which: replace(GateVerdict.load(at), waivers=()) for which, at in places.items()}
     for place, given in enumerate(_read_waivers(path)):
         where = f"{path}, waiver {place + 1}"
-        name, against = given.pop("rung", None), given.pop("against", None)
-        if name not in made or against not in ("above", "top"):
+        which = given.pop("rung", None), given.pop("against", None)
+        if which not in verdicts:
             raise BadInput(
-                f"{where}: rung is {name!r} and against {against!r}; name one of "
+                f"{where}: rung is {which[0]!r} and against {which[1]!r}; name one of "
                 f"{', '.join(made) or 'no rung'}, and 'above' or 'top'."
             )
-        verdict_path = layout.folder / name / f"verdict-{against}.json"
-        verdict = GateVerdict.load(verdict_path)
         try:
-            waiver = Waiver(**given)
-            if waiver in verdict.waivers:
-                continue
-            verdict.waive(waiver).save(verdict_path)
+            verdicts[which] = verdicts[which].waive(Waiver(**given))
         except (TypeError, ValueError) as error:
             raise BadInput(f"{where}: {error}") from error
+    for which, verdict in verdicts.items():
+        verdict.save(places[which])
     for name in made:
         record = rung_record(layout, name)
-        both = [
-            GateVerdict.load(layout.folder / name / f"verdict-{against}.json")
-            for against in ("above", "top")
-        ]
-        record["accepted"] = all(verdict.accepted for verdict in both)
+        record["accepted"] = all(verdicts[name, against].accepted for against in ("above", "top"))
         write_whole(layout.folder / name / RUNG_RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def _read_waivers(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:

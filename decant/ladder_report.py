@@ -118,7 +118,7 @@ def _gate_note(record: Mapping[str, Any], verdict: GateVerdict) -> str:
 
 def _of_gate(
     verdicts: Mapping[tuple[str, str], GateVerdict], name: str, side: str
-) -> dict[str, float | None]:
+) -> dict[str, Any]:
     numbers = {one.metric: getattr(one, side) for one in verdicts[name, "top"].metrics}
     return {
         "auc": numbers.get("auc"),

@@ -95,8 +95,8 @@ def run(job: Job, *, dry_run: bool = False, until: str | None = None) -> Finishe
     Args:
         job: what is run.
         dry_run: say which stages would run; run none.
-        until: the foundation's stage, to stop there: a ladder of its own goes on from it. The
-            whole job when left out.
+        until: the stage of the foundation or of its rung, to stop there: a ladder of its own goes
+            on from the one, and a sweep ranks either. The whole job when left out.
 
     Raises:
         ValueError: the folder holds another run, or the data cannot be used.
@@ -148,6 +148,8 @@ def run(job: Job, *, dry_run: bool = False, until: str | None = None) -> Finishe
         if leads() and not dry_run:
             # Such as those below the foundation of before, which would serve.
             drop_rungs(layout, but=(FOUNDATION, RUNG), keep_ladder=True)
+        if until == RUNG:
+            return Finished(stages=stages.plan(), table="")
         stages.run(INDEX, lambda out, _: index_catalogue(layout, out), inputs={}, uses=(RUNG,))
         stages.run(
             EVALUATION,

@@ -35,7 +35,11 @@ def read_policy(named: str) -> "Policy":
 
 
 def read_tables(options: Namespace) -> "PolicyTables":
-    """What a policy may look at, from a run or a source; history is of training events alone."""
+    """What a policy may look at, from a run or a source; history is of training events alone.
+
+    Raises:
+        BadInput: there is no run, or no data in it, or what was given does not go together.
+    """
     from decant.layout import RunLayout
     from decant.run_data import load_split, load_tasks, reading, split_of
     from distill.policy import PolicyTables
@@ -44,6 +48,15 @@ def read_tables(options: Namespace) -> "PolicyTables":
 
     if options.run is not None:
         layout = RunLayout(options.run)
+        if not layout.interactions.exists():
+            if not (options.run / "recipe.json").exists():
+                raise BadInput(
+                    f"--run {options.run}: there is no run there; give the --out of a `decant run`."
+                )
+            raise BadInput(
+                f"--run {options.run}: its data is not read yet; give the same `decant run` "
+                "command again."
+            )
         with reading(layout.interactions):
             log = Interactions.load(layout.interactions)
         tasks, split = load_tasks(layout), load_split(layout, log)

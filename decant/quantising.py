@@ -3,14 +3,16 @@
     decant quantise RUN                # int8, for processors
     decant quantise RUN --weights fp8  # or int4, for a GPU, and where there is one
 
-The rung is numbered below the others and serves where the gate lets it through. Beside the gate it
-is held to this: where the best item leads the next by more than the scores differ, it stays best.
+The rung is numbered below the others and serves where the gate lets it through; where the gate is
+undecided it is kept, and serves once it is waived as a ladder's rung is. Beside the gate it is held
+to this: where the best item leads the next by more than the scores differ, it stays best.
 On a GPU the others are asked in bfloat16 there, as they would be, and the best items are float32's.
 """
 
 import copy
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,10 +20,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from decant.ladder import keep_rung, ladder_below, ladder_config
+from decant.judging import check_timed_requests
+from decant.ladder import WAIVERS, keep_rung, ladder_below, ladder_config, sign_waivers
 from decant.layout import RUNG_RECORD, RunLayout
 from decant.on_test import OnTest
-from decant.pipeline import index_again
+from decant.pipeline import index_if_stale
 from decant.recipes import recipe_of
 from decant.run_data import load_book, load_model, reading, rung_record, sample_targets
 from decant.stages import Stages
@@ -67,13 +70,15 @@ class Quantised:
 
     Attributes:
         name: of the rung; None where the gate failed it.
-        verdicts: against the rung above and the top.
+        verdicts: against the rung above and the top, with their waivers.
         top1: agreement with the rung above.
+        serves: whether it does; what is undecided is kept, and waits for a waiver.
     """
 
     name: str | None
     verdicts: tuple[GateVerdict, GateVerdict]
     top1: TopAgreement
+    serves: bool = False
 
     def table(self) -> str:
         """In a few lines."""
@@ -83,7 +88,12 @@ class Quantised:
             f"best item     the same in {agreed.same} of {agreed.requests} requests, and in "
             f"{agreed.sure_same} of the {agreed.sure} where it leads by more than scores differ"
         )
-        ended = "the gate fails it; nothing was kept" if self.name is None else self.name
+        ended = f"{self.name} is kept and does not serve; waivers in {WAIVERS} would let it through"
+        if self.name is None:
+            ended = "the gate fails it; nothing was kept"
+        elif self.serves:
+            is_waived = any(verdict.waivers for verdict in self.verdicts)
+            ended = f"{self.name} serves" + (", by a waiver" if is_waived else "")
         return "\n".join(
             [
                 *lines,
@@ -120,6 +130,9 @@ def quantise(
 ) -> Quantised:
     """Round the weights of the served model, as the run's next rung.
 
+    A rung that was made of the same models before, and does not serve, is put to the gate again
+    where something else is asked of it, and is found as it is where nothing else is.
+
     Args:
         folder: a finished run.
         weights: to how few bits; int8 is measured on the processor, the others on the GPU.
@@ -128,9 +141,11 @@ def quantise(
         timed_requests: that latency is measured on.
 
     Raises:
-        BadInput: the folder is no finished run, what serves is rounded already, or there is no GPU
-            that computes in these weights.
+        BadInput: the folder is no finished run, what serves is rounded already, there is no GPU
+            that computes in these weights, latency is measured on no request, or a waiver of the
+            run folder cannot be.
     """
+    check_timed_requests(timed_requests)
     if weights != "int8" and not has_kernels(weights):
         raise BadInput(
             f"--weights {weights} is for GPUs that compute in {weights}, and there is none here; "
@@ -162,10 +177,12 @@ def quantise(
                 {name: _on_gpu(model) for name, model in models.items()}, targets
             ),
         )
-    rungs = [one for one in layout.models() if one.startswith("rung-")]
-    numbers = [int(one.removeprefix("rung-")) for one in rungs]
-    name = f"rung-{max(numbers, default=0) + 1}"
-    found: list[Quantised] = []
+    made_of = {
+        "weights": weights,
+        "above": weights_hash(layout.model(above_name)),
+        "top": weights_hash(layout.model(layout.top)),
+    }
+    name = _name_of(layout, made_of)
 
     def make(out: Path, scratch: Path) -> None:
         shutil.rmtree(scratch / "model", ignore_errors=True)
@@ -199,28 +216,51 @@ def quantise(
         record = json.loads((out / RUNG_RECORD).read_text("utf-8"))
         record |= {"weights": weights, "top1": asdict(top1)}
         write_whole(out / RUNG_RECORD, json.dumps(record, indent=2) + "\n")
-        found.append(Quantised(name=name, verdicts=verdicts, top1=top1))
 
     with reading(folder / "recipe.json"):
         recipe = json.loads((folder / "recipe.json").read_text("utf-8"))
-    try:
-        with Stages(folder, recipe=recipe) as stages:
+    with Stages(folder, recipe=recipe) as stages:
+        try:
             stages.run(
                 name,
                 make,
-                inputs={
-                    "weights": weights,
-                    "max_loss": max_loss,
-                    "above": weights_hash(layout.model(above_name)),
-                    "top": weights_hash(layout.model(layout.top)),
-                },
+                inputs={**made_of, "max_loss": max_loss, "timed_requests": timed_requests},
                 code=("promptify", "foundation", "distill"),
             )
-    except _GateFailsError as stopped:
-        return stopped.found
-    if rung_record(layout, name)["accepted"]:
-        index_again(layout)
-    return found[0]
+        except _GateFailsError as stopped:
+            return stopped.found
+        try:
+            sign_waivers(layout)
+        finally:  # A waiver that is refused leaves a run that serves.
+            index_if_stale(layout)
+        return _kept(layout, name)
+
+
+def _name_of(layout: RunLayout, made_of: Mapping[str, str]) -> str:
+    """Of the rung that was made of the same before; else the next number."""
+    rungs = [name for name in layout.models() if name.startswith("rung-")]
+    for name in rungs:
+        path = layout.folder / name / "stage.json"
+        with reading(path):
+            inputs = json.loads(path.read_text("utf-8"))["inputs"]
+        if all(inputs.get(what) == which for what, which in made_of.items()):
+            return name
+    numbers = [int(name.removeprefix("rung-")) for name in rungs]
+    return f"rung-{max(numbers, default=0) + 1}"
+
+
+def _kept(layout: RunLayout, name: str) -> Quantised:
+    """What is said of a rung that is there."""
+    above, top = (
+        GateVerdict.load(layout.folder / name / f"verdict-{against}.json")
+        for against in ("above", "top")
+    )
+    return Quantised(
+        name=name,
+        verdicts=(above, top),
+        top1=TopAgreement(**rung_record(layout, name)["top1"]),
+        serves=layout.served() == name,
+    )
 
 
 def _on_gpu(model: Foundation) -> Foundation:

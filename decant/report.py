@@ -33,6 +33,8 @@ class TableRow:
         policy_alignment: share of held-out pairs whose grade is the policy's.
         top10_grade: the policy's grade of the first ten, as a share of the best.
         note: a few words on what the model is.
+        num_targets: held-out targets that its ranking was measured on.
+        is_apart: whether it was measured at another time than the others: its row is marked.
     """
 
     model: str
@@ -46,6 +48,8 @@ class TableRow:
     policy_alignment: float | None = None
     top10_grade: float | None = None
     note: str = ""
+    num_targets: int | None = None
+    is_apart: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,6 +172,9 @@ _COLUMNS = (
     "ms / request",
 )
 _POLICY_COLUMNS, _NUM_BEFORE = ("policy", "grade of 10"), 5
+_TARGETS, _NUM_WHO = "targets", 2
+APART = "*"
+"""Marks a row that was measured at another time than the others."""
 
 
 def format_table(rows: Sequence[TableRow]) -> str:
@@ -301,22 +308,28 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _table_cells(table: Sequence[TableRow]) -> list[tuple[str, ...]]:
-    """The final table, its header first; columns of policy only where a row has any."""
+    """The final table, its header first; columns of policy and counts only where a row has any."""
     has_policy = any(
         value is not None for row in table for value in (row.policy_alignment, row.top10_grade)
     )
+    has_targets = any(row.num_targets is not None for row in table)
     policy = _POLICY_COLUMNS if has_policy else ()
-    # Beside what people did, before how sure the model is and how long it takes.
-    header = (*_COLUMNS[:_NUM_BEFORE], *policy, *_COLUMNS[_NUM_BEFORE:])
-    return [header, *(_cells(row, has_policy=has_policy) for row in table)]
+    targets = (_TARGETS,) if has_targets else ()
+    # Policy beside what people did, before how sure the model is and how long it takes.
+    who, found = _COLUMNS[:_NUM_WHO], _COLUMNS[_NUM_WHO:_NUM_BEFORE]
+    header = (*who, *targets, *found, *policy, *_COLUMNS[_NUM_BEFORE:])
+    rows = (_cells(row, has_policy=has_policy, has_targets=has_targets) for row in table)
+    return [header, *rows]
 
 
-def _cells(row: TableRow, *, has_policy: bool) -> tuple[str, ...]:
+def _cells(row: TableRow, *, has_policy: bool, has_targets: bool) -> tuple[str, ...]:
     policy = (row.policy_alignment, row.top10_grade) if has_policy else ()
+    count = "–" if row.num_targets is None else f"{row.num_targets:,}"
     quality = (row.auc, row.hr_at_10, row.ndcg_at_10, *policy, row.ece, row.ece_uncalibrated)
     return (
-        row.model,
+        f"{row.model} {APART}" if row.is_apart else row.model,
         "–" if row.params is None else format_count(row.params),
+        *((count,) if has_targets else ()),
         *("–" if value is None else f"{value:.4f}" for value in quality),
         "–" if row.ms_per_request is None else f"{row.ms_per_request:.1f}",
     )

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from decant.predicting import brief
 from decant.recipes import Recipe
 from decant.recommender import Recommender
 from decant.report import (
+    APART,
     ExamplePrediction,
     RankedItem,
     Report,
@@ -58,7 +60,6 @@ CALIBRATIONS = {
 NOTES = {
     "foundation": "the top model, ranking the catalogue by p(item next)",
     "rung-1": "pruned and distilled from it, ranking the same way",
-    "system": "what is served: the model above retrieves 200 and re-ranks them",
     "policy-teacher": "learned grades alone, and says nothing of clicks",
     "click-teacher": "learned what people did, ranking the catalogue by p(item next)",
     "student": "of both teachers, pruned and distilled, ranking the same way",
@@ -70,6 +71,17 @@ NOTES = {
     "item_knn": "cosine neighbours of all items of the history",
     "oracle": "the generator's own probabilities: nothing learned can beat it",
 }
+
+
+_APART = (
+    f"{APART} measured by `decant ladder` or `decant quantise` when it was made: the milliseconds "
+    "at another time and on other requests than those of the rows above, all else on as many "
+    "targets as stand beside it. ladder.html has the rungs of a ladder beside each other."
+)
+_NOBODY = (
+    "Nobody's profile or history stands here, since a page is passed on: "
+    "`decant predict RUN --user ID` shows what is predicted for somebody."
+)
 
 
 def write_run_report(
@@ -90,15 +102,19 @@ def write_run_report(
     metrics = json.loads((evaluation / "metrics.json").read_text("utf-8"))
     models = layout.compared()
     rungs = [rung_record(layout, name) for name in layout.models() if layout.is_of_ladder(name)]
+    served = layout.served()
     table = [_table_row(system) for system in metrics["systems"]]
+    system_note = _of_system(models[-1], served)
+    table = [replace(row, note=system_note) if row.model == "system" else row for row in table]
     table += [_rung_row(record) for record in rungs]
     recommender = Recommender.load(layout.folder, with_saved_items=False)
+    is_generated = _is_generated(layout)
     report = Report(
         title=f"Decant: {recipe.name}",
         summary=_summary(
             recipe, recommender, metrics["systems"], models, _origin(recipe, continued_from)
         ),
-        facts=_facts(recommender, metrics["systems"], models),
+        facts=_facts(recommender, metrics["systems"], models, served),
         table=table,
         curves=_curves(layout),
         by_history=[
@@ -108,7 +124,9 @@ def write_run_report(
             )
             for point in metrics["by_history"]
         ],
-        by_size=_by_size([*metrics["systems"], *map(_as_system, rungs)]),
+        by_size=_by_size(
+            [*metrics["systems"], *_alike_asked(map(_as_system, rungs), metrics["systems"], models)]
+        ),
         reliability=_reliability(metrics["systems"], models),
         gates=[
             gate_table(
@@ -117,20 +135,37 @@ def write_run_report(
                 teacher=models[-2],
             )
         ],
-        predictions=examples(recommender),
-        notes=_notes(
-            metrics["systems"],
-            recipe,
-            top=models[0],
-            # Not said by evaluations of before.
-            num_unserved=metrics.get("num_unserved", 0),
-        ),
+        predictions=examples(recommender) if is_generated else (),
+        notes=[
+            *_notes(
+                metrics["systems"],
+                recipe,
+                top=models[0],
+                # Not said by evaluations of before.
+                num_unserved=metrics.get("num_unserved", 0),
+            ),
+            *([_APART] if rungs else []),
+            *([] if is_generated else [_NOBODY]),
+        ],
         run=record,
     )
     write_report(layout.folder, report)
     shutil.copyfile(evaluation / "results.csv", layout.folder / "results.csv")
     record.write(layout.folder)
-    return format_table(table)
+    beside = [f"system is of {models[-1]}; {served} serves."] if served != models[-1] else []
+    beside += [_APART] if rungs else []
+    return "\n".join([format_table(table), *([""] if beside else []), *beside])
+
+
+def _is_generated(layout: RunLayout) -> bool:
+    """Whether nobody of the log is anybody."""
+    source = json.loads((layout.folder / "recipe.json").read_text("utf-8"))["source"]
+    return bool(source.get("source") == "job_market")
+
+
+def _of_system(measured: str, served: str) -> str:
+    does = f"{measured} retrieves 200 and re-ranks them"
+    return f"what is served: {does}" if measured == served else f"{does}; {served} serves"
 
 
 def _table_row(system: dict[str, Any]) -> TableRow:
@@ -147,7 +182,22 @@ def _table_row(system: dict[str, Any]) -> TableRow:
         policy_alignment=values.get("policy_alignment"),
         top10_grade=values.get("top10_grade"),
         note=NOTES.get(system["model"], ""),
+        num_targets=_num_targets(system),
     )
+
+
+def _num_targets(system: dict[str, Any]) -> int | None:
+    """That a ranking was measured on; None where there is none."""
+    found = system["metrics"].get("ndcg@10")
+    return None if found is None else int(found["n"])
+
+
+def _alike_asked(
+    rungs: Iterable[dict[str, Any]], systems: list[dict[str, Any]], models: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Rungs that were asked about as many targets as the top: a plot says nothing of how many."""
+    [top] = [system for system in systems if system["model"] == models[0]]
+    return [rung for rung in rungs if _num_targets(rung) == _num_targets(top)]
 
 
 def _as_system(record: dict[str, Any]) -> dict[str, Any]:
@@ -165,6 +215,7 @@ def _rung_row(record: dict[str, Any]) -> TableRow:
     return replace(
         _table_row(_as_system(record)),
         note=f"a rung of the ladder, {record['ratio']:.1%} of the foundation's body: {accepted}",
+        is_apart=True,
     )
 
 
@@ -198,19 +249,23 @@ def _origin(recipe: Recipe, continued_from: Path | None) -> str:
 
 
 def _facts(
-    recommender: Recommender, systems: list[dict[str, Any]], models: tuple[str, ...]
+    recommender: Recommender,
+    systems: list[dict[str, Any]],
+    models: tuple[str, ...],
+    served: str,
 ) -> list[tuple[str, str]]:
     facts = []
     by_name = {system["model"]: system for system in systems}
     for name in (*models, "system"):
         found = by_name[name]["metrics"].get("ndcg@10")
         if found:
-            facts.append((f"NDCG@10, {name}", f"{found['value']:.4f}"))
+            of = f"system of {models[-1]}" if name == "system" else name
+            facts.append((f"NDCG@10, {of}", f"{found['value']:.4f}"))
     foundation = recommender.foundation
     return [
         *facts,
-        ("weight of the action readout, w", f"{foundation.rank_weight(0):g}"),
-        ("calibration", CALIBRATIONS[foundation.calibration(0).method]),
+        (f"weight of the action readout, w, {served}", f"{foundation.rank_weight(0):g}"),
+        (f"calibration, {served}", CALIBRATIONS[foundation.calibration(0).method]),
     ]
 
 

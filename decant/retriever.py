@@ -239,12 +239,18 @@ def _kept(path: Path, make: Callable[[], NDArray[np.int32]]) -> NDArray[np.int32
 
 def _end_to_end(results: Iterable[FitResult]) -> FitResult:
     history: dict[str, list[tuple[int, float]]] = {}
-    steps, seconds, best_step, ended = 0, 0.0, None, ""
+    steps, seconds, working, best_step, ended = 0, 0.0, 0.0, None, ""
     for result in results:
         for name, curve in result.history.items():
             history.setdefault(name, []).extend((steps + step, value) for step, value in curve)
         best_step = None if result.best_step is None else steps + result.best_step
         steps, seconds, ended = steps + result.steps, seconds + result.seconds, result.ended
+        working += result.thread_seconds
     return FitResult(
-        history=history, steps=steps, seconds=seconds, best_step=best_step, ended=ended
+        history=history,
+        steps=steps,
+        seconds=seconds,
+        thread_seconds=working,
+        best_step=best_step,
+        ended=ended,
     )

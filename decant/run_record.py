@@ -48,7 +48,8 @@ class RunRecord:
         commit: of the checkout, with `-dirty` when files differ from it; None outside one.
         seed: the run's seed.
         hardware: processor, cores, memory and GPU, in words.
-        command: the command line; of paths only the last part, since a record is published.
+        command: the command line; of paths that are absolute or there only the last part, since a
+            record is published.
         started: UTC, ISO 8601 with seconds.
         finished: the same, or None while it runs.
         peak_rss_bytes: most memory the process held, or None while it runs.
@@ -96,7 +97,20 @@ class RunRecord:
 
 
 def _without_folders(argument: str) -> str:
-    return Path(argument).name if os.sep in argument else argument
+    """An argument with the last part of each path in it; a hub's name is no path."""
+    option, sign, value = argument.partition("=")
+    # A path may have any of the signs between values in its name.
+    if os.path.exists(argument):
+        return _last_part(argument)
+    if sign and os.path.exists(value):
+        return f"{option}={_last_part(value)}"
+    return "".join(map(_last_part, re.split(r"([=,\[\]]\s*)", argument)))
+
+
+def _last_part(named: str) -> str:
+    if os.sep in named and (os.path.isabs(named) or os.path.exists(named)):
+        return Path(named).name or named
+    return without_paths(named)
 
 
 def without_paths(text: str) -> str:

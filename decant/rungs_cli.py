@@ -24,7 +24,7 @@ def ladder_parser() -> ArgumentParser:
         "moment, the same command goes on where it stopped; with a smaller --to it goes on below "
         "the rungs that stand. An undecided rung can be let through by a waiver in "
         "RUN/waivers.json: a list of objects with rung, against (above or top), metric, loss, "
-        "reason, bought."
+        "reason, bought. A waiver counts as long as it stands there."
     )
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument(
@@ -88,8 +88,9 @@ def quantise_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Round the weights of the model that serves, calibrate it again, and ask the "
         "gate what was lost and what time was won; where it passes, it is the run's next rung and "
-        "serves. A rung in fp8 or int4 is asked in them where there is a GPU, and in float32 where "
-        "there is none."
+        "serves. An undecided one is kept, and serves once a waiver lets it through, as in "
+        "`decant ladder`. A rung in fp8 or int4 is asked in them where there is a GPU, and in "
+        "float32 where there is none."
     )
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument(

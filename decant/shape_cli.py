@@ -51,10 +51,9 @@ def search_shape(options: Namespace) -> Iterator[str]:
         latency=options.latency,
         num_trials=options.trials,
         requests=options.requests,
+        timed_requests=options.timed_requests,
     )
-    done = architecture.search_shape(
-        options.run, config=config, out=options.out, timed_requests=options.timed_requests
-    )
+    done = architecture.search_shape(options.run, config=config, out=options.out)
     yield done.table
     if done.found.best is not None:
         yield f"\ndecant ladder {options.run} --shape {done.found.best.shape.code}"

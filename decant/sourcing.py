@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from decant import recipes
+from decant.inferred import tell_inferred
 from decant.recipes import Form, Recipe
 from decant.stages import fingerprint
 from promptify.sources import SourceData
@@ -95,13 +96,15 @@ class Source:
             from promptify.sources.table import table
 
             files = self.files
-            return table(
+            data = table(
                 users=files["users"],
                 items=files["items"],
                 events=files["events"],
                 task=files["task"],
                 **how,
             )
+            tell_inferred(data.interactions, files["task"])
+            return data
         from promptify.sources import movielens
 
         reader = movielens.ml_1m if self.name == "ml1m" else movielens.ml_100k

@@ -12,8 +12,8 @@ import itertools
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,11 @@ from decant.pipeline import Job, run
 from decant.processes import leads
 from decant.recipes import FOLDERS, Recipe, last_part
 from decant.results import ResultRow, write_csv
+from decant.retriever import MiningConfig
 from decant.run_data import load_book, load_model, sample_targets
 from decant.run_record import git_commit, hardware, json_hash, utc_now, without_paths
 from decant.sourcing import Source
+from foundation import LoraOptions
 from foundation.checkpoint import weights_hash
 from foundation.evaluation import Interval, auc, bootstrap_interval, ndcg, paired_bootstrap
 from foundation.predictions import predict_targets
@@ -45,6 +47,8 @@ NUM_VALIDATION_REQUESTS = 2000
 """Validation requests that combinations are ranked on, at most; the same for all."""
 _SWEEP_KEYS = {"source", "data", "users", "items", "events", "task", "form", "recipe"}
 _FILE_KEYS = ("data", "users", "items", "events", "task")
+_MAY_LACK: Mapping[str, Callable[[], Any]] = {"mining": MiningConfig, "lora": LoraOptions}
+"""What a recipe may go without; it has its defaults where one of its fields is set."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,7 +181,7 @@ class Sweep:
             folder.parent.mkdir(exist_ok=True)
             job = Job(recipe=one.recipe, load=self.source.load, source=described, out=folder)
             try:
-                run(job, until=FOUNDATION if self.model == FOUNDATION else None)
+                run(job, until=self.model)
             except ValueError as error:
                 # What cannot be trained is a result too: the others do not wait for it.
                 logger.error("%s: %s", one.name, error)
@@ -393,11 +397,12 @@ def _set(recipe: dict[str, Any], key: str, value: Any, *, where: str) -> None:
             there = list(inner) if isinstance(inner, dict) else []
             near = get_close_matches(folder, there, n=3) or there
             told = ".".join([*folders, name][:depth])
-            raise BadInput(
-                f"{where}: the recipe has no field {key}; {told or 'it'} has {', '.join(near)}."
-            )
+            has = f"has {', '.join(near)}" if near else f"is {inner}, and has none"
+            raise BadInput(f"{where}: the recipe has no field {key}; {told or 'it'} {has}.")
         if depth == len(folders):
             inner[folder] = value
+        elif inner[folder] is None and folder in _MAY_LACK:
+            inner[folder] = json.loads(json.dumps(asdict(_MAY_LACK[folder]())))
         inner = inner[folder]
 
 

@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
+from filelock import FileLock, Timeout
 from optuna.distributions import IntDistribution
 from optuna.trial import TrialState
 from tqdm.auto import tqdm
@@ -77,6 +78,7 @@ class SearchConfig:
         teacher: what the top teaches.
         calibration_rows: prompts that importance is measured and repairs are made on.
         requests: held-out requests that a shape is scored on.
+        timed_requests: that `latency` measures on; a search is known by it.
         seed: of the draws and of the calibration prompts.
     """
 
@@ -87,6 +89,7 @@ class SearchConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     calibration_rows: int = 1000
     requests: int = 500
+    timed_requests: int = 60
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -99,7 +102,7 @@ class SearchConfig:
             share = getattr(self, name)
             if share is not None and not 0 < share < 1:
                 raise ValueError(f"SearchConfig.{name}={share} must lie between 0 and 1.")
-        for name in ("num_trials", "calibration_rows", "requests"):
+        for name in ("num_trials", "calibration_rows", "requests", "timed_requests"):
             if getattr(self, name) < 1:
                 raise ValueError(f"SearchConfig.{name}={getattr(self, name)} must be at least 1.")
 
@@ -211,9 +214,19 @@ class ArchitectureSearch:
 
         Raises:
             BadInput: no shape is as fast as the budget asks for, or the folder holds another
-                search.
+                search, or one that runs.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / ".lock", timeout=0):
+                return self._searched_in(folder, mark)
+        except Timeout:
+            raise BadInput(
+                f"{folder}: another process is searching there; wait until it ends, or choose "
+                "another folder."
+            ) from None
+
+    def _searched_in(self, folder: Path, mark: str) -> Found:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
             pruner=optuna.pruners.MedianPruner(n_startup_trials=_TAUGHT_ANYWAY)
@@ -388,11 +401,14 @@ class ArchitectureSearch:
         try:
             record = json.loads(path.read_text("utf-8"))
             draws: list[dict[str, Any]] = list(record["draws"])
-            search = record["search"]
+            search = dict(record["search"])
+            config = dict(search["config"])
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(
                 f"{path} is damaged ({error}); delete it to search anew, or copy it again."
             ) from error
+        # One of before says nothing of how many requests were timed.
+        search["config"] = {"timed_requests": self.config.timed_requests, **config}
         if search != self._identity(mark):
             raise BadInput(
                 f"{path} is of another search: another top, budget or schedule. Choose another "

@@ -79,26 +79,63 @@ def drop_weights_but(kept: Path) -> None:
             path.unlink()
 
 
+def thread_seconds() -> float:
+    """Processor time of this process for each of torch's threads, in seconds.
+
+    On a machine that does nothing else this is the wall time of a training; on a shared one two
+    trainings that are given as much of it are given as much computing.
+    """
+    return time.process_time() / torch.get_num_threads()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spent:
+    """Time on two clocks.
+
+    Attributes:
+        seconds: on the wall.
+        thread_seconds: see the function.
+    """
+
+    seconds: float = 0.0
+    thread_seconds: float = 0.0
+
+    @classmethod
+    def now(cls) -> "Spent":
+        """Where the clocks stand; differences alone mean something."""
+        return cls(seconds=time.monotonic(), thread_seconds=thread_seconds())
+
+    def and_since(self, began: "Spent") -> "Spent":
+        """This, and what went by since a moment."""
+        now = Spent.now()
+        return Spent(
+            seconds=self.seconds + now.seconds - began.seconds,
+            thread_seconds=self.thread_seconds + now.thread_seconds - began.thread_seconds,
+        )
+
+
 class SaveByClock(TrainerCallback, ExportableState):
     """Saves when enough time has passed since the last save, and after the last step.
 
     What comes after training (measuring, saving) may be cut short too. A checkpoint tells how long
-    the training has taken: see `spent_seconds`.
+    the training has taken: see `spent_until`.
 
     Args:
         seconds: between two saves.
-        spent: seconds that the training took until the checkpoint that it goes on from.
+        spent: what the training took until the checkpoint that it goes on from; nothing when None.
     """
 
-    def __init__(self, seconds: float, *, spent: float = 0.0) -> None:
+    def __init__(self, seconds: float, *, spent: Spent | None = None) -> None:
         self.seconds = seconds
-        self.spent = spent
-        self.began = self.saved_at = time.monotonic()
+        self.spent = spent or Spent()
+        self.began = Spent.now()
+        self.saved_at = time.monotonic()
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes into a checkpoint."""
-        spent = self.spent + time.monotonic() - self.began
-        return {"args": {"seconds": self.seconds}, "attributes": {"spent": spent}}
+        spent = self.spent.and_since(self.began)
+        told = {"spent": spent.seconds, "thread_spent": spent.thread_seconds}
+        return {"args": {"seconds": self.seconds}, "attributes": told}
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -118,11 +155,14 @@ class SaveByClock(TrainerCallback, ExportableState):
         self.saved_at = time.monotonic()
 
 
-def spent_seconds(state: TrainerState) -> float:
-    """Seconds that a training took until a checkpoint, stops between its calls left out."""
+def spent_until(state: TrainerState) -> Spent:
+    """What a training took until a checkpoint, stops between its calls left out."""
     # A mapping by name, whatever its annotation says.
     kept: Any = state.stateful_callbacks
-    return float(kept[SaveByClock.__name__]["attributes"]["spent"])
+    told = kept[SaveByClock.__name__]["attributes"]
+    seconds = float(told["spent"])
+    # Checkpoints of before know the wall alone.
+    return Spent(seconds=seconds, thread_seconds=float(told.get("thread_spent", seconds)))
 
 
 def last_whole_checkpoint(folder: Path, *, processes: int = 1) -> Path | None:

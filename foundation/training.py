@@ -9,7 +9,6 @@ weights; the files in `foundation/configs` say how.
 """
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +28,12 @@ from foundation.plan import TrainingPlan
 from foundation.resuming import (
     WATCHED,
     SaveByClock,
+    Spent,
     Standing,
     check_frozen,
     last_whole_checkpoint,
     remember_frozen,
-    spent_seconds,
+    spent_until,
 )
 from foundation.trainer import FoundationTrainer, only_batch
 from promptify.validation import BadInput
@@ -174,6 +174,8 @@ class FitResult:
         best_step: optimiser steps after which validation was best, whose weights are kept; None
             where nothing was validated, and the last weights are kept.
         ended: why training ended.
+        thread_seconds: what `seconds` says, on the clock of `foundation.resuming.thread_seconds`,
+            so without what else the machine did; 0 where a GPU trained.
     """
 
     history: dict[str, list[tuple[int, float]]]
@@ -181,6 +183,7 @@ class FitResult:
     seconds: float
     best_step: int | None = None
     ended: str = ""
+    thread_seconds: float = 0.0
 
 
 def fit(
@@ -229,7 +232,7 @@ def fit(
     weights = foundation.settings.weights
     if weights != "float32":
         raise BadInput(f"a model in {weights} cannot be trained; train the one it was made of.")
-    started = time.monotonic()
+    started = Spent.now()
     serving_attention = decoder.config._attn_implementation
     attention, packed = attention_and_packing(foundation, config, asking)
     asked_weights = {} if asking is None else asking.loss_weights
@@ -257,7 +260,10 @@ def fit(
             trainer.load_best(standing.best_step)
     foundation.refresh_readings()
     foundation.eval()
-    return _result(trainer.state, config, seconds=spent + time.monotonic() - started)
+    spent = spent.and_since(started)
+    if foundation.device.type != "cpu":  # of which the processor's time says little
+        spent = Spent(seconds=spent.seconds)
+    return _result(trainer.state, config, spent=spent)
 
 
 def attention_and_packing(
@@ -356,14 +362,14 @@ def _trainer(
     return trainer
 
 
-def _train(trainer: FoundationTrainer, checkpoints: Path) -> float:
+def _train(trainer: FoundationTrainer, checkpoints: Path) -> Spent:
     """Train from the last whole checkpoint on, to the end; what is trained is whole again then.
 
     Returns:
-        Seconds that earlier calls took until that checkpoint.
+        What earlier calls took until that checkpoint.
     """
     checkpoint = last_whole_checkpoint(checkpoints, processes=trainer.args.world_size)
-    spent = 0.0
+    spent = Spent()
     if checkpoint is None:
         if trainer.args.should_save:
             remember_frozen(trainer.foundation, checkpoints)
@@ -371,7 +377,7 @@ def _train(trainer: FoundationTrainer, checkpoints: Path) -> float:
         check_frozen(trainer.foundation, checkpoints)
         logger.info("resuming from %s", checkpoint.name)
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        spent = spent_seconds(state)
+        spent = spent_until(state)
         if Standing.of(state.log_history).is_over(trainer.config.patience):
             # It had stopped early; the Trainer would go on. The best weights are all that is left.
             trainer.state = state
@@ -382,7 +388,7 @@ def _train(trainer: FoundationTrainer, checkpoints: Path) -> float:
     return spent
 
 
-def _result(state: TrainerState, config: FitConfig, *, seconds: float) -> FitResult:
+def _result(state: TrainerState, config: FitConfig, *, spent: Spent) -> FitResult:
     history: dict[str, list[tuple[int, float]]] = {}
     for entry in state.log_history:
         for name, value in entry.items():
@@ -397,7 +403,8 @@ def _result(state: TrainerState, config: FitConfig, *, seconds: float) -> FitRes
     return FitResult(
         history=history,
         steps=state.global_step,
-        seconds=seconds,
+        seconds=spent.seconds,
+        thread_seconds=spent.thread_seconds,
         best_step=standing.best_step,
         ended=ended,
     )

@@ -38,8 +38,8 @@ from rectools.models import (
     SASRecModel,
 )
 
-from benchmarks.measured import thread_seconds
 from benchmarks.peers.tuning import BestWeights, Try, untried
+from foundation.resuming import thread_seconds
 
 TOP = 100
 NEIGHBOURS = {"cosine": CosineRecommender, "tfidf": TFIDFRecommender, "bm25": BM25Recommender}

@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from benchmarks.measured import thread_seconds
 from foundation.batches import by_length
 from foundation.losses import chunked_cross_entropy
 from foundation.predictions import positive_actions
+from foundation.resuming import thread_seconds
 from promptify.assembly import PromptBook
 from promptify.splits import Split, Targets
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.measured import thread_seconds
+from foundation.resuming import thread_seconds
 from promptify.whole import whole_file, write_whole
 
 LOOKS = 20

@@ -3,11 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import ablations, arms
+from benchmarks import ablations, arms, cold_items
 from benchmarks.arms import Arm, beds, prepare
 from decant.measure import Answers
 from decant.results import read_csv
 from foundation.evaluation import ndcg
+from promptify.validation import BadInput
 
 
 def test_smoke_writes_rows_and_goes_on_where_it_stopped(
@@ -70,6 +71,36 @@ def test_every_arm_is_a_configuration_of_its_bed() -> None:
         settings = [prepared.settings(arm) for arm in study]
         assert study[0] == Arm(name="full")
         assert all(settings.count(one) == 1 for one in settings)
+
+
+def test_an_arm_of_another_text_encoder_is_another_arm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, weights in (("a", "1"), ("b", "2"), ("copy", "1")):
+        (tmp_path / name).mkdir()
+        for file in ("config.json", "tokenizer.json", "model.safetensors"):
+            (tmp_path / name / file).write_text(weights if file.startswith("model") else "{}")
+    kept: list[str] = []
+
+    def noted(*_: object, scratch: Path, **__: object) -> None:
+        kept.append(scratch.name)
+        raise KeyboardInterrupt
+
+    for module in (arms, cold_items):
+        monkeypatch.setattr(module, "trained", noted)
+    prepared = prepare(beds(["job_market"], movielens=None, smoke=True)[0], seed=0)
+    monkeypatch.setattr(type(prepared), "book", lambda *_: None)
+    with_encoder, plain = Arm(name="encoder", encoder=True), Arm(name="full")
+    for arm, encoders in ((with_encoder, "a copy b"), (plain, "a copy b")):
+        for asked in (arms.answers, cold_items.cold_ranks):
+            for name in encoders.split():
+                with pytest.raises(KeyboardInterrupt):
+                    asked(prepared, arm, encoder=tmp_path / name, work=tmp_path)
+    names = [kept[at : at + 3] for at in range(0, 12, 3)]
+    assert all(one == copy for one, copy, _ in names)
+    assert [one != other for one, _, other in names] == [True, True, False, False]
+    with pytest.raises(BadInput, match=r"--text-encoder .*nowhere.* cannot be read"):
+        arms.answers(prepared, with_encoder, encoder=tmp_path / "nowhere", work=tmp_path)
 
 
 def said(rank: list[int], *, user: list[int], probability: list[float]) -> Answers:

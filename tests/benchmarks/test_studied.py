@@ -25,6 +25,14 @@ def test_what_is_trained_like_a_run_is_chosen_by_validation_as_the_run_was(
     assert 0 <= seen["found"]["ndcg@10"] <= 1
 
 
+def test_a_peer_is_given_what_its_own_clock_would_have_said() -> None:
+    history = {"seconds": 9.0, "thread_seconds": 5.0}
+    assert studying.fit_seconds(history) == 5.0
+    # A run of before knows its wall time alone.
+    del history["thread_seconds"]
+    assert studying.fit_seconds(history) == 9.0
+
+
 def test_a_peer_has_the_seconds_of_this_machine(tmp_path: Path) -> None:
     run = studying.smoke(tmp_path)
     assert run.seconds_for_peers(None, option="--seconds") == run.fit_seconds

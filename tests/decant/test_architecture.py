@@ -96,6 +96,7 @@ def test_budgets_are_refused_in_a_line(run: Path, capsys) -> None:
         (["--parameters", "2"], "parameters=2.0 must lie between 0 and 1"),
         (["--parameters", "1e-6"], "less than the smallest shape has"),
         (["--latency", "1e-6", "--timed-requests", "2"], "latency=1e-06 is out of reach"),
+        (["--latency", "0.5", "--timed-requests", "0"], "timed_requests=0 must be at least 1"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(["search-shape", str(run), *arguments])
@@ -126,8 +127,8 @@ def test_it_counts_time_by_what_is_measured_here(run: Path, tmp_path: Path, monk
             name: one.foundation.num_parameters() * count for name, one in served.items()
         },
     )
-    config = search_config(run, epochs=0.2, latency=0.6, num_trials=3)
-    found = search_shape(run, config=config, out=tmp_path / "out", timed_requests=7).found
+    config = search_config(run, epochs=0.2, latency=0.6, num_trials=3, timed_requests=7)
+    found = search_shape(run, config=config, out=tmp_path / "out").found
     for one in found.tried:
         assert one.latency == pytest.approx(one.parameters)
         assert (one.ended == "slow") == (one.latency > 0.6)

@@ -19,6 +19,7 @@ from decant.pipeline import index_again
 from decant.recipes import recipe_of
 from decant.recommender import Recommender
 from decant.run_data import load_model, rung_record
+from decant.stages import Stages
 from distill import ladder as steps
 from distill import rung_teaching
 from distill.distillation import Distillation
@@ -166,6 +167,45 @@ def test_given_again_it_runs_nothing(laddered: Path, top_run: Path, monkeypatch)
     monkeypatch.setattr(steps.Ladder, "step_down", refuse)
     descend(top_run, config=lenient(top_run), out=laddered, timed_requests=3)
     assert weights(laddered) == before
+
+
+def test_a_verdict_of_fewer_timings_is_not_taken_for_one_of_more(
+    laddered: Path, top_run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    class SteppedDownError(Exception):
+        pass
+
+    def refuse(*_: object, **__: object) -> None:
+        raise SteppedDownError
+
+    out = tmp_path / "run"
+    shutil.copytree(laddered, out)
+    monkeypatch.setattr(steps.Ladder, "step_down", refuse)
+    with pytest.raises(SteppedDownError):
+        descend(top_run, config=lenient(top_run), out=out, timed_requests=4)
+
+
+def test_nobody_else_writes_to_the_run_until_its_report_is_there(
+    laddered: Path, top_run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    out, refused = tmp_path / "run", []
+    shutil.copytree(laddered, out)
+    recipe = json.loads((out / "recipe.json").read_text())
+
+    def meanwhile(function):
+        def call(*arguments, **options):
+            with pytest.raises(ValueError, match="another process is writing to this run"):
+                Stages(out, recipe=recipe)
+            refused.append(function.__name__)
+            return function(*arguments, **options)
+
+        return call
+
+    for name in ("drop_rungs", "sign_waivers", "index_if_stale", "write_ladder_report"):
+        monkeypatch.setattr(ladders, name, meanwhile(getattr(ladders, name)))
+    descend(top_run, config=lenient(top_run), out=out, timed_requests=3)
+    assert refused == ["drop_rungs", "sign_waivers", "index_if_stale", "write_ladder_report"]
+    Stages(out, recipe=recipe).close()
 
 
 def test_one_that_goes_further_down_keeps_the_rungs_above(
@@ -543,6 +583,20 @@ def test_a_waiver_lets_an_undecided_rung_through(
     html = (out / "ladder.html").read_text()
     assert "few people" in html
     assert "half the size" in html
+    # What the file says now is what holds: words that are mended, and a waiver that is taken back.
+    signed(reason="few people yet")
+    descend(top_run, config=lenient(top_run), out=out, timed_requests=3)
+    assert layout.served() == name
+    assert [one.reason for one in GateVerdict.load(path).waivers] == ["few people yet"]
+    (out / "waivers.json").write_text("[]")
+    descend(top_run, config=lenient(top_run), out=out, timed_requests=3)
+    assert layout.served() != name
+    signed()
+    descend(top_run, config=lenient(top_run), out=out, timed_requests=3)
+    (out / "waivers.json").unlink()
+    done = descend(top_run, config=lenient(top_run), out=out, timed_requests=3)
+    assert layout.served() != name
+    assert f"{name}: undecided" in done.table
 
 
 def unhurried(judge):
@@ -638,6 +692,8 @@ def test_numbers_that_cannot_be_are_refused_in_a_line(
         (["--to", "1.5"], "LadderConfig.to=1.5 must lie between 0 and 1"),
         (["--max-loss", "-1"], "LadderConfig.max_loss=-1.0 must not be negative"),
         (["--minutes-per-rung", "0"], "LadderConfig.minutes_per_rung=0.0 must be above 0"),
+        (["--timed-requests", "0"], "timed_requests=0 must be at least 1"),
+        (["--timed-requests", "-1"], "timed_requests=-1 must be at least 1"),
     ):
         with pytest.raises(SystemExit) as leaving:
             main(["ladder", str(top_run), *arguments])

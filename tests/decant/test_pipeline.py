@@ -12,9 +12,10 @@ from decant.layout import FOUNDATION, PROMPTER, RUNG, RunLayout
 from decant.pipeline import index_again, run
 from decant.recipes import Recipe, recipe_of
 from decant.recommender import Recommender
-from decant.reporting import CURVES, _curves, _notes, _origin
+from decant.reporting import CURVES, _curves, _notes, _origin, write_run_report
 from decant.results import COLUMNS, read_csv
 from decant.run_data import load_book, load_model
+from decant.run_record import RunRecord
 from decant.stages import Stages
 from foundation.calibration import Calibration, calibrate_others, log_loss_of
 from foundation.checkpoint import weights_hash
@@ -141,6 +142,75 @@ def test_the_report_says_how_many_events_the_task_does_not_rank(
         "1,234 held-out events are on items of another kind than the task ranks: their actions are "
         "predicted, and they are no ranking targets."
     ]
+
+
+def told_again(folder: Path, recipe: Recipe) -> str:
+    """The table of a finished run whose folder was changed since."""
+    record = RunRecord.start({}, seed=0).finish()
+    return write_run_report(RunLayout(folder), recipe, record)
+
+
+def test_a_rung_that_was_asked_less_at_another_time_is_marked(
+    tiny_run: Path, tmp_path: Path, recipe: Recipe
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(tiny_run, out)
+    layout = RunLayout(out)
+    systems = json.loads((out / "evaluation" / "metrics.json").read_text())["systems"]
+    [of_own] = [one for one in systems if one["model"] == RUNG]
+    for number, share in ((2, 2), (3, 1)):
+        shutil.copytree(layout.model(RUNG), out / f"rung-{number}" / "model")
+        test = {
+            name: {**found, "n": found["n"] // share} for name, found in of_own["metrics"].items()
+        }
+        rung = {
+            "name": f"rung-{number}",
+            "parameters": of_own["params"],
+            "ratio": 0.5,
+            "accepted": number == 2,
+            "status": "undecided",
+            "latency_ms": {"rung": 0.1, "above": 0.2, "top": 0.3},
+            "test": test,
+        }
+        (out / f"rung-{number}" / "rung.json").write_text(json.dumps(rung))
+    table = told_again(out, recipe)
+    asked = of_own["metrics"]["ndcg@10"]["n"]
+    header, _, *lines = table.splitlines()
+    assert header.split()[:3] == ["model", "parameters", "targets"]
+    told = {line.split()[0]: line.split() for line in lines if line}
+    for name, mark, n in ((RUNG, "", asked), ("rung-2", "*", asked // 2), ("rung-3", "*", asked)):
+        start = [name, *mark, *told[RUNG][1:3], str(n)]
+        assert told[name][: len(start)] == start
+    # What `system` is of, where another serves by now, and what the marks mean.
+    assert "system is of rung-1; rung-2 serves." in table
+    assert "* measured by `decant ladder` or `decant quantise`" in table
+    html = (out / "report.html").read_text()
+    assert "rung-1 retrieves 200 and re-ranks them; rung-2 serves" in html
+    assert "NDCG@10, system of rung-1" in html
+    assert "calibration, rung-2" in html
+    # Beside the others only what was asked of as many.
+    sizes = html[html.index("Quality against size") : html.index("Quality by length")]
+    assert "rung-3" in sizes
+    assert "rung-2" not in sizes
+
+
+def test_a_report_shows_nobody_of_anybodys_own_data(
+    tiny_run: Path, tmp_path: Path, recipe: Recipe
+) -> None:
+    assert "Somebody with two events" in (tiny_run / "report.html").read_text()
+    out = tmp_path / "run"
+    shutil.copytree(tiny_run, out)
+    told = json.loads((out / "recipe.json").read_text())
+    (out / "recipe.json").write_text(json.dumps(told | {"source": {"source": "table"}}))
+    table = told_again(out, recipe)
+    assert "*" not in table
+    html = (out / "report.html").read_text()
+    assert "Somebody with" not in html
+    assert "decant predict RUN --user ID" in html
+    log = load_book(RunLayout(out))[0].interactions
+    texts = [text for text in log.users["headline"][:] if text]
+    assert texts
+    assert not any(text in html for text in texts)
 
 
 def test_w_is_chosen_on_as_many_requests_as_the_recipe_says(

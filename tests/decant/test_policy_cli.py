@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -114,7 +115,8 @@ def test_diff_counts_the_moves_and_names_the_rules(capsys, log_run, sharper):
          "query='x' is not in the log"),
         (["check", "job_market", "--task", "films"], "--task films is unknown"),
         (["check", "job_market", "--source", "ml1m"], "--source ml1m needs --data"),
-        (["check", "job_market", "--run", "nowhere"], "nowhere"),
+        (["check", "job_market", "--run", "nowhere"],
+         "--run nowhere: there is no run there; give the --out of a `decant run`"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_one_line_and_code_2(capsys, log_run, arguments, message):
@@ -124,6 +126,17 @@ def test_what_does_not_fit_is_one_line_and_code_2(capsys, log_run, arguments, me
     assert code == 2
     assert message in errors
     assert "Traceback" not in errors
+
+
+def test_a_run_that_has_read_nothing_yet_is_told_from_a_damaged_one(capsys, tmp_path, log_run):
+    (tmp_path / "recipe.json").write_text("{}")
+    _, _, errors = refused(capsys, "check", "job_market", "--run", tmp_path)
+    assert "its data is not read yet; give the same `decant run` command again" in errors
+    copy = tmp_path / "copy"
+    shutil.copytree(log_run, copy)
+    (copy / "data" / "source.json").write_text("{")
+    _, _, errors = refused(capsys, "check", "job_market", "--run", copy)
+    assert "source.json is damaged" in errors
 
 
 def test_from_a_golden_set_to_labels(capsys, log_run, tmp_path):

@@ -1,5 +1,6 @@
 """`decant quantise`: a rung in int8 that the gate lets through, or none."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from decant.cli import main
 from decant.layout import RunLayout
 from decant.recipes import recipe_of
 from decant.run_data import load_book, load_model, rung_record
+from distill import ladder as steps
+from distill.gate import GateVerdict
 from foundation import Foundation, few_bits
 from foundation.calibration import Calibration
 from foundation.int8 import is_int8
@@ -56,6 +59,58 @@ def test_it_is_the_next_rung_and_serves(run: Path, capsys: pytest.CaptureFixture
     served = Recommender.load(run, model="rung-2")
     user = served.book.interactions.user_ids[0]
     assert len(served.predict_user(user, task="jobs", k=3)) == 3
+
+
+@pytest.mark.usefixtures("few_bits_agree")
+def test_one_that_is_undecided_waits_for_a_waiver(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged = steps.verdict
+
+    def undecided(*given: Any, **options: Any) -> GateVerdict:
+        found = judged(*given, **options)
+        metrics = tuple(
+            replace(one, status="undecided" if one.metric == "auc" else "pass", bound=0.4)
+            for one in found.metrics
+        )
+        return replace(found, status="undecided", metrics=metrics)
+
+    monkeypatch.setattr(steps, "verdict", undecided)
+    command = ["quantise", str(run), "--max-loss", "0.9", "--timed-requests", "3"]
+    layout = RunLayout(run)
+    made = []
+    for _ in range(2):  # the second finds what the first made
+        main(command)
+        assert "rung-2 is kept and does not serve" in capsys.readouterr().out
+        assert layout.models() == ["foundation", "rung-1", "rung-2"]
+        assert layout.served() == "rung-1"
+        made.append((run / "rung-2" / "stage.json").read_bytes())
+    assert made[0] == made[1]
+    waiver = {"metric": "auc", "loss": 0.5, "reason": "few people", "bought": "a quarter the size"}
+    both = [{"rung": "rung-2", "against": against, **waiver} for against in ("above", "top")]
+    (run / "waivers.json").write_text(json.dumps(both))
+    main(command)
+    assert "rung-2 serves, by a waiver" in capsys.readouterr().out
+    assert layout.served() == "rung-2"
+    # A ladder asks the same file.
+    failed = steps.Rung(folder=None, attempts=(steps.Attempt(step=0.3, shape=None),))
+    monkeypatch.setattr(steps.Ladder, "step_down", lambda *_, **__: failed)
+    for waivers, served in ((both[:1], "rung-1"), (both, "rung-2")):
+        (run / "waivers.json").write_text(json.dumps(waivers))
+        ladder.descend(run, config=ladder.ladder_config(run), timed_requests=3)
+        assert layout.served() == served
+        assert Recommender.load(run).foundation.settings.weights == (
+            "int8" if served == "rung-2" else "float32"
+        )
+
+
+def test_latency_is_measured_on_one_request_at_least(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(["quantise", str(run), "--timed-requests", "0"])
+    assert leaving.value.code == 2
+    assert "timed_requests=0 must be at least 1" in capsys.readouterr().err
 
 
 def test_the_best_stays_best_where_it_leads(tiny_run: Path) -> None:

@@ -20,6 +20,33 @@ def test_the_record_is_written_as_json_with_all_it_takes_to_run_again(tmp_path):
     assert found["peak_rss_bytes"] > 50 * 2**20
 
 
+def test_the_command_is_told_without_folders_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "minilm").mkdir(parents=True)
+    (tmp_path / "lr=0.1,2").mkdir()
+    given = {
+        "/home/a/.venv/bin/decant": "decant",
+        "--data=/home/a/ml-1m.zip": "--data=ml-1m.zip",
+        "/home/ann lee/ml-1m.zip": "ml-1m.zip",
+        "Qwen/Qwen3-0.6B": "Qwen/Qwen3-0.6B",
+        "--model=Qwen/Qwen3-0.6B": "--model=Qwen/Qwen3-0.6B",
+        "models/minilm": "minilm",
+        "model=a/b,c/d": "model=a/b,c/d",
+        "model=/home/a/b,Qwen/Qwen3-0.6B,/home/c": "model=b,Qwen/Qwen3-0.6B,c",
+        "model=[/home/a/b, models/minilm]": "model=[b, minilm]",
+        f"--out={tmp_path}/lr=0.1,2": "--out=lr=0.1,2",
+        f"{tmp_path}/lr=0.1,2": "lr=0.1,2",
+        "http://127.0.0.1:8000/v1": "http://127.0.0.1:8000/v1",
+        '{"folder": "/home/a/b"}': '{"folder": "b"}',
+        "place = Berlin / remote": "place = Berlin / remote",
+        "1/2": "1/2",
+        "/": "/",
+        "x" * 5000 + "/y": "x" * 5000 + "/y",
+    }
+    monkeypatch.setattr("sys.argv", list(given))
+    assert RunRecord.start({}, seed=0).command == tuple(given.values())
+
+
 def test_the_hash_follows_values_and_not_the_order_of_keys():
     assert json_hash({"a": 1, "b": [2]}) == json_hash({"b": [2], "a": 1})
     assert json_hash({"a": 1}) != json_hash({"a": 2})

@@ -6,9 +6,12 @@ import pytest
 
 from decant import sweep as sweeping
 from decant.cli import main
+from decant.layout import RunLayout
 from decant.pipeline import Job
 from decant.results import read_csv
+from decant.retriever import MiningConfig
 from decant.sweep import Sweep, Validated
+from foundation import LoraOptions
 from promptify.validation import BadInput
 
 TASK = """\
@@ -109,6 +112,27 @@ def test_a_grid_is_trained_once_and_ranked_by_validation(
     assert len(asked) == 2
 
 
+def test_a_rung_is_ranked_without_a_look_at_the_test_targets(recipe: Path, tmp_path: Path) -> None:
+    command = ["sweep", str(recipe), "--out", str(tmp_path), "--model", "rung-1"]
+    main([*command, "--grid", "fit.epochs=0.2"])
+    [folder] = (tmp_path / "runs").iterdir()
+    assert RunLayout(folder).models() == ["foundation", "rung-1"]
+    assert not (folder / "evaluation").exists()
+    assert {row.model for row in read_csv(tmp_path / "ledger.csv")} == {"rung-1, fit.epochs=0.2"}
+
+
+def test_what_a_recipe_goes_without_has_its_defaults_where_a_field_is_set(
+    recipe: Path, tmp_path: Path
+) -> None:
+    with_mining = recipe.with_name("mining.yaml")
+    with_mining.write_text(recipe.read_text() + "  mining: {rounds: 2}\n")
+    [one] = Sweep.of(with_mining, ["fit.lora.rank=8"], out=tmp_path).combinations
+    assert one.recipe.mining == MiningConfig(rounds=2)
+    assert one.recipe.fit.lora is not None
+    assert (one.recipe.fit.lora.rank, one.recipe.fit.lora.alpha) == (8, LoraOptions().alpha)
+    assert one.recipe.rung.fit.lora is None
+
+
 def test_what_cannot_be_trained_is_said_and_the_others_are_finished(
     recipe: Path,
     tmp_path: Path,
@@ -202,7 +226,11 @@ def test_names_are_different_for_different_settings(recipe: Path, tmp_path: Path
         (["fit.learning_rate=-1"], "fit.learning_rate=-1: .*learning_rate"),
         (["text_encoder=nowhere"], "text_encoder=nowhere: .* is not a folder"),
         (["text_encoder=7"], "text_encoder=7: "),
-        (["held_out_slates.x=1"], "no field held_out_slates.x"),
+        (["held_out_slates.x=1"], "no field held_out_slates.x; held_out_slates is 2, and has none"),
+        (["model.x=1"], "no field model.x; model is None, and has none"),
+        (["mining.round=1"], "no field mining.round; mining has rounds"),
+        (["mining.rounds=0"], "mining.rounds=0: MiningConfig.rounds=0 must be at least 1"),
+        (["rung.fit.lora.rang=1"], "no field rung.fit.lora.rang; rung.fit.lora has rank"),
     ],
 )
 def test_a_grid_is_checked_before_anything_is_trained(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from distill import architecture
 from distill.anatomy import Shape, body_parameters, shape_of
@@ -117,7 +118,7 @@ def test_a_search_that_was_killed_finds_what_it_would_have_found(
     assert timeless(look().run(tmp_path, mark="top")) == timeless(again)
     assert (tmp_path / "draws.json").read_bytes() == before
     assert json.loads(before)["search"]["top"] == "top"
-    assert [path.name for path in tmp_path.iterdir()] == ["draws.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "draws.json"]
 
 
 def test_what_is_too_slow_is_timed_and_nothing_more(
@@ -155,6 +156,7 @@ def test_budgets_that_cannot_be_are_refused(
         ({"parameters": 1.0}, r"parameters=1\.0 must lie between 0 and 1"),
         ({"latency": -1.0}, r"latency=-1\.0 must lie between"),
         ({"num_trials": 0}, "num_trials=0 must be at least 1"),
+        ({"timed_requests": -1}, "timed_requests=-1 must be at least 1"),
     ):
         with pytest.raises(ValueError, match=says):
             replace(CONFIG, **wrong)
@@ -164,18 +166,36 @@ def test_a_folder_keeps_to_its_search(
     look: Callable[..., ArchitectureSearch], searched: tuple[Found, Path], tmp_path: Path
 ) -> None:
     record = (searched[1] / "draws.json").read_bytes()
-    for search, mark in ((look(parameters=0.2), "top"), (look(), "another")):
+    others = ((look(parameters=0.2), "top"), (look(timed_requests=300), "top"), (look(), "another"))
+    for search, mark in others:
         (tmp_path / "draws.json").write_bytes(record)
         with pytest.raises(BadInput, match="of another search"):
             search.run(tmp_path, mark=mark)
     (tmp_path / "draws.json").write_bytes(record[:-20])
     with pytest.raises(BadInput, match="damaged"):
         look().run(tmp_path, mark="top")
+    # One of before says nothing of how many requests were timed, and goes on.
+    of_before = json.loads(record)
+    del of_before["search"]["config"]["timed_requests"]
+    (tmp_path / "draws.json").write_text(json.dumps(of_before))
+    assert look().run(tmp_path, mark="top").tried == searched[0].tried
     # More trials are the same search, for longer.
     (tmp_path / "draws.json").write_bytes(record)
     longer = look(num_trials=9).run(tmp_path, mark="top")
     assert longer.tried[:8] == searched[0].tried
     assert len(longer.tried) == 9
+
+
+def test_two_searches_do_not_share_a_folder(
+    look: Callable[..., ArchitectureSearch], searched: tuple[Found, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "draws.json").write_bytes((searched[1] / "draws.json").read_bytes())
+    with FileLock(tmp_path / ".lock"):
+        (tmp_path / "trial").mkdir()
+        with pytest.raises(BadInput, match="another process is searching there"):
+            look().run(tmp_path, mark="top")
+        assert (tmp_path / "trial").exists()
+    assert look().run(tmp_path, mark="top").tried == searched[0].tried
 
 
 def test_an_exam_is_about_the_top_and_about_hits(

@@ -15,10 +15,11 @@ from transformers import TrainerState
 
 from foundation import FitConfig, FitResult, Foundation
 from foundation.resuming import (
+    Spent,
     Standing,
     best_weights,
     last_whole_checkpoint,
-    spent_seconds,
+    spent_until,
 )
 from foundation.trainer import FoundationTrainer
 from promptify.assembly import PromptBook
@@ -172,15 +173,37 @@ def test_seconds_are_of_every_call_and_not_of_the_time_between(fit: Fit, tmp_pat
     checkpoint = last_whole_checkpoint(tmp_path / "checkpoints")
     assert checkpoint is not None
     path = checkpoint / "trainer_state.json"
-    spent = spent_seconds(TrainerState.load_from_json(str(path)))
-    assert spent > 0
-    told = path.read_text()
-    path.write_text(told.replace(f'"spent": {spent}', '"spent": 1000.0'))
-    began = time.monotonic()
+    spent = spent_until(TrainerState.load_from_json(str(path)))
+    assert spent.seconds > 0
+    assert spent.thread_seconds > 0
+    told = path.read_text().replace(f'"spent": {spent.seconds}', '"spent": 1000.0')
+    path.write_text(
+        told.replace(f'"thread_spent": {spent.thread_seconds}', '"thread_spent": 400.0')
+    )
+    began, working = time.monotonic(), time.process_time()
     with pytest.raises(Killed):
         fit(tmp_path, killed_in_step=9)
     _, result = fit(tmp_path)
     assert 1000 < result.seconds < 1000 + time.monotonic() - began
+    assert 400 < result.thread_seconds < 400 + time.process_time() - working
+
+
+def test_a_checkpoint_of_before_says_the_wall_time_alone() -> None:
+    state = TrainerState(stateful_callbacks={})
+    state.stateful_callbacks = {"SaveByClock": {"args": {}, "attributes": {"spent": 7.0}}}
+    assert spent_until(state) == Spent(seconds=7.0, thread_seconds=7.0)
+
+
+def test_what_else_a_machine_does_is_in_the_wall_time_alone(fit: Fit, tmp_path: Path) -> None:
+    def waits(_: object, name: str) -> float:
+        time.sleep(0.2)
+        return 0.5
+
+    quality = type("Slow", (dict,), {"get": lambda *given: waits(*given[:2])})()
+    _, result = fit(tmp_path, quality=quality, epochs=1)
+    waited = 0.2 * len(result.history["valid/ndcg@10"])
+    assert waited > 0.3
+    assert 0 < result.thread_seconds < result.seconds - 0.9 * waited
 
 
 def test_without_patience_every_step_is_taken_and_the_best_is_kept(
