@@ -86,6 +86,11 @@ def test_one_that_is_undecided_waits_for_a_waiver(
         assert layout.served() == "rung-1"
         made.append((run / "rung-2" / "stage.json").read_bytes())
     assert made[0] == made[1]
+    # More timings are another question about the same rung.
+    main([*command[:-1], "4"])
+    assert "rung-2 is kept and does not serve" in capsys.readouterr().out
+    assert (run / "rung-2" / "stage.json").read_bytes() != made[0]
+    command[-1] = "4"
     waiver = {"metric": "auc", "loss": 0.5, "reason": "few people", "bought": "a quarter the size"}
     both = [{"rung": "rung-2", "against": against, **waiver} for against in ("above", "top")]
     (run / "waivers.json").write_text(json.dumps(both))
