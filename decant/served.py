@@ -38,7 +38,8 @@ class Served:
         book: prompts over the catalogue and the log.
         index: vectors of what may be recommended. It may know of items that came later: they are
             in no answer of this state.
-        row_of_index: int64 [R], the row of the catalogue of each row of the index.
+        row_of_index: int64 [R], the row of the catalogue of each row of the index, −1 for those of
+            items that this state knows nothing of.
         is_held_I: bool [I], what the index held when this state was made.
         told: items that are not as the log has them, the columns of `items`; None for none.
 
@@ -133,16 +134,24 @@ class Served:
         """
         cut_1V = vector_V[None, : self.width]
         found = self.index.search(cut_1V, k, **filters)
-        num_known = len(self.row_of_index)
-        if "allow" not in filters and found.item_rows.max(initial=-1) >= num_known:
+        rows_k = self._catalogue_rows(found.item_rows[0])
+        if "allow" not in filters and ((rows_k < 0) & (found.item_rows[0] >= 0)).any():
             # Something came between: ask for what was there before it.
-            known_R = np.ones(num_known, np.bool_)
-            found = self.index.search(cut_1V, k, allow=known_R, **filters)
-        rows = found.item_rows[0]
-        is_known = (rows >= 0) & (rows < num_known)
-        rows_C = self.row_of_index[rows[is_known]]
-        scores = self.whole_scores(vector_V[None], rows_C[None], found.scores[:, is_known])
+            held_R = self.is_held_I[self.row_of_index] & (self.row_of_index >= 0)
+            found = self.index.search(cut_1V, k, allow=held_R, **filters)
+            rows_k = self._catalogue_rows(found.item_rows[0])
+        is_held = rows_k >= 0
+        rows_C = rows_k[is_held]
+        scores = self.whole_scores(vector_V[None], rows_C[None], found.scores[:, is_held])
         return rows_C, scores[0]
+
+    def _catalogue_rows(self, rows_k: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the catalogue of rows of the index; −1 for what this state does not hold."""
+        is_known = (rows_k >= 0) & (rows_k < len(self.row_of_index))
+        rows = self.row_of_index[rows_k[is_known]]
+        found_k = np.full(len(rows_k), -1, np.int64)
+        found_k[is_known] = np.where(self.is_held_I[rows] & (rows >= 0), rows, -1)
+        return found_k
 
     def whole_scores(
         self,
@@ -172,19 +181,31 @@ class Served:
         is_held_I = np.zeros(book.interactions.num_items, np.bool_)
         is_held_I[: len(self.is_held_I)] = self.is_held_I
         is_held_I[rows_N] = True
+        told_now = told_table(self.told, items)
+        vectors_IV = None
+        if "item_vectors_IV" in self.__dict__:
+            placed_I = placed(len(self.is_held_I), rows_N)
+            vectors_IV = np.concatenate([self.item_vectors_IV, vectors_NV])[placed_I]
+        # Last: if anything failed above, nothing has changed.
+        added_N = self.index.add(
+            vectors_NV[:, : self.width], ids, model_hash=self.index.manifest.model_hash
+        )
+        # Where they lie is for the index to say: a database gives an id that comes back its old
+        # row, and may have met others meanwhile.
+        num_rows = max(len(self.row_of_index), int(added_N.max(initial=-1)) + 1)
+        row_of_index = np.full(num_rows, -1, np.int64)
+        row_of_index[: len(self.row_of_index)] = self.row_of_index
+        row_of_index[added_N] = rows_N
         state = Served(
             foundation,
             book,
             self.index,
-            row_of_index=np.concatenate([self.row_of_index, rows_N]),
+            row_of_index=row_of_index,
             is_held_I=is_held_I,
-            told=told_table(self.told, items),
+            told=told_now,
         )
-        if "item_vectors_IV" in self.__dict__:
-            placed_I = placed(len(self.is_held_I), rows_N)
-            state.item_vectors_IV = np.concatenate([self.item_vectors_IV, vectors_NV])[placed_I]
-        # Last: if anything failed above, nothing has changed.
-        self.index.add(vectors_NV[:, : self.width], ids, model_hash=self.index.manifest.model_hash)
+        if vectors_IV is not None:
+            state.item_vectors_IV = vectors_IV
         return state
 
     def without_items(self, item_ids: Sequence[str]) -> "Served":

@@ -49,7 +49,8 @@ class ItemIndex:
         [['b', 'c']]
         >>> index.search([[0.0, 1.0, 0.5]], 2, deny=["b"]).ids.tolist()
         [['c', 'a']]
-        >>> index.add([[0.0, 2.0, 0.0]], ["d"])
+        >>> index.add([[0.0, 2.0, 0.0]], ["d"]).tolist()
+        [3]
         >>> index.search([[0.0, 1.0, 0.5]], 2).ids.tolist()
         [['d', 'b']]
     """
@@ -243,7 +244,7 @@ class ItemIndex:
 
     def add(
         self, vectors: npt.ArrayLike, ids: Sequence[str], *, model_hash: str | None = None
-    ) -> None:
+    ) -> Rows:
         """Add items. They are found at once, by comparing with each until `compact`.
 
         With `int8`, numbers outside the ranges of the build are cut to them.
@@ -253,6 +254,9 @@ class ItemIndex:
             ids: one per vector, none of them in the index. One that was removed may come back, as
                 a new row.
             model_hash: where given, must be that of the index.
+
+        Returns:
+            The row of each, int64 [n].
 
         Raises:
             IndexMismatch: another model's vectors.
@@ -276,6 +280,7 @@ class ItemIndex:
                 delta=snapshot.delta.with_items(stored, names, snapshot.num_rows),
                 num_rows=snapshot.num_rows + len(names),
             )
+        return np.arange(snapshot.num_rows, snapshot.num_rows + len(names))
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove items; the rows of the others stay as they are.

@@ -251,13 +251,17 @@ class MilvusIndex:
 
     def add(
         self, vectors: npt.ArrayLike, ids: Sequence[str], *, model_hash: str | None = None
-    ) -> None:
+    ) -> Rows:
         """Add items; they are found at once.
 
         Args:
             vectors: float32 [n, D] from the model that made the others.
             ids: one per vector, none of them in the index.
             model_hash: where given, must be that of the index.
+
+        Returns:
+            The row of each, int64 [n]. An id that was met before keeps its row, and what others
+            added may lie between.
 
         Raises:
             IndexMismatch: another model's vectors.
@@ -271,9 +275,7 @@ class MilvusIndex:
             if present := self._held(names):
                 raise ValueError(f"ids: {min(present)!r} is in the index already; remove it first")
             self._collection.upsert(checked, names)
-        # As the rows of `ItemIndex`: in the order in which they were given.
-        for item in names:
-            self._table.row_of(item)
+        return np.array([self._table.row_of(item) for item in names], np.int64)
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove items.

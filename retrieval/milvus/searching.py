@@ -48,6 +48,10 @@ class RowTable:
                 self._row_of[item_id] = len(self.ids) - 1
             return self._row_of[item_id]
 
+    def met_row(self, item_id: str) -> int | None:
+        """The row of an id; None if it was not met before."""
+        return self._row_of.get(item_id)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mask:
@@ -70,8 +74,8 @@ class Mask:
 
     def __contains__(self, item_id: object) -> bool:
         """Whether the id is in it."""
-        row = self.table.row_of(cast(str, item_id))
-        return row < len(self.is_in) and bool(self.is_in[row])
+        row = self.table.met_row(cast(str, item_id))
+        return row is not None and row < len(self.is_in) and bool(self.is_in[row])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

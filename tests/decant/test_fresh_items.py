@@ -5,7 +5,7 @@ import json
 import shutil
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from foundation import Foundation
 from foundation.predictions import log_positive
 from promptify.prompter import HistoryEvent
 from promptify.validation import BadInput
+from retrieval.milvus import MilvusIndex, searching
 
 PROFILE = {"headline": "Nurse in oncology", "place": "Berlin, Germany"}
 HISTORY = [
@@ -64,6 +65,20 @@ def fresh(tiny_run: Path) -> Recommender:
     return Recommender.load(tiny_run)
 
 
+@pytest.fixture
+def in_database(fresh: Recommender, tmp_path: Path) -> Iterator[Recommender]:
+    """The same, with its vectors in a Milvus database."""
+    with MilvusIndex.build(
+        fresh.foundation.embed_items(),
+        fresh.foundation.item_ids,
+        model_hash=fresh.index.manifest.model_hash,
+        uri=str(tmp_path / "items.db"),
+        name="items",
+        kind="FLAT",
+    ) as index:
+        yield Recommender(fresh.foundation, index, fresh.book)
+
+
 @pytest.fixture(scope="module")
 def fuzzed(tiny_run: Path) -> Recommender:
     """For all examples of a test; others share `recommender`, whose catalogue must stay."""
@@ -95,6 +110,53 @@ def test_added_found_removed_not_found_and_added_again(fresh: Recommender) -> No
     assert again["job-nurse"].title.startswith("Welder")
     assert again["job-nurse"].score != pytest.approx(nurse.score, abs=1e-6)
     assert again["job-00009"].title == nurse.title
+
+
+@pytest.mark.parametrize("where_it_lies", ["fresh", "in_database"])
+def test_an_item_told_anew_leaves_every_other_its_place(
+    where_it_lies: str, request: pytest.FixtureRequest
+) -> None:
+    served: Recommender = request.getfixturevalue(where_it_lies)
+    before = set(jobs_of(served))
+    served.remove_items(["job-00003"])
+    without = served._served
+    served.add_items([{**NURSE, "item_id": "job-00003"}])
+    served.add_items([{**NURSE, "item_id": "job-new", "title": "Welder"}])
+    assert jobs_of(served, allow=["job-new"]) == ["job-new"]
+    assert jobs_of(served, where="item_id = job-new") == ["job-new"]
+    everything = served.predict_next_actions(PROFILE, HISTORY, k=10_000)
+    assert sorted(ids(everything)) == sorted({*before, "job-new"})
+    given_ = served.predict_next_actions(PROFILE, HISTORY, candidates=ids(everything), k=10_000)
+    assert {one.item_id: one.score for one in everything} == pytest.approx(
+        {one.item_id: one.score for one in given_}, abs=1e-4
+    )
+    # Who began while it was gone does not find it, and nobody comes back short for that.
+    vector_V = served.foundation.embed_users(served.book.inline(PROFILE, task="jobs"))[0]
+    rows_C, _ = without.nearest(vector_V, without.interactions.num_items)
+    held_I = without.is_held_I
+    assert sorted(rows_C.tolist()) == np.flatnonzero(held_I).tolist()
+    assert not held_I[without.interactions.item_row("job-00003")]
+
+
+def test_what_another_process_adds_to_a_database_moves_nothing(
+    in_database: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Few items are compared with: then nothing else is met.
+    monkeypatch.setattr(searching, "MOST_COMPARED", 0)
+    before = set(jobs_of(in_database))
+    stranger = in_database.foundation.embed_items()[:1]
+    with MilvusIndex.load(uri=str(tmp_path / "items.db"), name="items") as other:
+        other.add(stranger, ["a stranger"])
+    # A search meets it, with a filter and without, and leaves it.
+    assert set(jobs_of(in_database)) == before
+    now = in_database._served
+    vector_V = in_database.foundation.embed_users(now.book.inline(PROFILE, task="jobs"))[0]
+    rows_C, _ = now.nearest(vector_V, now.interactions.num_items)
+    assert len(rows_C) == now.interactions.num_items
+    assert jobs_of(in_database, where="item_id = job-00003") == ["job-00003"]
+    in_database.add_items([NURSE])
+    assert jobs_of(in_database, allow=["job-nurse"]) == ["job-nurse"]
+    assert set(jobs_of(in_database)) == {*before, "job-nurse"}
 
 
 def test_a_new_item_is_what_its_text_says_wherever_it_stands(fresh: Recommender) -> None:

@@ -161,6 +161,16 @@ def test_added_is_found_at_once_and_removed_never_again(build):
         index.compact()
 
 
+def test_add_says_which_rows_it_gave(build):
+    index = build(np.eye(8)[:2], ["a", "b"])
+    assert index.ids.tolist() == ["a", "b"]
+    index.remove(["a"])
+    rows = index.add(np.eye(8)[[2, 0, 3]], ["c", "a", "d"])
+    assert index.search(np.eye(8)[[2, 0, 3]], 1).item_rows[:, 0].tolist() == rows.tolist()
+    assert [index.ids[row] for row in rows] == ["c", "a", "d"]
+    assert index.add(np.empty((0, 8)), []).tolist() == []
+
+
 def test_everything_removed_finds_nothing(build):
     index = build(some_vectors(3), ["a", "b", "c"])
     index.remove(["a", "b", "c"])
