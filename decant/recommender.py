@@ -60,6 +60,8 @@ class Recommender:
             `hit_rate` says how many requests needed no reading.
         told: items of the catalogue that are not as the log has them; None for none.
         catalogue: where `save` writes what became of the catalogue; None where it has no place.
+        model_hash: `foundation.checkpoint.weights_hash` of the model's folder; where given, the
+            index must be that model's, and takes its vectors alone.
         num_retrieved: items that a prediction takes from the index; `search` has its own number.
         num_ranked: of these, the nearest that the model reads one by one; all when None. Fewer
             are faster.
@@ -69,8 +71,8 @@ class Recommender:
     in the order in which they asked; see `decant.turns`.
 
     Raises:
-        ValueError: the index holds an item that the catalogue lacks, or more items are ranked than
-            retrieved.
+        ValueError: the index is another model's or holds an item that the catalogue lacks, or more
+            items are ranked than retrieved.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Recommender:
         prefix_cache: PrefixCache | None = None,
         told: pa.Table | None = None,
         catalogue: SavedCatalogue | None = None,
+        model_hash: str | None = None,
         num_retrieved: int = NUM_RETRIEVED,
         num_ranked: int | None = None,
     ) -> None:
@@ -92,7 +95,7 @@ class Recommender:
         self._writing = threading.Lock()
         self._turns = Turns()
         # Every request reads this once: it goes on with what it saw, whatever comes in its place.
-        self._served = Served.of(foundation, book, index, told=told)
+        self._served = Served.of(foundation, book, index, told=told, model_hash=model_hash)
         self._search_words: dict[int, SearchWords] = {}
 
     @property
@@ -157,6 +160,7 @@ class Recommender:
             run.book,
             told=run.told,
             catalogue=run.catalogue,
+            model_hash=run.model_hash,
             num_retrieved=num_retrieved,
             num_ranked=num_ranked,
         )

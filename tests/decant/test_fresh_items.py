@@ -6,6 +6,7 @@ import shutil
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from foundation import Foundation
 from foundation.predictions import log_positive
 from promptify.prompter import HistoryEvent
 from promptify.validation import BadInput
+from retrieval import IndexMismatch
 from retrieval.milvus import MilvusIndex, searching
 
 PROFILE = {"headline": "Nurse in oncology", "place": "Berlin, Germany"}
@@ -194,6 +196,70 @@ def test_its_vector_is_that_of_its_text_and_no_other_item_is_read(
     alone = fresh.foundation.embed_items(fresh.book.item_pieces.take(np.array([row])))
     stored = fresh.index.vectors_at(np.array([fresh.index.num_rows - 1]))
     np.testing.assert_allclose(stored, alone, atol=1e-5)
+
+
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many items were embedded, call by call."""
+    plain = Foundation.embed_items
+    counts: list[int] = []
+
+    def embedding(self: Foundation, items: Any = None, **kind: Any) -> Any:
+        vectors = plain(self, items, **kind)
+        counts.append(len(vectors))
+        return vectors
+
+    monkeypatch.setattr(Foundation, "embed_items", embedding)
+    return counts
+
+
+def test_candidates_are_not_embedded_again_when_an_item_goes(
+    in_database: Recommender, embedded: list[int]
+) -> None:
+    wanted = ["job-00003", "job-00004"]
+    before = in_database.predict_next_actions(PROFILE, HISTORY, candidates=wanted)
+    assert embedded == [in_database.interactions.num_items]
+    in_database.remove_items(["job-00009"])
+    assert in_database.predict_next_actions(PROFILE, HISTORY, candidates=wanted) == before
+    assert len(embedded) == 1
+
+
+def test_what_the_models_own_index_holds_whole_is_not_embedded_again(
+    fresh: Recommender, embedded: list[int]
+) -> None:
+    fresh.predict_next_actions(PROFILE, HISTORY, candidates=["job-00003"])
+    assert embedded == []
+    fresh.remove_items(["job-00003", "job-00009"])
+    fresh.add_items([{**NURSE, "item_id": "job-00003"}])
+    embedded.clear()
+
+    def state(**known: str) -> Served:
+        return Served.of(fresh.foundation, fresh.book, fresh.index, **known)
+
+    mine = {"model_hash": fresh.index.manifest.model_hash}
+    vectors_IV = state(**mine).item_vectors_IV
+    assert embedded == [1]  # The one that the index lacks.
+    # Of an index that may be another model's nothing is taken.
+    np.testing.assert_allclose(vectors_IV, state().item_vectors_IV, rtol=1e-4, atol=1e-5)
+    assert embedded == [1, len(vectors_IV)]
+    # An item that goes before its state was asked is still of that state.
+    before = state(**mine)
+    fresh.remove_items(["job-00004"])
+    np.testing.assert_allclose(before.item_vectors_IV, vectors_IV, rtol=1e-4, atol=1e-5)
+
+
+def test_another_models_vectors_are_not_added(
+    fresh: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = jobs_of(fresh)
+    mine = fresh.index.manifest.model_hash
+    # As when the index was made anew by another process.
+    monkeypatch.setattr(fresh.index, "_manifest", replace(fresh.index.manifest, model_hash="other"))
+    with pytest.raises(IndexMismatch, match=f"'{mine}'.*'other'"):
+        fresh.add_items([NURSE])
+    assert jobs_of(fresh) == before
+    with pytest.raises(IndexMismatch, match=f"'{mine}'.*'other'"):
+        Recommender(fresh.foundation, fresh.index, fresh.book, model_hash=mine)
 
 
 def test_a_catalogue_that_was_replaced_is_let_go_at_once(fresh: Recommender) -> None:
