@@ -19,17 +19,17 @@ from decant.answering import (
     NUM_RETRIEVED,
     Cascade,
     Prediction,
+    admitted_items,
     answer,
     check_ids,
     event_items,
-    parsed,
     task_of,
 )
 from decant.catalogue import SavedCatalogue, read_new_items
-from decant.constraints import Constraint, ruled
+from decant.constraints import Constraint
 from decant.history import HistoryItem, history_event
 from decant.opening import build_index, open_run
-from decant.search import FacetUse, Found, SearchWords, search, search_task
+from decant.search import FacetUse, Found, SearchWords, open_items, search, search_task
 from decant.served import Served
 from decant.turns import Turns
 from decant.where import Where
@@ -289,6 +289,9 @@ class Recommender:
             profile, events, task=now.book.prompter.tasks[asked].name, context=query
         )
         seen = [event.item for event in events if isinstance(event.item, str)]
+        admitted = admitted_items(
+            now, asked, where=where, constraints=constraints, candidates=candidates
+        )
         with self._turns.turn():
             return answer(
                 now,
@@ -297,11 +300,11 @@ class Recommender:
                 task=asked,
                 cascade=self._cascade,
                 seen=seen if exclude_seen else [],
+                admitted=admitted,
                 candidates=candidates,
                 k=k,
                 allow=allow,
                 deny=deny,
-                where=where,
                 blend=blend,
                 constraints=constraints,
             )
@@ -375,6 +378,9 @@ class Recommender:
         start, end = now.interactions.user_offsets[user : user + 2].tolist()
         if num_events is not None:
             start = max(start, end - num_events)
+        admitted = admitted_items(
+            now, asked, where=where, constraints=constraints, candidates=candidates
+        )
         with self._turns.turn():
             return answer(
                 now,
@@ -383,11 +389,11 @@ class Recommender:
                 task=asked,
                 cascade=self._cascade,
                 seen=event_items(now, start, end) if exclude_seen else [],
+                admitted=admitted,
                 candidates=candidates,
                 k=k,
                 allow=allow,
                 deny=deny,
-                where=where,
                 blend=blend,
                 constraints=constraints,
             )
@@ -409,6 +415,7 @@ class Recommender:
                 task=task,
                 cascade=self._cascade,
                 seen=event_items(now, int(target.history_start[0]), int(target.history_end[0])),
+                admitted=admitted_items(now, task),
                 k=k,
             )
 
@@ -446,7 +453,7 @@ class Recommender:
         now = self._served
         for user_id in user_ids:
             now.interactions.user_row(user_id)
-        now.admitted(task_of(now, task), ruled(parsed(where), constraints))
+        admitted_items(now, task_of(now, task), where=where, constraints=constraints)
         for user_id in tqdm(user_ids, desc="predict", unit="user", disable=not progress):
             yield (
                 user_id,
@@ -510,6 +517,7 @@ class Recommender:
             def prefix_of(context: str | None) -> Rows:
                 return book.of_user(row, start, end, task=asked, context=context)
 
+        open_I = open_items(now, asked, where)
         with self._turns.turn():
             return search(
                 now,
@@ -519,7 +527,7 @@ class Recommender:
                 prefix_of=prefix_of,
                 task=asked,
                 k=k,
-                where=where,
+                open_I=open_I,
                 facets=facets,
                 ignore_facets=tuple(ignore_facets),
             )

@@ -134,7 +134,7 @@ def search(
     prefix_of: PrefixOf,
     task: int,
     k: int,
-    where: str | Where | Bool | None,
+    open_I: Bool,
     facets: FacetUse,
     ignore_facets: tuple[str, ...],
 ) -> Found:
@@ -148,7 +148,7 @@ def search(
         prefix_of: makes the prefix of whoever asks, given a context or None.
         task: index of the task.
         k: results wanted.
-        where: only items like this, or bool [I].
+        open_I: the items that may be found, from `open_items`; written to.
         facets: what a recognised facet does.
         ignore_facets: columns that are not read as facets.
 
@@ -160,7 +160,6 @@ def search(
     read = words.facets.read(query, ignore=columns if facets == "ignore" else ignore_facets)
     used = read.facets
     masks = [words.facets.mask(facet) for facet in used]
-    open_I = _open(now, task, where)
     bonus_I = np.zeros(len(open_I), np.float32)
     for mask_I in _wishes(used, masks):
         if facets == "require":
@@ -233,8 +232,17 @@ def _check(query: str, *, k: int, facets: FacetUse) -> None:
         raise BadInput(f"facets={shown(facets)} must be one of {', '.join(get_args(FacetUse))}.")
 
 
-def _open(now: Served, task: int, where: str | Where | Bool | None) -> Bool:
-    """Which items may be found, bool [I], to be written to."""
+def open_items(now: Served, task: int, where: str | Where | Bool | None) -> Bool:
+    """Which items a search may find, bool [I]; asked before a turn is taken, as `admitted_items`.
+
+    Args:
+        now: what is served.
+        task: index of the task.
+        where: only items like this, or bool [I].
+
+    Raises:
+        BadInput: `where` is neither, or does not fit the items.
+    """
     if not isinstance(where, np.ndarray):
         return now.admitted(task, parsed(where))[0].copy()
     served_I = now.admitted(task, None)[0]

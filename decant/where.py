@@ -27,6 +27,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from rapidfuzz import process
+from rapidfuzz.distance import Indel
 
 from promptify.columns import ARROW_TYPES, read_column
 from promptify.schema import FieldKind, Schema
@@ -43,8 +45,11 @@ _ORDERS: dict[str, Callable[..., pa.Array]] = {
 }
 _OWN_COLUMNS: dict[str, FieldKind] = {"item_id": "text", "kind": "category"}
 _NUM_NEAR = 5
-# Different values of a column that are looked through for near ones.
+# Different values of a column that are looked through for values spelt alike.
 _MAX_LOOKED_THROUGH = 20_000
+# Longer texts are prose, which is not what somebody meant to write.
+_MAX_NEAR_LETTERS = 200
+_MIN_SIMILARITY = 0.4
 # Python's own stack is the limit of a recursive parser; nobody writes so many brackets.
 _MAX_DEPTH = 50
 
@@ -227,11 +232,21 @@ def _check_known(column: str, values: pa.Array, held: pa.Array | pa.ChunkedArray
 
 def _near(value: str, known: pa.Array) -> list[str]:
     """A few of the known values that resemble one: those that hold it, then those spelt alike."""
-    holding = known.filter(pc.match_substring(known, value, ignore_case=True))
+    if len(value) > _MAX_NEAR_LETTERS:
+        return []
+    short = known.filter(pc.less_equal(pc.utf8_length(known), _MAX_NEAR_LETTERS))
+    holding = short.filter(pc.match_substring(short, value, ignore_case=True))
     near = holding.slice(0, _NUM_NEAR).to_pylist()
-    alike = known.slice(0, _MAX_LOOKED_THROUGH).to_pylist()
-    near += difflib.get_close_matches(value, alike, _NUM_NEAR, cutoff=0.4)
-    return list(dict.fromkeys(near))[:_NUM_NEAR] or alike[:_NUM_NEAR]
+    looked_through = short.slice(0, _MAX_LOOKED_THROUGH).to_pylist()
+    alike = process.extract(
+        value,
+        looked_through,
+        scorer=Indel.normalized_similarity,
+        score_cutoff=_MIN_SIMILARITY,
+        limit=_NUM_NEAR,
+    )
+    near += [other for other, _, _ in alike]
+    return list(dict.fromkeys(near))[:_NUM_NEAR] or looked_through[:_NUM_NEAR]
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.Array]:

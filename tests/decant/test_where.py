@@ -1,5 +1,6 @@
 """Attribute filters: what is written is what Python would say item by item."""
 
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -210,6 +211,26 @@ def test_any_expression_is_what_python_says_item_by_item(where: Where) -> None:
 def test_what_does_not_fit_is_named_with_what_is_near(where: Any, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         matching(parse_where(where), TABLE, SCHEMA)
+
+
+def test_what_is_near_among_many_values_is_found_at_once() -> None:
+    letters = np.random.default_rng(0).choice(list("abcdefghijklmno"), (20_000, 50))
+    titles = ["".join(line) for line in letters]
+    meant = titles[11_000]
+    began = time.process_time()
+    with pytest.raises(BadInput, match=f"near it: '{meant}'"):
+        matching(
+            parse_where(f"title = {meant[:20]}{meant[21:]}x"), pa.table({"title": titles}), SCHEMA
+        )
+    assert time.process_time() - began < 1  # Of a turn, in which others wait.
+
+
+def test_a_value_of_a_million_letters_is_refused_and_no_text_as_long_is_near() -> None:
+    with pytest.raises(BadInput, match=r"no item has title 'xxx.*…[^;]*$"):
+        matching(parse_where(f"title = {'x' * 1_000_000}"), TABLE, SCHEMA)
+    prose = pa.table({"title": ["Nurse", "Nurses " * 40]})
+    with pytest.raises(BadInput, match=r"near it: 'Nurse'\.$"):
+        matching(parse_where("title = nurse"), prose, SCHEMA)
 
 
 @given(
