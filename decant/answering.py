@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from decant.constraints import Constraint, ruled
 from decant.served import Served
-from decant.where import Where, parse_where
+from decant.where import Where, check_where, parse_where
 from foundation.predictions import log_policy, log_positive
 from foundation.prefix_cache import PrefixCache
 from foundation.scoring import PrefixReading
@@ -332,8 +332,16 @@ def event_items(now: Served, start: int, end: int) -> list[str]:
 
 
 def parsed(where: str | Where | None) -> Where | None:
-    """A filter that was written, read; any other as it is."""
-    return parse_where(where) if isinstance(where, str) else where
+    """A filter that was written, read; any other as it is.
+
+    Raises:
+        BadInput: it is none.
+    """
+    if isinstance(where, str):
+        return parse_where(where)
+    if where is not None:
+        check_where(where)
+    return where
 
 
 def check_ids(now: Served, name: str, ids: Sequence[str] | None) -> None:

@@ -6,7 +6,7 @@ recommender.predict_next_actions({"age": "25-34"}, [{"item": "1", "action": "lik
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -178,13 +178,16 @@ class Recommender:
 
         Args:
             items: `item_id`, `kind` where there are several, and the fields of the schema: as
-                mappings, in which any field may be missing, or as a table of Arrow or pandas.
+                mappings, in which any field may be missing, or as a table of Arrow or pandas. Of
+                none nothing is asked.
             on_bad_rows: ``"fail"``, or ``"skip"`` to leave out what does not fit.
 
         Raises:
             ValueError: an item stands in the catalogue, has a field that the schema lacks, or does
                 not fit. Nothing was added then.
         """
+        if isinstance(items, Sized) and not isinstance(items, str | Mapping) and not len(items):
+            return
         with self._writing:
             now = self._served
             new = read_new_items(items, now.interactions.schema, on_bad_rows=on_bad_rows)
@@ -529,7 +532,7 @@ class Recommender:
                 k=k,
                 open_I=open_I,
                 facets=facets,
-                ignore_facets=tuple(ignore_facets),
+                ignore_facets=ignore_facets,
             )
 
     def search_words(self, task: int) -> SearchWords:

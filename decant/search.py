@@ -14,7 +14,7 @@ A facet is preferred, not required: the log's searchers take an expert from else
 from the right place who knows little. ``facets="require"`` makes it a filter.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Literal, get_args
@@ -136,7 +136,7 @@ def search(
     k: int,
     open_I: Bool,
     facets: FacetUse,
-    ignore_facets: tuple[str, ...],
+    ignore_facets: Collection[str],
 ) -> Found:
     """See `Recommender.search`.
 
@@ -155,8 +155,8 @@ def search(
     Raises:
         BadInput: the query holds no word, or an argument does not fit.
     """
-    _check(query, k=k, facets=facets)
     columns = [field.name for field in now.interactions.schema.item_columns]
+    _check(query, k=k, facets=facets, ignore_facets=ignore_facets, columns=columns)
     read = words.facets.read(query, ignore=columns if facets == "ignore" else ignore_facets)
     used = read.facets
     masks = [words.facets.mask(facet) for facet in used]
@@ -223,13 +223,22 @@ def _wishes(facets: Sequence[Facet], masks: Sequence[Bool]) -> list[Bool]:
     return list(wishes.values())
 
 
-def _check(query: str, *, k: int, facets: FacetUse) -> None:
+def _check(
+    query: str, *, k: int, facets: FacetUse, ignore_facets: Collection[str], columns: list[str]
+) -> None:
     if not isinstance(query, str) or not folded_words(query):
         raise BadInput(f"query {shown(query)} holds no word; say in words who is looked for.")
     if not isinstance(k, Integral) or k < 1:
         raise BadInput(f"k={shown(k)} must be at least 1, and a whole number.")
     if facets not in get_args(FacetUse):
         raise BadInput(f"facets={shown(facets)} must be one of {', '.join(get_args(FacetUse))}.")
+    if isinstance(ignore_facets, str) or not isinstance(ignore_facets, Collection):
+        raise BadInput(f"ignore_facets={shown(ignore_facets)} must be a list of columns.")
+    if unknown := [name for name in ignore_facets if name not in columns]:
+        raise BadInput(
+            f"ignore_facets: the items have no column {shown(unknown[0])}; they have "
+            f"{', '.join(columns)}."
+        )
 
 
 def open_items(now: Served, task: int, where: str | Where | Bool | None) -> Bool:
@@ -243,6 +252,11 @@ def open_items(now: Served, task: int, where: str | Where | Bool | None) -> Bool
     Raises:
         BadInput: `where` is neither, or does not fit the items.
     """
+    if not isinstance(where, str | Where | np.ndarray | None):
+        raise BadInput(
+            f"where={shown(where)} must be a text, made of Compare, Joined, Negated, or an array "
+            "that says True or False of each item."
+        )
     if not isinstance(where, np.ndarray):
         return now.admitted(task, parsed(where))[0].copy()
     served_I = now.admitted(task, None)[0]

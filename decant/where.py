@@ -81,12 +81,18 @@ class Compare:
             raise BadInput(
                 f"Compare.operator={self.operator!r} must be one of {', '.join(get_args(Operator))}"
             )
+        if not isinstance(self.column, str):
+            raise BadInput(f"Compare.column={shown(self.column)} must be the name of a column.")
         is_one = isinstance(self.values, tuple) and len(self.values) == 1
-        if not is_one and (self.operator != "in" or not self.values):
+        is_some = isinstance(self.values, tuple) and self.operator == "in" and self.values
+        if not (is_one or is_some):
             raise BadInput(
                 f"Compare.values={shown(self.values)} of column {self.column!r} must be a tuple of "
                 "one value, or of some for the operator 'in'."
             )
+        strange = [value for value in self.values if not isinstance(value, str | int | float)]
+        if strange:
+            raise BadInput(f"where: {self.column} {shown(strange[0])} must be a text or a number.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +105,10 @@ class Joined:
     def __post_init__(self) -> None:
         if self.how not in ("all", "any") or not self.parts:
             raise BadInput(f"Joined.how={self.how!r} must be 'all' or 'any', of some parts.")
+        if not isinstance(self.parts, tuple):
+            raise BadInput(f"Joined.parts={shown(self.parts)} must be a tuple of conditions.")
+        for part in self.parts:
+            check_where(part)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,8 +117,21 @@ class Negated:
 
     part: "Where"
 
+    def __post_init__(self) -> None:
+        check_where(self.part)
+
 
 Where = Compare | Joined | Negated
+
+
+def check_where(where: object) -> None:
+    """Refuse what is no filter.
+
+    Raises:
+        BadInput: it is not made of `Compare`, `Joined` and `Negated`.
+    """
+    if not isinstance(where, Where):
+        raise BadInput(f"where={shown(where)} must be a text, or made of Compare, Joined, Negated.")
 
 
 def parse_where(text: str) -> Where:
@@ -151,8 +174,6 @@ def matching(where: Where, items: pa.Table, schema: Schema) -> NDArray[np.bool_]
         join = np.logical_and if where.how == "all" else np.logical_or
         found = join.reduce([matching(part, items, schema) for part in where.parts])
         return cast(NDArray[np.bool_], found)
-    if not isinstance(where, Compare):
-        raise BadInput(f"where={shown(where)} must be a text, or made of Compare, Joined, Negated.")
     kinds = _OWN_COLUMNS | {field.name: field.kind for field in schema.item_columns}
     if where.column not in kinds:
         near = difflib.get_close_matches(where.column, kinds, _NUM_NEAR, cutoff=0.5)
@@ -188,9 +209,6 @@ def _compared(where: Compare, column: pa.ChunkedArray, kind: FieldKind) -> NDArr
 
 def _typed(where: Compare, kind: FieldKind) -> pa.Array:
     """The values of a comparison, as its column has them."""
-    strange = [value for value in where.values if not isinstance(value, str | int | float)]
-    if strange:
-        raise BadInput(f"where: {where.column} {shown(strange[0])} must be a text or a number.")
     told = "text" if kind == "list" else kind
     typed = []
     for value in where.values:

@@ -22,7 +22,9 @@ from retrieval.checks import (
     ItemIds,
     Rows,
     check_once,
+    checked_count,
     checked_items,
+    checked_rows,
     checked_vectors,
 )
 from retrieval.compaction import compacted
@@ -203,11 +205,11 @@ class ItemIndex:
             deny: none of these; as `allow`, and stronger.
 
         Raises:
-            ValueError: `k` below 1, vectors of another width or not finite, as many filter lists as
-                there are not requests, ids that are no texts, or a mask of another shape.
+            ValueError: `k` below 1 or not whole, vectors of another width or not finite, as many
+                filter lists as there are not requests, ids that are no texts, or a mask of another
+                shape.
         """
-        if k < 1:
-            raise ValueError(f"k is {k}; ask for at least 1 candidate")
+        k = checked_count(k)
         snapshot = self._snapshot
         queries = checked_vectors("vectors", vectors, self._manifest.dimension)
         scores, rows = snapshot.search(queries, k, allow, deny)
@@ -220,9 +222,10 @@ class ItemIndex:
             rows: int [n], of items that can be found.
 
         Raises:
-            ValueError: a row that the index never gave, or whose item was removed.
+            ValueError: a row that is no whole number, that the index never gave, or whose item was
+                removed.
         """
-        snapshot, wanted = self._snapshot, np.asarray(rows, np.int64)
+        snapshot, wanted = self._snapshot, checked_rows(rows)
         in_base, in_delta = snapshot.positions_of_rows(wanted)
         if (absent := (in_base < 0) & (in_delta < 0)).any():
             raise ValueError(f"rows: {wanted[absent][0]} holds no item")

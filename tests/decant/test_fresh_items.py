@@ -438,7 +438,6 @@ def test_a_damaged_catalogue_is_refused_or_harmless(run: Path) -> None:
         ("job", "must be a list of mappings"),
         (pa.table({"id": ["a"]}), "lacks the column item_id"),
         (pd.DataFrame({"item_id": ["a"], "kind": ["job"]}), "lacks the column title"),
-        ([], "lacks the column|no rows"),
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else "",
 )
@@ -449,6 +448,14 @@ def test_an_item_that_does_not_fit_is_named_and_nothing_changes(
     with pytest.raises(ValueError, match=message):
         recommender.add_items(items)
     assert (len(recommender.index), recommender.interactions.item_ids) == before
+
+
+def test_of_no_items_nothing_comes(recommender: Recommender) -> None:
+    before = recommender._served
+    for nothing in ([], (), pa.table({"item_id": pa.array([], pa.string())}), pd.DataFrame()):
+        recommender.add_items(nothing)
+    recommender.remove_items([])
+    assert recommender._served is before
 
 
 def test_rows_that_do_not_fit_may_be_skipped(fresh: Recommender) -> None:

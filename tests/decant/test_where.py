@@ -253,6 +253,9 @@ def test_whatever_is_written_is_answered_or_refused_by_us(text: str) -> None:
         assert matching(parse_where(text), TABLE, SCHEMA).shape == (len(ITEMS),)
 
 
+PAID = Compare(column="pay", operator=">", values=(1,))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -261,6 +264,12 @@ def test_whatever_is_written_is_answered_or_refused_by_us(text: str) -> None:
         (lambda: Compare(column="pay", operator="=", values=(1, 2)), "values"),
         (lambda: Compare(column="pay", operator="=", values="12"), "values"),
         (lambda: Joined(how="all", parts=()), "of some parts"),
+        (lambda: Joined(how="all", parts=[PAID]), r"Joined.parts=\[Compare\(.* must be a tuple"),
+        (lambda: Joined(how="all", parts=PAID), "Joined.parts=Compare.* must be a tuple"),
+        (lambda: Joined(how="any", parts=(PAID, [PAID])), r"where=\[Compare\(.* must be a text"),
+        (lambda: Negated(part=[PAID]), r"where=\[Compare\(.* must be a text"),
+        (lambda: Compare(column=["pay"], operator="=", values=(1,)), r"Compare.column=\['pay'\]"),
+        (lambda: Compare(column="pay", operator="=", values=([1],)), r"pay \[1\] must be a text"),
         (lambda: found(Compare(column="pay", operator="=", values=(None,))), "a text or a number"),
         (lambda: found(Negated(part="pay")), "where='pay' must be"),
     ],

@@ -362,6 +362,26 @@ def test_search_refuses(arguments, says):
         index.search(**{"vectors": np.eye(2), "k": 1, **arguments})
 
 
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([1.7], r"rows=array\(\[1\.7\]\) .*whole numbers"),
+        ([True, False], "rows=.*whole numbers"),
+        (["1"], "rows=.*whole numbers"),
+        (1, r"rows has the shape \(\); give \[rows\]"),
+        ([[1]], r"rows has the shape \(1, 1\)"),
+        ([1, 2], "rows: 2 holds no item"),
+        ([-1], "rows: -1 holds no item"),
+    ],
+)
+def test_vectors_at_refuses(rows, says):
+    index = ItemIndex.build(np.eye(2), ["a", "b"], model_hash="m")
+    assert index.vectors_at([]).shape == (0, 2)
+    assert index.vectors_at(np.array([1], np.uint8)).tolist() == [[0, 1]]
+    with pytest.raises(ValueError, match=says):
+        index.vectors_at(rows)
+
+
 @pytest.mark.filterwarnings("error")
 def test_numbers_whose_sum_is_infinite_are_finite():
     large = np.array([[3e38, 0], [0, -3e38]], np.float32)
