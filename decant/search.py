@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 
 from decant.answering import Prediction, parsed, rank, retrieve
 from decant.facets import Facet, Facets, folded_words
-from decant.names import NameIndex
+from decant.names import NameIndex, NameMatch
 from decant.reasons import Reasons
 from decant.served import Served
 from decant.where import Where
 from foundation.prefix_cache import PrefixCache
+from foundation.scoring import PrefixReading
 from promptify.rows import Rows
 from promptify.validation import BadInput, shown
 from promptify.words import item_texts
@@ -40,6 +41,10 @@ Bool = NDArray[np.bool_]
 
 FACET_BONUS = 2.0
 """What a facet adds to the score of an item that has it, in nats; chosen on validation queries."""
+
+
+MOST_NAMED = 300
+"""Of so many who bear a name the model says who is meant; of more, of those who are likeliest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,8 +193,9 @@ def search(
         named = words.names.find(read.rest, known=words.known)
     # Who was taken out of the index is not to be found by name either.
     named = named.only(open_I[named.rows])
-    ranked = rank(now, silent, named.rows, task=task, bonus_I=bonus_I)
-    closeness = dict(zip(named.rows.tolist(), named.closeness.tolist(), strict=True))
+    likely = _likely(now, silent, named, bonus_I, most=max(MOST_NAMED, int(k)))
+    ranked = rank(now, silent, likely.rows, task=task, bonus_I=bonus_I)
+    closeness = dict(zip(likely.rows.tolist(), likely.closeness.tolist(), strict=True))
     # Those who are called alike are told apart by facets and by the model; `sorted` is stable.
     ranked.sort(key=lambda one: -closeness[now.interactions.item_row(one.item_id)])
     hits = kept(ranked[:k], "name")
@@ -208,6 +214,20 @@ def search(
     phrases = words.reasons.of(rows, asked.vector_V, silent.vector_V)
     hits += [replace(hit, phrases=said) for hit, said in zip(meant, phrases, strict=True)]
     return Found(query=query, rest=read.rest, facets=used, hits=tuple(hits))
+
+
+def _likely(
+    now: Served, person: PrefixReading, named: NameMatch, bonus_I: NDArray[np.float32], *, most: int
+) -> NameMatch:
+    """Of those who are called alike, so many as the model reads one by one.
+
+    The closest names, of these those with most facets, of these those whom retrieval holds nearest.
+    """
+    if len(named.rows) <= most:
+        return named
+    near_N = now.item_vectors_IV[named.rows] @ person.vector_V
+    order_N = np.lexsort((-near_N, -bonus_I[named.rows], -named.closeness))[:most]
+    return NameMatch(rows=named.rows[order_N], closeness=named.closeness[order_N])
 
 
 def _wishes(facets: Sequence[Facet], masks: Sequence[Bool]) -> list[Bool]:

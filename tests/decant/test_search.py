@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from decant import search
 from decant.cli import main
 from decant.recommender import Recommender, build_index
 from decant.search import FACET_BONUS, Found
@@ -95,6 +96,35 @@ def test_who_left_the_index_is_not_found_by_name_or_meaning(in_text: Recommender
     left.remove_items([gone])
     for query in (name, QUERY):
         assert gone not in [hit.item_id for hit in left.search(query, k=100).hits]
+
+
+def test_of_many_who_share_a_name_the_model_reads_the_most_likely(
+    recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everybody = {hit.item_id: hit for hit in recommender.search("Martin", k=20).hits}
+    assert len(everybody) > 5
+    foundation = recommender.foundation
+    person_V = foundation.embed_users(recommender.book.inline({}, task="people"))[0]
+    rows = np.array([recommender.interactions.item_row(item) for item in everybody])
+    near = dict(zip(everybody, foundation.embed_items(rows) @ person_V, strict=True))
+    likely = sorted(everybody, key=lambda item: -near[item])
+    last = likely[-1]
+    read: list[int] = []
+    plain = Foundation.score_both
+    monkeypatch.setattr(
+        Foundation,
+        "score_both",
+        lambda self, who, rows, **kind: read.append(len(rows)) or plain(self, who, rows, **kind),
+    )
+    monkeypatch.setattr(search, "MOST_NAMED", 3)
+    found = [hit.item_id for hit in recommender.search("Martin", k=2).hits]
+    assert found == [item for item in everybody if item in likely[:3]][:2]
+    # No fewer than are asked for; and a facet counts for more than the model's first impression.
+    assert len(recommender.search("Martin", k=5).hits) == 5
+    town = str(person(recommender, recommender.interactions.item_row(last), "place")).split(",")[0]
+    found = [hit.item_id for hit in recommender.search(f"Martin in {town}", k=1).hits]
+    assert found == [last]
+    assert read == [3, 5, 3]
 
 
 def test_a_name_with_a_slip_comes_first_and_meaning_follows(
