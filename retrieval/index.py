@@ -194,7 +194,9 @@ class ItemIndex:
         """Find each request's nearest items.
 
         `flat` is exact, filtered or not. Every kind is exact under `allow`; otherwise the others
-        find `recall_ceiling` of the nearest. None comes back short while there are items left.
+        find `recall_ceiling` of the nearest, as measured at `k=100`: of more they may find another
+        share, though more lists are read for them. None comes back short while there are items
+        left.
 
         Args:
             vectors: float32 [B, D] from the model that made the items' vectors.

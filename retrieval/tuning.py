@@ -15,9 +15,9 @@ from tqdm import tqdm
 from retrieval.base import merged
 from retrieval.checks import Floats, Rows
 from retrieval.kinds import graph_of, inverted_lists
+from retrieval.probing import RECALL_AT
 from retrieval.storage import VectorStore
 
-RECALL_AT = 100
 SAMPLE_SIZE = 2048
 """Items that stand in for people where no sample is given; half choose, half measure."""
 MOST_VISITED = 4096
