@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Recommender", "build_index"]
 
+COMPACTED_SHARE = 0.1
+"""Of an index that changed more since it was made, saving makes one anew."""
+
 
 class Recommender:
     """A trained model, its index and its catalogue. Build one with `load`.
@@ -223,7 +226,10 @@ class Recommender:
     def save(self) -> None:
         """Write the catalogue as it is now into the run folder, whole or not at all.
 
-        `load` finds it there; the log and the model stay as they are.
+        `load` finds it there; the log and the model stay as they are. Where more than a tenth of
+        the index came or went since it was made, it is compacted first, which takes its size in
+        memory: what came is compared with one by one in every search, and what went stands in the
+        way.
 
         Raises:
             ValueError: this recommender is of no run folder or not its served model, its index is
@@ -241,6 +247,8 @@ class Recommender:
                     "the index is a database's, which keeps what was added itself; a run folder "
                     "saves an ItemIndex alone."
                 )
+            if index.changed_share > COMPACTED_SHARE:
+                index.compact()
             self._catalogue.write(self._served, index)
 
     def predict_next_actions(

@@ -94,6 +94,12 @@ class ItemIndex:
         return self._snapshot.num_rows
 
     @property
+    def changed_share(self) -> float:
+        """What `compact` folds in, as a share of what it folds into: slower searches, by and by."""
+        snapshot = self._snapshot
+        return (snapshot.num_removed + len(snapshot.delta)) / max(1, len(snapshot.base))
+
+    @property
     def ids(self) -> ItemIds:
         """Object [R]: the id at each row, None where it was removed. Made anew when asked for."""
         snapshot = self._snapshot

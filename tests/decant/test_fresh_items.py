@@ -313,6 +313,29 @@ def test_what_was_saved_is_there_when_the_run_is_loaded_again(run: Path) -> None
     assert "job-nurse" not in jobs_of(plain)
 
 
+def test_saving_compacts_an_index_of_which_a_tenth_came_or_went(run: Path) -> None:
+    served = Recommender.load(run)
+    served.add_items([NURSE])
+    served.save()
+    once = Recommender.load(run)
+    assert 0 < once.index.changed_share < 0.1  # What little came lies beside what was there.
+    news = [{**NURSE, "item_id": f"job-new-{number}"} for number in range(6)]
+    once.add_items(news)
+    once.remove_items(["job-nurse", *once.interactions.item_ids[3:8]])
+    before = once.predict_next_actions(PROFILE, HISTORY, k=10_000)
+    assert once.index.changed_share > 0.1
+    once.save()
+    assert once.index.changed_share == 0
+    again = Recommender.load(run)
+    assert again.index.changed_share == 0
+    for recommender in (once, again):
+        after = recommender.predict_next_actions(PROFILE, HISTORY, k=10_000)
+        assert ids(after) == ids(before)
+        assert set(jobs_of(recommender, allow=["job-new-3", "job-nurse"])) == {"job-new-3"}
+    again.add_items([NURSE])
+    assert jobs_of(again, allow=["job-nurse"]) == ["job-nurse"]
+
+
 def test_a_catalogue_from_which_everything_was_removed_is_one(run: Path) -> None:
     served = Recommender.load(run)
     served.remove_items(served.interactions.item_ids)
