@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from decant.constraints import Constraint, ruled
 from decant.served import Served
-from decant.where import Where, parse_where
+from decant.where import Where, check_where, parse_where
 from foundation.predictions import log_policy, log_positive
 from foundation.prefix_cache import PrefixCache
 from foundation.scoring import PrefixReading
@@ -92,6 +92,37 @@ class Prediction:
         return float(share_G @ np.linspace(0, 1, len(share_G)))
 
 
+Admitted = tuple[NDArray[np.bool_], NDArray[np.bool_] | None]
+"""Which items of the catalogue, bool [I], and of the index, bool [R] or None for all it holds."""
+
+
+def admitted_items(
+    now: Served,
+    task: int,
+    *,
+    where: str | Where | None = None,
+    constraints: Sequence[Constraint] = (),
+    candidates: Sequence[str] | None = None,
+) -> Admitted:
+    """What may be in the answer to a request, as far as that is said by columns.
+
+    It is asked before a turn is taken: who wrote a filter wrong keeps nobody waiting.
+
+    Args:
+        now: what is served.
+        task: index of the task.
+        where: only items like this.
+        constraints: what they never show is left out.
+        candidates: what is to be ranked, which may be of another kind than the task ranks; None
+            for what retrieval finds.
+
+    Raises:
+        BadInput: `where` or a constraint is none, or does not fit the items.
+    """
+    asked = task if candidates is None else None
+    return now.admitted(asked, ruled(parsed(where), constraints))
+
+
 def answer(
     now: Served,
     prefix_cache: PrefixCache,
@@ -101,10 +132,10 @@ def answer(
     seen: Sequence[str],
     k: int,
     cascade: Cascade,
+    admitted: Admitted,
     candidates: Sequence[str] | None = None,
     allow: Sequence[str] | None = None,
     deny: Sequence[str] | None = None,
-    where: str | Where | None = None,
     blend: float | None = None,
     constraints: Sequence[Constraint] = (),
 ) -> list[Prediction]:
@@ -118,16 +149,16 @@ def answer(
         seen: item ids that are left out.
         k: items wanted.
         cascade: how many are retrieved and ranked for them.
+        admitted: what the request's filter and its constraints let through; see `admitted_items`.
         candidates: item ids to rank; retrieved when left out.
         allow: only these item ids.
         deny: none of these item ids.
-        where: only items like this.
         blend: how much policy counts; clicks alone when left out.
         constraints: what may stand beside what, one after the other.
 
     Raises:
-        BadInput: `k` is below 1, an id is unknown, `where` or a constraint does not fit the items,
-            or `blend` does not fit the task.
+        BadInput: `k` is below 1, an id is unknown, a constraint does not fit the items, or `blend`
+            does not fit the task.
     """
     if not isinstance(k, Integral) or k < 1:
         raise BadInput(f"k={shown(k)} must be at least 1, and a whole number.")
@@ -137,9 +168,7 @@ def answer(
         logger.debug("the oldest %s events of the history are left out", f"{dropped:,}")
     for name, ids in (("allow", allow), ("deny", deny), ("candidates", candidates)):
         check_ids(now, name, ids)
-    # Given candidates may be of another kind than the task ranks.
-    asked = task if candidates is None else None
-    is_admitted_I, is_admitted_R = now.admitted(asked, ruled(parsed(where), constraints))
+    is_admitted_I, is_admitted_R = admitted
     # Read once: retrieval takes the person vector from it, ranking the rest.
     person = prefix_cache.read(now.foundation, prefix)
     order: dict[str, Any] = {"task": task, "k": k, "blend": blend, "constraints": constraints}
@@ -303,8 +332,16 @@ def event_items(now: Served, start: int, end: int) -> list[str]:
 
 
 def parsed(where: str | Where | None) -> Where | None:
-    """A filter that was written, read; any other as it is."""
-    return parse_where(where) if isinstance(where, str) else where
+    """A filter that was written, read; any other as it is.
+
+    Raises:
+        BadInput: it is none.
+    """
+    if isinstance(where, str):
+        return parse_where(where)
+    if where is not None:
+        check_where(where)
+    return where
 
 
 def check_ids(now: Served, name: str, ids: Sequence[str] | None) -> None:

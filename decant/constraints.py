@@ -14,13 +14,14 @@ Legend: C candidates, best first.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from decant.where import Joined, Negated, Where, parse_where
-from promptify.validation import BadInput
+from promptify.validation import BadInput, shown
 
 if TYPE_CHECKING:
     from decant.served import Served
@@ -79,7 +80,7 @@ class AtMost:
         among: neighbours that are looked at; all before it when None.
 
     Raises:
-        ValueError: `num` is below 1, or `among` does not exceed it.
+        ValueError: `num` is below 1, `among` does not exceed it, or one of them is no whole number.
     """
 
     num: int
@@ -87,12 +88,17 @@ class AtMost:
     among: int | None = None
 
     def __post_init__(self) -> None:
-        if self.num < 1:
-            raise BadInput(f"AtMost.num={self.num} must be at least 1; Never leaves out all.")
-        if self.among is not None and self.among <= self.num:
+        if not _is_whole(self.num) or self.num < 1:
             raise BadInput(
-                f"AtMost.among={self.among} must be more than num={self.num}: so few neighbours "
-                "cannot break the rule."
+                f"AtMost.num={shown(self.num)} must be at least 1, and a whole number; Never "
+                "leaves out all."
+            )
+        if self.among is None:
+            return
+        if not _is_whole(self.among) or self.among <= self.num:
+            raise BadInput(
+                f"AtMost.among={shown(self.among)} must be more than num={self.num}, and a whole "
+                "number: so few neighbours cannot break the rule."
             )
 
     def admitted(self) -> None:
@@ -123,6 +129,10 @@ class AtMost:
         return np.array(chosen, np.int64)
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _values(value: object) -> tuple[object, ...]:
     if value is None:
         return ()
@@ -130,7 +140,23 @@ def _values(value: object) -> tuple[object, ...]:
 
 
 def ruled(where: Where | None, constraints: Sequence[Constraint]) -> Where | None:
-    """A request's own filter and all that its constraints admit."""
+    """A request's own filter and all that its constraints admit.
+
+    Raises:
+        BadInput: the constraints are no list, or one of them is no rule.
+    """
+    if isinstance(constraints, str) or not isinstance(constraints, Sequence):
+        raise BadInput(
+            f"constraints={shown(constraints)} must be a list of rules, of one rule as well: "
+            "[AtMost(...)]."
+        )
+    for place, one in enumerate(constraints):
+        is_rule = hasattr(one, "admitted") and hasattr(one, "order")
+        if isinstance(one, type) or not is_rule:
+            raise BadInput(
+                f"constraints[{place}]={shown(one)} is no rule; decant.constraints has Never and "
+                "AtMost."
+            )
     parts = [part for part in (where, *(one.admitted() for one in constraints)) if part is not None]
     if len(parts) < 2:
         return parts[0] if parts else None

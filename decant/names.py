@@ -119,7 +119,7 @@ class NameIndex:
         asked = set(words)
         graded = []
         for place in places:
-            likely = float(np.mean([found[place] for found in likeness]))
+            likely = sum(found[place] for found in likeness) / len(likeness)
             # Words that nobody asked for take less than any slip.
             whole = min(1.0, len(asked) / len(set(self._names[place])))
             closeness = likely * (_EXACT + (1 - _EXACT) * whole)

@@ -30,6 +30,7 @@ class OpenRun:
         book: prompts over the catalogue and the log.
         told: items of the catalogue that are not as the log has them; None for none.
         catalogue: where what becomes of the catalogue is saved; None where it has no place.
+        model_hash: of the model that serves, which made the index.
     """
 
     foundation: Foundation
@@ -37,6 +38,7 @@ class OpenRun:
     book: PromptBook
     told: pa.Table | None
     catalogue: SavedCatalogue | None
+    model_hash: str
 
 
 def open_run(
@@ -69,14 +71,28 @@ def open_run(
             index = _load_index(layout.index, made_with, layout.folder)
         else:
             index = build_index(foundation, model_hash=made_with)
-        return OpenRun(foundation=foundation, index=index, book=book, told=None, catalogue=home)
+        return OpenRun(
+            foundation=foundation,
+            index=index,
+            book=book,
+            told=None,
+            catalogue=home,
+            model_hash=made_with,
+        )
     # Another model's is refused before anything is read again.
     held = _load_index(saved.index, made_with, layout.folder) if is_indexed else None
     foundation, book = saved.put_into(foundation, book, model_hash=made_with)
     # `or` would not do: an index from which everything was removed is falsy.
     if held is None:
         held = build_index(foundation, model_hash=made_with, without=saved.removed)
-    return OpenRun(foundation=foundation, index=held, book=book, told=saved.told, catalogue=home)
+    return OpenRun(
+        foundation=foundation,
+        index=held,
+        book=book,
+        told=saved.told,
+        catalogue=home,
+        model_hash=made_with,
+    )
 
 
 def build_index(

@@ -6,7 +6,7 @@ recommender.predict_next_actions({"age": "25-34"}, [{"item": "1", "action": "lik
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,17 +19,17 @@ from decant.answering import (
     NUM_RETRIEVED,
     Cascade,
     Prediction,
+    admitted_items,
     answer,
     check_ids,
     event_items,
-    parsed,
     task_of,
 )
 from decant.catalogue import SavedCatalogue, read_new_items
-from decant.constraints import Constraint, ruled
+from decant.constraints import Constraint
 from decant.history import HistoryItem, history_event
 from decant.opening import build_index, open_run
-from decant.search import FacetUse, Found, SearchWords, search, search_task
+from decant.search import FacetUse, Found, SearchWords, open_items, search, search_task
 from decant.served import Served
 from decant.turns import Turns
 from decant.where import Where
@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Recommender", "build_index"]
 
+COMPACTED_SHARE = 0.1
+"""Of an index that changed more since it was made, saving makes one anew."""
+
 
 class Recommender:
     """A trained model, its index and its catalogue. Build one with `load`.
@@ -60,6 +63,8 @@ class Recommender:
             `hit_rate` says how many requests needed no reading.
         told: items of the catalogue that are not as the log has them; None for none.
         catalogue: where `save` writes what became of the catalogue; None where it has no place.
+        model_hash: `foundation.checkpoint.weights_hash` of the model's folder; where given, the
+            index must be that model's, and takes its vectors alone.
         num_retrieved: items that a prediction takes from the index; `search` has its own number.
         num_ranked: of these, the nearest that the model reads one by one; all when None. Fewer
             are faster.
@@ -69,8 +74,8 @@ class Recommender:
     in the order in which they asked; see `decant.turns`.
 
     Raises:
-        ValueError: the index holds an item that the catalogue lacks, or more items are ranked than
-            retrieved.
+        ValueError: the index is another model's or holds an item that the catalogue lacks, or more
+            items are ranked than retrieved.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class Recommender:
         prefix_cache: PrefixCache | None = None,
         told: pa.Table | None = None,
         catalogue: SavedCatalogue | None = None,
+        model_hash: str | None = None,
         num_retrieved: int = NUM_RETRIEVED,
         num_ranked: int | None = None,
     ) -> None:
@@ -92,7 +98,7 @@ class Recommender:
         self._writing = threading.Lock()
         self._turns = Turns()
         # Every request reads this once: it goes on with what it saw, whatever comes in its place.
-        self._served = Served.of(foundation, book, index, told=told)
+        self._served = Served.of(foundation, book, index, told=told, model_hash=model_hash)
         self._search_words: dict[int, SearchWords] = {}
 
     @property
@@ -157,6 +163,7 @@ class Recommender:
             run.book,
             told=run.told,
             catalogue=run.catalogue,
+            model_hash=run.model_hash,
             num_retrieved=num_retrieved,
             num_ranked=num_ranked,
         )
@@ -174,13 +181,16 @@ class Recommender:
 
         Args:
             items: `item_id`, `kind` where there are several, and the fields of the schema: as
-                mappings, in which any field may be missing, or as a table of Arrow or pandas.
+                mappings, in which any field may be missing, or as a table of Arrow or pandas. Of
+                none nothing is asked.
             on_bad_rows: ``"fail"``, or ``"skip"`` to leave out what does not fit.
 
         Raises:
             ValueError: an item stands in the catalogue, has a field that the schema lacks, or does
                 not fit. Nothing was added then.
         """
+        if isinstance(items, Sized) and not isinstance(items, str | Mapping) and not len(items):
+            return
         with self._writing:
             now = self._served
             new = read_new_items(items, now.interactions.schema, on_bad_rows=on_bad_rows)
@@ -216,7 +226,10 @@ class Recommender:
     def save(self) -> None:
         """Write the catalogue as it is now into the run folder, whole or not at all.
 
-        `load` finds it there; the log and the model stay as they are.
+        `load` finds it there; the log and the model stay as they are. Where more than a tenth of
+        the index came or went since it was made, it is compacted first, which takes its size in
+        memory: what came is compared with one by one in every search, and what went stands in the
+        way.
 
         Raises:
             ValueError: this recommender is of no run folder or not its served model, its index is
@@ -234,6 +247,8 @@ class Recommender:
                     "the index is a database's, which keeps what was added itself; a run folder "
                     "saves an ItemIndex alone."
                 )
+            if index.changed_share > COMPACTED_SHARE:
+                index.compact()
             self._catalogue.write(self._served, index)
 
     def predict_next_actions(
@@ -285,6 +300,9 @@ class Recommender:
             profile, events, task=now.book.prompter.tasks[asked].name, context=query
         )
         seen = [event.item for event in events if isinstance(event.item, str)]
+        admitted = admitted_items(
+            now, asked, where=where, constraints=constraints, candidates=candidates
+        )
         with self._turns.turn():
             return answer(
                 now,
@@ -293,11 +311,11 @@ class Recommender:
                 task=asked,
                 cascade=self._cascade,
                 seen=seen if exclude_seen else [],
+                admitted=admitted,
                 candidates=candidates,
                 k=k,
                 allow=allow,
                 deny=deny,
-                where=where,
                 blend=blend,
                 constraints=constraints,
             )
@@ -371,6 +389,9 @@ class Recommender:
         start, end = now.interactions.user_offsets[user : user + 2].tolist()
         if num_events is not None:
             start = max(start, end - num_events)
+        admitted = admitted_items(
+            now, asked, where=where, constraints=constraints, candidates=candidates
+        )
         with self._turns.turn():
             return answer(
                 now,
@@ -379,11 +400,11 @@ class Recommender:
                 task=asked,
                 cascade=self._cascade,
                 seen=event_items(now, start, end) if exclude_seen else [],
+                admitted=admitted,
                 candidates=candidates,
                 k=k,
                 allow=allow,
                 deny=deny,
-                where=where,
                 blend=blend,
                 constraints=constraints,
             )
@@ -405,6 +426,7 @@ class Recommender:
                 task=task,
                 cascade=self._cascade,
                 seen=event_items(now, int(target.history_start[0]), int(target.history_end[0])),
+                admitted=admitted_items(now, task),
                 k=k,
             )
 
@@ -442,7 +464,7 @@ class Recommender:
         now = self._served
         for user_id in user_ids:
             now.interactions.user_row(user_id)
-        now.admitted(task_of(now, task), ruled(parsed(where), constraints))
+        admitted_items(now, task_of(now, task), where=where, constraints=constraints)
         for user_id in tqdm(user_ids, desc="predict", unit="user", disable=not progress):
             yield (
                 user_id,
@@ -506,6 +528,7 @@ class Recommender:
             def prefix_of(context: str | None) -> Rows:
                 return book.of_user(row, start, end, task=asked, context=context)
 
+        open_I = open_items(now, asked, where)
         with self._turns.turn():
             return search(
                 now,
@@ -515,9 +538,9 @@ class Recommender:
                 prefix_of=prefix_of,
                 task=asked,
                 k=k,
-                where=where,
+                open_I=open_I,
                 facets=facets,
-                ignore_facets=tuple(ignore_facets),
+                ignore_facets=ignore_facets,
             )
 
     def search_words(self, task: int) -> SearchWords:

@@ -14,7 +14,7 @@ A facet is preferred, not required: the log's searchers take an expert from else
 from the right place who knows little. ``facets="require"`` makes it a filter.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Literal, get_args
@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 
 from decant.answering import Prediction, parsed, rank, retrieve
 from decant.facets import Facet, Facets, folded_words
-from decant.names import NameIndex
+from decant.names import NameIndex, NameMatch
 from decant.reasons import Reasons
 from decant.served import Served
 from decant.where import Where
 from foundation.prefix_cache import PrefixCache
+from foundation.scoring import PrefixReading
 from promptify.rows import Rows
 from promptify.validation import BadInput, shown
 from promptify.words import item_texts
@@ -40,6 +41,10 @@ Bool = NDArray[np.bool_]
 
 FACET_BONUS = 2.0
 """What a facet adds to the score of an item that has it, in nats; chosen on validation queries."""
+
+
+MOST_NAMED = 300
+"""Of so many who bear a name the model says who is meant; of more, of those who are likeliest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,9 +139,9 @@ def search(
     prefix_of: PrefixOf,
     task: int,
     k: int,
-    where: str | Where | Bool | None,
+    open_I: Bool,
     facets: FacetUse,
-    ignore_facets: tuple[str, ...],
+    ignore_facets: Collection[str],
 ) -> Found:
     """See `Recommender.search`.
 
@@ -148,19 +153,18 @@ def search(
         prefix_of: makes the prefix of whoever asks, given a context or None.
         task: index of the task.
         k: results wanted.
-        where: only items like this, or bool [I].
+        open_I: the items that may be found, from `open_items`; written to.
         facets: what a recognised facet does.
         ignore_facets: columns that are not read as facets.
 
     Raises:
         BadInput: the query holds no word, or an argument does not fit.
     """
-    _check(query, k=k, facets=facets)
     columns = [field.name for field in now.interactions.schema.item_columns]
+    _check(query, k=k, facets=facets, ignore_facets=ignore_facets, columns=columns)
     read = words.facets.read(query, ignore=columns if facets == "ignore" else ignore_facets)
     used = read.facets
     masks = [words.facets.mask(facet) for facet in used]
-    open_I = _open(now, task, where)
     bonus_I = np.zeros(len(open_I), np.float32)
     for mask_I in _wishes(used, masks):
         if facets == "require":
@@ -189,8 +193,9 @@ def search(
         named = words.names.find(read.rest, known=words.known)
     # Who was taken out of the index is not to be found by name either.
     named = named.only(open_I[named.rows])
-    ranked = rank(now, silent, named.rows, task=task, bonus_I=bonus_I)
-    closeness = dict(zip(named.rows.tolist(), named.closeness.tolist(), strict=True))
+    likely = _likely(now, silent, named, bonus_I, most=max(MOST_NAMED, int(k)))
+    ranked = rank(now, silent, likely.rows, task=task, bonus_I=bonus_I)
+    closeness = dict(zip(likely.rows.tolist(), likely.closeness.tolist(), strict=True))
     # Those who are called alike are told apart by facets and by the model; `sorted` is stable.
     ranked.sort(key=lambda one: -closeness[now.interactions.item_row(one.item_id)])
     hits = kept(ranked[:k], "name")
@@ -211,6 +216,20 @@ def search(
     return Found(query=query, rest=read.rest, facets=used, hits=tuple(hits))
 
 
+def _likely(
+    now: Served, person: PrefixReading, named: NameMatch, bonus_I: NDArray[np.float32], *, most: int
+) -> NameMatch:
+    """Of those who are called alike, so many as the model reads one by one.
+
+    The closest names, of these those with most facets, of these those whom retrieval holds nearest.
+    """
+    if len(named.rows) <= most:
+        return named
+    near_N = now.item_vectors_IV[named.rows] @ person.vector_V
+    order_N = np.lexsort((-near_N, -bonus_I[named.rows], -named.closeness))[:most]
+    return NameMatch(rows=named.rows[order_N], closeness=named.closeness[order_N])
+
+
 def _wishes(facets: Sequence[Facet], masks: Sequence[Bool]) -> list[Bool]:
     """Which items meet each wish, bool [I] each: "Berlin or Leeds" is one, "media in Leeds" two.
 
@@ -224,17 +243,40 @@ def _wishes(facets: Sequence[Facet], masks: Sequence[Bool]) -> list[Bool]:
     return list(wishes.values())
 
 
-def _check(query: str, *, k: int, facets: FacetUse) -> None:
+def _check(
+    query: str, *, k: int, facets: FacetUse, ignore_facets: Collection[str], columns: list[str]
+) -> None:
     if not isinstance(query, str) or not folded_words(query):
         raise BadInput(f"query {shown(query)} holds no word; say in words who is looked for.")
     if not isinstance(k, Integral) or k < 1:
         raise BadInput(f"k={shown(k)} must be at least 1, and a whole number.")
     if facets not in get_args(FacetUse):
         raise BadInput(f"facets={shown(facets)} must be one of {', '.join(get_args(FacetUse))}.")
+    if isinstance(ignore_facets, str) or not isinstance(ignore_facets, Collection):
+        raise BadInput(f"ignore_facets={shown(ignore_facets)} must be a list of columns.")
+    if unknown := [name for name in ignore_facets if name not in columns]:
+        raise BadInput(
+            f"ignore_facets: the items have no column {shown(unknown[0])}; they have "
+            f"{', '.join(columns)}."
+        )
 
 
-def _open(now: Served, task: int, where: str | Where | Bool | None) -> Bool:
-    """Which items may be found, bool [I], to be written to."""
+def open_items(now: Served, task: int, where: str | Where | Bool | None) -> Bool:
+    """Which items a search may find, bool [I]; asked before a turn is taken, as `admitted_items`.
+
+    Args:
+        now: what is served.
+        task: index of the task.
+        where: only items like this, or bool [I].
+
+    Raises:
+        BadInput: `where` is neither, or does not fit the items.
+    """
+    if not isinstance(where, str | Where | np.ndarray | None):
+        raise BadInput(
+            f"where={shown(where)} must be a text, made of Compare, Joined, Negated, or an array "
+            "that says True or False of each item."
+        )
     if not isinstance(where, np.ndarray):
         return now.admitted(task, parsed(where))[0].copy()
     served_I = now.admitted(task, None)[0]

@@ -22,7 +22,8 @@ from promptify.assembly import PromptBook
 from promptify.pieces import placed
 from promptify.validation import BadInput, shown
 from promptify.words import item_titles
-from retrieval import CandidateIndex
+from retrieval import CandidateIndex, ItemIndex
+from retrieval.manifest import check_model
 
 # Filters whose answers are kept; each is two bytes per item.
 MAX_KEPT_FILTERS = 64
@@ -38,9 +39,11 @@ class Served:
         book: prompts over the catalogue and the log.
         index: vectors of what may be recommended. It may know of items that came later: they are
             in no answer of this state.
-        row_of_index: int64 [R], the row of the catalogue of each row of the index.
+        row_of_index: int64 [R], the row of the catalogue of each row of the index, −1 for those of
+            items that this state knows nothing of.
         is_held_I: bool [I], what the index held when this state was made.
         told: items that are not as the log has them, the columns of `items`; None for none.
+        model_hash: of the model, to be compared with that of the index; None where nobody knows it.
 
     Attributes:
         width: numbers of a vector that the index holds; a narrow one finds, and what it found is
@@ -57,6 +60,7 @@ class Served:
         row_of_index: NDArray[np.int64],
         is_held_I: NDArray[np.bool_],
         told: pa.Table | None = None,
+        model_hash: str | None = None,
     ) -> None:
         self.foundation = foundation
         self.book = book
@@ -66,6 +70,7 @@ class Served:
         self.row_of_index = row_of_index
         self.is_held_I = is_held_I
         self.told = told
+        self.model_hash = model_hash
         # It knows the parts and not this object: a state that is replaced goes at once, and with it
         # the tables of a whole catalogue.
         self.admitted = lru_cache(MAX_KEPT_FILTERS)(
@@ -81,12 +86,15 @@ class Served:
         index: CandidateIndex,
         *,
         told: pa.Table | None = None,
+        model_hash: str | None = None,
     ) -> "Served":
         """The state of an index as it is now.
 
         Raises:
+            IndexMismatch: the index is another model's than that of `model_hash`.
             BadInput: the index holds an item that the catalogue lacks.
         """
+        check_model(model_hash, index.manifest.model_hash)
         row_of = {item: row for row, item in enumerate(book.interactions.item_ids)}
         ids = index.ids.tolist()
         unknown = [item for item in ids if item is not None and item not in row_of]
@@ -99,13 +107,40 @@ class Served:
         is_held_I = np.zeros(len(row_of), np.bool_)
         is_held_I[row_of_index[row_of_index >= 0]] = True
         return cls(
-            foundation, book, index, row_of_index=row_of_index, is_held_I=is_held_I, told=told
+            foundation,
+            book,
+            index,
+            row_of_index=row_of_index,
+            is_held_I=is_held_I,
+            told=told,
+            model_hash=model_hash,
         )
 
     @cached_property
     def item_vectors_IV(self) -> NDArray[np.float32]:
-        """Vectors of the catalogue, float32 [I, V]; made when candidates are first given."""
-        return self.foundation.embed_items()
+        """Vectors of the catalogue, float32 [I, V]; made when candidates are first given.
+
+        What an index of this very model holds to the bit is taken from there.
+        """
+        index, size = self.index, self.foundation.settings.vector_dim
+        if not isinstance(index, ItemIndex) or self.model_hash is None or self.width < size:
+            return self.foundation.embed_items()
+        if index.manifest.storage != "float32":
+            return self.foundation.embed_items()
+        # An id that came back has rows of which the last is held.
+        index_row_I = np.full(len(self.is_held_I), -1, np.int64)
+        known_R = np.flatnonzero(self.row_of_index >= 0)
+        index_row_I[self.row_of_index[known_R]] = known_R
+        vectors_IV = np.empty((len(self.is_held_I), size), np.float32)
+        try:
+            vectors_IV[self.is_held_I] = index.vectors_at(index_row_I[self.is_held_I])
+        except ValueError:  # An item of this state was removed from the index since.
+            return self.foundation.embed_items()
+        if not self.is_held_I.all():
+            vectors_IV[~self.is_held_I] = self.foundation.embed_items(
+                np.flatnonzero(~self.is_held_I)
+            )
+        return vectors_IV
 
     def titles(self, rows_C: NDArray[np.int64]) -> list[str]:
         """Items as people see them; see `promptify.words.item_titles`."""
@@ -133,16 +168,24 @@ class Served:
         """
         cut_1V = vector_V[None, : self.width]
         found = self.index.search(cut_1V, k, **filters)
-        num_known = len(self.row_of_index)
-        if "allow" not in filters and found.item_rows.max(initial=-1) >= num_known:
+        rows_k = self._catalogue_rows(found.item_rows[0])
+        if "allow" not in filters and ((rows_k < 0) & (found.item_rows[0] >= 0)).any():
             # Something came between: ask for what was there before it.
-            known_R = np.ones(num_known, np.bool_)
-            found = self.index.search(cut_1V, k, allow=known_R, **filters)
-        rows = found.item_rows[0]
-        is_known = (rows >= 0) & (rows < num_known)
-        rows_C = self.row_of_index[rows[is_known]]
-        scores = self.whole_scores(vector_V[None], rows_C[None], found.scores[:, is_known])
+            held_R = self.is_held_I[self.row_of_index] & (self.row_of_index >= 0)
+            found = self.index.search(cut_1V, k, allow=held_R, **filters)
+            rows_k = self._catalogue_rows(found.item_rows[0])
+        is_held = rows_k >= 0
+        rows_C = rows_k[is_held]
+        scores = self.whole_scores(vector_V[None], rows_C[None], found.scores[:, is_held])
         return rows_C, scores[0]
+
+    def _catalogue_rows(self, rows_k: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the catalogue of rows of the index; −1 for what this state does not hold."""
+        is_known = (rows_k >= 0) & (rows_k < len(self.row_of_index))
+        rows = self.row_of_index[rows_k[is_known]]
+        found_k = np.full(len(rows_k), -1, np.int64)
+        found_k[is_known] = np.where(self.is_held_I[rows] & (rows >= 0), rows, -1)
+        return found_k
 
     def whole_scores(
         self,
@@ -172,19 +215,30 @@ class Served:
         is_held_I = np.zeros(book.interactions.num_items, np.bool_)
         is_held_I[: len(self.is_held_I)] = self.is_held_I
         is_held_I[rows_N] = True
+        told_now = told_table(self.told, items)
+        vectors_IV = None
+        if "item_vectors_IV" in self.__dict__:
+            placed_I = placed(len(self.is_held_I), rows_N)
+            vectors_IV = np.concatenate([self.item_vectors_IV, vectors_NV])[placed_I]
+        # Last: if anything failed above, nothing has changed.
+        added_N = self.index.add(vectors_NV[:, : self.width], ids, model_hash=self.model_hash)
+        # Where they lie is for the index to say: a database gives an id that comes back its old
+        # row, and may have met others meanwhile.
+        num_rows = max(len(self.row_of_index), int(added_N.max(initial=-1)) + 1)
+        row_of_index = np.full(num_rows, -1, np.int64)
+        row_of_index[: len(self.row_of_index)] = self.row_of_index
+        row_of_index[added_N] = rows_N
         state = Served(
             foundation,
             book,
             self.index,
-            row_of_index=np.concatenate([self.row_of_index, rows_N]),
+            row_of_index=row_of_index,
             is_held_I=is_held_I,
-            told=told_table(self.told, items),
+            told=told_now,
+            model_hash=self.model_hash,
         )
-        if "item_vectors_IV" in self.__dict__:
-            placed_I = placed(len(self.is_held_I), rows_N)
-            state.item_vectors_IV = np.concatenate([self.item_vectors_IV, vectors_NV])[placed_I]
-        # Last: if anything failed above, nothing has changed.
-        self.index.add(vectors_NV[:, : self.width], ids, model_hash=self.index.manifest.model_hash)
+        if vectors_IV is not None:
+            state.item_vectors_IV = vectors_IV
         return state
 
     def without_items(self, item_ids: Sequence[str]) -> "Served":
@@ -195,14 +249,18 @@ class Served:
         self.index.remove(item_ids)
         is_held_I = self.is_held_I.copy()
         is_held_I[[self.interactions.item_row(item) for item in item_ids]] = False
-        return Served(
+        state = Served(
             self.foundation,
             self.book,
             self.index,
             row_of_index=self.row_of_index,
             is_held_I=is_held_I,
             told=self.told,
+            model_hash=self.model_hash,
         )
+        if "item_vectors_IV" in self.__dict__:
+            state.item_vectors_IV = self.item_vectors_IV
+        return state
 
 
 def told_table(old: pa.Table | None, new: pa.Table) -> pa.Table:

@@ -27,6 +27,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from rapidfuzz import process
+from rapidfuzz.distance import Indel
 
 from promptify.columns import ARROW_TYPES, read_column
 from promptify.schema import FieldKind, Schema
@@ -43,8 +45,11 @@ _ORDERS: dict[str, Callable[..., pa.Array]] = {
 }
 _OWN_COLUMNS: dict[str, FieldKind] = {"item_id": "text", "kind": "category"}
 _NUM_NEAR = 5
-# Different values of a column that are looked through for near ones.
+# Different values of a column that are looked through for values spelt alike.
 _MAX_LOOKED_THROUGH = 20_000
+# Longer texts are prose, which is not what somebody meant to write.
+_MAX_NEAR_LETTERS = 200
+_MIN_SIMILARITY = 0.4
 # Python's own stack is the limit of a recursive parser; nobody writes so many brackets.
 _MAX_DEPTH = 50
 
@@ -76,12 +81,18 @@ class Compare:
             raise BadInput(
                 f"Compare.operator={self.operator!r} must be one of {', '.join(get_args(Operator))}"
             )
+        if not isinstance(self.column, str):
+            raise BadInput(f"Compare.column={shown(self.column)} must be the name of a column.")
         is_one = isinstance(self.values, tuple) and len(self.values) == 1
-        if not is_one and (self.operator != "in" or not self.values):
+        is_some = isinstance(self.values, tuple) and self.operator == "in" and self.values
+        if not (is_one or is_some):
             raise BadInput(
                 f"Compare.values={shown(self.values)} of column {self.column!r} must be a tuple of "
                 "one value, or of some for the operator 'in'."
             )
+        strange = [value for value in self.values if not isinstance(value, str | int | float)]
+        if strange:
+            raise BadInput(f"where: {self.column} {shown(strange[0])} must be a text or a number.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +105,10 @@ class Joined:
     def __post_init__(self) -> None:
         if self.how not in ("all", "any") or not self.parts:
             raise BadInput(f"Joined.how={self.how!r} must be 'all' or 'any', of some parts.")
+        if not isinstance(self.parts, tuple):
+            raise BadInput(f"Joined.parts={shown(self.parts)} must be a tuple of conditions.")
+        for part in self.parts:
+            check_where(part)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,8 +117,21 @@ class Negated:
 
     part: "Where"
 
+    def __post_init__(self) -> None:
+        check_where(self.part)
+
 
 Where = Compare | Joined | Negated
+
+
+def check_where(where: object) -> None:
+    """Refuse what is no filter.
+
+    Raises:
+        BadInput: it is not made of `Compare`, `Joined` and `Negated`.
+    """
+    if not isinstance(where, Where):
+        raise BadInput(f"where={shown(where)} must be a text, or made of Compare, Joined, Negated.")
 
 
 def parse_where(text: str) -> Where:
@@ -146,8 +174,6 @@ def matching(where: Where, items: pa.Table, schema: Schema) -> NDArray[np.bool_]
         join = np.logical_and if where.how == "all" else np.logical_or
         found = join.reduce([matching(part, items, schema) for part in where.parts])
         return cast(NDArray[np.bool_], found)
-    if not isinstance(where, Compare):
-        raise BadInput(f"where={shown(where)} must be a text, or made of Compare, Joined, Negated.")
     kinds = _OWN_COLUMNS | {field.name: field.kind for field in schema.item_columns}
     if where.column not in kinds:
         near = difflib.get_close_matches(where.column, kinds, _NUM_NEAR, cutoff=0.5)
@@ -183,9 +209,6 @@ def _compared(where: Compare, column: pa.ChunkedArray, kind: FieldKind) -> NDArr
 
 def _typed(where: Compare, kind: FieldKind) -> pa.Array:
     """The values of a comparison, as its column has them."""
-    strange = [value for value in where.values if not isinstance(value, str | int | float)]
-    if strange:
-        raise BadInput(f"where: {where.column} {shown(strange[0])} must be a text or a number.")
     told = "text" if kind == "list" else kind
     typed = []
     for value in where.values:
@@ -227,11 +250,21 @@ def _check_known(column: str, values: pa.Array, held: pa.Array | pa.ChunkedArray
 
 def _near(value: str, known: pa.Array) -> list[str]:
     """A few of the known values that resemble one: those that hold it, then those spelt alike."""
-    holding = known.filter(pc.match_substring(known, value, ignore_case=True))
+    if len(value) > _MAX_NEAR_LETTERS:
+        return []
+    short = known.filter(pc.less_equal(pc.utf8_length(known), _MAX_NEAR_LETTERS))
+    holding = short.filter(pc.match_substring(short, value, ignore_case=True))
     near = holding.slice(0, _NUM_NEAR).to_pylist()
-    alike = known.slice(0, _MAX_LOOKED_THROUGH).to_pylist()
-    near += difflib.get_close_matches(value, alike, _NUM_NEAR, cutoff=0.4)
-    return list(dict.fromkeys(near))[:_NUM_NEAR] or alike[:_NUM_NEAR]
+    looked_through = short.slice(0, _MAX_LOOKED_THROUGH).to_pylist()
+    alike = process.extract(
+        value,
+        looked_through,
+        scorer=Indel.normalized_similarity,
+        score_cutoff=_MIN_SIMILARITY,
+        limit=_NUM_NEAR,
+    )
+    near += [other for other, _, _ in alike]
+    return list(dict.fromkeys(near))[:_NUM_NEAR] or looked_through[:_NUM_NEAR]
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.Array]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from retrieval.checks import Bools, Floats, Rows
 from retrieval.identifiers import IdTable
+from retrieval.probing import wider
 from retrieval.storage import VectorStore
 
 Found = tuple[Floats, Rows]
@@ -31,8 +32,8 @@ class Base:
             whose labels are positions; None where `store.flat` does.
         empty: as `structure`, trained, with nothing in it; None where there is none to train.
         searcher: what is searched: `structure`, `store.flat`, one of them behind a refinement, or
-            its copy on a GPU. Only `search(queries, k)` is asked of it: never a selector, since
-            some FAISS indexes ignore them in silence.
+            its copy on a GPU. Only `search(queries, k)` is asked of it, on the CPU with more lists
+            to read: never a selector, since some FAISS indexes ignore them in silence.
         max_width: most candidates that `searcher` can be asked for; None for no limit.
         token: names the files of this base; no two bases share one.
         folder: where those files lie, if it was loaded.
@@ -53,9 +54,18 @@ class Base:
         """How many vectors."""
         return len(self.store)
 
-    def nearest(self, queries: Floats, width: int) -> Found:
-        """Scores and positions [B, width] of what the searcher finds; −1 where it finds no more."""
-        return cast(Found, self.searcher.search(queries, width))
+    def nearest(self, queries: Floats, width: int, k: int) -> Found:
+        """Scores and positions [B, width] of what the searcher finds; −1 where it finds no more.
+
+        Args:
+            queries: float32 [B, D].
+            width: candidates per request, some of which may be dropped.
+            k: that are wanted of them, whatever is dropped.
+        """
+        params = wider(self.searcher, self.structure, k, len(self))
+        if params is None:
+            return cast(Found, self.searcher.search(queries, width))
+        return cast(Found, self.searcher.search(queries, width, params=params))
 
     def exact(self, queries: Floats, k: int, keep: Bools | Rows | None) -> Found:
         """Scores and positions [B, ≤ k] of the true nearest among those that are kept.

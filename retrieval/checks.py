@@ -4,7 +4,8 @@ Shapes: `n` items, `D` numbers per vector, `B` requests, `R` rows of the index.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
+from numbers import Integral
 from typing import cast
 
 import numpy as np
@@ -39,6 +40,37 @@ def checked_vectors(name: str, vectors: npt.ArrayLike, dimension: int | None = N
         if len(bad):
             raise ValueError(f"{name}: row {bad[0]} holds NaN or infinity ({len(bad)} such rows)")
     return array
+
+
+def checked_count(k: object, most: int | None = None) -> int:
+    """Return the candidates asked for per request.
+
+    Args:
+        k: any whole number, of Python's or of numpy's.
+        most: that can be asked for; None for no limit.
+
+    Raises:
+        ValueError: not a whole number, below 1 or above `most`.
+    """
+    is_whole = isinstance(k, Integral) and not isinstance(k, bool)
+    if not is_whole or not 1 <= (count := int(cast(Integral, k))) <= (most or math.inf):
+        wanted = "at least 1 candidate" if most is None else f"1 to {most:,} candidates"
+        raise ValueError(f"k is {k if is_whole else repr(k)}; ask for {wanted}, a whole number")
+    return count
+
+
+def checked_rows(rows: npt.ArrayLike) -> Rows:
+    """Return rows of an index as int64 [n]; whether they hold items is not asked.
+
+    Raises:
+        ValueError: another shape, or numbers that are not whole.
+    """
+    array = np.asarray(rows)
+    if array.ndim != 1:
+        raise ValueError(f"rows has the shape {array.shape}; give [rows]")
+    if len(array) and array.dtype.kind not in "iu":
+        raise ValueError(f"rows={array!r:.60} are {array.dtype}; give whole numbers")
+    return array.astype(np.int64)
 
 
 def checked_texts(name: str, ids: Sequence[str]) -> pa.LargeStringArray:
@@ -99,7 +131,7 @@ def checked_filter(
 ) -> Bools | list[Sequence[str]]:
     """Return a filter as masks bool [1 or B, ≤ R], or as one list of ids for all or one for each.
 
-    Whether the ids are texts is not asked.
+    Whether all of the ids are texts is not asked.
 
     Args:
         name: of the argument.
@@ -113,6 +145,10 @@ def checked_filter(
     """
     if isinstance(ids, str):
         raise ValueError(f"{name} is the text {ids!r}; give a list of ids")
+    if isinstance(ids, Set | Mapping) or not hasattr(ids, "__getitem__"):
+        kind = type(ids).__name__
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise ValueError(f"{name}={repr(ids)[:60]} is {article} {kind}; give a list of ids")
     if isinstance(ids, np.ndarray) and ids.dtype == bool:
         if ids.ndim not in (1, 2) or ids.shape[-1] > num_rows:
             raise ValueError(
@@ -129,6 +165,8 @@ def checked_filter(
         )
     if len(ids) == 0 or isinstance(ids[0], str):
         return [cast(Sequence[str], ids)]
+    if not isinstance(ids[0], Collection):
+        raise ValueError(f"{name}: {ids[0]!r} is not a text; ids are strings")
     if len(ids) != num_requests:
         raise ValueError(f"{name} has {len(ids)} lists for {num_requests} requests")
     for one in ids:

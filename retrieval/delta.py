@@ -90,14 +90,15 @@ class Delta:
         """Positions of those that were not removed, int64 [m]."""
         return np.flatnonzero(~self.dead)
 
-    def nearest(self, queries: Floats, width: int) -> Found:
-        """Scores and positions [B, width] of the nearest, removed ones among them."""
+    def nearest(self, queries: Floats, width: int, k: int) -> Found:
+        """As `Base.nearest`, of all there is: removed ones are among them."""
+        del k
         return _knn(queries, self.vectors[: self.length], width)
 
     def exact(self, queries: Floats, k: int, keep: Bools | Rows | None) -> Found:
         """As `Base.exact`."""
         if keep is None:
-            return self.nearest(queries, min(k, self.length))
+            return self.nearest(queries, min(k, self.length), k)
         positions = np.flatnonzero(keep) if keep.dtype == bool else cast(Rows, keep)
         scores, places = _knn(queries, self.vectors[positions], min(k, len(positions)))
         return scores, positions[places]

@@ -91,7 +91,7 @@ def filled(part: Base | Delta, queries: Floats, k: int) -> Found:
     width = min(k, len(part))
     if part.max_width is not None and width > part.max_width:
         return part.exact(queries, width, None)
-    scores, places = part.nearest(queries, width)
+    scores, places = part.nearest(queries, width, width)
     # FAISS pads at the end, so the last place tells. Few numbers are looked at quickest as a list:
     # behind a scan no code of numpy's is in the caches any more.
     if -1 in places[:, -1].tolist():
@@ -125,7 +125,7 @@ def _dropping(
         if width > limit:
             break
         asked = [own[request] for request in wanting.tolist()] if own else None
-        found = part.nearest(queries[wanting], width)
+        found = part.nearest(queries[wanting], width, min(k, len(part)))
         kept = _without(found, k, len(part), dropped, asked)
         scores[wanting, : kept[1].shape[1]], places[wanting, : kept[1].shape[1]] = kept
         # A part that has shown all of its items has no more to show.

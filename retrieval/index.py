@@ -22,7 +22,9 @@ from retrieval.checks import (
     ItemIds,
     Rows,
     check_once,
+    checked_count,
     checked_items,
+    checked_rows,
     checked_vectors,
 )
 from retrieval.compaction import compacted
@@ -49,7 +51,8 @@ class ItemIndex:
         [['b', 'c']]
         >>> index.search([[0.0, 1.0, 0.5]], 2, deny=["b"]).ids.tolist()
         [['c', 'a']]
-        >>> index.add([[0.0, 2.0, 0.0]], ["d"])
+        >>> index.add([[0.0, 2.0, 0.0]], ["d"]).tolist()
+        [3]
         >>> index.search([[0.0, 1.0, 0.5]], 2).ids.tolist()
         [['d', 'b']]
     """
@@ -89,6 +92,12 @@ class ItemIndex:
     def num_rows(self) -> int:
         """Rows ever given: every row that a search returns is below it."""
         return self._snapshot.num_rows
+
+    @property
+    def changed_share(self) -> float:
+        """What `compact` folds in, as a share of what it folds into: slower searches, by and by."""
+        snapshot = self._snapshot
+        return (snapshot.num_removed + len(snapshot.delta)) / max(1, len(snapshot.base))
 
     @property
     def ids(self) -> ItemIds:
@@ -191,7 +200,9 @@ class ItemIndex:
         """Find each request's nearest items.
 
         `flat` is exact, filtered or not. Every kind is exact under `allow`; otherwise the others
-        find `recall_ceiling` of the nearest. None comes back short while there are items left.
+        find `recall_ceiling` of the nearest, as measured at `k=100`: of more they may find another
+        share, though more lists are read for them. None comes back short while there are items
+        left.
 
         Args:
             vectors: float32 [B, D] from the model that made the items' vectors.
@@ -202,11 +213,11 @@ class ItemIndex:
             deny: none of these; as `allow`, and stronger.
 
         Raises:
-            ValueError: `k` below 1, vectors of another width or not finite, as many filter lists as
-                there are not requests, ids that are no texts, or a mask of another shape.
+            ValueError: `k` below 1 or not whole, vectors of another width or not finite, as many
+                filter lists as there are not requests, ids that are no texts, or a mask of another
+                shape.
         """
-        if k < 1:
-            raise ValueError(f"k is {k}; ask for at least 1 candidate")
+        k = checked_count(k)
         snapshot = self._snapshot
         queries = checked_vectors("vectors", vectors, self._manifest.dimension)
         scores, rows = snapshot.search(queries, k, allow, deny)
@@ -219,9 +230,10 @@ class ItemIndex:
             rows: int [n], of items that can be found.
 
         Raises:
-            ValueError: a row that the index never gave, or whose item was removed.
+            ValueError: a row that is no whole number, that the index never gave, or whose item was
+                removed.
         """
-        snapshot, wanted = self._snapshot, np.asarray(rows, np.int64)
+        snapshot, wanted = self._snapshot, checked_rows(rows)
         in_base, in_delta = snapshot.positions_of_rows(wanted)
         if (absent := (in_base < 0) & (in_delta < 0)).any():
             raise ValueError(f"rows: {wanted[absent][0]} holds no item")
@@ -243,7 +255,7 @@ class ItemIndex:
 
     def add(
         self, vectors: npt.ArrayLike, ids: Sequence[str], *, model_hash: str | None = None
-    ) -> None:
+    ) -> Rows:
         """Add items. They are found at once, by comparing with each until `compact`.
 
         With `int8`, numbers outside the ranges of the build are cut to them.
@@ -253,6 +265,9 @@ class ItemIndex:
             ids: one per vector, none of them in the index. One that was removed may come back, as
                 a new row.
             model_hash: where given, must be that of the index.
+
+        Returns:
+            The row of each, int64 [n].
 
         Raises:
             IndexMismatch: another model's vectors.
@@ -276,6 +291,7 @@ class ItemIndex:
                 delta=snapshot.delta.with_items(stored, names, snapshot.num_rows),
                 num_rows=snapshot.num_rows + len(names),
             )
+        return np.arange(snapshot.num_rows, snapshot.num_rows + len(names))
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove items; the rows of the others stay as they are.

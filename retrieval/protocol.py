@@ -74,8 +74,8 @@ class CandidateIndex(Protocol):
 
     def add(
         self, vectors: npt.ArrayLike, ids: Sequence[str], *, model_hash: str | None = None
-    ) -> None:
-        """Add items that the index does not hold."""
+    ) -> Rows:
+        """Add items that the index does not hold; the row of each, int64 [n]."""
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove items that the index holds."""

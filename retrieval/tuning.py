@@ -15,9 +15,9 @@ from tqdm import tqdm
 from retrieval.base import merged
 from retrieval.checks import Floats, Rows
 from retrieval.kinds import graph_of, inverted_lists
+from retrieval.probing import RECALL_AT
 from retrieval.storage import VectorStore
 
-RECALL_AT = 100
 SAMPLE_SIZE = 2048
 """Items that stand in for people where no sample is given; half choose, half measure."""
 MOST_VISITED = 4096
@@ -66,6 +66,15 @@ def true_nearest(store: VectorStore, queries: Floats, k: int, *, progress: bool 
     return best[1]
 
 
+def halves(num_sampled: int) -> tuple[Rows, Rows]:
+    """Which of a sample choose, and which measure.
+
+    Drawn, the same each time: a sample has an order, such as old items before new ones.
+    """
+    order = np.random.default_rng(0).permutation(num_sampled)
+    return order[: num_sampled // 2], order[num_sampled // 2 :]
+
+
 def tune(
     searcher: Any,
     structure: Any,
@@ -78,7 +87,7 @@ def tune(
     """Find the least effort that finds the target share of the true nearest 100.
 
     Half of the sample chooses; the other half measures what is found then, since a number that was
-    chosen for is no measurement.
+    chosen for is no measurement. Which half a vector is in does not depend on where it stands.
 
     Args:
         searcher: is searched, and left with the effort that was found.
@@ -97,8 +106,9 @@ def tune(
     if len(sample) < 2:
         raise ValueError(f"sample_vectors has {len(sample)} rows; give at least 2")
     k = min(RECALL_AT, len(store))
+    choosing, measuring = halves(len(sample))
+    sample, half = sample[np.concatenate([choosing, measuring])], len(choosing)
     truth = true_nearest(store, sample, k, progress=progress)
-    half = len(sample) // 2
 
     def recall(effort: Effort, part: slice = slice(None, half)) -> float:
         effort.apply(searcher, structure)

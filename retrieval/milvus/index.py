@@ -19,7 +19,9 @@ from retrieval.checks import (
     ItemIds,
     Rows,
     check_once,
+    checked_count,
     checked_items,
+    checked_texts,
     checked_vectors,
     object_array,
 )
@@ -233,11 +235,10 @@ class MilvusIndex:
 
         Raises:
             ValueError: `k` out of range, vectors of another width or not finite, as many filter
-                lists as there are not requests, or a mask of another shape.
+                lists as there are not requests, ids that are no texts, or a mask of another shape.
             OSError: the database does not answer, or the index was replaced: load it again.
         """
-        if not 1 <= k <= MOST_HITS:
-            raise ValueError(f"k is {k}; ask for 1 to {MOST_HITS:,} candidates")
+        k = checked_count(k, MOST_HITS)
         queries = checked_vectors("vectors", vectors, self._collection.manifest.dimension)
         filters = filters_of(allow, deny, len(queries), self._table)
         with answers("search"):
@@ -251,13 +252,17 @@ class MilvusIndex:
 
     def add(
         self, vectors: npt.ArrayLike, ids: Sequence[str], *, model_hash: str | None = None
-    ) -> None:
+    ) -> Rows:
         """Add items; they are found at once.
 
         Args:
             vectors: float32 [n, D] from the model that made the others.
             ids: one per vector, none of them in the index.
             model_hash: where given, must be that of the index.
+
+        Returns:
+            The row of each, int64 [n]. An id that was met before keeps its row, and what others
+            added may lie between.
 
         Raises:
             IndexMismatch: another model's vectors.
@@ -271,9 +276,7 @@ class MilvusIndex:
             if present := self._held(names):
                 raise ValueError(f"ids: {min(present)!r} is in the index already; remove it first")
             self._collection.upsert(checked, names)
-        # As the rows of `ItemIndex`: in the order in which they were given.
-        for item in names:
-            self._table.row_of(item)
+        return np.array([self._table.row_of(item) for item in names], np.int64)
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove items.
@@ -294,7 +297,12 @@ class MilvusIndex:
             self._collection.compact()
 
     def _held(self, ids: Sequence[str]) -> set[str]:
-        """Those of the ids that the index holds."""
+        """Those of the ids that the index holds.
+
+        Raises:
+            ValueError: one that is not a text.
+        """
+        checked_texts("ids", ids)
         return {row["item_id"] for rows in self._collection.rows(ids, ["item_id"]) for row in rows}
 
 

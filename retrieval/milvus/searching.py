@@ -11,7 +11,7 @@ from typing import cast
 
 import numpy as np
 
-from retrieval.checks import Bools, Floats, IdFilter, checked_filter
+from retrieval.checks import Bools, Floats, IdFilter, checked_filter, checked_texts
 from retrieval.milvus.collection import MOST_HITS, Collection, Hit, Row
 
 MOST_COMPARED = 16_384
@@ -48,6 +48,10 @@ class RowTable:
                 self._row_of[item_id] = len(self.ids) - 1
             return self._row_of[item_id]
 
+    def met_row(self, item_id: str) -> int | None:
+        """The row of an id; None if it was not met before."""
+        return self._row_of.get(item_id)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mask:
@@ -70,8 +74,8 @@ class Mask:
 
     def __contains__(self, item_id: object) -> bool:
         """Whether the id is in it."""
-        row = self.table.row_of(cast(str, item_id))
-        return row < len(self.is_in) and bool(self.is_in[row])
+        row = self.table.met_row(cast(str, item_id))
+        return row is not None and row < len(self.is_in) and bool(self.is_in[row])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +101,8 @@ def filters_of(
     """A filter for each request; one object where they share it.
 
     Raises:
-        ValueError: as many lists or masks as there are not requests, or neither of the two.
+        ValueError: as many lists or masks as there are not requests, neither of the two, or an id
+            that is not a text.
     """
     allowed = [None] if allow is None else _sets("allow", allow, num_requests, table)
     denied = _sets("deny", () if deny is None else deny, num_requests, table)
@@ -143,6 +148,8 @@ def _sets(
     chosen = checked_filter(name, ids, num_requests, len(table.ids))
     if isinstance(chosen, np.ndarray):
         return [Mask(one, table) for one in chosen]
+    for one in chosen:
+        checked_texts(name, one)
     return [frozenset(one) for one in chosen]
 
 

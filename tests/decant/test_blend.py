@@ -197,6 +197,10 @@ def test_the_rule_holds_wherever_it_can(values, num, more):
     [
         (lambda: AtMost(num=0, column="company"), "num=0"),
         (lambda: AtMost(num=2, column="company", among=2), "among=2"),
+        (lambda: AtMost(num=1.5, column="company"), r"AtMost.num=1\.5 must be at least 1"),
+        (lambda: AtMost(num=True, column="company"), "AtMost.num=True must be"),
+        (lambda: AtMost(num="2", column="company"), "AtMost.num='2' must be"),
+        (lambda: AtMost(num=1, column="company", among=2.5), r"among=2\.5 must be"),
     ],
 )
 def test_rules_that_say_nothing_are_refused(make, said):
@@ -215,3 +219,20 @@ def test_rules_that_say_nothing_are_refused(make, said):
 def test_rules_that_do_not_fit_are_refused(graded, rule, said):
     with pytest.raises(ValueError, match=said):
         ask(graded, constraints=[rule])
+
+
+@pytest.mark.parametrize(
+    ("constraints", "said"),
+    [
+        (AtMost(num=1, column="company"), r"constraints=AtMost\(.* must be a list of rules"),
+        ("company", "constraints='company' must be a list of rules"),
+        (None, "constraints=None must be a list of rules"),
+        (["company"], r"constraints\[0\]='company' is no rule; .* Never and AtMost"),
+        ([Never(like="kind = job"), AtMost], r"constraints\[1\]=<class .* is no rule"),
+    ],
+)
+def test_constraints_are_a_list_of_rules(graded, constraints, said):
+    with pytest.raises(BadInput, match=said):
+        ask(graded, constraints=constraints)
+    with pytest.raises(BadInput, match=said):
+        next(graded.predict_many([graded.interactions.user_ids[0]], constraints=constraints))

@@ -5,7 +5,8 @@ import json
 import shutil
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from foundation import Foundation
 from foundation.predictions import log_positive
 from promptify.prompter import HistoryEvent
 from promptify.validation import BadInput
+from retrieval import IndexMismatch
+from retrieval.milvus import MilvusIndex, searching
 
 PROFILE = {"headline": "Nurse in oncology", "place": "Berlin, Germany"}
 HISTORY = [
@@ -64,6 +67,20 @@ def fresh(tiny_run: Path) -> Recommender:
     return Recommender.load(tiny_run)
 
 
+@pytest.fixture
+def in_database(fresh: Recommender, tmp_path: Path) -> Iterator[Recommender]:
+    """The same, with its vectors in a Milvus database."""
+    with MilvusIndex.build(
+        fresh.foundation.embed_items(),
+        fresh.foundation.item_ids,
+        model_hash=fresh.index.manifest.model_hash,
+        uri=str(tmp_path / "items.db"),
+        name="items",
+        kind="FLAT",
+    ) as index:
+        yield Recommender(fresh.foundation, index, fresh.book)
+
+
 @pytest.fixture(scope="module")
 def fuzzed(tiny_run: Path) -> Recommender:
     """For all examples of a test; others share `recommender`, whose catalogue must stay."""
@@ -95,6 +112,53 @@ def test_added_found_removed_not_found_and_added_again(fresh: Recommender) -> No
     assert again["job-nurse"].title.startswith("Welder")
     assert again["job-nurse"].score != pytest.approx(nurse.score, abs=1e-6)
     assert again["job-00009"].title == nurse.title
+
+
+@pytest.mark.parametrize("where_it_lies", ["fresh", "in_database"])
+def test_an_item_told_anew_leaves_every_other_its_place(
+    where_it_lies: str, request: pytest.FixtureRequest
+) -> None:
+    served: Recommender = request.getfixturevalue(where_it_lies)
+    before = set(jobs_of(served))
+    served.remove_items(["job-00003"])
+    without = served._served
+    served.add_items([{**NURSE, "item_id": "job-00003"}])
+    served.add_items([{**NURSE, "item_id": "job-new", "title": "Welder"}])
+    assert jobs_of(served, allow=["job-new"]) == ["job-new"]
+    assert jobs_of(served, where="item_id = job-new") == ["job-new"]
+    everything = served.predict_next_actions(PROFILE, HISTORY, k=10_000)
+    assert sorted(ids(everything)) == sorted({*before, "job-new"})
+    given_ = served.predict_next_actions(PROFILE, HISTORY, candidates=ids(everything), k=10_000)
+    assert {one.item_id: one.score for one in everything} == pytest.approx(
+        {one.item_id: one.score for one in given_}, abs=1e-4
+    )
+    # Who began while it was gone does not find it, and nobody comes back short for that.
+    vector_V = served.foundation.embed_users(served.book.inline(PROFILE, task="jobs"))[0]
+    rows_C, _ = without.nearest(vector_V, without.interactions.num_items)
+    held_I = without.is_held_I
+    assert sorted(rows_C.tolist()) == np.flatnonzero(held_I).tolist()
+    assert not held_I[without.interactions.item_row("job-00003")]
+
+
+def test_what_another_process_adds_to_a_database_moves_nothing(
+    in_database: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Few items are compared with: then nothing else is met.
+    monkeypatch.setattr(searching, "MOST_COMPARED", 0)
+    before = set(jobs_of(in_database))
+    stranger = in_database.foundation.embed_items()[:1]
+    with MilvusIndex.load(uri=str(tmp_path / "items.db"), name="items") as other:
+        other.add(stranger, ["a stranger"])
+    # A search meets it, with a filter and without, and leaves it.
+    assert set(jobs_of(in_database)) == before
+    now = in_database._served
+    vector_V = in_database.foundation.embed_users(now.book.inline(PROFILE, task="jobs"))[0]
+    rows_C, _ = now.nearest(vector_V, now.interactions.num_items)
+    assert len(rows_C) == now.interactions.num_items
+    assert jobs_of(in_database, where="item_id = job-00003") == ["job-00003"]
+    in_database.add_items([NURSE])
+    assert jobs_of(in_database, allow=["job-nurse"]) == ["job-nurse"]
+    assert set(jobs_of(in_database)) == {*before, "job-nurse"}
 
 
 def test_a_new_item_is_what_its_text_says_wherever_it_stands(fresh: Recommender) -> None:
@@ -132,6 +196,70 @@ def test_its_vector_is_that_of_its_text_and_no_other_item_is_read(
     alone = fresh.foundation.embed_items(fresh.book.item_pieces.take(np.array([row])))
     stored = fresh.index.vectors_at(np.array([fresh.index.num_rows - 1]))
     np.testing.assert_allclose(stored, alone, atol=1e-5)
+
+
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many items were embedded, call by call."""
+    plain = Foundation.embed_items
+    counts: list[int] = []
+
+    def embedding(self: Foundation, items: Any = None, **kind: Any) -> Any:
+        vectors = plain(self, items, **kind)
+        counts.append(len(vectors))
+        return vectors
+
+    monkeypatch.setattr(Foundation, "embed_items", embedding)
+    return counts
+
+
+def test_candidates_are_not_embedded_again_when_an_item_goes(
+    in_database: Recommender, embedded: list[int]
+) -> None:
+    wanted = ["job-00003", "job-00004"]
+    before = in_database.predict_next_actions(PROFILE, HISTORY, candidates=wanted)
+    assert embedded == [in_database.interactions.num_items]
+    in_database.remove_items(["job-00009"])
+    assert in_database.predict_next_actions(PROFILE, HISTORY, candidates=wanted) == before
+    assert len(embedded) == 1
+
+
+def test_what_the_models_own_index_holds_whole_is_not_embedded_again(
+    fresh: Recommender, embedded: list[int]
+) -> None:
+    fresh.predict_next_actions(PROFILE, HISTORY, candidates=["job-00003"])
+    assert embedded == []
+    fresh.remove_items(["job-00003", "job-00009"])
+    fresh.add_items([{**NURSE, "item_id": "job-00003"}])
+    embedded.clear()
+
+    def state(**known: str) -> Served:
+        return Served.of(fresh.foundation, fresh.book, fresh.index, **known)
+
+    mine = {"model_hash": fresh.index.manifest.model_hash}
+    vectors_IV = state(**mine).item_vectors_IV
+    assert embedded == [1]  # The one that the index lacks.
+    # Of an index that may be another model's nothing is taken.
+    np.testing.assert_allclose(vectors_IV, state().item_vectors_IV, rtol=1e-4, atol=1e-5)
+    assert embedded == [1, len(vectors_IV)]
+    # An item that goes before its state was asked is still of that state.
+    before = state(**mine)
+    fresh.remove_items(["job-00004"])
+    np.testing.assert_allclose(before.item_vectors_IV, vectors_IV, rtol=1e-4, atol=1e-5)
+
+
+def test_another_models_vectors_are_not_added(
+    fresh: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = jobs_of(fresh)
+    mine = fresh.index.manifest.model_hash
+    # As when the index was made anew by another process.
+    monkeypatch.setattr(fresh.index, "_manifest", replace(fresh.index.manifest, model_hash="other"))
+    with pytest.raises(IndexMismatch, match=f"'{mine}'.*'other'"):
+        fresh.add_items([NURSE])
+    assert jobs_of(fresh) == before
+    with pytest.raises(IndexMismatch, match=f"'{mine}'.*'other'"):
+        Recommender(fresh.foundation, fresh.index, fresh.book, model_hash=mine)
 
 
 def test_a_catalogue_that_was_replaced_is_let_go_at_once(fresh: Recommender) -> None:
@@ -183,6 +311,29 @@ def test_what_was_saved_is_there_when_the_run_is_loaded_again(run: Path) -> None
     plain = Recommender.load(run, with_saved_items=False)
     assert "job-00003" in jobs_of(plain)
     assert "job-nurse" not in jobs_of(plain)
+
+
+def test_saving_compacts_an_index_of_which_a_tenth_came_or_went(run: Path) -> None:
+    served = Recommender.load(run)
+    served.add_items([NURSE])
+    served.save()
+    once = Recommender.load(run)
+    assert 0 < once.index.changed_share < 0.1  # What little came lies beside what was there.
+    news = [{**NURSE, "item_id": f"job-new-{number}"} for number in range(6)]
+    once.add_items(news)
+    once.remove_items(["job-nurse", *once.interactions.item_ids[3:8]])
+    before = once.predict_next_actions(PROFILE, HISTORY, k=10_000)
+    assert once.index.changed_share > 0.1
+    once.save()
+    assert once.index.changed_share == 0
+    again = Recommender.load(run)
+    assert again.index.changed_share == 0
+    for recommender in (once, again):
+        after = recommender.predict_next_actions(PROFILE, HISTORY, k=10_000)
+        assert ids(after) == ids(before)
+        assert set(jobs_of(recommender, allow=["job-new-3", "job-nurse"])) == {"job-new-3"}
+    again.add_items([NURSE])
+    assert jobs_of(again, allow=["job-nurse"]) == ["job-nurse"]
 
 
 def test_a_catalogue_from_which_everything_was_removed_is_one(run: Path) -> None:
@@ -310,7 +461,6 @@ def test_a_damaged_catalogue_is_refused_or_harmless(run: Path) -> None:
         ("job", "must be a list of mappings"),
         (pa.table({"id": ["a"]}), "lacks the column item_id"),
         (pd.DataFrame({"item_id": ["a"], "kind": ["job"]}), "lacks the column title"),
-        ([], "lacks the column|no rows"),
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else "",
 )
@@ -321,6 +471,14 @@ def test_an_item_that_does_not_fit_is_named_and_nothing_changes(
     with pytest.raises(ValueError, match=message):
         recommender.add_items(items)
     assert (len(recommender.index), recommender.interactions.item_ids) == before
+
+
+def test_of_no_items_nothing_comes(recommender: Recommender) -> None:
+    before = recommender._served
+    for nothing in ([], (), pa.table({"item_id": pa.array([], pa.string())}), pd.DataFrame()):
+        recommender.add_items(nothing)
+    recommender.remove_items([])
+    assert recommender._served is before
 
 
 def test_rows_that_do_not_fit_may_be_skipped(fresh: Recommender) -> None:

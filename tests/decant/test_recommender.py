@@ -10,6 +10,7 @@ from decant.served import Served
 from foundation.calibration import Calibration
 from promptify.interactions import Interactions
 from promptify.schema import MAX_SECONDS
+from promptify.validation import BadInput
 from promptify.words import Words, item_titles
 from retrieval.milvus import MilvusIndex
 
@@ -22,6 +23,12 @@ HISTORY = [
 
 def ids(predictions) -> list[str]:
     return [one.item_id for one in predictions]
+
+
+@pytest.mark.parametrize("where", [["workplace = remote"], np.ones(3, bool), 7, {}])
+def test_a_filter_that_is_none_is_refused(recommender, where):
+    with pytest.raises(BadInput, match=r"where=.* must be a text, or made of Compare"):
+        recommender.predict_next_actions(PROFILE, where=where)
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,18 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from decant import Recommender, turns
+from decant.constraints import Never
 from decant.layout import RunLayout
 from decant.run_data import load_book
 from decant.turns import Turns, room
+from promptify.validation import BadInput
 
 PATIENCE_S = 5.0
 
@@ -121,6 +124,28 @@ def test_two_at_least_have_room_and_one_for_each_core_of_its_own(
         monkeypatch.setattr(turns, "num_cores", lambda cores=cores: cores)
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         assert room() == places
+
+
+def test_who_wrote_a_filter_wrong_waits_for_no_turn(
+    recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = Turns(lambda: 1)
+    monkeypatch.setattr(recommender, "_turns", given)
+    user = recommender.interactions.user_ids[0]
+    wrong: list[dict[str, Any]] = [
+        {"where": "workplace"},
+        {"where": "workplace = remot"},
+        {"constraints": [Never(like="workplace = remot")]},
+    ]
+    ways: list[Callable[[], object]] = [
+        *(lambda more=more: recommender.predict_user(user, **more) for more in wrong),
+        *(lambda more=more: recommender.predict_next_actions({}, **more) for more in wrong),
+        *(lambda more=more: recommender.search("nurse", **more) for more in wrong[:2]),
+    ]
+    with ThreadPoolExecutor(1) as caller, given.turn():
+        for ask in ways:
+            with pytest.raises(BadInput, match="workplace"):
+                caller.submit(ask).result(PATIENCE_S)
 
 
 def test_whoever_asks_a_recommender_waits_for_a_turn(

@@ -1,5 +1,6 @@
 """Attribute filters: what is written is what Python would say item by item."""
 
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -212,6 +213,26 @@ def test_what_does_not_fit_is_named_with_what_is_near(where: Any, message: str) 
         matching(parse_where(where), TABLE, SCHEMA)
 
 
+def test_what_is_near_among_many_values_is_found_at_once() -> None:
+    letters = np.random.default_rng(0).choice(list("abcdefghijklmno"), (20_000, 50))
+    titles = ["".join(line) for line in letters]
+    meant = titles[11_000]
+    began = time.process_time()
+    with pytest.raises(BadInput, match=f"near it: '{meant}'"):
+        matching(
+            parse_where(f"title = {meant[:20]}{meant[21:]}x"), pa.table({"title": titles}), SCHEMA
+        )
+    assert time.process_time() - began < 1  # Of a turn, in which others wait.
+
+
+def test_a_value_of_a_million_letters_is_refused_and_no_text_as_long_is_near() -> None:
+    with pytest.raises(BadInput, match=r"no item has title 'xxx.*…[^;]*$"):
+        matching(parse_where(f"title = {'x' * 1_000_000}"), TABLE, SCHEMA)
+    prose = pa.table({"title": ["Nurse", "Nurses " * 40]})
+    with pytest.raises(BadInput, match=r"near it: 'Nurse'\.$"):
+        matching(parse_where("title = nurse"), prose, SCHEMA)
+
+
 @given(
     st.lists(
         st.sampled_from(
@@ -232,6 +253,9 @@ def test_whatever_is_written_is_answered_or_refused_by_us(text: str) -> None:
         assert matching(parse_where(text), TABLE, SCHEMA).shape == (len(ITEMS),)
 
 
+PAID = Compare(column="pay", operator=">", values=(1,))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -240,6 +264,12 @@ def test_whatever_is_written_is_answered_or_refused_by_us(text: str) -> None:
         (lambda: Compare(column="pay", operator="=", values=(1, 2)), "values"),
         (lambda: Compare(column="pay", operator="=", values="12"), "values"),
         (lambda: Joined(how="all", parts=()), "of some parts"),
+        (lambda: Joined(how="all", parts=[PAID]), r"Joined.parts=\[Compare\(.* must be a tuple"),
+        (lambda: Joined(how="all", parts=PAID), "Joined.parts=Compare.* must be a tuple"),
+        (lambda: Joined(how="any", parts=(PAID, [PAID])), r"where=\[Compare\(.* must be a text"),
+        (lambda: Negated(part=[PAID]), r"where=\[Compare\(.* must be a text"),
+        (lambda: Compare(column=["pay"], operator="=", values=(1,)), r"Compare.column=\['pay'\]"),
+        (lambda: Compare(column="pay", operator="=", values=([1],)), r"pay \[1\] must be a text"),
         (lambda: found(Compare(column="pay", operator="=", values=(None,))), "a text or a number"),
         (lambda: found(Negated(part="pay")), "where='pay' must be"),
     ],

@@ -161,6 +161,16 @@ def test_added_is_found_at_once_and_removed_never_again(build):
         index.compact()
 
 
+def test_add_says_which_rows_it_gave(build):
+    index = build(np.eye(8)[:2], ["a", "b"])
+    assert index.ids.tolist() == ["a", "b"]
+    index.remove(["a"])
+    rows = index.add(np.eye(8)[[2, 0, 3]], ["c", "a", "d"])
+    assert index.search(np.eye(8)[[2, 0, 3]], 1).item_rows[:, 0].tolist() == rows.tolist()
+    assert [index.ids[row] for row in rows] == ["c", "a", "d"]
+    assert index.add(np.empty((0, 8)), []).tolist() == []
+
+
 def test_everything_removed_finds_nothing(build):
     index = build(some_vectors(3), ["a", "b", "c"])
     index.remove(["a", "b", "c"])
@@ -173,6 +183,26 @@ def test_no_requests_give_no_answers(forty):
     index, *_ = forty
     assert index.search(np.empty((0, 8)), 3).ids.shape == (0, 3)
     assert index.search(np.empty((0, 8)), 3, allow=["item 1"], deny=[]).scores.shape == (0, 3)
+
+
+def test_k_may_be_a_whole_number_of_numpys(forty):
+    index, vectors, _ = forty
+    plain = index.search(vectors[:2], 3).ids.tolist()
+    for k in (np.int64(3), np.uint8(3)):
+        assert index.search(vectors[:2], k).ids.tolist() == plain
+        assert index.search(vectors[:2], k, deny=["item 1"]).ids.shape == (2, 3)
+
+
+def test_what_is_no_id_is_named(forty):
+    index, *_ = forty
+    for ids in ([3], ["item 1", None]):
+        with pytest.raises(ValueError, match=r"ids: \S+ is not a text; ids are strings"):
+            index.remove(ids)
+    with pytest.raises(ValueError, match="ids is the text 'item 1'; give a list of ids"):
+        index.remove("item 1")
+    with pytest.raises(ValueError, match="ids: 3 is not a text"):
+        assert 3 in index
+    assert len(index) == 40
 
 
 def test_add_and_remove_refuse_and_change_nothing(build):
@@ -202,7 +232,22 @@ def test_add_and_remove_refuse_and_change_nothing(build):
         ({"allow": "a"}, "list of ids"),
         ({"allow": [["a"]]}, "1 lists for 2 requests"),
         ({"allow": [["a"], "b"]}, "'b' beside lists"),
-        ({"deny": [7, 8]}, "7 beside lists"),
+        ({"deny": [7, 8]}, "deny: 7 is not a text; ids are strings"),
+        ({"allow": [7]}, "allow: 7 is not a text; ids are strings"),
+        ({"allow": [None]}, "allow: None is not a text"),
+        ({"deny": ["item 1", 3]}, "deny: 3 is not a text"),
+        ({"deny": [["item 1"], ["item 2", 3]]}, "deny: 3 is not a text"),
+        ({"deny": ["item 1", ["item 2"]]}, r"deny: \['item 2'\] is not a text"),
+        ({"deny": ["\ud800"]}, "deny: .* is not valid Unicode"),
+        ({"allow": {"item 1"}}, r"allow=\{'item 1'\} is a set; give a list of ids"),
+        ({"deny": {"item 1": 2}}, "deny=.* is a dict; give a list of ids"),
+        ({"allow": 7}, "allow=7 is an int; give a list of ids"),
+        ({"k": -1}, "k is -1; ask for"),
+        ({"k": 2.0}, r"k is 2\.0; ask for .*whole number"),
+        ({"k": float("nan")}, "k is nan; ask for .*whole number"),
+        ({"k": "2"}, "k is '2'; ask for .*whole number"),
+        ({"k": None}, "k is None; ask for .*whole number"),
+        ({"k": True}, "k is True; ask for .*whole number"),
         ({"deny": np.arange(2)}, "array int64"),
         ({"allow": np.ones((3, 0), bool)}, "3 masks for 2 requests"),
         ({"allow": np.ones(10_000, bool)}, "one bool per row"),

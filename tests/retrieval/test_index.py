@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval import IndexMismatch, ItemIndex
+from retrieval.tuning import halves
 
 
 def vectors_and_ids(num_items, dimension=8, seed=0):
@@ -111,18 +112,35 @@ def test_ivf_asked_for_more_recall_reads_more_lists(ivf):
     assert exact.manifest.recall_ceiling > 0.999
 
 
-def test_ivf_is_tuned_on_half_the_sample_and_measured_on_the_other(ivf):
-    index, vectors, ids = ivf
-    same = np.repeat(vectors[:1], 100, axis=0)
-    other = np.random.default_rng(2).normal(size=(100, 16)).astype("f4")
+@pytest.fixture
+def tuned_on(ivf):
+    """The manifest of an index of the same items that is tuned on a sample."""
+    _, vectors, ids = ivf
 
     def built(sample):
         return ItemIndex.build(
             vectors, ids, model_hash="m", kind="ivf", target_recall=0.9, sample_vectors=sample
         ).manifest
 
-    alike = built(np.concatenate([same, same]))
-    apart = built(np.concatenate([same, other]))
+    return built
+
+
+def test_the_order_of_a_sample_does_not_matter(ivf, tuned_on):
+    near = ivf[1][:200]
+    far = 3 * np.random.default_rng(2).normal(size=(200, 16)).astype("f4")
+    one, other = tuned_on(np.concatenate([near, far])), tuned_on(np.concatenate([far, near]))
+    assert one.recall_ceiling == pytest.approx(other.recall_ceiling, abs=0.03)
+    assert one.recall_ceiling == pytest.approx(0.9, abs=0.03)
+
+
+def test_ivf_is_tuned_on_half_the_sample_and_measured_on_the_other(ivf, tuned_on):
+    index, vectors, _ = ivf
+    same = np.repeat(vectors[:1], 100, axis=0)
+    choosing, measuring = halves(200)
+    mixed = np.empty((200, 16), "f4")
+    mixed[choosing] = same
+    mixed[measuring] = np.random.default_rng(2).normal(size=(100, 16))
+    alike, apart = tuned_on(np.concatenate([same, same])), tuned_on(mixed)
     assert alike.num_probes == apart.num_probes != index.manifest.num_probes
     assert alike.recall_ceiling >= 0.9
     assert 0.3 < apart.recall_ceiling < 1
@@ -342,6 +360,26 @@ def test_search_refuses(arguments, says):
     index = ItemIndex.build(np.eye(2), ["a", "b"], model_hash="m")
     with pytest.raises(ValueError, match=says):
         index.search(**{"vectors": np.eye(2), "k": 1, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([1.7], r"rows=array\(\[1\.7\]\) .*whole numbers"),
+        ([True, False], "rows=.*whole numbers"),
+        (["1"], "rows=.*whole numbers"),
+        (1, r"rows has the shape \(\); give \[rows\]"),
+        ([[1]], r"rows has the shape \(1, 1\)"),
+        ([1, 2], "rows: 2 holds no item"),
+        ([-1], "rows: -1 holds no item"),
+    ],
+)
+def test_vectors_at_refuses(rows, says):
+    index = ItemIndex.build(np.eye(2), ["a", "b"], model_hash="m")
+    assert index.vectors_at([]).shape == (0, 2)
+    assert index.vectors_at(np.array([1], np.uint8)).tolist() == [[0, 1]]
+    with pytest.raises(ValueError, match=says):
+        index.vectors_at(rows)
 
 
 @pytest.mark.filterwarnings("error")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from retrieval import ItemIndex
+from retrieval.base import Base
 from retrieval.kinds import plan
 from retrieval.storage import new_codec, rounded
 
@@ -39,6 +40,33 @@ def test_auto_lands_within_one_per_cent_of_its_target(target, max_bytes, monkeyp
     assert abs(manifest.recall_ceiling - recall) < 0.01
     assert target - 0.01 <= recall
     assert recall <= target + (0.01 if max_bytes is None else 0.06)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivf-pq", "PCA12,IVF100,SQ8"])
+def test_who_asks_for_more_than_was_tuned_for_is_not_compared_with_all(kind, monkeypatch):
+    vectors = clustered(4000)
+    items, queries = vectors[:3900], vectors[3900:]
+    index = ItemIndex.build(items, [str(row) for row in range(3900)], model_hash="m", kind=kind)
+    manifest = index.manifest
+    assert manifest.num_probes / manifest.num_lists * 3900 < 2 * 300
+    compared = []
+    plain = Base.exact
+    monkeypatch.setattr(
+        Base,
+        "exact",
+        lambda self, some, *more: compared.append(len(some)) or plain(self, some, *more),
+    )
+    truth = np.argsort(-queries @ items.T, axis=1)
+    for k, filters in ((400, {}), (300, {"deny": ["5"]})):
+        found = index.search(queries, k, **filters).item_rows
+        assert (found >= 0).all()
+        recall = [np.isin(a, b).mean() for a, b in zip(truth[:, :k], found, strict=True)]
+        assert np.mean(recall) > 0.85
+    assert sum(compared) <= 10
+    # What was tuned and measured is searched as it was.
+    searched = index._snapshot.base.searcher.search(queries, 100)[1]
+    is_full = searched[:, -1] >= 0
+    np.testing.assert_array_equal(index.search(queries, 100).item_rows[is_full], searched[is_full])
 
 
 def test_a_graph_looks_harder_for_more_recall():

@@ -137,6 +137,17 @@ def test_rows_stay_while_items_come_and_go(uri):
     assert index.search(np.eye(3)[:1], 3, allow=np.array([True] * 3)).ids[0].tolist() != ["d"]
 
 
+def test_a_mask_gives_no_row_to_what_another_process_added(uri, monkeypatch):
+    monkeypatch.setattr(searching, "MOST_COMPARED", 0)
+    index = MilvusIndex.build(np.eye(3), ["a", "b", "c"], model_hash="m", uri=uri, name="met")
+    assert len(index.ids) == 3
+    with MilvusIndex.load(uri=uri, name="met") as other:
+        other.add(np.eye(3)[:1], ["d"])
+    found = index.search(np.eye(3), 3, allow=np.array([True] * 3)).ids
+    assert {*found.ravel()} == {"a", "b", "c"}
+    assert index.add(np.eye(3)[:1], ["e"]).tolist() == [3]
+
+
 def test_build_replaces_an_index_and_who_had_it_open_is_refused(uri):
     old = MilvusIndex.build(np.eye(3), ["a", "b", "c"], model_hash="old", uri=uri, name="jobs")
     new = MilvusIndex.build(np.eye(3)[:2], ["x", "y"], model_hash="new", uri=uri, name="jobs")
