@@ -152,7 +152,8 @@ class BadRows:
             raise BadInput(
                 "; ".join(self._examples)
                 + (f"; and {more:,} more rows that do not fit" if more else "")
-                + ". Mend them, or set them aside with on_bad_rows='skip' or 'quarantine'."
+                + ". Mend them, or set them aside with on_bad_rows='skip' or 'quarantine' "
+                + "(--on-bad-rows on the command line)."
             )
 
     @property
