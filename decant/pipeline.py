@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from decant.catalogue import SavedCatalogue
+from decant.continuing import check_continued
 from decant.evaluation import evaluate
 from decant.layout import DATA, EVALUATION, FOUNDATION, INDEX, PROMPTER, RUNG, RunLayout
 from decant.on_validation import fit_on_validation, watch
@@ -190,11 +191,17 @@ def top_inputs(recipe: Recipe) -> dict[str, Any]:
 
 
 def read_data(job: Job, out: Path) -> None:
-    """The data stage: read a source, and keep its log, its tasks and its oracle."""
+    """The data stage: read a source, and keep its log, its tasks and its oracle.
+
+    Raises:
+        BadInput: the log is too short, or is none that the older model can be trained on.
+    """
     data = job.load()
     # A log too short to hold anything out is refused before anything is kept of it.
     held_out = _held_out(job.recipe)
     split = split_of(data.interactions, data.tasks, **held_out)
+    if job.continued_from is not None:
+        check_continued(RunLayout(job.continued_from), data, split, job.recipe)
     if data.oracle is not None:
         SavedOracle.of(data.oracle, split.test).save(out)
     data.interactions.save(out / "interactions")

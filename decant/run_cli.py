@@ -106,7 +106,8 @@ def _add_run_options(parser: ArgumentParser, *, out: str | None, forms: bool = F
         type=Path,
         metavar="RUN",
         help="train the model of an older run on this data instead of a new one; its size, prompts "
-        "and text encoder stay as they are",
+        "and text encoder stay as they are. The task and the columns must be that run's, and what "
+        "it was trained on cannot be held out here",
     )
     parser.add_argument(
         "--held-out",
