@@ -344,9 +344,9 @@ def test_killed_in_every_stage_it_ends_with_the_same_numbers(
     folder = tmp_path / "two"
     shutil.copytree(two[0], folder)
 
-    def killed_at_the_end(self, function, out, scratch, record):
+    def killed_at_the_end(self, function, out, scratch, record, **options):
         if record.name in killed:
-            return execute(self, function, out, scratch, record)
+            return execute(self, function, out, scratch, record, **options)
         killed.append(record.name)
         # Its work is done, and what it wrote for itself to resume from is all that is left.
         (tmp_path / record.name).mkdir()
