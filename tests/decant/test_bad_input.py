@@ -140,6 +140,9 @@ def test_a_file_that_does_not_fit(refused, tables, file, text, message):
     [
         (["--size", "gigantic"], "--size gigantic is unknown; choose one of tiny"),
         (["--epochs", "0"], "--epochs 0 must be above 0"),
+        (["--seed", "-1"], "seed=-1 must be a whole number from 0 to 4294967295"),
+        (["--seed", "-1", "--dry-run"], "seed=-1 must be a whole number"),
+        (["--seed", "4294967296"], "seed=4294967296 must be a whole number"),
         (["--model", "some/model"], "exclude each other"),
         (["--users", "missing.csv"], "missing.csv: no such file or folder"),
         (["--users", "."], ".: this is a folder"),
