@@ -179,6 +179,10 @@ def test_a_pretrained_model_that_is_none(refused, tables):
     arguments = of_no_size(tables)
     (tables / "model").mkdir()
     assert "model" in refused(*arguments, "--model", tables / "model")
+    # The folder is free for the command with its mistake mended.
+    assert not (tables.parent / "out").exists()
+    mistyped = refused(*arguments, "--model", "models/qwne", "--dry-run")
+    assert "--model models/qwne is no folder with a model and its tokenizer" in mistyped
 
 
 @pytest.mark.parametrize(
