@@ -1,4 +1,4 @@
-"""The gate's verdicts as a report shows them."""
+"""The gate's verdicts as a report shows them, and as a terminal says them."""
 
 from decant.report import GateLine, GateTable, Status
 from distill.gate import GateVerdict, MetricVerdict
@@ -44,3 +44,24 @@ def gate_table(verdict: GateVerdict, *, student: str, teacher: str, note: str = 
         ],
         note=note,
     )
+
+
+def in_words(verdict: GateVerdict) -> str:
+    """A verdict in a few words: `fails it (NDCG@10 +3.0 %, at most 4.3 %, where 1.0 % is …)`."""
+    if verdict.status == "pass":
+        return "lets it through"
+    lost = "; ".join(_lost(one) for one in verdict.metrics if one.status == verdict.status)
+    return f"{'fails it' if verdict.status == 'fail' else 'is undecided'} ({lost})"
+
+
+def _lost(one: MetricVerdict) -> str:
+    def said(number: float, sign: str = "") -> str:
+        if one.kind == "relative":
+            return f"{number:{sign}.1%}".replace("%", " %")
+        return f"{number:{sign}.4f}".replace("0.", ".", 1)
+
+    name = METRIC_NAMES.get(one.metric, one.metric)
+    if one.loss is None:
+        return f"{name} was not measured"
+    most = "" if one.bound is None or one.bound <= one.loss else f", at most {said(one.bound)},"
+    return f"{name} {said(one.loss, '+')}{most} where {said(one.tolerance)} is let through"

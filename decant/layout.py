@@ -116,12 +116,18 @@ class RunLayout:
         return (self.folder / name / RUNG_RECORD).is_file()
 
     def is_accepted(self, name: str) -> bool:
-        """Whether a model may serve: a rung of the ladder only if the gate let it through."""
+        """Whether a model may serve: a rung of the ladder only if the gate let it through.
+
+        The rung that a run makes itself has no such record, and may whatever its verdict is.
+        """
         path = self.folder / name / RUNG_RECORD
         return not path.is_file() or bool(json.loads(path.read_text("utf-8"))["accepted"])
 
     def served(self) -> str:
-        """The model that serves: the lowest rung that the gate let through, and no teacher.
+        """The model that serves: the lowest rung that may, and no teacher.
+
+        Of the rungs of a ladder, and of few bits, those that the gate let through may. The run's
+        own rung serves whatever the gate said of it, which the run tells where it ends.
 
         Raises:
             BadInput: the folder is missing, is no run, or no model is finished.

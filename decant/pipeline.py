@@ -14,16 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from decant.catalogue import SavedCatalogue
+from decant.concluding import Finished, conclude
+from decant.continuing import check_continued
 from decant.evaluation import evaluate
 from decant.layout import DATA, EVALUATION, FOUNDATION, INDEX, PROMPTER, RUNG, RunLayout
 from decant.on_validation import fit_on_validation, watch
+from decant.pretrained import check_model, model_contents
 from decant.processes import leads, training_device
-from decant.recipes import Recipe, RungConfig, recipe_of
+from decant.recipes import Recipe, RungConfig, recipe_of, said_now
 from decant.recommender import Recommender, build_index
-from decant.reporting import write_run_report
 from decant.retriever import fit_with_mining
 from decant.run_data import (
     drop_rungs,
+    is_made_from,
+    is_rounded_from,
     load_book,
     load_model,
     load_split,
@@ -34,7 +38,7 @@ from decant.run_data import (
 from decant.run_record import RunRecord
 from decant.saved_oracle import SavedOracle
 from decant.served import Served
-from decant.stages import PlannedStage, Stages
+from decant.stages import ROOMS, Stages
 from distill.anatomy import shape_of
 from distill.distillation import distil
 from distill.importance import measure_importance
@@ -42,7 +46,7 @@ from distill.ladder import newest
 from distill.pruning import prune
 from distill.steps import calibration_rows
 from foundation import Foundation
-from foundation.checkpoint import weights_hash
+from foundation.checkpoint import load_tokenizer, weights_hash
 from foundation.text_encoder import encoder_hash
 from foundation.training import FitResult
 from promptify.assembly import PromptBook
@@ -51,10 +55,22 @@ from promptify.prompter import Prompter
 from promptify.sources import SourceData
 from promptify.splits import Split
 from promptify.task import Task
+from promptify.validation import BadInput
 from promptify.whole import write_whole
 from retrieval import IndexManifest, IndexMismatch
 
 logger = logging.getLogger(__name__)
+
+CHOOSING = ("decant.on_validation",)
+"""Modules of `decant` that a trained model's numbers hang on …"""
+MEASURING = (
+    "decant.answering",
+    "decant.evaluation",
+    "decant.judging",
+    "decant.measure",
+    "decant.recommender",
+)
+"""… and those that an evaluation's do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,19 +92,6 @@ class Job:
     continued_from: Path | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finished:
-    """What a run leaves to be said.
-
-    Attributes:
-        stages: which ran, or would, and why.
-        table: the final table as text; empty after a dry run.
-    """
-
-    stages: tuple[PlannedStage, ...]
-    table: str
-
-
 def run(job: Job, *, dry_run: bool = False, until: str | None = None) -> Finished:
     """Run a job, or what is left of it.
 
@@ -99,7 +102,8 @@ def run(job: Job, *, dry_run: bool = False, until: str | None = None) -> Finishe
             on from the one, and a sweep ranks either. The whole job when left out.
 
     Raises:
-        ValueError: the folder holds another run, or the data cannot be used.
+        ValueError: the folder holds another run or a ladder where the run's own rung goes, or the
+            data or the pretrained decoder cannot be used.
     """
     recipe = job.recipe
     old_model = RunLayout(job.continued_from) if job.continued_from else None
@@ -109,7 +113,14 @@ def run(job: Job, *, dry_run: bool = False, until: str | None = None) -> Finishe
     record = RunRecord.start({**told, "recipe": recipe.published().to_dict()}, seed=recipe.seed)
     layout = RunLayout(job.out)
     continued = {"from": weights_hash(old_model.model(FOUNDATION))} if old_model else {}
-    with Stages(job.out, recipe={**told, "continued": continued}, dry_run=dry_run) as stages:
+    if old_model is None:
+        check_model(recipe, layout.folder / FOUNDATION)
+    with Stages(
+        job.out,
+        recipe={**told, "continued": continued},
+        as_now=lambda found: said_now(found, job.out / "recipe.json"),
+        dry_run=dry_run,
+    ) as stages:
         stages.run(
             DATA,
             lambda out, _: read_data(job, out),
@@ -122,6 +133,7 @@ def run(job: Job, *, dry_run: bool = False, until: str | None = None) -> Finishe
             inputs={"prompter": asdict(recipe.prompter), **continued},
             uses=(DATA,),
             code=("promptify",),
+            contents={} if old_model else model_contents(recipe, weights=False),
         )
         stages.run(
             FOUNDATION,
@@ -132,17 +144,27 @@ def run(job: Job, *, dry_run: bool = False, until: str | None = None) -> Finishe
                 **continued,
             },
             uses=(DATA, PROMPTER),
-            code=("promptify", "foundation"),
+            code=(
+                "promptify",
+                "foundation",
+                *CHOOSING,
+                *(["decant.retriever"] if recipe.mining else []),
+            ),
+            contents={} if old_model else model_contents(recipe),
+            output="model",
             together=True,
         )
         if until == FOUNDATION:
             return Finished(stages=stages.plan(), table="")
+        if not (dry_run and stages.plan()[-1].runs):
+            _refuse_taken(layout)
         stages.run(
             RUNG,
             lambda out, scratch: _rung(layout, recipe, out, scratch),
             inputs={"rung": asdict(recipe.rung), "seed": recipe.seed},
             uses=(DATA, PROMPTER, FOUNDATION),
-            code=("promptify", "foundation", "distill"),
+            code=("promptify", "foundation", "distill", *CHOOSING),
+            output="model",
             together=True,
         )
         if leads() and not dry_run:
@@ -156,11 +178,25 @@ def run(job: Job, *, dry_run: bool = False, until: str | None = None) -> Finishe
             lambda out, _: evaluate(layout, recipe, record, out),
             inputs={"users": recipe.measured_users, "timed": recipe.timed_requests},
             uses=(DATA, FOUNDATION, RUNG, INDEX),
+            code=(*ROOMS, *MEASURING),
         )
         if dry_run or not leads():
             return Finished(stages=stages.plan(), table="")
-        table = write_run_report(layout, recipe, record.finish(), continued_from=job.continued_from)
-    return Finished(stages=stages.plan(), table=table)
+        return conclude(layout, recipe, record, stages.plan(), continued_from=job.continued_from)
+
+
+def _refuse_taken(layout: RunLayout) -> None:
+    """Keep a ladder of this foundation, or its rung of few bits, from the run's own rung."""
+    if not layout.is_of_ladder(RUNG) or not (layout.folder / FOUNDATION / "model").is_dir():
+        return
+    models = {weights_hash(layout.model(FOUNDATION))}
+    if is_made_from(layout, RUNG, models):
+        command = "quantise" if is_rounded_from(layout, RUNG, models) else "ladder"
+        raise BadInput(
+            f"{layout.folder / RUNG} was made by `decant {command}`, and the run's own rung would "
+            "take its place: remove it and the rungs below it to finish the run, or choose another "
+            "--out."
+        )
 
 
 def data_inputs(job: Job) -> dict[str, Any]:
@@ -192,11 +228,17 @@ def top_inputs(recipe: Recipe) -> dict[str, Any]:
 
 
 def read_data(job: Job, out: Path) -> None:
-    """The data stage: read a source, and keep its log, its tasks and its oracle."""
+    """The data stage: read a source, and keep its log, its tasks and its oracle.
+
+    Raises:
+        BadInput: the log is too short, or is none that the older model can be trained on.
+    """
     data = job.load()
     # A log too short to hold anything out is refused before anything is kept of it.
     held_out = _held_out(job.recipe)
     split = split_of(data.interactions, data.tasks, **held_out)
+    if job.continued_from is not None:
+        check_continued(RunLayout(job.continued_from), data, split, job.recipe)
     if data.oracle is not None:
         SavedOracle.of(data.oracle, split.test).save(out)
     data.interactions.save(out / "interactions")
@@ -222,11 +264,7 @@ def fit_prompter(layout: RunLayout, recipe: Recipe, tasks: tuple[Task, ...], out
     with reading(layout.interactions):
         interactions = Interactions.load(layout.interactions)
     split = load_split(layout, interactions)
-    tokenizer = None
-    if recipe.model is not None:
-        from foundation.checkpoint import load_tokenizer
-
-        tokenizer = load_tokenizer(recipe.model)
+    tokenizer = None if recipe.model is None else load_tokenizer(recipe.model)
     prompter = Prompter.fit(
         interactions, split.train, tasks, config=recipe.prompter, tokenizer=tokenizer
     )

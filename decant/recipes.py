@@ -5,9 +5,9 @@ A recipe says everything a run's numbers depend on, so that its JSON in the run 
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from decant.retriever import MiningConfig
 from distill.teaching import TeacherConfig
@@ -17,6 +17,12 @@ from promptify.prompter import PrompterConfig
 from promptify.validation import BadInput
 
 Form = Literal["slot", "text"]
+T = TypeVar("T")
+_MAX_SEED = 2**32 - 1
+
+
+class UnknownFieldError(TypeError):
+    """A recipe has a field that this version does not know."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,29 +105,30 @@ class Recipe:
         """The recipe that `to_dict` gave.
 
         Raises:
-            TypeError: a field is unknown.
+            UnknownFieldError: a field is unknown.
             ValueError: a field has a value that it cannot have.
         """
         rung = dict(content["rung"])
-        return cls(
-            **{
-                **content,
-                "prompter": PrompterConfig(**content["prompter"]),
-                "foundation": FoundationConfig(**content["foundation"]),
-                "fit": _fit(content["fit"]),
-                "mining": MiningConfig(**content["mining"]) if content.get("mining") else None,
-                "rung": RungConfig(
-                    **{
-                        **rung,
-                        "fit": _fit(rung["fit"]),
-                        "teacher": TeacherConfig(**rung["teacher"]),
-                    }
-                ),
-            }
-        )
+        teacher = _of(TeacherConfig, rung["teacher"], "rung.teacher.")
+        rung |= {"fit": _fit(rung["fit"], "rung.fit."), "teacher": teacher}
+        mining = content.get("mining")
+        parts = {
+            "prompter": _of(PrompterConfig, content["prompter"], "prompter."),
+            "foundation": _of(FoundationConfig, content["foundation"], "foundation."),
+            "fit": _fit(content["fit"], "fit."),
+            "mining": _of(MiningConfig, mining, "mining.") if mining else None,
+            "rung": _of(RungConfig, rung, "rung."),
+        }
+        return _of(cls, {**content, **parts})
 
     def with_seed(self, seed: int) -> "Recipe":
-        """The same recipe with another seed everywhere."""
+        """The same recipe with another seed everywhere.
+
+        Raises:
+            BadInput: it is below 0, or has more than 32 bits.
+        """
+        if not 0 <= seed <= _MAX_SEED:
+            raise BadInput(f"seed={seed} must be a whole number from 0 to {_MAX_SEED}.")
         return replace(
             self,
             seed=seed,
@@ -218,24 +225,68 @@ def last_part(named: str | None) -> str | None:
     return path.absolute().name if path.is_absolute() or path.is_dir() else named
 
 
-def _fit(content: Mapping[str, Any]) -> FitConfig:
+def _of(kind: type[T], content: Mapping[str, Any], where: str = "") -> T:
+    """A part of a recipe, of its fields by name."""
+    known = {one.name for one in fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(content) - known):
+        raise UnknownFieldError(", ".join(f"{where}{name}" for name in unknown))
+    return kind(**content)
+
+
+def _fit(content: Mapping[str, Any], where: str) -> FitConfig:
     lora = content.get("lora")
-    return FitConfig(**{**content, "lora": None if lora is None else LoraOptions(**lora)})
+    made = None if lora is None else _of(LoraOptions, lora, f"{where}lora.")
+    return _of(FitConfig, {**content, "lora": made}, where)
 
 
 def recipe_of(folder: Path) -> Recipe:
     """The recipe of a run folder.
 
     Raises:
-        BadInput: its `recipe.json` is missing or was changed.
+        BadInput: its `recipe.json` is missing, was changed, or is of a newer version.
     """
     path = folder / "recipe.json"
     try:
-        return Recipe.from_dict(json.loads(path.read_text("utf-8"))["recipe"])
+        content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise BadInput(f"{folder} is not a run folder; give the --out of a `decant run`.") from None
+    except ValueError as error:
+        raise BadInput(f"{path} is damaged ({error}); copy it again.") from error
+    return recipe_in(content, path)
+
+
+def recipe_in(content: Mapping[str, Any], path: Path) -> Recipe:
+    """The recipe in what a run folder's `recipe.json` says.
+
+    Args:
+        content: of the file.
+        path: where it lies, for messages.
+
+    Raises:
+        BadInput: it was changed, or is of a newer version.
+    """
+    try:
+        return Recipe.from_dict(content["recipe"])
+    except UnknownFieldError as error:
+        raise BadInput(
+            f"{path} is of a newer version of decant: this one knows no {error}. Use that version, "
+            "or another folder."
+        ) from error
     except (ValueError, TypeError, KeyError) as error:
         raise BadInput(f"{path} is damaged ({error}); copy it again.") from error
+
+
+def said_now(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What a run folder's `recipe.json` says, as this version says it: all fields are there.
+
+    Args:
+        content: of the file.
+        path: where it lies, for messages.
+
+    Raises:
+        BadInput: its recipe was changed, or is of a newer version.
+    """
+    return {**content, "recipe": recipe_in(content, path).to_dict()}
 
 
 def demo() -> Recipe:

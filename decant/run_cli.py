@@ -22,7 +22,8 @@ def demo_parser() -> ArgumentParser:
     """The parser of `decant demo`."""
     parser = ArgumentParser(
         description="Generate a job market, train a foundation, decant it into a smaller rung, "
-        "index the jobs, and predict for three members. About five minutes on two cores."
+        "index the jobs, and predict for three members. The rung serves whatever the gate says of "
+        "it, which is told at the end. About five minutes on two cores."
     )
     _add_run_options(parser, out="runs/demo")
     return parser
@@ -31,8 +32,10 @@ def demo_parser() -> ArgumentParser:
 def run_parser() -> ArgumentParser:
     """The parser of `decant run`; its sources are added by `add_sources`."""
     return ArgumentParser(
-        description="Train, decant, index and measure on real data. Killed at any moment, the same "
-        "command goes on where it stopped."
+        description="Train, decant, index and measure on real data. The rung that is made serves "
+        "whatever the gate says of it, which is told at the end; `decant ladder` makes rungs that "
+        "serve where the gate lets them through. Killed at any moment, the same command goes on "
+        "where it stopped."
     )
 
 
@@ -106,7 +109,8 @@ def _add_run_options(parser: ArgumentParser, *, out: str | None, forms: bool = F
         type=Path,
         metavar="RUN",
         help="train the model of an older run on this data instead of a new one; its size, prompts "
-        "and text encoder stay as they are",
+        "and text encoder stay as they are. The task and the columns must be that run's, and what "
+        "it was trained on cannot be held out here",
     )
     parser.add_argument(
         "--held-out",
@@ -248,6 +252,7 @@ def _execute(
             yield f"{stage.name:{width}}  {'runs' if stage.runs else 'kept'}  ({stage.reason})"
         return
     yield finished.table
+    yield f"\n{finished.verdict}"
     yield f"\n{options.out / 'report.html'}"
 
 

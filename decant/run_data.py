@@ -79,6 +79,20 @@ def rung_record(layout: RunLayout, name: str) -> dict[str, Any]:
     return found
 
 
+def is_made_from(layout: RunLayout, name: str, models: Collection[str]) -> bool:
+    """Whether a rung of a ladder, or of few bits, was made of these models alone.
+
+    Args:
+        layout: the run.
+        name: of a rung that is there.
+        models: `weights_hash` of each.
+
+    Raises:
+        BadInput: its stage.json is damaged.
+    """
+    return _origin(layout, name)[0] <= set(models)
+
+
 def is_rounded_from(layout: RunLayout, name: str, models: Collection[str]) -> bool:
     """Whether a rung is one of few bits (`decant quantise`), made of these models alone.
 

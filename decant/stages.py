@@ -20,7 +20,7 @@ import time
 import tokenize
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -34,7 +34,8 @@ from promptify.whole import put, write_whole
 logger = logging.getLogger(__name__)
 
 ROOMS = ("promptify", "foundation", "retrieval", "distill")
-"""The packages whose code makes a stage's output; `decant` only passes things on."""
+"""The packages whose code makes a stage's output. Modules of `decant` that measure or choose are
+named beside them by the stages whose numbers they make; the others only pass things on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,10 +44,13 @@ class StageRecord:
 
     Attributes:
         name: the stage.
-        key: hash of all that follows; a stage with another key is another stage.
+        key: hash of the name and of the four that follow; a stage with another key is another
+            stage.
         inputs: the settings it was given, JSON values only.
-        uses: key of each stage whose output it read.
-        code: hash of each package whose code made it.
+        uses: key of each stage whose output it read, and its `output`.
+        code: hash of each package and module whose code made it.
+        contents: hash of what `inputs`, or the recipe, name by where it lies.
+        output: hash of what came out of it.
         seconds: how long it took, the last uninterrupted part.
         finished: UTC, ISO 8601.
     """
@@ -56,6 +60,8 @@ class StageRecord:
     inputs: Mapping[str, Any]
     uses: Mapping[str, str]
     code: Mapping[str, str]
+    contents: Mapping[str, str] = field(default_factory=dict)
+    output: str = ""
     seconds: float = 0.0
     finished: str = ""
 
@@ -74,9 +80,12 @@ class Stages:
 
     A stage is finished when its folder bears its name: it is written under another name and
     renamed when whole, so a kill or a full disk leaves the last whole version, or none. Its key
-    hashes its name, its inputs, the keys of the stages it uses and the code it runs; with the
-    same key it is not run again. What it needs to resume (training checkpoints) it keeps in a
-    scratch folder, which outlives a kill and is deleted once the stage is finished.
+    hashes its name, its inputs, the stages it uses and the code it runs; with the same key it is
+    not run again. A stage that is used counts by its key and by what came out of it: one that was
+    deleted and made again is another where other bytes came out. A stage of an older version,
+    which noted less, is the same where all that it noted is. What it needs to resume (training
+    checkpoints) it keeps in a scratch folder, which outlives a kill and is deleted once the stage
+    is finished.
 
     In a launch of several processes the first does all this, and the others follow it from stage to
     stage: they take part in those that are run together, and write nothing.
@@ -88,6 +97,8 @@ class Stages:
         continuing: accept another recipe, which becomes the folder's: the same folder, trained on.
         swappable: keys of the recipe that may have another value, which becomes the folder's: what
             depends on it runs again, all else is kept.
+        as_now: says what `recipe.json` holds as this version would, so that what another version
+            left out or called otherwise is no difference; as it stands when left out.
         dry_run: write nothing and run nothing; `run` only adds to the plan.
 
     Raises:
@@ -114,12 +125,13 @@ class Stages:
         recipe: Mapping[str, Any],
         continuing: bool = False,
         swappable: Collection[str] = (),
+        as_now: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         dry_run: bool = False,
     ) -> None:
         self.folder = folder
         self._dry_run = dry_run
         self._follows = not processes.leads()
-        self._keys: dict[str, str] = {}
+        self._keys: dict[str, str] = {}  # of each stage so far, with what came out of it
         self._plan: list[PlannedStage] = []
         self._lock = FileLock(folder / ".lock", timeout=0)
         self._was_there = folder.exists()
@@ -130,7 +142,7 @@ class Stages:
             folder.mkdir(parents=True, exist_ok=True)
             self._take_lock()
         try:
-            self._check_recipe(recipe, continuing, swappable)
+            self._check_recipe(recipe, continuing, swappable, as_now)
         except BaseException:
             self._withdraw()
             self.close()
@@ -156,6 +168,8 @@ class Stages:
         inputs: Mapping[str, Any],
         uses: Sequence[str] = (),
         code: Iterable[str] = ROOMS,
+        contents: Mapping[str, str] | None = None,
+        output: str = ".",
         together: bool = False,
     ) -> Path:
         """Run a stage unless it is up to date.
@@ -169,6 +183,10 @@ class Stages:
             uses: names of stages run before, whose output the function reads.
             code: packages or modules whose code makes the output: another version of them is
                 another stage. Comments and layout do not count.
+            contents: fingerprints of what is named, in `inputs` or in the recipe, by where it lies
+                alone; other contents there are another stage.
+            output: what of the stage's folder others read, a file or folder in it. Curves and
+                times beside it differ each time it is made.
             together: every process of a launch calls the function, with a scratch folder they
                 share; what any but the first writes to `out` is lost.
 
@@ -183,13 +201,14 @@ class Stages:
             raise ValueError(f"name {name!r}: take a-z, 0-9, - and _, and each name once per run")
         if missing := [stage for stage in uses if stage not in self._keys]:
             raise ValueError(f"uses {missing} of stage {name!r}: run them before it")
-        record = _make_record(name, inputs, {stage: self._keys[stage] for stage in uses}, code)
-        self._keys[name] = record.key
+        used = {stage: self._keys[stage] for stage in uses}
+        record = _make_record(name, inputs, used, code, contents or {})
 
         out = self.folder / name
         scratch = self.folder / ".scratch" / f"{name}-{record.key}"
         if self._follows:
             self._follow(name, function, scratch, together=together)
+            self._keys[name] = _what_is_there(out, record)
             return out
         old = _old_version(out)
         if old.exists() and not out.exists() and not self._dry_run:
@@ -203,9 +222,11 @@ class Stages:
                 scratch.mkdir(parents=True, exist_ok=True)
             processes.tell(f"{name} runs", bool(reason))
             if reason:
-                self._execute(function, out, scratch, record)
+                self._execute(function, out, scratch, record, output=output)
             processes.tell(f"{name} is done", True)
             self._drop_scratch(name)
+        is_planned = reason and self._dry_run
+        self._keys[name] = record.key if is_planned else _what_is_there(out, record)
         return out
 
     def _follow(
@@ -248,12 +269,18 @@ class Stages:
             ) from None
 
     def _check_recipe(
-        self, recipe: Mapping[str, Any], continuing: bool, swappable: Collection[str]
+        self,
+        recipe: Mapping[str, Any],
+        continuing: bool,
+        swappable: Collection[str],
+        as_now: Callable[[dict[str, Any]], dict[str, Any]] | None,
     ) -> None:
         path = self.folder / "recipe.json"
         wanted = json.loads(json.dumps(recipe, allow_nan=False))
         if path.exists():
             found = _read_json(path)
+            if as_now is not None:
+                found = json.loads(json.dumps(as_now(found)))
             # A key that is not there is no other value of it: a run has it or has it not.
             like = {**found, **{key: wanted[key] for key in swappable if key in found}}
             if like != wanted and not continuing:
@@ -274,12 +301,17 @@ class Stages:
         if not (out / "stage.json").exists():
             return interrupted or "never run"
         found = _read_json(out / "stage.json")
-        if found["key"] == record.key:
+        if found["key"] in (record.key, _key_as_noted(record, found)):
             return None
         changes = [
-            f"{what} changed: {_difference(found[field], getattr(record, field))}"
-            for what, field in (("inputs", "inputs"), ("used stage", "uses"), ("code", "code"))
-            if found[field] != json.loads(json.dumps(getattr(record, field)))
+            f"{what} changed: {_difference(found.get(part, {}), getattr(record, part))}"
+            for what, part in (
+                ("inputs", "inputs"),
+                ("contents", "contents"),
+                ("used stage", "uses"),
+                ("code", "code"),
+            )
+            if found.get(part, {}) != json.loads(json.dumps(getattr(record, part)))
         ]
         return interrupted or "; ".join(changes)
 
@@ -289,6 +321,8 @@ class Stages:
         out: Path,
         scratch: Path,
         record: StageRecord,
+        *,
+        output: str,
     ) -> None:
         partial = out.with_name(f".{out.name}.partial")
         old = _old_version(out)
@@ -299,6 +333,7 @@ class Stages:
             function(partial, scratch)
             done = {
                 **asdict(record),
+                "output": fingerprint(partial / output),
                 "seconds": round(time.monotonic() - started, 3),
                 "finished": utc_now(),
             }
@@ -327,24 +362,61 @@ def _old_version(out: Path) -> Path:
 
 
 def fingerprint(path: Path) -> str:
-    """Sixteen hex digits of a file's content, to stand for it in a stage's inputs.
+    """Sixteen hex digits of a file's or a folder's content, to stand for it in a stage's inputs.
+
+    Args:
+        path: a file; or a folder, whose files count by their place in it and their content.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: a file cannot be read, or is not there.
     """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    files = (file for file in path.rglob("*") if file.is_file())
+    return json_hash({file.relative_to(path).as_posix(): fingerprint(file) for file in files})
 
 
 def _make_record(
-    name: str, inputs: Mapping[str, Any], uses: Mapping[str, str], code: Iterable[str]
+    name: str,
+    inputs: Mapping[str, Any],
+    uses: Mapping[str, str],
+    code: Iterable[str],
+    contents: Mapping[str, str],
 ) -> StageRecord:
     made_from: dict[str, Any] = {
         "inputs": inputs,
         "uses": uses,
         "code": code_hashes(code),
+        "contents": contents,
     }
-    return StageRecord(name=name, key=json_hash({"name": name, **made_from}), **made_from)
+    return StageRecord(name=name, key=_key_of(name, made_from), **made_from)
+
+
+def _key_of(name: str, made_from: Mapping[str, Any]) -> str:
+    said = {what: value for what, value in made_from.items() if value or what != "contents"}
+    return json_hash({"name": name, **said})
+
+
+def _key_as_noted(record: StageRecord, found: Mapping[str, Any]) -> str:
+    """The key of a stage by what it noted, where that is less than would be noted of it now.
+
+    A version of before named fewer modules and no contents; what lies elsewhere no more, such as
+    the checkpoint of a run that was copied to another machine, is as it was noted.
+    """
+    code = {name: record.code[name] for name in found["code"] if name in record.code}
+    noted = found.get("contents", {})
+    contents = record.contents if noted and record.contents else noted
+    made_from = {"inputs": record.inputs, "uses": record.uses, "code": code, "contents": contents}
+    return _key_of(record.name, made_from)
+
+
+def _what_is_there(out: Path, record: StageRecord) -> str:
+    """What a stage counts as for those that use it: the key that it has, and what came out."""
+    path = out / "stage.json"
+    found = _read_json(path) if path.exists() else {}
+    told = [found.get("key", record.key), found.get("output", "")]
+    return ".".join(part for part in told if part)
 
 
 def code_hashes(code: Iterable[str]) -> dict[str, str]:

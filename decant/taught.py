@@ -12,6 +12,7 @@ by both, and serves; or, with a ladder, a rung below it, taught alike.
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from decant.concluding import Finished, conclude
 from decant.evaluation import evaluate
 from decant.layout import (
     CLICK_TEACHER,
@@ -27,7 +28,8 @@ from decant.layout import (
 )
 from decant.on_validation import watch
 from decant.pipeline import (
-    Finished,
+    CHOOSING,
+    MEASURING,
     Job,
     data_inputs,
     finish_model,
@@ -39,9 +41,9 @@ from decant.pipeline import (
     untrained,
 )
 from decant.policy_measure import PolicyMeasure
+from decant.pretrained import check_model, model_contents
 from decant.processes import leads, training_device
-from decant.recipes import Recipe, RungConfig
-from decant.reporting import write_run_report
+from decant.recipes import Recipe, RungConfig, said_now
 from decant.run_data import (
     drop_rungs,
     is_rounded_from,
@@ -53,7 +55,7 @@ from decant.run_data import (
 )
 from decant.run_labels import graded, read_graded, write_labels
 from decant.run_record import RunRecord
-from decant.stages import Stages
+from decant.stages import ROOMS, Stages
 from decant.teaching import Teaching
 from distill.anatomy import shape_of
 from distill.policy import Grader, PolicyTables
@@ -68,7 +70,7 @@ from promptify.validation import BadInput
 
 TEACHERS: dict[str, Role] = {POLICY_TEACHER: "policy", CLICK_TEACHER: "click"}
 # Which labels are learned is decided where they are read.
-_FROM_LABELS = ("promptify", "foundation", "distill", "decant.run_labels")
+_FROM_LABELS = ("promptify", "foundation", "distill", "decant.run_labels", *CHOOSING)
 
 _KEPT_RETRIEVAL = 0.2
 """Share of the retrieval loss that a policy teacher keeps, for its student to go on from."""
@@ -98,8 +100,13 @@ def run_taught(job: Job, teaching: Teaching, *, dry_run: bool = False) -> Finish
         **asked,
         **compared,
     }
+    check_model(recipe, layout.folder / CLICK_TEACHER)
     with Stages(
-        job.out, recipe={**told, "continued": {}}, swappable=("teaching",), dry_run=dry_run
+        job.out,
+        recipe={**told, "continued": {}},
+        swappable=("teaching",),
+        as_now=lambda found: said_now(found, job.out / "recipe.json"),
+        dry_run=dry_run,
     ) as stages:
         stages.run(
             DATA,
@@ -120,13 +127,16 @@ def run_taught(job: Job, teaching: Teaching, *, dry_run: bool = False) -> Finish
             inputs={"prompter": asdict(recipe.prompter), "grades": list(GRADES)},
             uses=(DATA,),
             code=("promptify",),
+            contents=model_contents(recipe, weights=False),
         )
         stages.run(
             CLICK_TEACHER,
             lambda out, scratch: _click_teacher(layout, recipe, teaching, out, scratch),
             inputs={**top_inputs(recipe), **compared},
             uses=(DATA, PROMPTER),
-            code=("promptify", "foundation", "distill"),
+            code=("promptify", "foundation", "distill", *CHOOSING),
+            contents=model_contents(recipe),
+            output="model",
             together=True,
         )
         stages.run(
@@ -135,6 +145,7 @@ def run_taught(job: Job, teaching: Teaching, *, dry_run: bool = False) -> Finish
             inputs={"fit": asdict(recipe.fit), **asked},
             uses=(DATA, LABELS, PROMPTER, CLICK_TEACHER),
             code=_FROM_LABELS,
+            output="model",
             together=True,
         )
         stages.run(
@@ -143,6 +154,7 @@ def run_taught(job: Job, teaching: Teaching, *, dry_run: bool = False) -> Finish
             inputs=taught,
             uses=(DATA, LABELS, PROMPTER, CLICK_TEACHER, POLICY_TEACHER),
             code=_FROM_LABELS,
+            output="model",
             together=True,
         )
         served = STUDENT
@@ -156,6 +168,7 @@ def run_taught(job: Job, teaching: Teaching, *, dry_run: bool = False) -> Finish
                 inputs=taught,
                 uses=(DATA, LABELS, PROMPTER, CLICK_TEACHER, POLICY_TEACHER, STUDENT),
                 code=_FROM_LABELS,
+                output="model",
                 together=True,
             )
         if leads() and not dry_run:
@@ -167,10 +180,11 @@ def run_taught(job: Job, teaching: Teaching, *, dry_run: bool = False) -> Finish
             lambda out, _: _evaluation(layout, recipe, teaching, record, out),
             inputs={"users": recipe.measured_users, "timed": recipe.timed_requests},
             uses=(DATA, LABELS, CLICK_TEACHER, POLICY_TEACHER, STUDENT, INDEX),
+            code=(*ROOMS, *MEASURING, "decant.policy_measure", "decant.run_labels"),
         )
-        is_told = leads() and not dry_run
-        table = "" if not is_told else write_run_report(layout, recipe, record.finish())
-    return Finished(stages=stages.plan(), table=table)
+        if dry_run or not leads():
+            return Finished(stages=stages.plan(), table="")
+        return conclude(layout, recipe, record, stages.plan())
 
 
 def _refuse_rounded(layout: RunLayout) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from decant import quantising
-from decant.pipeline import Finished, Job, run
+from decant.concluding import Finished
+from decant.pipeline import Job, run
 from decant.recipes import Recipe, RungConfig
 from decant.recommender import Recommender
 from foundation import FitConfig, FoundationConfig

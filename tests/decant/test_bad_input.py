@@ -140,6 +140,9 @@ def test_a_file_that_does_not_fit(refused, tables, file, text, message):
     [
         (["--size", "gigantic"], "--size gigantic is unknown; choose one of tiny"),
         (["--epochs", "0"], "--epochs 0 must be above 0"),
+        (["--seed", "-1"], "seed=-1 must be a whole number from 0 to 4294967295"),
+        (["--seed", "-1", "--dry-run"], "seed=-1 must be a whole number"),
+        (["--seed", "4294967296"], "seed=4294967296 must be a whole number"),
         (["--model", "some/model"], "exclude each other"),
         (["--users", "missing.csv"], "missing.csv: no such file or folder"),
         (["--users", "."], ".: this is a folder"),
@@ -176,6 +179,10 @@ def test_a_pretrained_model_that_is_none(refused, tables):
     arguments = of_no_size(tables)
     (tables / "model").mkdir()
     assert "model" in refused(*arguments, "--model", tables / "model")
+    # The folder is free for the command with its mistake mended.
+    assert not (tables.parent / "out").exists()
+    mistyped = refused(*arguments, "--model", "models/qwne", "--dry-run")
+    assert "--model models/qwne is no folder with a model and its tokenizer" in mistyped
 
 
 @pytest.mark.parametrize(

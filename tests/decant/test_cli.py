@@ -10,6 +10,7 @@ import pytest
 
 from decant import pipeline, recipes
 from decant.cli import main
+from decant.concluding import Finished
 
 TASK = """\
 name: films
@@ -81,7 +82,7 @@ def test_a_model_is_trained_on_by_the_schedule_of_its_own_form(capsys, tmp_path,
     (tmp_path / "old" / "recipe.json").write_text(json.dumps(old))
     (tmp_path / "films.zip").touch()
     asked = []
-    done = pipeline.Finished(stages=(), table="")
+    done = Finished(stages=(), table="")
     monkeypatch.setattr(pipeline, "run", lambda job, **_: asked.append(job.recipe) or done)
     where = ["--data", tmp_path / "films.zip", "--out", tmp_path / "new"]
     said(capsys, "run", "ml1m", *where, "--continue", tmp_path / "old")

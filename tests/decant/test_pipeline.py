@@ -1,13 +1,15 @@
 import csv
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from decant import on_validation, pipeline
+from decant import concluding, on_validation, pipeline
+from decant import stages as stages_module
+from decant.concluding import told_by_gate
 from decant.layout import FOUNDATION, PROMPTER, RUNG, RunLayout
 from decant.pipeline import index_again, run
 from decant.recipes import Recipe, recipe_of
@@ -15,14 +17,16 @@ from decant.recommender import Recommender
 from decant.reporting import CURVES, _curves, _notes, _origin, write_run_report
 from decant.results import COLUMNS, read_csv
 from decant.run_data import load_book, load_model
-from decant.run_record import RunRecord
+from decant.run_record import RunRecord, hardware
 from decant.stages import Stages
+from distill.gate import GateVerdict, MetricVerdict
 from foundation.calibration import Calibration, calibrate_others, log_loss_of
 from foundation.checkpoint import weights_hash
 from foundation.evaluation import equal_mass_bins
 from foundation.predictions import predict_targets
 from foundation.training import FitResult
 from promptify.prompter import PrompterConfig
+from promptify.validation import BadInput
 
 SYSTEMS = (
     "foundation",
@@ -391,9 +395,11 @@ def test_what_is_published_names_no_folder_and_what_resumes_does(
     model.mkdir()
     told = []
     monkeypatch.setattr(Stages, "run", lambda *_, **__: None)
+    monkeypatch.setattr(pipeline, "check_model", lambda *_: None)
+    monkeypatch.setattr(concluding, "told_by_gate", lambda _: "")
     monkeypatch.setattr(pipeline, "encoder_hash", lambda _: "hash")
     monkeypatch.setattr(
-        pipeline, "write_run_report", lambda _, recipe, record, **__: told.append(record) or ""
+        concluding, "write_run_report", lambda _, recipe, record, **__: told.append(record) or ""
     )
     named = {"size": None, "model": str(model), "text_encoder": str(encoder)}
     run(job_of(tmp_path / "run", **named))
@@ -409,7 +415,7 @@ def test_what_is_published_names_no_folder_and_what_resumes_does(
 def test_a_rung_stays_in_a_run_while_the_models_it_was_made_of_do(
     tiny_run, tmp_path, job_of, monkeypatch
 ):
-    monkeypatch.setattr(pipeline, "write_run_report", lambda *_, **__: "")
+    monkeypatch.setattr(concluding, "write_run_report", lambda *_, **__: "")
     out = tmp_path / "run"
     shutil.copytree(tiny_run, out)
     layout = RunLayout(out)
@@ -451,3 +457,196 @@ def test_a_run_that_fails_before_it_made_anything_leaves_its_folder_free(tmp_pat
         with pytest.raises(ValueError, match="bad"), Stages(folder, recipe=recipe) as stages:
             stages.run("data", fail, inputs={})
         assert not folder.exists()
+
+
+def test_the_runs_own_rung_serves_and_the_gates_word_is_told(finished, tmp_path):
+    folder, done = finished
+    status = json.loads((folder / "evaluation" / "verdict.json").read_text())["status"]
+    said = {"pass": "lets it through", "fail": "fails it", "undecided": "is undecided"}[status]
+    assert done.verdict.startswith(f"rung-1: the gate {said}")
+    assert RunLayout(folder).served() == RUNG
+
+    def told(status: str, *lower: str) -> str:
+        layout = RunLayout(tmp_path / "run")
+        shutil.rmtree(layout.folder, ignore_errors=True)
+        for name in (FOUNDATION, RUNG, *lower):
+            (layout.folder / name / "model").mkdir(parents=True)
+        (layout.folder / "recipe.json").touch()
+        for name in lower:
+            (layout.folder / name / "rung.json").write_text('{"accepted": true}')
+        numbers = {"reference": 0.5, "candidate": 0.49, "reason": ""}
+        lines = [
+            MetricVerdict(metric="auc", status="pass", tolerance=0.01, kind="relative", loss=0.0,
+                          bound=0.001, **numbers),
+            MetricVerdict(metric="ndcg@10", status=status, tolerance=0.01, kind="relative",
+                          loss=0.0304, bound=0.043, **numbers),
+            MetricVerdict(metric="ece", status=status, tolerance=0.005, kind="absolute",
+                          loss=0.0061, bound=None, **numbers),
+        ]  # fmt: skip
+        (layout.folder / "evaluation").mkdir()
+        judged = GateVerdict(status=status, metrics=tuple(lines), confidence=0.95)
+        judged.save(layout.folder / "evaluation" / "verdict.json")
+        return told_by_gate(layout)
+
+    lost = "NDCG@10 +3.0 %, at most 4.3 %, where 1.0 % is let through; "
+    lost += "calibration error +.0061 where .0050 is let through"
+    serves = "It serves all the same; `decant ladder` makes rungs that serve where the gate lets "
+    serves += "them through."
+    assert told("fail") == f"rung-1: the gate fails it ({lost}). {serves}"
+    assert told("undecided") == f"rung-1: the gate is undecided ({lost}). {serves}"
+    assert told("fail", "rung-2").endswith("let through). rung-2 serves.")
+    assert told("pass") == "rung-1: the gate lets it through."
+
+
+def test_a_ladders_first_rung_is_not_lost_to_the_runs_own(tiny_run, job_of, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    layout = RunLayout(folder)
+    for stage in ("index", "evaluation"):
+        shutil.rmtree(folder / stage)
+    top = weights_hash(layout.model(FOUNDATION))
+    (folder / RUNG / "rung.json").write_text(json.dumps({"accepted": True}))
+    for made, inputs in (
+        ("decant ladder", {"above": top, "top": top, "ladder": {}}),
+        ("decant quantise", {"above": top, "top": top, "weights": "int8"}),
+    ):
+        (folder / RUNG / "stage.json").write_text(json.dumps({"key": "x", "inputs": inputs}))
+        before = everything(folder)
+        for dry_run in (True, False):
+            with pytest.raises(BadInput, match=rf"rung-1 was made by `{made}`, .* remove it"):
+                run(job_of(folder), dry_run=dry_run)
+        changed = {name for name, mark in everything(folder).items() if before.get(name) != mark}
+        assert changed <= {"recipe.json"}
+    # Of another model it hangs in the air, and the run's own takes its place.
+    lost = {"key": "x", "inputs": {"above": "a", "top": "a"}, "uses": {}, "code": {}}
+    (folder / RUNG / "stage.json").write_text(json.dumps(lost))
+    planned = run(job_of(folder), dry_run=True)
+    assert [stage.name for stage in planned.stages if stage.runs] == [RUNG, "index", "evaluation"]
+
+
+def test_a_second_call_keeps_the_record_of_the_machine_that_made_the_numbers(
+    tiny_run, job_of, tmp_path, monkeypatch
+):
+    told = []
+
+    def write(layout, recipe, record, **_):
+        told.append(record.hardware)
+        record.write(layout.folder)
+        return ""
+
+    monkeypatch.setattr(concluding, "write_run_report", write)
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    path = folder / "run.json"
+    made = json.loads(path.read_text()) | {"hardware": "an H100", "peak_rss_bytes": 7}
+    path.write_text(json.dumps(made))
+    run(job_of(folder))
+    assert json.loads(path.read_text()) == made
+    assert told == ["an H100"]
+    # What ran since, on whatever machine, has a record of its own; and so has what lacks one.
+    stage = json.loads((folder / "evaluation" / "stage.json").read_text())
+    later = stage | {"finished": "2999-01-01T00:00:00+00:00"}
+    for finished, text in ((later, json.dumps(made)), (stage, '{"hardware": ')):
+        (folder / "evaluation" / "stage.json").write_text(json.dumps(finished))
+        path.write_text(text)
+        run(job_of(folder))
+        assert json.loads(path.read_text())["hardware"] == hardware()
+
+
+def test_a_recipe_of_another_version_is_the_same_by_its_defaults(tiny_run, job_of, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    path = folder / "recipe.json"
+    kept = json.loads(path.read_text())
+    older = json.loads(json.dumps(kept))
+    del older["recipe"]["held_out_people"]
+    del older["recipe"]["fit"]["patience"]
+    path.write_text(json.dumps(older))
+    assert not any(stage.runs for stage in run(job_of(folder), dry_run=True).stages)
+    with pytest.raises(
+        ValueError, match=r"another run \(recipe\.held_out_people was null, now 3\)"
+    ):
+        run(job_of(folder, held_out_people=3), dry_run=True)
+    newer = json.loads(json.dumps(kept))
+    newer["recipe"]["rung"]["fit"]["colour"] = "blue"
+    path.write_text(json.dumps(newer))
+    for call in (lambda: recipe_of(folder), lambda: run(job_of(folder), dry_run=True)):
+        with pytest.raises(
+            BadInput, match=r"newer version of decant: .* knows no rung\.fit\.colour"
+        ):
+            call()
+
+
+def test_other_numbers_run_again_where_code_of_ours_makes_them(tiny_run, job_of, monkeypatch):
+    code_hash, changed = stages_module._code_hash, []
+    monkeypatch.setattr(
+        stages_module, "_code_hash", lambda name: "new" if name in changed else code_hash(name)
+    )
+
+    def running() -> list[str]:
+        return [s.name for s in run(job_of(tiny_run), dry_run=True).stages if s.runs]
+
+    for name in ("measure", "evaluation", "judging", "answering", "recommender"):
+        changed[:] = [f"decant.{name}"]
+        assert running() == ["evaluation"], name
+    changed[:] = ["decant.on_validation"]
+    assert running() == [FOUNDATION, RUNG, "index", "evaluation"]
+    changed[:] = ["decant.report", "decant.retriever"]
+    assert running() == []
+
+
+def test_another_checkpoint_in_the_same_folder_is_trained_from(job_of, tmp_path, monkeypatch):
+    model = tmp_path / "qwen"
+    (model / "onnx").mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (model / name).write_text("one")
+    monkeypatch.setattr(pipeline, "check_model", lambda *_: None)
+    job = job_of(tmp_path / "run", size=None, model=str(model))
+    ran: list[str] = []
+
+    def make(self, function, out, scratch, record, *, output):
+        ran.append(record.name)
+        (out / "model").mkdir(parents=True, exist_ok=True)
+        (out / "stage.json").write_text(json.dumps(asdict(record)))
+
+    monkeypatch.setattr(Stages, "_execute", make)
+    monkeypatch.setattr(pipeline, "drop_rungs", lambda *_, **__: None)
+    monkeypatch.setattr(pipeline, "conclude", lambda *_, **__: None)
+    run(job)
+    assert len(ran) == 6
+    for name, again in (
+        ("onnx/model.safetensors", []),
+        ("notes.md", []),
+        ("model.safetensors", [FOUNDATION, RUNG, "index", "evaluation"]),
+        ("tokenizer.json", [PROMPTER, FOUNDATION, RUNG, "index", "evaluation"]),
+    ):
+        ran.clear()
+        (model / name).write_text("two")
+        run(job)
+        assert ran == again, name
+    # A finished run is up to date where the checkpoint is no more.
+    shutil.rmtree(model)
+    ran.clear()
+    run(job)
+    assert ran == []
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nowhere/qwne", "--model nowhere/qwne is no folder with a model and its tokenizer"),
+        ("empty", "empty holds no config.json"),
+        ("pickled", "pickled holds no model.safetensors"),
+    ],
+)
+def test_a_mistyped_model_is_refused_before_anything_is_written(
+    job_of, tmp_path, name: str, said: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "config.json").write_text("{}")
+    model = str(tmp_path / name) if (tmp_path / name).exists() else name
+    for dry_run in (True, False):
+        with pytest.raises(BadInput, match=said):
+            run(job_of(tmp_path / "run", size=None, model=model), dry_run=dry_run)
+    assert not (tmp_path / "run").exists()

@@ -70,6 +70,14 @@ def test_a_recipe_comes_back_from_its_run(tiny_run, recipe, tmp_path):
         demo().with_held_out(None, 0)
     with pytest.raises(BadInput, match="is not a run folder"):
         recipe_of(tmp_path)
+    for seed in (-1, 2**32):
+        with pytest.raises(BadInput, match=f"seed={seed} must be a whole number from 0 to"):
+            demo().with_seed(seed)
+    newer = demo().to_dict()
+    newer["fit"]["colour"] = newer["hue"] = "blue"
+    (tmp_path / "recipe.json").write_text(json.dumps({"recipe": newer}))
+    with pytest.raises(BadInput, match=r"newer version of decant: this one knows no fit\.colour"):
+        recipe_of(tmp_path)
     (tmp_path / "recipe.json").write_text('{"recipe": {"name": "x", "rung": {}}}')
     with pytest.raises(BadInput, match="is damaged"):
         recipe_of(tmp_path)

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from decant import processes
+from decant.run_record import json_hash
 from decant.stages import Stages, fingerprint
 
 Made = list[str]
@@ -91,6 +93,107 @@ def test_the_default_code_is_that_of_the_rooms(tmp_path):
         out = stages.run("data", make([]), inputs={})
     code = json.loads((out / "stage.json").read_text())["code"]
     assert set(code) == {"promptify", "foundation", "retrieval", "distill"}
+
+
+def test_what_was_deleted_and_made_otherwise_runs_what_uses_it_and_made_alike_nothing(tmp_path):
+    log: Made = []
+
+    def given(text: str, *, dry_run: bool = False) -> list[bool]:
+        def data(out: Path, scratch: Path) -> None:
+            (out / "told").mkdir()
+            (out / "told" / "file.txt").write_text(text)
+            (out / "took.txt").write_text(f"{len(log)} seconds")
+            log.append(text)
+
+        with Stages(tmp_path, recipe={}, dry_run=dry_run) as stages:
+            stages.run("data", data, inputs={}, output="told")
+            stages.run("model", make(log), inputs={}, uses=["data"])
+        return [stage.runs for stage in stages.plan()]
+
+    assert given("one") == [True, True]
+    shutil.rmtree(tmp_path / "data")
+    assert given("one") == [True, False]
+    shutil.rmtree(tmp_path / "data")
+    assert given("two", dry_run=True) == [True, True]
+    assert given("two") == [True, True]
+    assert given("two") == [False, False]
+
+
+def test_what_began_on_an_output_that_was_made_again_is_not_resumed(tmp_path):
+    seen: list[Path] = []
+
+    def killed(out: Path, scratch: Path) -> None:
+        seen.extend(scratch.iterdir())
+        (scratch / "checkpoint").touch()
+        raise KeyboardInterrupt
+
+    for text in ("one", "one", "two"):
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        with Stages(tmp_path, recipe={}) as stages:
+            stages.run("data", make([], text), inputs={})
+            with pytest.raises(KeyboardInterrupt):
+                stages.run("model", killed, inputs={}, uses=["data"])
+    assert len(seen) == 1
+
+
+def test_what_a_version_before_noted_less_of_is_up_to_date(tmp_path, monkeypatch):
+    from decant import stages as module
+
+    monkeypatch.syspath_prepend(tmp_path)
+    for room in ("their_room", "their_measure"):
+        (tmp_path / f"{room}.py").write_text("X = 1")
+    log: Made = []
+
+    def given(**options: Any) -> list[bool]:
+        module._code_hash.cache_clear()
+        with Stages(tmp_path / "run", recipe={}) as stages:
+            code = ["their_room", "their_measure"]
+            stages.run("data", make(log), inputs={"seed": 1}, code=code, **options)
+            stages.run("model", make(log), inputs={}, uses=["data"], code=code)
+        return [stage.runs for stage in stages.plan()]
+
+    given(contents={"model": "0a"})
+    keys: dict[str, str] = {}
+    for name in ("data", "model"):
+        path = tmp_path / "run" / name / "stage.json"
+        now = json.loads(path.read_text())
+        told = {
+            "name": name,
+            "inputs": now["inputs"],
+            "uses": {used: keys[used] for used in now["uses"]},
+            "code": {"their_room": now["code"]["their_room"]},
+        }
+        keys[name] = json_hash(told)
+        path.write_text(json.dumps(told | {"key": keys[name]}))
+    assert given(contents={"model": "0b"}) == [False, False]
+    (tmp_path / "their_measure.py").write_text("X = 2")
+    assert given(contents={"model": "0b"}) == [False, False]
+    (tmp_path / "their_room.py").write_text("X = 2")
+    assert given(contents={"model": "0b"}) == [True, True]
+    (tmp_path / "their_measure.py").write_text("X = 3")
+    assert given(contents={"model": "0b"}) == [True, True]
+
+
+def test_other_contents_of_what_is_named_by_its_place_run_a_stage(tmp_path):
+    log: Made = []
+    for content in ("0a", "0a", "0b"):
+        with Stages(tmp_path, recipe={}) as stages:
+            stages.run("model", make(log), inputs={"model": "qwen"}, contents={"model": content})
+    assert len(log) == 2
+    assert stages.plan()[0].reason == 'contents changed: model was "0a", now "0b"'
+
+
+def test_a_recipe_is_compared_as_this_version_says_it(tmp_path):
+    def as_now(found: dict[str, Any]) -> dict[str, Any]:
+        return {"people": None} | found
+
+    Stages(tmp_path, recipe={"seed": 1}).close()
+    with pytest.raises(ValueError, match="another run"):
+        Stages(tmp_path, recipe={"seed": 1, "people": None})
+    with pytest.raises(ValueError, match=r"another run \(people was null, now 5\)"):
+        Stages(tmp_path, recipe={"seed": 1, "people": 5}, as_now=as_now)
+    Stages(tmp_path, recipe={"seed": 1, "people": None}, as_now=as_now).close()
+    assert json.loads((tmp_path / "recipe.json").read_text()) == {"seed": 1, "people": None}
 
 
 def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path):
@@ -238,8 +341,14 @@ def test_a_name_twice_and_an_unknown_use_are_refused(tmp_path):
 def test_fingerprint_follows_the_content_and_not_the_name(tmp_path):
     for name, content in (("a", "one"), ("b", "one"), ("c", "two")):
         (tmp_path / name).write_text(content)
+        (tmp_path / f"{name}-folder").mkdir()
+        (tmp_path / f"{name}-folder" / "file").write_text(content)
     a, b, c = (fingerprint(tmp_path / name) for name in "abc")
     assert a == b != c
+    a, b, c = (fingerprint(tmp_path / f"{name}-folder") for name in "abc")
+    assert a == b != c
+    (tmp_path / "b-folder" / "file").rename(tmp_path / "b-folder" / "another")
+    assert fingerprint(tmp_path / "b-folder") != a
 
 
 @pytest.fixture

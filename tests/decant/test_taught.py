@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from decant import cli, recipes, taught
+from decant.concluding import Finished
 from decant.layout import RunLayout
 from decant.measure import Asked, rerank
-from decant.pipeline import Finished, run
+from decant.pipeline import run
 from decant.policy_measure import PolicyMeasure
 from decant.recipes import recipe_of
 from decant.recommender import Recommender
@@ -344,9 +345,9 @@ def test_killed_in_every_stage_it_ends_with_the_same_numbers(
     folder = tmp_path / "two"
     shutil.copytree(two[0], folder)
 
-    def killed_at_the_end(self, function, out, scratch, record):
+    def killed_at_the_end(self, function, out, scratch, record, **options):
         if record.name in killed:
-            return execute(self, function, out, scratch, record)
+            return execute(self, function, out, scratch, record, **options)
         killed.append(record.name)
         # Its work is done, and what it wrote for itself to resume from is all that is left.
         (tmp_path / record.name).mkdir()
@@ -369,7 +370,8 @@ def test_killed_in_every_stage_it_ends_with_the_same_numbers(
 def test_what_is_published_names_no_folder(job_of, tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(Stages, "run", lambda *_, **__: None)
-    monkeypatch.setattr(taught, "write_run_report", lambda *given: told.append(given[-1]) or "")
+    monkeypatch.setattr(taught, "check_model", lambda *_: None)
+    monkeypatch.setattr(taught, "conclude", lambda *given: told.append(given[2]))
     model = str(tmp_path)
     run_taught(job_of(tmp_path / "run", size=None, model=model), teaching_of())
     assert told[0].config["recipe"]["model"] == tmp_path.name

@@ -1,0 +1,85 @@
+"""How a run ends: its report, the record of the call that made its numbers, and the gate's word."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from decant.gate_tables import in_words
+from decant.layout import EVALUATION, FOUNDATION, RunLayout
+from decant.recipes import Recipe
+from decant.reporting import write_run_report
+from decant.run_record import RunRecord
+from decant.stages import PlannedStage
+from distill.gate import GateVerdict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """What a run leaves to be said.
+
+    Attributes:
+        stages: which ran, or would, and why.
+        table: the final table as text; empty after a dry run.
+        verdict: what the gate says of what serves, in a line; empty after a dry run.
+    """
+
+    stages: tuple[PlannedStage, ...]
+    table: str
+    verdict: str = ""
+
+
+def conclude(
+    layout: RunLayout,
+    recipe: Recipe,
+    record: RunRecord,
+    plan: tuple[PlannedStage, ...],
+    *,
+    continued_from: Path | None = None,
+) -> Finished:
+    """Write a run's report, and say how it ended.
+
+    Where no stage ran, the report keeps the record of the call that made the numbers.
+
+    Args:
+        layout: the run.
+        recipe: of it.
+        record: of this call.
+        plan: its stages.
+        continued_from: the run folder of the older model that was trained on, if one was.
+    """
+    kept = None if any(stage.runs for stage in plan) else _kept_record(layout, plan)
+    table = write_run_report(layout, recipe, kept or record.finish(), continued_from=continued_from)
+    return Finished(stages=plan, table=table, verdict=told_by_gate(layout))
+
+
+def _kept_record(layout: RunLayout, plan: tuple[PlannedStage, ...]) -> RunRecord | None:
+    """The record of the call that ran a run's stages; None where that left none."""
+    try:
+        content = json.loads((layout.folder / "run.json").read_text("utf-8"))
+        kept = RunRecord(**content)
+        done = [
+            json.loads((layout.folder / stage.name / "stage.json").read_text("utf-8"))["finished"]
+            for stage in plan
+        ]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    # What ran last may have been killed before it wrote its own; the times are ISO 8601 in UTC.
+    return kept if all(time <= (kept.finished or "") for time in done) else None
+
+
+def told_by_gate(layout: RunLayout) -> str:
+    """What the gate says of the run's smallest own model, and what serves, in a line."""
+    judged = GateVerdict.load(layout.folder / EVALUATION / "verdict.json")
+    *_, name = layout.compared()
+    said = f"{name}: the gate {in_words(judged)}."
+    served = layout.served()
+    if served != name:
+        return f"{said} {served} serves."
+    if judged.status == "pass":
+        return said
+    below = (
+        "; `decant ladder` makes rungs that serve where the gate lets them through"
+        if layout.top == FOUNDATION
+        else ""
+    )
+    return f"{said} It serves all the same{below}."

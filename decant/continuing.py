@@ -1,0 +1,187 @@
+"""What the data of a run must share with the older run whose model it trains on.
+
+Its tasks and columns, since the older model's words stay; and none of what it holds out may be what
+that model was trained on.
+
+Legend: n targets, e events of theirs.
+"""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decant.layout import PROMPTER, RunLayout
+from decant.recipes import Recipe, recipe_of
+from decant.run_data import load_split, load_tasks, reading, split_of
+from promptify.interactions import Interactions
+from promptify.prompter import Prompter
+from promptify.schema import Field, Schema
+from promptify.sources import SourceData
+from promptify.splits import Split, Targets
+from promptify.task import Task
+from promptify.validation import BadInput
+
+logger = logging.getLogger(__name__)
+
+
+def check_continued(old: RunLayout, data: SourceData, split: Split, recipe: Recipe) -> None:
+    """Refuse data that an older run's model cannot be trained on and tested with.
+
+    Args:
+        old: the older run.
+        data: that its model is to be trained on.
+        split: of the data.
+        recipe: says what the split holds out.
+
+    Raises:
+        BadInput: a task or a column is not as it was, or the older model was trained on what is
+            held out.
+    """
+    with reading(old.folder / PROMPTER / "prompter.json"):
+        prompter = Prompter.load(old.folder / PROMPTER)
+    _check_tasks(old.folder, prompter.tasks, data.tasks)
+    _check_schema(old.folder, prompter.words.schema, data.interactions.schema)
+    _check_held_out(old, data.interactions, split, recipe)
+
+
+def _check_tasks(folder: Path, was: tuple[Task, ...], now: tuple[Task, ...]) -> None:
+    names = [[task.name for task in tasks] for tasks in (was, now)]
+    if names[0] != names[1]:
+        raise BadInput(
+            f"--continue {folder}: its model knows the tasks {', '.join(names[0])}, and the data "
+            f"has {', '.join(names[1])}; give the tasks of that run, or train a new model."
+        )
+    for before, after in zip(was, now, strict=True):
+        told = asdict(before)
+        for name, value in asdict(after).items():
+            if value != told[name]:
+                raise BadInput(
+                    f"--continue {folder}: {name} of task {after.name!r} is {value!r}, and its "
+                    f"model was trained with {told[name]!r}; give that, or train a new model."
+                )
+
+
+def _check_schema(folder: Path, was: Schema, now: Schema) -> None:
+    if strange := sorted(set(now.items) - set(was.items)):
+        raise BadInput(
+            f"--continue {folder}: its model knows items of kind {', '.join(was.items)}, and the "
+            f"data has {', '.join(strange)}; leave those out, or train a new model."
+        )
+    for where, before, after in (
+        ("users", was.user, now.user),
+        ("items", was.item_columns, now.item_columns),
+    ):
+        there = {field.name: field for field in after}
+        for field in before:
+            found = there.get(field.name)
+            if found is None or _read_as(found) != _read_as(field):
+                raise BadInput(
+                    f"--continue {folder}: its model reads {_said(field)} of the {where}, and the "
+                    f"data has {'no such column' if found is None else _said(found)}; name and "
+                    "fill columns as that run's tables did (columns: and schema: in the task file "
+                    "say what yours are), or train a new model."
+                )
+
+
+def _read_as(field: Field) -> tuple[str, str]:
+    # Whether words are a category is a guess that more rows may change; both are told alike.
+    return "words" if field.kind in ("text", "category") else field.kind, field.label
+
+
+def _said(field: Field) -> str:
+    label = f" told as {field.label!r}" if field.label else ""
+    return f"the column {field.name} as a {field.kind}{label}"
+
+
+def _check_held_out(old: RunLayout, log: Interactions, split: Split, recipe: Recipe) -> None:
+    with reading(old.interactions):
+        before = Interactions.load(old.interactions)
+    old_split = load_split(old, before)
+    is_known = {
+        name: _were_trained_on(targets, log, before, old_split.train)
+        for name, targets in (("test", split.test), ("validate", split.valid))
+    }
+    # Nothing could be held out of somebody with fewer than three slates: a log that only grew has
+    # a few of theirs among what validates, and none among what tests.
+    had_three = split_of(before, load_tasks(old)).test.user
+    ids = tuple(before.user_ids[user] for user in np.unique(had_three))
+    was_long = (_rows_of(log.user_ids, ids) >= 0)[split.valid.user]
+    is_short = is_known["validate"] & ~was_long
+    if is_short.any():
+        logger.warning(
+            "%s of %s validation targets were trained on by %s: those people had too few events "
+            "then to hold any out",
+            f"{is_short.sum():,}",
+            f"{len(is_short):,}",
+            old.folder,
+        )
+        is_known["validate"] &= was_long
+    counts = {name: int(known.sum()) for name, known in is_known.items()}
+    if any(counts.values()):
+        total = len(split.test) + len(split.valid)
+        raise BadInput(
+            f"--continue {old.folder}: its model was trained on {sum(counts.values()):,} of the "
+            f"{total:,} held-out targets ({counts['test']:,} that test, {counts['validate']:,} "
+            f"that validate), and what it was told says nothing of what it learned. "
+            f"{_mend(recipe, recipe_of(old.folder))}"
+        )
+
+
+def _mend(now: Recipe, then: Recipe) -> str:
+    """What to do about targets that were trained on."""
+    people = then.held_out_people
+    whose = "and no --held-out-people" if people is None else f"--held-out-people {people}"
+    same = (now.held_out_slates, now.test_slates, now.held_out_people) == (
+        then.held_out_slates,
+        then.test_slates,
+        people,
+    )
+    if not same:
+        return (
+            f"Give --held-out {then.held_out_slates} {whose}, as that run was given, or hold out "
+            "only what came since."
+        )
+    if people is not None:
+        return (
+            "In a log that grew --held-out-people draws other people; hold out only what came "
+            "since, or train a new model."
+        )
+    return "Give a log that goes on from that run's, with all that it had, or train a new model."
+
+
+def _were_trained_on(
+    targets: Targets, log: Interactions, before: Interactions, train: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Whether an event of each target is a training event of another log, bool [n].
+
+    Events are the same by user, item and time.
+
+    Args:
+        targets: of `log`.
+        log: theirs.
+        before: the other log.
+        train: bool, its training events.
+    """
+    sizes = targets.last_event - targets.first_event
+    target_e = np.repeat(np.arange(len(targets)), sizes)
+    starts = np.cumsum(sizes) - sizes
+    event_e = np.arange(sizes.sum()) + np.repeat(targets.first_event - starts, sizes)
+    user_e = _rows_of(log.user_ids, before.user_ids)[log.event_user[event_e]]
+    item_e = _rows_of(log.item_ids, before.item_ids)[log.event_item[event_e]]
+    pair_e = np.where((user_e < 0) | (item_e < 0), -1, user_e * before.num_items + item_e)
+    pairs = before.event_user.astype(np.int64) * before.num_items + before.event_item
+    # Of a long log only what could be the same is looked at one by one.
+    near = np.flatnonzero(train & np.isin(pairs, pair_e))
+    known = set(zip(pairs[near].tolist(), before.event_timestamp[near].tolist(), strict=True))
+    told = zip(pair_e.tolist(), log.event_timestamp[event_e].tolist(), strict=True)
+    is_known_e = np.array([one in known for one in told], np.bool_)
+    return np.bincount(target_e[is_known_e], minlength=len(targets)) > 0
+
+
+def _rows_of(ids: tuple[str, ...], among: tuple[str, ...]) -> NDArray[np.int64]:
+    """The row of each id among others; -1 for one that is not there."""
+    rows = {name: row for row, name in enumerate(among)}
+    return np.array([rows.get(name, -1) for name in ids], np.int64)
