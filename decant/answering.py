@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decant.constraints import Constraint, ruled
-from decant.served import Served
+from decant.served import Admitted, Served
 from decant.where import Where, check_where, parse_where
 from foundation.predictions import log_policy, log_positive
 from foundation.prefix_cache import PrefixCache
@@ -92,10 +92,6 @@ class Prediction:
         return float(share_G @ np.linspace(0, 1, len(share_G)))
 
 
-Admitted = tuple[NDArray[np.bool_], NDArray[np.bool_] | None]
-"""Which items of the catalogue, bool [I], and of the index, bool [R] or None for all it holds."""
-
-
 def admitted_items(
     now: Served,
     task: int,
@@ -168,7 +164,6 @@ def answer(
         logger.debug("the oldest %s events of the history are left out", f"{dropped:,}")
     for name, ids in (("allow", allow), ("deny", deny), ("candidates", candidates)):
         check_ids(now, name, ids)
-    is_admitted_I, is_admitted_R = admitted
     # Read once: retrieval takes the person vector from it, ranking the rest.
     person = prefix_cache.read(now.foundation, prefix)
     order: dict[str, Any] = {"task": task, "k": k, "blend": blend, "constraints": constraints}
@@ -181,17 +176,19 @@ def answer(
             if item not in refused and (allowed is None or item in allowed)
         ]
         rows_C = np.array(rows, np.int64)
-        rows_C = rows_C[is_admitted_I[rows_C]]
+        rows_C = rows_C[admitted.items_I[rows_C]]
         scores_C = now.item_vectors_IV[rows_C] @ person.vector_V
         ranks: Sequence[int | None] = [None] * len(rows_C)
         return _ranked(now, person, rows_C, scores_C, ranks, **order)
     filters: dict[str, Any] = {"deny": sorted(refused)} if refused else {}
     if allow is not None:
         filters["allow"] = [
-            item for item in allow if is_admitted_I[now.interactions.item_row(item)]
+            item for item in allow if admitted.items_I[now.interactions.item_row(item)]
         ]
-    elif is_admitted_R is not None:
-        filters["allow"] = is_admitted_R
+    elif admitted.chosen_R is not None:
+        filters["allow"] = admitted.chosen_R
+    elif admitted.other_R is not None:
+        filters["deny"] = now.passed_over(admitted.other_R, refused)
     most = min(max(cascade.retrieved, int(k)), now.interactions.num_items)
     rows_C, scores_C = now.nearest(person.vector_V, most, **filters)
     place_C = np.arange(len(rows_C))

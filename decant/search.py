@@ -278,8 +278,8 @@ def open_items(now: Served, task: int, where: str | Where | Bool | None) -> Bool
             "that says True or False of each item."
         )
     if not isinstance(where, np.ndarray):
-        return now.admitted(task, parsed(where))[0].copy()
-    served_I = now.admitted(task, None)[0]
+        return now.admitted(task, parsed(where)).items_I.copy()
+    served_I = now.admitted(task, None).items_I
     if where.dtype != np.bool_ or where.shape != served_I.shape:
         raise BadInput(
             f"where has the shape {where.shape} and holds {where.dtype}; give one truth for "

@@ -6,9 +6,9 @@ request that began before goes on with what it saw.
 Legend: I items of the catalogue, N items that are told, R rows of the index.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property, lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,23 @@ from retrieval.manifest import check_model
 MAX_KEPT_FILTERS = 64
 # Items whose titles are kept, some hundred bytes each. What is answered is mostly what was before.
 MAX_KEPT_TITLES = 1 << 16
+
+
+class Admitted(NamedTuple):
+    """What may be in an answer, as far as kinds and filters say.
+
+    Attributes:
+        items_I: bool [I], over the catalogue.
+        chosen_R: bool [R], rows of the index that a filter admits; None without one. Search among
+            them is exact.
+        other_R: bool [R], rows of the index that are of another kind than the task ranks; None
+            where there are none, and where a filter chose. They are passed over, so that search is
+            as fast as without them.
+    """
+
+    items_I: NDArray[np.bool_]
+    chosen_R: NDArray[np.bool_] | None
+    other_R: NDArray[np.bool_] | None
 
 
 class Served:
@@ -127,13 +144,9 @@ class Served:
             return self.foundation.embed_items()
         if index.manifest.storage != "float32":
             return self.foundation.embed_items()
-        # An id that came back has rows of which the last is held.
-        index_row_I = np.full(len(self.is_held_I), -1, np.int64)
-        known_R = np.flatnonzero(self.row_of_index >= 0)
-        index_row_I[self.row_of_index[known_R]] = known_R
         vectors_IV = np.empty((len(self.is_held_I), size), np.float32)
         try:
-            vectors_IV[self.is_held_I] = index.vectors_at(index_row_I[self.is_held_I])
+            vectors_IV[self.is_held_I] = index.vectors_at(self.index_row_I[self.is_held_I])
         except ValueError:  # An item of this state was removed from the index since.
             return self.foundation.embed_items()
         if not self.is_held_I.all():
@@ -141,6 +154,29 @@ class Served:
                 np.flatnonzero(~self.is_held_I)
             )
         return vectors_IV
+
+    @cached_property
+    def index_row_I(self) -> NDArray[np.int64]:
+        """The row of the index of each item, int64 [I]; −1 where it has none."""
+        # An id that came back has rows of which the last is held.
+        index_row_I = np.full(len(self.is_held_I), -1, np.int64)
+        known_R = np.flatnonzero(self.row_of_index >= 0)
+        index_row_I[self.row_of_index[known_R]] = known_R
+        return index_row_I
+
+    def passed_over(
+        self, other_R: NDArray[np.bool_], item_ids: Collection[str]
+    ) -> NDArray[np.bool_]:
+        """Rows of the index that are not to be found, bool [R].
+
+        Args:
+            other_R: those of other kinds.
+            item_ids: and these.
+        """
+        rows_N = self.index_row_I[[self.interactions.item_row(item) for item in item_ids]]
+        passed_R = other_R.copy()
+        passed_R[rows_N[rows_N >= 0]] = True
+        return passed_R
 
     def titles(self, rows_C: NDArray[np.int64]) -> list[str]:
         """Items as people see them; see `promptify.words.item_titles`."""
@@ -282,7 +318,7 @@ def _admitted(
     row_of_index: NDArray[np.int64],
     task: int | None,
     where: Where | None,
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_] | None]:
+) -> Admitted:
     """What a task may recommend under a filter.
 
     Args:
@@ -291,10 +327,6 @@ def _admitted(
         row_of_index: int64 [R], the row of the catalogue of each row of the index.
         task: index of the task, which ranks its own kind of item; None for every kind.
         where: over the columns of the items; None admits all.
-
-    Returns:
-        bool [I] over the catalogue, and bool [R] over the index, or None where all that it holds is
-        admitted.
 
     Raises:
         BadInput: as `matching`.
@@ -306,5 +338,8 @@ def _admitted(
         log = book.interactions
         is_admitted_I &= matching(where, log.items.data.table, log.schema)
     if (is_admitted_I == is_held_I).all():
-        return is_admitted_I, None
-    return is_admitted_I, is_admitted_I[row_of_index] & (row_of_index >= 0)
+        return Admitted(is_admitted_I, None, None)
+    is_admitted_R = is_admitted_I[row_of_index] & (row_of_index >= 0)
+    if where is not None:
+        return Admitted(is_admitted_I, is_admitted_R, None)
+    return Admitted(is_admitted_I, None, ~is_admitted_R)

@@ -60,7 +60,7 @@ class Base:
         Args:
             queries: float32 [B, D].
             width: candidates per request, some of which may be dropped.
-            k: that are wanted of them, whatever is dropped.
+            k: that lists are read for: what is wanted, and what is dropped on the way to it.
         """
         params = wider(self.searcher, self.structure, k, len(self))
         if params is None:

@@ -119,13 +119,15 @@ def _dropping(
     scores = np.full((len(queries), min(k, len(part))), -np.inf, np.float32)
     places = np.full(scores.shape, -1, np.int64)
     wanting = np.arange(len(queries))
-    spare = min(num_dropped, k + SPARE)
+    # So many of the nearest hold k that are kept, if what is dropped lies anywhere.
+    through = -(-min(k, len(part)) * len(part) // max(1, len(part) - num_dropped))
+    spare = min(num_dropped, max(k, (through - k) * 5 // 4) + SPARE)
     while len(wanting):
         width = min(k + int(num_own[wanting].max()) + spare, len(part))
         if width > limit:
             break
         asked = [own[request] for request in wanting.tolist()] if own else None
-        found = part.nearest(queries[wanting], width, min(k, len(part)))
+        found = part.nearest(queries[wanting], width, min(through, len(part)))
         kept = _without(found, k, len(part), dropped, asked)
         scores[wanting, : kept[1].shape[1]], places[wanting, : kept[1].shape[1]] = kept
         # A part that has shown all of its items has no more to show.

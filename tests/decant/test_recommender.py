@@ -175,6 +175,23 @@ def test_a_task_ranks_its_own_kind_and_speaks_its_own_labels(recommender):
     assert list(people[0].probabilities) == ["excellent", "fair", "poor"]
 
 
+def test_other_kinds_are_passed_over_and_a_filter_is_held_to_exactly(recommender, monkeypatch):
+    asked = []
+    search = type(recommender.index).search
+
+    def told(self, vectors, k, **filters):
+        asked.append(set(filters))
+        return search(self, vectors, k, **filters)
+
+    monkeypatch.setattr(type(recommender.index), "search", told)
+    with_history = {"history": HISTORY, "k": 1000, "deny": ["job-00004", "person-00001"]}
+    passed_over = recommender.predict_next_actions(PROFILE, **with_history)
+    among = recommender.predict_next_actions(PROFILE, where="kind = job", **with_history)
+    assert asked == [{"deny"}, {"allow", "deny"}]
+    assert ids(passed_over) == ids(among)
+    assert [one.score for one in passed_over] == pytest.approx([one.score for one in among])
+
+
 def test_k_above_the_catalogue_brings_all_there_is(recommender, jobs):
     found = recommender.predict_next_actions(PROFILE, HISTORY, k=10**6)
     assert len(found) == len(jobs) - 2

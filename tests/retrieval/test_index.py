@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval import IndexMismatch, ItemIndex
+from retrieval.base import Base
 from retrieval.tuning import halves
 
 
@@ -161,6 +162,29 @@ def test_ivf_under_filters_is_exact_or_full(ivf):
         rows = index.search(queries, 30, deny=deny).item_rows
         np.testing.assert_array_equal(rows, brute_force(vectors, queries, 30, kept))
     assert (index.search(queries, 4000).item_rows >= 0).all()
+
+
+def test_half_of_the_items_denied_are_passed_over_and_not_compared_with(ivf, monkeypatch):
+    index, vectors, _ = ivf
+    compared = []
+    exact = Base.exact
+
+    def counted(self, queries, k, keep):
+        compared.append(len(queries))
+        return exact(self, queries, k, keep)
+
+    monkeypatch.setattr(Base, "exact", counted)
+    rng = np.random.default_rng(8)
+    queries = vectors[rng.integers(len(vectors), size=40)]
+    for denied_share, k in ((0.0, 200), (0.5, 200), (0.75, 100)):
+        denied = rng.random(len(vectors)) < denied_share
+        found = index.search(queries, k, deny=denied)
+        assert (found.item_rows >= 0).all()
+        assert not denied[found.item_rows].any()
+        wanted = brute_force(vectors, queries, k, np.tile(~denied, (40, 1)))
+        recalled = [np.isin(a, b).mean() for a, b in zip(wanted, found.item_rows, strict=True)]
+        assert np.mean(recalled) > 0.9
+    assert sum(compared) <= 4  # of 120
 
 
 def test_auto_is_flat_below_the_limit(monkeypatch):
