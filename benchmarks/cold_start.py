@@ -203,7 +203,7 @@ class Contest:
 
         path = self.work / f"{self.measured.config_hash}-ideal.npz"
         kept = kept_arrays(path, ranked)
-        return {"ideal reader": {lengths[key]: rank for key, rank in kept.items()}}
+        return {"ideal_reader": {lengths[key]: rank for key, rank in kept.items()}}
 
     def _train_ours(self, data: SourceData, split: Split, name: str) -> Scores:
         """A model like the run's, on other data or another split."""
