@@ -7,7 +7,8 @@
 holds the longest length, everybody on a second line. Nothing left is the profile alone, which only
 popularity can be held against. Ours is the run's model and one trained alike without profiles;
 SASRec is trained on the same events for as long as the run's model was, or until validation stops
-it.
+it. On the generated job market an ideal reader stands beside them (`benchmarks.ideal_reader`): what
+profiles and events could tell at best.
 
 *New people and items*: a tenth of the items and a fifth of the people are taken out of training
 whole, ours and SASRec are trained anew on the rest; the people's targets are asked like the others'
@@ -30,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.arms import kept_arrays
+from benchmarks.ideal_reader import IdealReader, truth_of
 from benchmarks.measured import Measured
 from benchmarks.peers import sasrec
 from benchmarks.published import COLD_START_GAINS
@@ -107,6 +109,7 @@ class Contest:
             ),
             "sasrec": self._ranks("sasrec", partial(self._train_sasrec, split)),
             **self._baselines(split, "all"),
+            **self._ideal(),
         }
         longest = f"{self.lengths[-1]} events or more"
         self._rows(ranks, longest, self.is_long, self.lengths)
@@ -157,7 +160,7 @@ class Contest:
     ) -> Ranks:
         """Rank of each target at every length; and among cold items alone, where some are."""
         path = self.work / f"{self.measured.config_hash}-{name}.npz"
-        lengths: dict[str, int | None] = {str(n): n for n in self.lengths} | {"all": None}
+        lengths = self._named_lengths
 
         def asked_at_each() -> dict[str, NDArray[Any]]:
             scores = train()
@@ -173,6 +176,34 @@ class Contest:
 
         kept = kept_arrays(path, asked_at_each)
         return {lengths.get(key, key): rank for key, rank in kept.items()}
+
+    @property
+    def _named_lengths(self) -> dict[str, int | None]:
+        """The lengths by their names in a file of ranks."""
+        return {str(n): n for n in self.lengths} | {"all": None}
+
+    def _ideal(self) -> dict[str, Ranks]:
+        """The best that can be made of a generated market's profiles and events."""
+        log, lengths = self.studied.data.interactions, self._named_lengths
+        truth = truth_of(log, seed=self.studied.recipe.seed)
+        if truth is None:
+            return {}
+
+        def ranked() -> dict[str, NDArray[Any]]:
+            # Most of the time goes with targets, and those with nothing good in them have no rank.
+            asked_about = np.unique(self.wanted.request)
+            found = IdealReader(log, truth).scores(self.test[asked_about], list(lengths.values()))
+            asked = Asked(self.studied.book, self.test)
+            arrays = {}
+            for key, length in lengths.items():
+                scores_nI = np.zeros((len(self.test), log.num_items), np.float32)
+                scores_nI[asked_about] = found[length]
+                arrays[key] = asked.ranks_by(_slices(scores_nI))
+            return arrays
+
+        path = self.work / f"{self.measured.config_hash}-ideal.npz"
+        kept = kept_arrays(path, ranked)
+        return {"ideal_reader": {lengths[key]: rank for key, rank in kept.items()}}
 
     def _train_ours(self, data: SourceData, split: Split, name: str) -> Scores:
         """A model like the run's, on other data or another split."""

@@ -5,7 +5,9 @@ members and jobs, and one new attribute leaves the others as they were.
 """
 
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +66,9 @@ class Members:
 
     def __len__(self) -> int:
         return len(self.occupation)
+
+
+_FIRST_HIDDEN = "is_changing"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,6 +149,9 @@ def _neighbour(occupation: Int64, draw: NDArray[np.float64]) -> Int64:
 
 # Of those who say something, this share does otherwise.
 SHARE_UNLIKE_STATED = 0.45
+# Who means to change occupation: nobody, those who say so, those who do not, those who only say so.
+_NO_PLAN, _OPEN, _SILENT, _ONLY_TALK = range(4)
+_PLAN_SHARE = [0.82, 0.09, 0.05, 0.04]
 
 
 def draw_members(seed: int, num_members: int) -> Members:
@@ -160,7 +168,6 @@ def draw_members(seed: int, num_members: int) -> Members:
     other = _other_branch(occupation, specialty, draws.uniform("other specialty"))
     second = np.where(draws.chance("has second", 0.4), other, -1)
     industry = draws.choice("industry", words.OCCUPATION_INDUSTRIES[occupation] + 0.02)
-    industries = np.arange(len(words.INDUSTRIES))
 
     skill_share = (
         0.9 * words.SPECIALTY_SKILLS[specialty]
@@ -173,19 +180,81 @@ def draw_members(seed: int, num_members: int) -> Members:
     skills[rows, words.SPECIALTY_SKILLS[specialty].argmax(axis=1)] = True
 
     neighbour = _neighbour(occupation, draws.uniform("neighbour"))
-    plan = draws.choice("plan", [0.82, 0.09, 0.05, 0.04])  # none, open, silent, only talk
-    wished_workplace = draws.choice("workplace", [0.28, 0.42, 0.3])
-    wished_size = draws.choice("size", [0.4, 0.22, 0.16, 0.22]) - 1
-    stated_priority = draws.choice("priority", [0.28, 0.26, 0.22, 0.24])
-    stated_mover = draws.chance("mover", 0.25)
-    target = np.where((plan == 1) | (plan == 2), neighbour, -1)
+    plan = draws.choice("plan", _PLAN_SHARE)
+    market = _market_pay(occupation, level, city)
+    stated: dict[str, Any] = {
+        "occupation": occupation,
+        "specialty": specialty,
+        "second_specialty": second,
+        "level": level,
+        "years": years.astype(np.int64),
+        "industry": industry,
+        "city": city,
+        "expected_pay": _pay(market, 0.02 + 0.12 * draws.normal("pay")),
+        "skills": skills,
+        "wished_workplace": draws.choice("workplace", [0.28, 0.42, 0.3]),
+        "wished_size": draws.choice("size", [0.4, 0.22, 0.16, 0.22]) - 1,
+        "stated_priority": draws.choice("priority", [0.28, 0.26, 0.22, 0.24]),
+        "stated_mover": draws.chance("mover", 0.25),
+        "stated_target": np.where((plan == _OPEN) | (plan == _ONLY_TALK), neighbour, -1),
+    }
+    target = np.where((plan == _OPEN) | (plan == _SILENT), neighbour, -1)
+    return Members(**stated, **_hidden(draws, stated, target=target, other=other))
 
-    def revealed(name: str, stated: Int64, num_values: int) -> Int64:
+
+def members_alike(members: Members, row: int, *, count: int, seed: int) -> Members:
+    """People who say of themselves what one member says, and may mean something else.
+
+    Args:
+        members: who live in the market.
+        row: the member whose profile all of them have.
+        count: how many.
+        seed: of what the profile does not say, drawn anew for each as `draw_members` draws it.
+    """
+    draws = _Draws(seed, "alike", count)
+    names = [field.name for field in fields(Members)]
+    of_one = {name: getattr(members, name)[row : row + 1] for name in names}
+    stated = {
+        name: of_one[name].repeat(count, axis=0) for name in names[: names.index(_FIRST_HIDDEN)]
+    }
+    # Who says a target meant it or only talked; who says none has none or is silent about it.
+    speaks = stated["stated_target"] >= 0
+    meant = np.where(
+        speaks,
+        _PLAN_SHARE[_OPEN] / (_PLAN_SHARE[_OPEN] + _PLAN_SHARE[_ONLY_TALK]),
+        _PLAN_SHARE[_SILENT] / (_PLAN_SHARE[_SILENT] + _PLAN_SHARE[_NO_PLAN]),
+    )
+    neighbour = _neighbour(stated["occupation"], draws.uniform("neighbour"))
+    goal = np.where(speaks, stated["stated_target"], neighbour)
+    target = np.where(draws.uniform("plan") < meant, goal, -1)
+    any_other = _other_branch(
+        stated["occupation"], stated["specialty"], draws.uniform("other specialty")
+    )
+    other = np.where(stated["second_specialty"] >= 0, stated["second_specialty"], any_other)
+    return Members(**stated, **_hidden(draws, stated, target=target, other=other))
+
+
+def _hidden(
+    draws: _Draws, stated: Mapping[str, Any], *, target: Int64, other: Int64
+) -> dict[str, Any]:
+    """What behaviour shows of people: the fields of `Members` that no profile says.
+
+    Args:
+        draws: of as many people.
+        stated: what their profiles say.
+        target: int64 [M], the occupation they really move to, or −1.
+        other: int64 [M], a branch of their occupation beside their own.
+    """
+    occupation, specialty = stated["occupation"], stated["specialty"]
+    rows = np.arange(len(occupation))
+    industries = np.arange(len(words.INDUSTRIES))
+
+    def revealed(name: str, said: Int64, num_values: int) -> Int64:
         anything = draws.choice(f"real {name}", [1.0] * num_values)
-        return np.where(draws.chance(f"unlike {name}", SHARE_UNLIKE_STATED), anything, stated)
+        return np.where(draws.chance(f"unlike {name}", SHARE_UNLIKE_STATED), anything, said)
 
-    real_workplace = revealed("workplace", wished_workplace, 3)
-    real_size = revealed("size", wished_size + 1, 4) - 1
+    real_workplace = revealed("workplace", stated["wished_workplace"], 3)
+    real_size = revealed("size", stated["wished_size"] + 1, 4) - 1
     closeness = 1 - np.abs(np.arange(3) - real_workplace[:, None])
     size_taste = np.where((real_size >= 0)[:, None], 1.3 * (np.eye(3)[real_size] - 1 / 3), 0.0)
 
@@ -195,7 +264,7 @@ def draw_members(seed: int, num_members: int) -> Members:
     occupation_taste[rows, main_occupation] = 1.0
     # Within an occupation one branch is liked best: mostly the own one, sometimes another.
     liked_other = draws.chance("likes other", 0.3)
-    specialty_taste = np.zeros((num_members, len(words.SPECIALTIES)))
+    specialty_taste = np.zeros((len(rows), len(words.SPECIALTIES)))
     specialty_taste[rows, specialty] = np.where(liked_other, 0.4, 1.0)
     specialty_taste[rows, other] = np.where(liked_other, 1.0, 0.1)
     specialty_taste *= np.where(target >= 0, 0.3, 1.0)[:, None]
@@ -205,35 +274,21 @@ def draw_members(seed: int, num_members: int) -> Members:
         target >= 0, 1.0, specialty_taste[rows, target_branch]
     )
     industry_taste = 0.5 * draws.normal("industry taste", len(words.INDUSTRIES))
-    industry_taste += 0.5 * (industries == industry[:, None])
+    industry_taste += 0.5 * (industries == stated["industry"][:, None])
 
-    market = _market_pay(occupation, level, city)
-    return Members(
-        occupation=occupation,
-        specialty=specialty,
-        second_specialty=second,
-        level=level,
-        years=years.astype(np.int64),
-        industry=industry,
-        city=city,
-        expected_pay=_pay(market, 0.02 + 0.12 * draws.normal("pay")),
-        skills=skills,
-        wished_workplace=wished_workplace,
-        wished_size=wished_size,
-        stated_priority=stated_priority,
-        stated_mover=stated_mover,
-        stated_target=np.where((plan == 1) | (plan == 3), neighbour, -1),
-        is_changing=draws.chance("changing", 0.45) | (target >= 0),
-        curiosity=draws.normal("curiosity").astype(np.float32),
-        target=target,
-        is_mover=np.where(draws.chance("unlike mover", 0.2), ~stated_mover, stated_mover),
-        priority=revealed("priority", stated_priority, len(PRIORITIES)),
-        occupation_taste=occupation_taste.astype(np.float32),
-        specialty_taste=specialty_taste.astype(np.float32),
-        industry_taste=industry_taste.astype(np.float32),
-        workplace_taste=(0.7 * closeness).astype(np.float32),
-        size_taste=size_taste.astype(np.float32),
-    )
+    mover = stated["stated_mover"]
+    return {
+        "is_changing": draws.chance("changing", 0.45) | (target >= 0),
+        "curiosity": draws.normal("curiosity").astype(np.float32),
+        "target": target,
+        "is_mover": np.where(draws.chance("unlike mover", 0.2), ~mover, mover),
+        "priority": revealed("priority", stated["stated_priority"], len(PRIORITIES)),
+        "occupation_taste": occupation_taste.astype(np.float32),
+        "specialty_taste": specialty_taste.astype(np.float32),
+        "industry_taste": industry_taste.astype(np.float32),
+        "workplace_taste": (0.7 * closeness).astype(np.float32),
+        "size_taste": size_taste.astype(np.float32),
+    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
