@@ -23,7 +23,7 @@ class Curve:
     """A line of a panel.
 
     Attributes:
-        name: at its end; curves of one name share a colour.
+        name: at its end; curves of one name share a colour, and what is only ever dashed is grey.
         places: where each point stands, an index into the ticks or a number.
         points: one per place.
         dashed: of what is no measurement of the same kind: an extrapolation, a reference.
@@ -103,7 +103,8 @@ def curves(
         across: a value to draw a line at.
         log: whether values stand on a log scale.
     """
-    names = list(dict.fromkeys(curve.name for lines in told.values() for curve in lines))
+    drawn = [curve for lines in told.values() for curve in lines]
+    names = list(dict.fromkeys(curve.name for curve in drawn if not curve.dashed))
 
     def draw(axes: Axes, heading: str) -> None:
         if across is not None:
@@ -111,7 +112,7 @@ def curves(
         ends: dict[str, tuple[float, str, str]] = {}
         shown = list(dict.fromkeys(curve.name for curve in told[heading]))
         for curve in told[heading]:
-            color, marker = look(curve.name, names)
+            color, marker = look(curve.name, names) if curve.name in names else (MUTED, "o")
             places = list(curve.places)
             if ticks is not None:
                 # Side by side within a tick, so that no error bar hides another.

@@ -258,7 +258,7 @@ def _cold_start(rows: Rows) -> Makers:
         heading = here[0].split.partition(", ")[2]
         told[f"NDCG@10, {heading}"] = [
             _by_length(name, [row for row in here if row.model == name and row.metric == "ndcg@10"],
-                       lengths)
+                       lengths, dashed=name == "ideal_reader")
             for name in dict.fromkeys(row.model for row in here)
         ]  # fmt: skip
         gains = [row for row in here if row.metric == "gain_vs_sasrec"]
@@ -298,12 +298,13 @@ def _windows(rows: Rows) -> Makers:
     return {"windows": partial(curves, told, x_label="events of the history", ticks=ticks)}
 
 
-def _by_length(name: str, rows: Rows, lengths: Sequence[int]) -> Curve:
+def _by_length(name: str, rows: Rows, lengths: Sequence[int], *, dashed: bool = False) -> Curve:
     places = [
         len(lengths) if row.history_events is None else lengths.index(row.history_events)
         for row in rows
     ]
-    return Curve(name=name, places=places, points=[estimate(row) for row in rows])
+    points = [estimate(row) for row in rows]
+    return Curve(name=name, places=places, points=points, dashed=dashed)
 
 
 def _latency(rows: Rows) -> Makers:
