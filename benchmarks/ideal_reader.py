@@ -66,7 +66,8 @@ class IdealReader:
 
         Args:
             targets: n slates of jobs.
-            lengths: how many of the newest events of the history are read; None for all.
+            lengths: how many of the newest events of the history are read, and what the slates that
+                they are of began with; None for all.
 
         Returns:
             By length float32 [n, I]; zero for what is no job.
@@ -85,7 +86,7 @@ class IdealReader:
             history = np.arange(int(target.history_start[0]), int(target.history_end[0]))
             truth = self._alike(int(target.user[0]), first)
             chance_DJ = self._chances(truth, first, last - first)
-            explained_ED = self._explained(truth, history)
+            explained_ED = self.explained(truth, history)
             for length in lengths:
                 read = (
                     explained_ED
@@ -95,6 +96,36 @@ class IdealReader:
                 weight_D = _weights(read.sum(axis=0))
                 found[length][row, : self._num_jobs] = weight_D @ chance_DJ
         return found
+
+    def explained(self, truth: Truth, history: Int64) -> Float64:
+        """Log-likelihood of events if it were those people's, float64 [E, D]; 0 of searches'.
+
+        Slate mates stand in the order in which they were drawn without replacement.
+
+        Args:
+            truth: of D people.
+            history: int64 [E], rows of one person's events.
+        """
+        log = self._log
+        found_ED = np.zeros((len(history), self._draws))
+        place = np.flatnonzero(self._is_job(history))
+        slate = log.event_slate[history[place]]
+        users_D1 = np.arange(self._draws)[:, None]
+        for mates in np.split(place, np.flatnonzero(np.diff(slate)) + 1):
+            if not len(mates):
+                continue
+            events = history[mates]
+            item = log.event_item[events].astype(np.int64)
+            utility_DJ, share_DJ = self._policy(truth, int(events[0]))
+            share_Dm = share_DJ[:, item].astype(np.float64)
+            drawn_before_Dm = np.cumsum(share_Dm, axis=1) - share_Dm
+            shown_Dm = share_Dm / np.maximum(1 - drawn_before_Dm, 1e-9)
+            acts_DmA = truth.action_probabilities(users_D1, utility_DJ[:, item])
+            acted_Dm = np.take_along_axis(
+                acts_DmA, self._action_E[events][None, :, None], axis=2
+            ).squeeze(2)
+            found_ED[mates] = (np.log(shown_Dm) + np.log(acted_Dm)).T
+        return found_ED
 
     def _alike(self, user: int, first_event: int) -> Truth:
         """The market as it is for people who say what somebody says; drawn anew for each target."""
@@ -121,32 +152,6 @@ class IdealReader:
         unseen_J[log.event_item[before[self._is_job(before)]]] = False
         unseen_DJ = np.broadcast_to(unseen_J, utility_DJ.shape)
         return utility_DJ, share_of_jobs(truth, utility_DJ, day_D1, unseen_DJ)
-
-    def _explained(self, truth: Truth, history: Int64) -> Float64:
-        """Log-likelihood of each event for each draw, float64 [E, D]; zero of a search's.
-
-        Slate mates stand in the order in which they were drawn without replacement.
-        """
-        log = self._log
-        found_ED = np.zeros((len(history), self._draws))
-        place = np.flatnonzero(self._is_job(history))
-        slate = log.event_slate[history[place]]
-        users_D1 = np.arange(self._draws)[:, None]
-        for mates in np.split(place, np.flatnonzero(np.diff(slate)) + 1):
-            if not len(mates):
-                continue
-            events = history[mates]
-            item = log.event_item[events].astype(np.int64)
-            utility_DJ, share_DJ = self._policy(truth, int(events[0]))
-            share_Dm = share_DJ[:, item].astype(np.float64)
-            drawn_before_Dm = np.cumsum(share_Dm, axis=1) - share_Dm
-            shown_Dm = share_Dm / np.maximum(1 - drawn_before_Dm, 1e-9)
-            acts_DmA = truth.action_probabilities(users_D1, utility_DJ[:, item])
-            acted_Dm = np.take_along_axis(
-                acts_DmA, self._action_E[events][None, :, None], axis=2
-            ).squeeze(2)
-            found_ED[mates] = (np.log(shown_Dm) + np.log(acted_Dm)).T
-        return found_ED
 
     def _is_job(self, events: Int64) -> Bool:
         is_job: Bool = self._log.event_surface[events] == self._surface

@@ -7,7 +7,11 @@ from benchmarks.ideal_reader import IdealReader, truth_of
 from promptify.interactions import Interactions
 from promptify.sources import SourceData
 from promptify.sources.job_market import job_market_with_truth
+from promptify.sources.job_market.contexts import NO_NOTE, note_meaning
+from promptify.sources.job_market.log import share_of_jobs
 from promptify.sources.job_market.population import (
+    SECONDS_PER_DAY,
+    START,
     Members,
     draw_members,
     members_alike,
@@ -75,6 +79,55 @@ def test_the_more_is_read_the_nearer_to_the_truth(
     assert 0 < lost[None] < 0.9 * lost[5] < 0.9 * lost[0]
 
 
+def test_a_cut_history_is_its_newest_events(
+    market: tuple[SourceData, Truth], targets: Targets, read: dict[int | None, np.ndarray]
+) -> None:
+    # Within a slate the reader knows what its earlier mates were, so where slates begin.
+    slate, start = market[0].interactions.event_slate, targets.history_end - 5
+    begins = (start > targets.history_start) & (slate[start] != slate[start - 1])
+    rows = np.flatnonzero(begins)[:6]
+    assert len(rows) == 6
+    cut = targets[rows].cut(5)
+    again = IdealReader(market[0].interactions, market[1], draws=200).scores(cut, [None])
+    np.testing.assert_array_equal(again[None], read[5][rows])
+
+
+def test_events_are_explained_by_the_draws_of_their_slates_and_by_the_actions(
+    market: tuple[SourceData, Truth], targets: Targets
+) -> None:
+    data, truth = market
+    log, jobs = data.interactions, np.arange(len(truth.jobs))
+    longest = int(np.argmax(targets.history_end - targets.history_start))
+    user = int(targets.user[longest])
+    events = np.arange(targets.history_start[longest], targets.history_end[longest])
+    alike = Truth(members_alike(truth.members, user, count=3, seed=4), truth.jobs)
+    explained = IdealReader(log, truth, draws=3).explained(alike, events)
+    seen: list[int] = []
+    by_hand = np.zeros((len(events), 3))
+    for place, event in enumerate(events.tolist()):
+        if log.event_surface[event] != log.surfaces.index("jobs"):
+            continue
+        mates = events[log.event_slate[events] == log.event_slate[event]]
+        day = (log.event_timestamp[event] - START) / SECONDS_PER_DAY
+        text = log.contexts[log.event_context[event]] if log.event_context[event] >= 0 else None
+        note = NO_NOTE if text is None else note_meaning(text)
+        before = [int(log.event_item[mate]) for mate in mates if mate < event]
+        for one in range(3):
+            utility = alike.utility(
+                np.array([[one]]), jobs[None, :], np.array([[day]]), np.array([[note]])
+            )
+            unseen = ~np.isin(jobs, [item for item in seen if item not in before])[None, :]
+            share = share_of_jobs(alike, utility, np.array([[day]]), unseen)[0].astype(np.float64)
+            item = int(log.event_item[event])
+            shown = share[item] / (1 - share[before].sum())
+            acts = alike.action_probabilities(np.array([one]), utility[0, [item]])[0]
+            action = ("apply", "view", "dismiss").index(log.actions[log.event_action[event]])
+            by_hand[place, one] = np.log(shown) + np.log(acts[action])
+        seen.append(int(log.event_item[event]))
+    assert (log.event_context[events] >= 0).any()
+    np.testing.assert_allclose(explained, by_hand, rtol=1e-5)
+
+
 def test_what_happens_later_changes_nothing(
     market: tuple[SourceData, Truth], targets: Targets, read: dict[int | None, np.ndarray]
 ) -> None:
@@ -138,6 +191,9 @@ def replace_schema(log: Interactions) -> Interactions:
 
 def test_those_alike_say_the_same_and_mean_what_others_who_say_it_mean() -> None:
     members = draw_members(2, 20_000)
+    two = int(np.flatnonzero(members.second_specialty >= 0)[0])
+    taste = members_alike(members, two, count=200, seed=1).specialty_taste
+    assert (taste[:, members.second_specialty[two]] > 0).all()
     names = [field.name for field in fields(Members)]
     hidden = names.index("is_changing")
     speaks = int(np.flatnonzero(members.stated_target >= 0)[0])
