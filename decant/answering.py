@@ -211,7 +211,7 @@ def say_cut(max_prompt_tokens: int) -> None:
 
 
 def retrieve(
-    now: Served, person: PrefixReading, open_I: NDArray[np.bool_], *, k: int
+    now: Served, person: PrefixReading, open_I: NDArray[np.bool_], *, k: int, is_filtered: bool
 ) -> NDArray[np.int64]:
     """Rows of the catalogue that the index holds nearest to a person, the nearest first.
 
@@ -220,10 +220,13 @@ def retrieve(
         person: who asks.
         open_I: bool [I], the items that may be found.
         k: how many are wanted in the end; no fewer are retrieved than for every request.
+        is_filtered: whether a filter chose them, which search holds to exactly; else the others
+            are passed over.
     """
     most = min(max(NUM_RETRIEVED, int(k)), now.interactions.num_items)
     open_R = open_I[now.row_of_index] & (now.row_of_index >= 0)
-    rows_C, _ = now.nearest(person.vector_V, most, allow=open_R)
+    filters = {"allow": open_R} if is_filtered else {"deny": ~open_R}
+    rows_C, _ = now.nearest(person.vector_V, most, **filters)
     return rows_C
 
 

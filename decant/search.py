@@ -202,12 +202,14 @@ def search(
     if named.is_exact or len(hits) == k:
         return Found(query=query, rest=read.rest, facets=used, hits=tuple(hits))
 
+    is_filtered = bool((open_I != now.admitted(task, None).items_I).any())
     # Without its facets, which are weighed already; a query of nothing else is read as it stands.
     asked = prefix_cache.read(now.foundation, prefix_of(read.rest or query))
     open_I[named.rows] = False
-    rows_C = retrieve(now, asked, open_I, k=k)
+    rows_C = retrieve(now, asked, open_I, k=k, is_filtered=is_filtered)
     if bonus_I.any():
-        rows_C = np.union1d(rows_C, retrieve(now, asked, open_I & (bonus_I > 0), k=k))
+        wished_I = open_I & (bonus_I > 0)
+        rows_C = np.union1d(rows_C, retrieve(now, asked, wished_I, k=k, is_filtered=True))
     ranked = rank(now, asked, rows_C, task=task, bonus_I=bonus_I)
     meant = kept(ranked[: k - len(hits)], "meaning")
     rows = np.array([now.interactions.item_row(hit.item_id) for hit in meant], np.int64)

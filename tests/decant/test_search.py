@@ -17,6 +17,7 @@ from foundation import Foundation, FoundationConfig
 from promptify.prompter import Prompter, PrompterConfig
 from promptify.sources.job_market import TASKS, job_market
 from promptify.validation import BadInput
+from retrieval import ItemIndex
 
 QUERY = "who knows cancer treatment"
 
@@ -207,6 +208,26 @@ def test_reasons_are_phrases_of_the_result_verbatim(recommender: Recommender) ->
         for phrase in hit.phrases:
             assert any(phrase in field for field in fields)
             assert phrase in hit.reason
+
+
+def test_other_kinds_are_passed_over_and_filters_are_held_to_exactly(
+    recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    nearest = type(recommender.index).search
+
+    def told(self: ItemIndex, vectors: np.ndarray, k: int, **filters: np.ndarray) -> object:
+        asked.append(set(filters))
+        return nearest(self, vectors, k, **filters)
+
+    monkeypatch.setattr(type(recommender.index), "search", told)
+    query = "somebody who plans production"
+    open_hits = recommender.search(query, facets="ignore", k=1000).hits
+    filtered = recommender.search(query, facets="ignore", k=1000, where="kind = person").hits
+    some = recommender.search(query, facets="ignore", k=3, where="years > 3").hits
+    assert asked == [{"deny"}, {"deny"}, {"allow"}]  # a filter that all pass is none
+    assert [hit.item_id for hit in open_hits] == [hit.item_id for hit in filtered]
+    assert len(some) == 3
 
 
 def test_where_and_who_asks(recommender: Recommender, persons: np.ndarray) -> None:
