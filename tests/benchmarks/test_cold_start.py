@@ -42,6 +42,14 @@ def test_everyone_is_asked_the_same_at_every_length(smoke: Path) -> None:
     assert value(rows, "all users", "last_item", "ndcg@10", 0) == counted.pop()
 
 
+def test_who_knows_the_generator_reads_best_and_better_the_more_is_told(smoke: Path) -> None:
+    rows = read_csv(smoke)
+    ideal = {n: value(rows, "all users", "ideal_reader", "ndcg@10", n) for n in (0, None)}
+    assert ideal[0] < ideal[None]
+    for model in ("foundation", "sasrec", "item_knn", "popularity"):
+        assert value(rows, "all users", model, "ndcg@10", None) < ideal[None]
+
+
 def test_gains_are_relative_and_sasrec_is_not_asked_before_any_event(smoke: Path) -> None:
     rows = [row for row in read_csv(smoke) if row.split.endswith("all users")]
     assert not [row for row in rows if row.model == "sasrec" and row.history_events == 0]
