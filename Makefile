@@ -15,7 +15,7 @@ demo: .venv/.installed  ## Train, decant, index and predict on the generated job
 	$(BIN)/decant demo
 
 test: .venv/.installed-dev  ## Run every test and doctest (PYTEST_ARGS adds options)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: .venv/.installed-dev  ## Check style, types and the rooms' import contracts
 	$(BIN)/ruff check

@@ -65,6 +65,9 @@ class Measured:
         if threads is not None:
             self._hardware += f", {threads} threads"
         self.rows: list[ResultRow] = []
+        self._new: list[ResultRow] = []
+        self._gone: list[ResultRow] = []
+        self._waits = False
         if out is not None and out.exists():
             self.rows = [row for row in read_csv(out) if row.config_hash == self.config_hash]
 
@@ -112,17 +115,38 @@ class Measured:
                 **cells,
             },
         )
-        self.rows = [other for other in self.rows if other not in known] + [row]
-        if self.out is not None:
-            there = read_csv(self.out) if self.out.exists() else []
-            write_csv(self.out, [*(other for other in there if other not in known), row])
+        self._replace(known, [row])
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within it rows wait to be written together at its end, as when all are known together.
+
+        The file is written anew for every row otherwise; among hundreds that shows.
+        """
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+            self._write()
 
     def drop(self, **cells: Any) -> None:
         """Take away the rows with these cells, which no longer say what is so."""
-        gone = [row for row in self.rows if _has_cells(row, cells)]
-        self.rows = [row for row in self.rows if row not in gone]
-        if gone and self.out is not None:
-            write_csv(self.out, [row for row in read_csv(self.out) if row not in gone])
+        self._replace([row for row in self.rows if _has_cells(row, cells)], [])
+
+    def _replace(self, gone: list[ResultRow], new: list[ResultRow]) -> None:
+        self.rows = [row for row in self.rows if row not in gone] + new
+        self._new = [row for row in self._new if row not in gone] + new
+        self._gone += gone
+        if not self._waits:
+            self._write()
+
+    def _write(self) -> None:
+        """Put what has changed into the file, which another call may have added to."""
+        if self.out is not None and (self._new or self._gone):
+            there = read_csv(self.out) if self.out.exists() else []
+            write_csv(self.out, [*(row for row in there if row not in self._gone), *self._new])
+        self._new, self._gone = [], []
 
     def table(self) -> str:
         """The rows as text, in the order in which they were measured."""

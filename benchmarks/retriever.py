@@ -145,23 +145,24 @@ def _add(
     than: str | None,
     seed: Any,
 ) -> None:
-    for metric, (value, user) in found.items():
-        rows: dict[str, Interval] = {metric: bootstrap_interval(value, user)}
-        if other is not None:
-            rows[f"{metric}_vs_{than}"] = paired_bootstrap(
-                other[metric][0], value, user, statistic="difference"
-            )
-        for label, interval in rows.items():
-            measured.add(
-                seed=seed,
-                interval=interval,
-                task=bed.name,
-                split=SPLITS[part],
-                model=name,
-                metric=label,
-                n=len(value),
-                context_tokens=bed.recipe.prompter.max_prompt_tokens,
-            )
+    with measured.at_once():
+        for metric, (value, user) in found.items():
+            rows: dict[str, Interval] = {metric: bootstrap_interval(value, user)}
+            if other is not None:
+                rows[f"{metric}_vs_{than}"] = paired_bootstrap(
+                    other[metric][0], value, user, statistic="difference"
+                )
+            for label, interval in rows.items():
+                measured.add(
+                    seed=seed,
+                    interval=interval,
+                    task=bed.name,
+                    split=SPLITS[part],
+                    model=name,
+                    metric=label,
+                    n=len(value),
+                    context_tokens=bed.recipe.prompter.max_prompt_tokens,
+                )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,10 +5,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import gc
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import torch
 from hypothesis import settings
 
 import foundation
+from decant import panels
 
 # The same examples on every machine, and no complaint about a slow one.
 settings.register_profile("house", deadline=None, derandomize=True, database=None)
@@ -28,6 +31,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; there is none here"))
+
+
+def pytest_collection_finish() -> None:
+    # A training collects garbage at its ends, half a second each time for all that was imported.
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def drawing() -> Callable[[], AbstractContextManager[None]]:
+    """Within it figures are drawn; elsewhere a report's are made and saved blank (see below)."""
+    originals = {"to_png": panels.to_png, "to_svg": panels.to_svg}
+
+    @contextmanager
+    def drawn() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, original in originals.items():
+                patch.setattr(panels, name, original)
+            yield
+
+    return drawn
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blank_figures(drawing: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Drawing takes a second a figure, and hundreds of reports are written; few are looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(panels, "to_png", lambda figure: b"")
+        patch.setattr(panels, "to_svg", lambda figure, *, name, description: "<svg></svg>")
+        yield
 
 
 @pytest.fixture

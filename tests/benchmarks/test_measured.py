@@ -1,3 +1,4 @@
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,32 @@ def test_a_mean_of_more_seeds_takes_the_place_of_one_of_fewer(tmp_path: Path) ->
     means = {(row.config_hash, row.value) for row in rows if row.seed == "mean"}
     assert means == {(other.config_hash, 0.5), (again.config_hash, 0.7)}
     assert [row.value for row in rows if row.seed == 0] == [0.5]
+
+
+def test_rows_that_are_known_together_are_written_together(tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    first = Measured("films", {"epochs": 2}, out=out)
+    first.add(seed="mean", interval=SURE, **CELLS)
+    first.add(seed=0, interval=SURE, **CELLS)
+    other = Measured("films", {"epochs": 3}, out=out)
+    with suppress(InterruptedError), first.at_once():
+        for value in (0.7, 0.8):
+            told = Interval(value=value, low=0.6, high=0.9)
+            first.add(seed="mean", interval=told, **CELLS)
+        first.drop(seed=0)
+        first.add(seed=1, interval=SURE, **CELLS)
+        first.add(seed=2, interval=SURE, **CELLS)
+        first.drop(seed=2)
+        assert [(row.seed, row.value) for row in read_csv(out)] == [("mean", 0.5), (0, 0.5)]
+        # Another call's rows, written meanwhile, stay.
+        other.add(seed=0, interval=SURE, **CELLS)
+        raise InterruptedError
+    rows = read_csv(out)
+    assert [(row.seed, row.value) for row in rows] == [(0, 0.5), ("mean", 0.8), (1, 0.5)]
+    assert rows[0].config_hash == other.config_hash
+    assert first.rows == rows[1:]
+    first.add(seed=3, interval=SURE, **CELLS)
+    assert [row.seed for row in read_csv(out)] == [0, "mean", 1, 3]
 
 
 def test_rows_of_other_settings_are_kept_and_not_looked_at(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,14 @@ def job_of(recipe: Recipe) -> JobOf:
 
 
 @pytest.fixture(scope="session")
-def finished(job_of: JobOf, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
+def finished(
+    job_of: JobOf,
+    tmp_path_factory: pytest.TempPathFactory,
+    drawing: Callable[[], AbstractContextManager[None]],
+) -> tuple[Path, Finished]:
     folder = tmp_path_factory.mktemp("tiny") / "run"
-    return folder, run(job_of(folder))
+    with drawing():
+        return folder, run(job_of(folder))
 
 
 @pytest.fixture(scope="session")

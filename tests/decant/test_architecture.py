@@ -1,6 +1,8 @@
 import csv
 import json
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,9 +32,12 @@ def run(tiny_run: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_command_finds_a_shape_and_says_what_to_do_with_it(run: Path, capsys) -> None:
+def test_the_command_finds_a_shape_and_says_what_to_do_with_it(
+    run: Path, capsys, drawing: Callable[[], AbstractContextManager[None]]
+) -> None:
     options = ["--parameters", "0.6", "--trials", "3", "--epochs", "0.2", "--timed-requests", "2"]
-    main(["search-shape", str(run), *options])
+    with drawing():
+        main(["search-shape", str(run), *options])
     *_, command, page = capsys.readouterr().out.strip().splitlines()
     out = run / "architecture"
     assert page == str(out / "architecture.html")

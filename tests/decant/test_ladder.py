@@ -2,6 +2,8 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,10 +66,15 @@ def top_run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def laddered(top_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def laddered(
+    top_run: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    drawing: Callable[[], AbstractContextManager[None]],
+) -> Path:
     """A ladder of a few rungs."""
     out = tmp_path_factory.mktemp("laddered") / "run"
-    done = descend(top_run, config=lenient(top_run), out=out, timed_requests=3)
+    with drawing():
+        done = descend(top_run, config=lenient(top_run), out=out, timed_requests=3)
     assert "It ends:" in done.table
     return out
 

@@ -1,6 +1,8 @@
 import csv
 import json
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -155,7 +157,10 @@ def told_again(folder: Path, recipe: Recipe) -> str:
 
 
 def test_a_rung_that_was_asked_less_at_another_time_is_marked(
-    tiny_run: Path, tmp_path: Path, recipe: Recipe
+    tiny_run: Path,
+    tmp_path: Path,
+    recipe: Recipe,
+    drawing: Callable[[], AbstractContextManager[None]],
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(tiny_run, out)
@@ -177,7 +182,8 @@ def test_a_rung_that_was_asked_less_at_another_time_is_marked(
             "test": test,
         }
         (out / f"rung-{number}" / "rung.json").write_text(json.dumps(rung))
-    table = told_again(out, recipe)
+    with drawing():
+        table = told_again(out, recipe)
     asked = of_own["metrics"]["ndcg@10"]["n"]
     header, _, *lines = table.splitlines()
     assert header.split()[:3] == ["model", "parameters", "targets"]

@@ -1,4 +1,6 @@
 import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from html.parser import HTMLParser
 
 import pytest
@@ -19,6 +21,12 @@ from decant.run_record import RunRecord
 
 FORGED = '<script src="https://elsewhere.example/x.js">alert("&")</script>'
 VOID = {"meta", "br", "path", "use", "rect"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_figures(drawing: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    with drawing():
+        yield
 
 
 class Page(HTMLParser):

@@ -90,11 +90,12 @@ def typed(job_of, recipe) -> Iterator[Callable[..., str]]:
 
 
 @pytest.fixture(scope="module")
-def two(typed, tmp_path_factory) -> tuple[Path, str]:
+def two(typed, tmp_path_factory, drawing) -> tuple[Path, str]:
     """A run with a policy, and the table that it ended with."""
     folder = tmp_path_factory.mktemp("taught") / "two"
     policy = ["--policy", "job_market", "--labels", 1500]
-    return folder, typed("run", "demo", *policy, "--out", folder)
+    with drawing():
+        return folder, typed("run", "demo", *policy, "--out", folder)
 
 
 @pytest.fixture(scope="module")
