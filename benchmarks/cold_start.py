@@ -1,6 +1,6 @@
 """What is known of somebody after no event, one, two, … a hundred: ours against peers.
 
-    python -m benchmarks.cold_start RUN [--out FILE.csv] [--work FOLDER]
+    python -m benchmarks.cold_start RUN [RUN …] [--out FILE.csv] [--work FOLDER]
     python -m benchmarks.cold_start --smoke
 
 *Users*: the same people and targets with the history cut to its last events; those whose history
@@ -18,6 +18,9 @@ whole, ours and SASRec are trained anew on the rest; the people's targets are as
 `gain_vs_sasrec` and its like are relative, of NDCG@10, people drawn once for both. SASRec's shape
 was chosen on MovieLens-1M: on other data give `--tune-sasrec`. Seen items are filtered by the whole
 history. Cut short, the same call goes on with what is missing.
+
+Of several runs, which differ by their seed alone, come rows of each and then of their mean, whose
+interval is over people, each drawn with all that was asked of them under every seed.
 """
 
 import sys
@@ -25,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +42,7 @@ from benchmarks.quality import relative_gain
 from benchmarks.studied import (
     Studied,
     add_sasrec_options,
+    each_run,
     opened,
     run_parser,
     sasrec_of,
@@ -58,6 +62,22 @@ Scores = Callable[[Targets], SliceScores]
 Ranks = dict[int | str | None, NDArray[np.int64]]
 """int64 [m] by length: events of history, None for all of it, `alone` among cold items alone."""
 
+
+class Found(NamedTuple):
+    """What was found of some targets after some length of history.
+
+    Attributes:
+        user_m: int64, whose they are.
+        rank_m: int64, by model; of those alone that have something to say.
+    """
+
+    user_m: NDArray[np.int64]
+    rank_m: dict[str, NDArray[np.int64]]
+
+
+Part = dict[tuple[str, int | None], Found]
+"""By who they are and the length."""
+
 LENGTHS = (0, 1, 2, 5, 10, 20, 50, 100)
 """Events that histories are cut to; the whole history comes after."""
 LEAST_COHORT = 200
@@ -74,6 +94,9 @@ class Contest:
         measured: where rows go.
         work: keeps the ranks of every model.
         train_sasrec: on a split.
+
+    Attributes:
+        found: what has been measured so far.
     """
 
     def __init__(
@@ -88,6 +111,7 @@ class Contest:
         self.measured = measured
         self.work = work
         self.train_sasrec = train_sasrec
+        self.found: Part = {}
         self.test = studied.split.test
         self.wanted = Asked(studied.book, self.test).wanted
         self.user = self.test.user[self.wanted.request].astype(np.int64)
@@ -245,32 +269,56 @@ class Contest:
         """Rows of some of the targets, every model at every length, and ours against its peers."""
         if not here.any():
             raise ValueError(f"there is no target of {who}; the run's data is too small.")
-        user = self.user[here]
-        split = f"{self.studied.split.name.replace('_', '-')}, {who}"
+        part: Part = {}
         for length in dict.fromkeys((*lengths, None)):
-            values = {
-                model: ndcg(found[length][here], 10)
-                for model, found in ranks.items()
-                # Before any event SASRec has nothing to say, and nothing to be held against.
-                if (model, length) != ("sasrec", 0)
-            }
-            add = partial(
-                self.measured.add,
-                task=self.studied.recipe.name,
-                split=split,
-                history_events=length,
-                n=len(user),
-                seed=self.studied.recipe.seed,
-            )
-            for model, of_model in values.items():
-                hits = hit_rate(ranks[model][length][here], 10)
-                add(model=model, metric="ndcg@10", interval=bootstrap_interval(of_model, user))
-                add(model=model, metric="hr@10", interval=bootstrap_interval(hits, user))
-                for peer, of_peer in values.items():
-                    if model.startswith("foundation") and not peer.startswith("foundation"):
-                        gain = relative_gain(of_peer, of_model, user)
-                        if gain is not None:
-                            add(model=model, metric=f"gain_vs_{peer}", interval=gain)
+            # Before any event SASRec has nothing to say, and nothing to be held against.
+            said = {model: of for model, of in ranks.items() if (model, length) != ("sasrec", 0)}
+            rank_m = {model: of[length][here] for model, of in said.items()}
+            part[who, length] = Found(self.user[here], rank_m)
+        self.found |= part
+        write(self.measured, self.studied, part, seed=self.studied.recipe.seed)
+
+
+def write(measured: Measured, studied: Studied, part: Part, *, seed: int | Literal["mean"]) -> None:
+    """Rows of a part: every model, and ours against its peers."""
+    for (who, length), found in part.items():
+        add = partial(
+            measured.add,
+            task=studied.recipe.name,
+            split=f"{studied.split.name.replace('_', '-')}, {who}",
+            history_events=length,
+            n=len(found.user_m),
+            seed=seed,
+        )
+        values = {model: ndcg(rank, 10) for model, rank in found.rank_m.items()}
+        for model, of_model in values.items():
+            hits = hit_rate(found.rank_m[model], 10)
+            add(model=model, metric="ndcg@10", interval=bootstrap_interval(of_model, found.user_m))
+            add(model=model, metric="hr@10", interval=bootstrap_interval(hits, found.user_m))
+            for peer, of_peer in values.items():
+                if model.startswith("foundation") and not peer.startswith("foundation"):
+                    gain = relative_gain(of_peer, of_model, found.user_m)
+                    if gain is not None:
+                        add(model=model, metric=f"gain_vs_{peer}", interval=gain)
+
+
+def joined(parts: Sequence[Part]) -> Part:
+    """All that was found under several seeds, one after the other, where each found something.
+
+    A target's people are the same under every seed, or of a market of its own, whose members are
+    no surer for being drawn together, nor less so.
+    """
+    return {
+        key: Found(
+            np.concatenate([part[key].user_m for part in parts]),
+            {
+                model: np.concatenate([part[key].rank_m[model] for part in parts])
+                for model in first.rank_m
+            },
+        )
+        for key, first in parts[0].items()
+        if all(key in part for part in parts)
+    }
 
 
 def of_foundation(foundation: Foundation, book: PromptBook) -> Scores:
@@ -326,32 +374,45 @@ def table(measured: Measured) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; 1 when something could not be measured."""
     assert __doc__ is not None
-    parser = run_parser(__doc__)
+    parser = run_parser(__doc__, takes_several=True)
     add_sasrec_options(parser)
     parser.add_argument(
         "--part", choices=("users", "new"), help="one of the two parts; default both"
     )
     options = parser.parse_args(arguments)
+    seen: list[Measured] = []
+    parts: list[Part] = []
     try:
-        with opened(options) as (studied, work):
-            made_of, train = sasrec_of(options, studied)
-            settings = {
-                "recipe": studied.recipe.to_dict(),
-                "weights": studied.weights,
-                "lengths": LENGTHS,
-                "taken out": (COLD_ITEMS, NEW_USERS),
-                "sasrec": made_of,
-            }
-            measured = Measured("cold_start", settings, out=options.out)
-            contest = Contest(studied, measured, work=work, train_sasrec=train)
-            if options.part in (None, "users"):
-                contest.measure_users()
-            if options.part in (None, "new"):
-                contest.measure_new()
+        for one in each_run(options):
+            with opened(one) as (studied, work):
+                made_of, train = sasrec_of(one, studied)
+                settings = {
+                    "recipe": studied.recipe.to_dict(),
+                    "weights": studied.weights,
+                    "lengths": LENGTHS,
+                    "taken out": (COLD_ITEMS, NEW_USERS),
+                    "sasrec": made_of,
+                }
+                measured = Measured("cold_start", settings, out=options.out)
+                contest = Contest(studied, measured, work=work, train_sasrec=train)
+                if options.part in (None, "users"):
+                    contest.measure_users()
+                if options.part in (None, "new"):
+                    contest.measure_new()
+                seen.append(measured)
+                parts.append(contest.found)
+        if len(seen) > 1:
+            # Of whichever seeds: a mean of three takes the place of one of two.
+            alike = {"recipe": studied.recipe.with_seed(0).to_dict(), "sasrec": made_of[:2]}
+            mean = {"mean of": {**settings, **alike, "weights": None}}
+            seen.append(Measured("cold_start", mean, out=options.out))
+            write(seen[-1], studied, joined(parts), seed="mean")
     except (ValueError, OSError) as error:
         print(f"benchmarks.cold_start: error: {error}", file=sys.stderr)
         return 1
-    print(f"{studied.recipe.name}, NDCG@10 by events of history. {hardware()}\n{table(measured)}")
+    told = f"{studied.recipe.name}, NDCG@10 by events of history"
+    told += f", mean of {len(parts)} seeds" if len(parts) > 1 else ""
+    print(f"{told}. {hardware()}\n{table(seen[-1])}")
     return 0
 
 

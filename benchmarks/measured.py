@@ -3,7 +3,7 @@
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -166,6 +166,23 @@ class Measured:
 
 def _has_cells(row: ResultRow, cells: Mapping[str, Any]) -> bool:
     return all(getattr(row, name) == value for name, value in cells.items())
+
+
+def told_once(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """The row of the mean where several seeds were measured, else that of the first seed."""
+    kept: dict[tuple[object, ...], ResultRow] = {}
+    for row in rows:
+        key = (
+            row.task,
+            row.split,
+            row.model,
+            row.context_tokens,
+            row.history_events,
+            row.metric,
+        )
+        if key not in kept or row.seed == "mean":
+            kept[key] = row
+    return list(kept.values())
 
 
 def add_means(measured: Measured, *, drawn_anew: bool) -> None:

@@ -208,17 +208,24 @@ def prepared_like(recipe: Recipe, data: SourceData, split: Split) -> tuple[Prepa
     return Prepared(bed=bed, data=data, split=split, seed=recipe.seed), arm
 
 
-def run_parser(description: str, *, has_work: bool = True) -> argparse.ArgumentParser:
+def run_parser(
+    description: str, *, has_work: bool = True, takes_several: bool = False
+) -> argparse.ArgumentParser:
     """What every benchmark of a run is told: which run, and where its rows and its work go.
 
     Args:
         description: the head of the module.
         has_work: whether there is work to keep.
+        takes_several: whether `run` is a list, of runs that differ by their seed alone.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, nargs="?", help="folder of a finished `decant run`")
+    if takes_several:
+        told = "folders of finished `decant run`s that differ by --seed alone"
+        parser.add_argument("run", type=Path, nargs="*", help=told)
+    else:
+        parser.add_argument("run", type=Path, nargs="?", help="folder of a finished `decant run`")
     parser.add_argument("--smoke", action="store_true", help="a tiny market and model of our own")
     parser.add_argument("--out", type=Path, help="CSV; a second call goes on where it stopped")
     if has_work:
@@ -270,6 +277,24 @@ def opened(options: argparse.Namespace) -> Iterator[tuple[Studied, Path]]:
             yield smoke(Path(scratch)), work
         else:
             yield of_run(named_run(options)), work
+
+
+def each_run(options: argparse.Namespace) -> list[argparse.Namespace]:
+    """A command line for each of the runs that one names; see `run_parser`, `takes_several`.
+
+    Raises:
+        ValueError: they differ by more than their seed, or not even by that.
+    """
+    runs = options.run or [None]
+    if len(runs) > 1:
+        recipes_of = [recipe_of(run) for run in runs]
+        if len({recipe.seed for recipe in recipes_of}) < len(runs):
+            raise ValueError(f"the runs {', '.join(map(str, runs))} have a seed twice.")
+        alike = recipes_of[0].with_seed(0)
+        for run, recipe in zip(runs, recipes_of, strict=True):
+            if recipe.with_seed(0) != alike:
+                raise ValueError(f"{run} differs from {runs[0]} by more than its seed.")
+    return [argparse.Namespace(**{**vars(options), "run": run}) for run in runs]
 
 
 def named_run(options: argparse.Namespace) -> Path:

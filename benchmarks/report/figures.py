@@ -5,6 +5,7 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
+from benchmarks.measured import told_once
 from benchmarks.published import COLD_START_GAINS
 from benchmarks.report.drawing import Curve, Estimate, curves, dots, estimate
 from decant.results import ResultRow
@@ -49,23 +50,6 @@ def figures_of(rows: Rows) -> Makers:
         if benchmark in _MAKERS:
             made |= _MAKERS[benchmark]([row for row in rows if row.benchmark == benchmark])
     return made
-
-
-def told_once(rows: Rows) -> list[ResultRow]:
-    """The row of the mean where several seeds were measured, else that of the first seed."""
-    kept: dict[tuple[object, ...], ResultRow] = {}
-    for row in rows:
-        key = (
-            row.task,
-            row.split,
-            row.model,
-            row.context_tokens,
-            row.history_events,
-            row.metric,
-        )
-        if key not in kept or row.seed == "mean":
-            kept[key] = row
-    return list(kept.values())
 
 
 def by_metric(rows: Rows, headings: Mapping[str, str]) -> dict[str, list[tuple[str, Estimate]]]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from benchmarks.measured import told_once
 from benchmarks.published import COLD_START_GAINS
 from benchmarks.report.cells import (
     decimal,
@@ -253,7 +254,7 @@ def training(files: Files) -> str:
 
 def cold_start(files: Files, *, file: str) -> str:
     """Models after people's last events: NDCG@10, gain over SASRec, and what was published."""
-    rows = [row for row in rows_of(files, file) if row.split.endswith("events or more")]
+    rows = [row for row in told_once(rows_of(files, file)) if row.split.endswith("events or more")]
     lengths = sorted({row.history_events for row in rows if row.history_events is not None})
     lines = []
     for model in dict.fromkeys(row.model for row in rows):

@@ -1,10 +1,23 @@
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
 import pytest
 
 from benchmarks import cold_start as benchmark
-from benchmarks.studied import without_profiles
+from benchmarks import studied as studied_module
+from benchmarks.cold_start import Found, joined
+from benchmarks.measured import Measured
+from benchmarks.quality import relative_gain
+from benchmarks.studied import Studied, without_profiles
+from decant import recipes
 from decant.results import ResultRow, read_csv
+from foundation.evaluation import bootstrap_interval, ndcg
 from promptify.assembly import PromptBook
 from promptify.prompter import Prompter
 from promptify.splits import Split
@@ -86,6 +99,93 @@ def test_a_second_call_trains_nothing(smoke: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(benchmark, "train_like", None)
     assert benchmark.main(["--smoke", "--out", str(smoke)]) == 0
     assert smoke.read_bytes() == before
+
+
+def test_of_several_seeds_a_person_is_drawn_with_all_that_was_asked_of_them(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    user = np.repeat(np.arange(40), 2)
+    ranks = {
+        model: rng.geometric(0.1, (3, len(user))) for model in ("foundation", "sasrec", "last_item")
+    }
+    parts = [
+        {
+            ("all users", 5): Found(user, {model: rank[seed] for model, rank in ranks.items()}),
+            ("all users", 0): Found(user, {"foundation": ranks["foundation"][seed]}),
+            # Of this one seed alone.
+            (f"new users of {seed}", None): Found(user, {}),
+        }
+        for seed in range(3)
+    ]
+    assert set(joined(parts)) == {("all users", 5), ("all users", 0)}
+    recipe = SimpleNamespace(name="films")
+    studied = cast(Studied, SimpleNamespace(recipe=recipe, split=SimpleNamespace(name="last_out")))
+    measured = Measured("cold_start", {}, out=tmp_path / "rows.csv")
+    benchmark.write(measured, studied, joined(parts), seed="mean")
+    rows = {(row.model, row.metric, row.history_events): row for row in measured.rows}
+    assert {(row.seed, row.n) for row in measured.rows} == {("mean", 240)}
+    for row in (rows["sasrec", "ndcg@10", 5], rows["foundation", "ndcg@10", 0]):
+        per_target = ndcg(ranks[row.model], 10).mean(0)
+        expected = bootstrap_interval(per_target, user)
+        found = (row.value, row.ci_low, row.ci_high)
+        assert found == pytest.approx((expected.value, expected.low, expected.high), rel=1e-6)
+    gain = relative_gain(
+        *(ndcg(ranks[model], 10).mean(0) for model in ("sasrec", "foundation")), user
+    )
+    assert gain is not None
+    row = rows["foundation", "gain_vs_sasrec", 5]
+    assert (row.value, row.ci_low) == pytest.approx((gain.value, gain.low), rel=1e-6)
+
+
+def test_runs_together_differ_by_their_seed_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo = recipes.demo()
+    made = {"a": demo, "b": demo.with_seed(1), "c": replace(demo.with_seed(2), size="small")}
+    monkeypatch.setattr(studied_module, "recipe_of", lambda run: made[run.name])
+    runs = {name: str(tmp_path / name) for name in made}
+    assert benchmark.main([runs["a"], runs["b"], runs["a"]]) == 1
+    assert "have a seed twice" in capsys.readouterr().err
+    assert benchmark.main([runs["a"], runs["b"], runs["c"]]) == 1
+    assert f"{runs['c']} differs from {runs['a']} by more than its seed" in capsys.readouterr().err
+
+
+def test_a_mean_of_more_runs_takes_the_place_of_one_of_fewer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = np.arange(30)
+
+    class Quick(benchmark.Contest):
+        def __init__(self, studied: Studied, measured: Measured, **_: object) -> None:
+            self.found = {}
+            self.studied, self.measured, self.user = studied, measured, user
+
+        def measure_users(self) -> None:
+            drawn = np.random.default_rng(self.studied.recipe.seed).integers(1, 20, len(user))
+            ranks: dict[str, benchmark.Ranks] = {"foundation": {None: drawn}}
+            self._rows(ranks, "all users", np.ones(len(user), np.bool_), [])
+
+    @contextmanager
+    def opened(options: Namespace) -> Iterator[tuple[Studied, Path]]:
+        recipe = recipes.demo().with_seed(int(options.run.name))
+        split = SimpleNamespace(name="leave_one_out")
+        found = SimpleNamespace(recipe=recipe, weights=options.run.name, split=split)
+        yield cast(Studied, found), tmp_path
+
+    monkeypatch.setattr(benchmark, "Contest", Quick)
+    monkeypatch.setattr(benchmark, "opened", opened)
+    monkeypatch.setattr(benchmark, "each_run", lambda o: [Namespace(run=run) for run in o.run])
+    monkeypatch.setattr(benchmark, "sasrec_of", lambda one, _: ([[], [], int(one.run.name)], None))
+    out = tmp_path / "rows.csv"
+    call = ["--part", "users", "--out", str(out)]
+    for seeds in (["0"], ["0", "1"], ["0", "1", "2"]):
+        assert benchmark.main([*seeds, *call]) == 0
+        rows = [row for row in read_csv(out) if row.metric == "ndcg@10"]
+        by_seed = {row.seed: row.value for row in rows}
+        assert len(by_seed) == len(rows)
+        if len(seeds) > 1:
+            assert f"mean of {len(seeds)} seeds" in capsys.readouterr().out
+            assert by_seed.pop("mean") == pytest.approx(np.mean(list(by_seed.values())))
+        assert list(by_seed) == [int(seed) for seed in seeds]
 
 
 def test_without_profiles_people_differ_by_what_they_did_alone(

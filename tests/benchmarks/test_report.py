@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.measured import told_once
 from benchmarks.report import __main__ as report
 from benchmarks.report import tables
-from benchmarks.report.figures import CAPTIONS, figures_of, told_once
+from benchmarks.report.figures import CAPTIONS, figures_of
 from decant.results import COLUMNS, ResultRow, read_csv, write_csv
 
 ROOT = Path(__file__).parents[2]
