@@ -1,6 +1,6 @@
 """Quality, time and memory against the length of a person's history, by what of it is told.
 
-    python -m benchmarks.context_length RUN [--out FILE.csv] [--work FOLDER]
+    python -m benchmarks.context_length RUN [RUN …] [--out FILE.csv] [--work FOLDER]
     python -m benchmarks.context_length --smoke
 
 The same people and targets at every length: those whose history holds the longest one that is
@@ -19,6 +19,10 @@ lengths). Its height is chosen on the targets that it is read off, so it flatter
 with the reading that it chooses by), longer ones than the trained with scaled positions;
 `prefix_bytes` is what its keys and values hold. Cut short, the same call goes on with what is
 missing.
+
+Of several runs, which differ by their seed alone, come rows of each and then of their mean, AUC and
+costs left out; its intervals are over people, each drawn with all that was asked of them under
+every seed.
 """
 
 import sys
@@ -26,10 +30,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,10 +43,11 @@ from tqdm.auto import tqdm
 from benchmarks.arms import kept_arrays
 from benchmarks.histories import NUM_RETRIEVED, POLICIES, Histories, Policy
 from benchmarks.measured import Measured, work_of
-from benchmarks.studied import named_run, run_parser
+from benchmarks.studied import each_run, named_run, run_parser
 from benchmarks.subjects import SMOKE, Subject, finished, trained
 from decant.layout import RunLayout
-from decant.measure import Asked
+from decant.measure import Answers, Asked
+from decant.recipes import recipe_of
 from decant.run_data import sample_targets
 from decant.run_record import hardware
 from foundation.batches import take_rows
@@ -105,6 +111,19 @@ class Said:
     read_tokens: NDArray[np.int64]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answered:
+    """What was said at one length, beside what happened.
+
+    Attributes:
+        answers: ranks and probabilities.
+        read_tokens: int64 [n], as in `Said`.
+    """
+
+    answers: Answers
+    read_tokens: NDArray[np.int64]
+
+
 class Curves:
     """Asks a model the same requests at every length and writes the rows.
 
@@ -115,6 +134,9 @@ class Curves:
         name: of the model in its rows.
         least: people who must have a history of the longest length, or the fourth part of all
             where that is fewer.
+
+    Attributes:
+        answered: what was said at each length, by the unit of the lengths and who was asked.
     """
 
     def __init__(
@@ -127,11 +149,13 @@ class Curves:
         least: int = LEAST_COHORT,
     ) -> None:
         self.model, self.book, self.task = subject.foundation, subject.book, subject.task
-        self.name, self.seed = name, subject.seed
+        self.name = name
+        self.seed: int | Literal["mean"] = subject.seed
         self.split_name = subject.split.name.replace("_", "-")
         self.targets = subject.split.test
         self.measured = measured
         self.work = work
+        self.answered: dict[tuple[str, str], dict[Length, Answered]] = {}
         self.asked = Asked(self.book, self.targets)
         self.histories = Histories(self.model, self.book, self.targets)
         self.trained_tokens = self.book.prompter.config.max_prompt_tokens
@@ -171,13 +195,25 @@ class Curves:
             mine = [one for one in lengths if getattr(one, unit) is not None]
             for who, here in ((self._who(unit), cohort), ("all users", np.ones_like(cohort))):
                 asked = Asked(self.book, self.targets[here])
-                of_whom = {one: self._part(said[one], here) for one in mine}
-                for length, part in of_whom.items():
-                    self._quality_rows(length, asked, part, who)
-                for policy in POLICIES:
-                    some = {one: part for one, part in of_whom.items() if one.policy == policy}
-                    self._peak_rows(some, asked, unit, who)
+                parts = {one: self._part(said[one], here) for one in mine}
+                self.answered[unit, who] = {
+                    one: Answered(
+                        answers=asked.answers(part.rank, part.probability),
+                        read_tokens=part.read_tokens,
+                    )
+                    for one, part in parts.items()
+                }
+        self.write()
         self._cost_rows(lengths, said)
+
+    def write(self) -> None:
+        """Rows of what was answered, and where it is best."""
+        for (unit, who), answered in self.answered.items():
+            for length, one in answered.items():
+                self._quality_rows(length, one, who)
+            for policy in POLICIES:
+                some = {one: part for one, part in answered.items() if one.policy == policy}
+                self._peak_rows(some, unit, who)
 
     def _part(self, said: Said, here: NDArray[np.bool_]) -> Said:
         """What was said of some of the requests."""
@@ -223,7 +259,7 @@ class Curves:
             return f"{self.events[-1]} events or more"
         return f"histories that fill {self.tokens[-1]} tokens"
 
-    def _kind(self, length: Length, said: Said) -> str:
+    def _kind(self, length: Length, said: Said | Answered) -> str:
         """Whether a length was trained on; else how its positions were told."""
         reserved = self.book.prompter.reserved_tokens
         longest = length.tokens or int(said.read_tokens.max()) + reserved
@@ -247,25 +283,25 @@ class Curves:
             **cells,
         )
 
-    def _quality_rows(self, length: Length, asked: Asked, said: Said, who: str) -> None:
-        split = self._split(self._kind(length, said), who)
-        for metric, (interval, n) in asked.answers(said.rank, said.probability).metrics().items():
+    def _quality_rows(self, length: Length, answered: Answered, who: str) -> None:
+        split = self._split(self._kind(length, answered), who)
+        for metric, (interval, n) in answered.answers.metrics().items():
             if metric in ("ndcg@10", "hr@10", "auc"):
                 self._add(interval, length, split=split, metric=metric, n=n)
-        read = float(said.read_tokens.mean())
-        interval = Interval(value=read, low=-np.inf, high=np.inf)
-        self._add(interval, length, split=split, metric="read_tokens", n=len(said.read_tokens))
+        tokens = answered.read_tokens
+        interval = Interval(value=float(tokens.mean()), low=-np.inf, high=np.inf)
+        self._add(interval, length, split=split, metric="read_tokens", n=len(tokens))
 
-    def _peak_rows(self, said: dict[Length, Said], asked: Asked, unit: str, who: str) -> None:
+    def _peak_rows(self, answered: dict[Length, Answered], unit: str, who: str) -> None:
         """Where quality is best, and how much better than at the longest length.
 
         Once among trained lengths alone, and once more with each way of going beyond them.
         """
-        kinds = {one: self._kind(one, part) for one, part in said.items()}
+        kinds = {one: self._kind(one, part) for one, part in answered.items()}
         for kind in dict.fromkeys(("trained", *kinds.values())):
-            lengths = [one for one in said if kinds[one] in ("trained", kind)]
-            values = {one: ndcg(said[one].rank, 10) for one in lengths}
-            user = asked.targets.user[asked.wanted.request]
+            lengths = [one for one in answered if kinds[one] in ("trained", kind)]
+            values = {one: ndcg(_rank_of(answered[one]), 10) for one in lengths}
+            user = answered[lengths[0]].answers.user
             users, row = np.unique(user, return_inverse=True)
             means = [mean_of_users(values[one], row, len(users)) for one in lengths]
             size_L = np.array([getattr(one, unit) for one in lengths], np.float64)
@@ -336,6 +372,42 @@ class Curves:
             self._add(interval, one, split=split, metric="prefix_bytes", n=len(user))
 
 
+def write_mean(curves: Sequence[Curves], measured: Measured) -> None:
+    """Rows of the mean of several seeds' curves; what a reading costs is said of each alone."""
+    mean = copy(curves[0])
+    mean.measured, mean.seed = measured, "mean"
+    mean.answered = {
+        key: {length: _joined([one.answered[key][length] for one in curves]) for length in lengths}
+        for key, lengths in mean.answered.items()
+    }
+    mean.write()
+
+
+def _joined(parts: Sequence[Answered]) -> Answered:
+    """What was answered under several seeds, one after the other; no probabilities.
+
+    An AUC over all of them would hold what one model says against what another says.
+    """
+    answers = [part.answers for part in parts]
+    return Answered(
+        answers=Answers(
+            user=np.concatenate([one.user for one in answers]),
+            rank=np.concatenate([_rank_of(part) for part in parts]),
+            is_positive_target=np.concatenate([one.is_positive_target for one in answers]),
+            action_user=np.concatenate([one.action_user for one in answers]),
+            action_positive=np.concatenate([one.action_positive for one in answers]),
+            action_probability=None,
+        ),
+        read_tokens=np.concatenate([part.read_tokens for part in parts]),
+    )
+
+
+def _rank_of(answered: Answered) -> NDArray[np.int64]:
+    rank = answered.answers.rank
+    assert rank is not None
+    return rank
+
+
 def _place_of_best(
     weights: NDArray[np.floating[Any]], *, means: Sequence[UserStatistic], size_L: Float64
 ) -> Float64:
@@ -381,7 +453,7 @@ def table(measured: Measured) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; 1 when something could not be measured."""
     assert __doc__ is not None
-    parser = run_parser(__doc__)
+    parser = run_parser(__doc__, takes_several=True)
     parser.add_argument("--model", default="foundation", help="of the run; default foundation")
     parser.add_argument(
         "--people",
@@ -390,29 +462,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="who must have a history of the longest length; fewer reach further, less surely",
     )
     options = parser.parse_args(arguments)
+    seen: list[Curves] = []
     try:
         with work_of(options) as work, tempfile.TemporaryDirectory() as scratch:
-            if options.smoke:
-                subject, weights = trained("slot", SMOKE, seed=0, scratch=Path(scratch)), "smoke"
-            else:
-                folder = named_run(options)
-                subject = finished(folder, model=options.model)
-                weights = weights_hash(RunLayout(folder).model(options.model))
-            settings = {
-                "task": subject.task,
-                "model": weights,
-                "events": EVENTS,
-                "tokens": TOKENS,
-                "retrieved": NUM_RETRIEVED,
-                "people": options.people,
-            }
-            measured = Measured("context_length", settings, out=options.out)
-            curves = Curves(subject, measured, work=work, name=options.model, least=options.people)
-            curves.measure()
+            for one in each_run(options):
+                if options.smoke:
+                    subject = trained("slot", SMOKE, seed=0, scratch=Path(scratch))
+                    weights = "smoke"
+                else:
+                    folder = named_run(one)
+                    subject = finished(folder, model=options.model)
+                    weights = weights_hash(RunLayout(folder).model(options.model))
+                settings = {
+                    "task": subject.task,
+                    "model": weights,
+                    "events": EVENTS,
+                    "tokens": TOKENS,
+                    "retrieved": NUM_RETRIEVED,
+                    "people": options.people,
+                }
+                measured = Measured("context_length", settings, out=options.out)
+                curves = Curves(
+                    subject, measured, work=work, name=options.model, least=options.people
+                )
+                curves.measure()
+                seen.append(curves)
+            if len(seen) > 1:
+                # Of whichever seeds: a mean of three takes the place of one of two.
+                recipe = recipe_of(folder).with_seed(0).to_dict()
+                mean = {"mean of": {**settings, "model": [options.model, recipe]}}
+                measured = Measured("context_length", mean, out=options.out)
+                write_mean(seen, measured)
     except (ValueError, OSError) as error:
         print(f"benchmarks.context_length: error: {error}", file=sys.stderr)
         return 1
-    print(f"{subject.task}, {hardware()}\n{table(measured)}")
+    of = f", mean of {len(seen)} seeds" if len(seen) > 1 else ""
+    print(f"{subject.task}{of}. {hardware()}\n{table(measured)}")
     return 0
 
 

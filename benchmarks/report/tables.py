@@ -274,7 +274,7 @@ def cold_start(files: Files, *, file: str) -> str:
 
 def context_length(files: Files, *, file: str) -> str:
     """What of a history is told, and how much of it: NDCG@10, and where it is best."""
-    rows = [row for row in rows_of(files, file) if "events or more" in row.split]
+    rows = [row for row in told_once(rows_of(files, file)) if "events or more" in row.split]
     lengths = sorted({row.history_events for row in rows if row.history_events is not None})
     lines = []
     for model in dict.fromkeys(row.model for row in rows):

@@ -9,7 +9,7 @@ from benchmarks.measured import Measured
 from benchmarks.subjects import Subject
 from decant.results import ResultRow
 from foundation import Foundation, FoundationConfig
-from foundation.evaluation import mean_of_users
+from foundation.evaluation import bootstrap_interval, mean_of_users, ndcg
 from promptify.prompter import Prompter, PrompterConfig
 from promptify.sources.job_market import TASKS, job_market
 from promptify.splits import leave_one_out
@@ -104,23 +104,60 @@ def test_what_lies_beyond_is_held_against_the_longest_trained(
     )
     ranked, asked = len(curves.asked.wanted.request), len(curves.targets)
 
-    def said(rank: int) -> benchmark.Said:
-        return benchmark.Said(
-            rank=np.full(ranked, rank),
-            probability=np.zeros(0),
-            read_tokens=np.full(asked, 100),
-        )
+    def said(rank: int) -> benchmark.Answered:
+        answers = curves.asked.answers(np.full(ranked, rank), None)
+        return benchmark.Answered(answers=answers, read_tokens=np.full(asked, 100))
 
     lengths = {
         benchmark.Length(policy="recent", tokens=100): said(4),
         benchmark.Length(policy="recent", tokens=150): said(1),
         benchmark.Length(policy="recent", tokens=192, scaled=True): said(2),
     }
-    curves._peak_rows(lengths, curves.asked, "tokens", "all users")
+    curves._peak_rows(lengths, "tokens", "all users")
     [row] = rows_of(curves.measured, metric="ndcg@10_vs_trained")
     assert row.context_tokens == 192
     assert "extrapolated, scaled" in row.split
     assert row.value == pytest.approx(1 / np.log2(3) - 1)
+
+
+def test_the_mean_of_seeds_is_over_the_same_people(subject: Subject, tmp_path: Path) -> None:
+    made = Measured("context_length", {}, out=None)
+    events = (0, 5, 10)
+    rng = np.random.default_rng(0)
+    seeds, ranks = [], []
+    for _ in range(2):
+        curves = Curves(subject, made, work=tmp_path, name="foundation")
+        num_asked = len(curves.asked.wanted.request)
+        rank = rng.geometric((0.02, 0.2, 0.1), (num_asked, 3)).T
+        curves.answered = {
+            ("events", "all users"): {
+                benchmark.Length(policy=policy, events=n): benchmark.Answered(
+                    answers=curves.asked.answers(of_length, None),
+                    read_tokens=np.full(len(curves.targets), 100),
+                )
+                for policy in benchmark.POLICIES
+                for n, of_length in zip(events, rank, strict=True)
+            }
+        }
+        seeds.append(curves)
+        ranks.append(rank)
+    wanted = seeds[0].asked.wanted
+    user = subject.split.test.user[wanted.request]
+    measured = Measured("context_length", {"mean": 1}, out=None)
+    benchmark.write_mean(seeds, measured)
+    assert not made.rows
+    assert seeds[0].seed == 3
+    assert {row.seed for row in measured.rows} == {"mean"}
+    mine = {"model": "foundation, recent"}
+    for place, n in enumerate(events):
+        [row] = rows_of(measured, metric="ndcg@10", history_events=n, **mine)
+        per_target = np.mean([ndcg(rank[place], 10) for rank in ranks], axis=0)
+        expected = bootstrap_interval(per_target, user)
+        assert row.n == 2 * len(user)
+        found = (row.value, row.ci_low, row.ci_high)
+        assert found == pytest.approx((expected.value, expected.low, expected.high), rel=1e-6)
+    [peak] = rows_of(measured, metric="peak_events", **mine)
+    assert peak.value == 5
 
 
 def test_the_model_is_left_as_it_was(subject: Subject, measured: Measured) -> None:
