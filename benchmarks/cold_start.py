@@ -302,21 +302,23 @@ def write(measured: Measured, studied: Studied, part: Part, *, seed: int | Liter
                         add(model=model, metric=f"gain_vs_{peer}", interval=gain)
 
 
-def joined(parts: Sequence[Part]) -> Part:
-    """All that was found under several seeds, one after the other, where each found something.
+def pooled(found: Sequence[Found]) -> Found:
+    """What was found under several seeds, one after the other.
 
-    A target's people are the same under every seed, or of a market of its own, whose members are
-    no surer for being drawn together, nor less so.
+    People are the same under every seed; or of a market of its own each, whose members are no surer
+    for being drawn together, nor less so.
     """
+    return Found(
+        np.concatenate([one.user_m for one in found]),
+        {model: np.concatenate([one.rank_m[model] for one in found]) for model in found[0].rank_m},
+    )
+
+
+def joined(parts: Sequence[Part]) -> Part:
+    """Of several seeds, what every one of them found something of."""
     return {
-        key: Found(
-            np.concatenate([part[key].user_m for part in parts]),
-            {
-                model: np.concatenate([part[key].rank_m[model] for part in parts])
-                for model in first.rank_m
-            },
-        )
-        for key, first in parts[0].items()
+        key: pooled([part[key] for part in parts])
+        for key in parts[0]
         if all(key in part for part in parts)
     }
 

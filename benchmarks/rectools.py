@@ -1,6 +1,6 @@
 """Peers that others keep: RecTools' SASRec, BERT4Rec, item k-NN and popularity, on a run's split.
 
-    python -m benchmarks.rectools RUN [--seconds N] [--out FILE.csv] [--work FOLDER]
+    python -m benchmarks.rectools RUN [RUN …] [--seconds N] [--out FILE.csv] [--work FOLDER]
     python -m benchmarks.rectools --smoke
 
 They live in an environment of their own, which is built once (`benchmarks/peers/`). The split is
@@ -12,6 +12,9 @@ validation requests that a run watches, and the looks count as training. What co
 hundred best items of each test request; ranks, ties and seen items are ours, the same for all. An
 item that training lacks they cannot recommend. With `--out` or `--work` what was tried is kept: a
 call that was killed goes on at the next entry of a grid.
+
+Of several runs, which differ by their seed alone, come rows of each and then of their mean, whose
+interval is over people, each drawn with all that was asked of them under every seed.
 """
 
 import json
@@ -21,18 +24,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.arms import save_arrays
-from benchmarks.cold_start import of_foundation
+from benchmarks.cold_start import Found, of_foundation, pooled
 from benchmarks.measured import Measured
 from benchmarks.peers.environment import PeerError, ensure
 from benchmarks.peers.tuning import best_try
 from benchmarks.quality import relative_gain
-from benchmarks.studied import Studied, opened, run_parser
+from benchmarks.studied import Studied, each_run, opened, run_parser
 from decant.measure import Asked
 from decant.on_validation import NUM_WATCHED_REQUESTS
 from decant.run_data import sample_targets
@@ -46,10 +50,14 @@ from promptify.windows import between
 _SHAPE = {"n_factors": 128, "n_blocks": 2, "n_heads": 4, "recommend_batch_size": 32}
 # RecTools' own batch, and smaller ones: in minutes of a core 128 people are too few steps. It
 # learns from the newest `session_max_len` events of each: 100 of them, its default, are 62 % of
-# MovieLens-100K's events, and 300 are 95 %; all rows of a batch are padded to as many.
+# MovieLens-100K's events, 300 are 95 %, 50 are 40 % and 10 are 10 %; all rows of a batch are padded
+# to as many. Ten are what the SASRec of `benchmarks.peers` reads best, from all of the events.
 _TRANSFORMERS = [
     {**_SHAPE, "session_max_len": events, "batch_size": people, "lr": rate}
     for events, people, rate in (
+        (10, 128, 1e-3),
+        (50, 32, 1e-3),
+        (50, 32, 3e-3),
         (100, 128, 1e-3),
         (100, 16, 1e-3),
         (100, 16, 3e-3),
@@ -155,64 +163,98 @@ def ask_peers(folder: Path, *, seconds: float, seed: int) -> None:
         raise PeerError(f"RecTools' models failed:\n{''.join(said)[-2000:]}")
 
 
-def measure(
-    studied: Studied,
-    measured: Measured,
-    *,
-    folder: Path,
-    grids: Mapping[str, Sequence[dict[str, Any]]],
-) -> None:
-    """Rows of the run's model and of each peer, and the gain of the one over the others."""
-    split = studied.split
-    asked = Asked(studied.book, split.test)
-    user = split.test.user[asked.wanted.request].astype(np.int64)
-    rank = asked.ranks_by(of_foundation(studied.foundation, studied.book)(split.test))
-    add = partial(
-        measured.add,
-        task=studied.recipe.name,
-        split=split.name.replace("_", "-"),
-        seed=studied.recipe.seed,
-        n=len(user),
+def found_by(
+    studied: Studied, *, folder: Path, grids: Mapping[str, Sequence[dict[str, Any]]]
+) -> tuple[Found, dict[str, float]]:
+    """Ranks of the run's model and of each peer's best try, and the seconds each was trained for.
+
+    Args:
+        studied: the run.
+        folder: where `ask_peers` left what it said.
+        grids: what was tried.
+    """
+    test = studied.split.test
+    asked = Asked(studied.book, test)
+    found = Found(test.user[asked.wanted.request].astype(np.int64), {})
+    found.rank_m["foundation"] = asked.ranks_by(
+        of_foundation(studied.foundation, studied.book)(test)
     )
-
-    def add_model(model: str, rank: NDArray[np.int64], **cells: Any) -> None:
-        for metric, values in (("ndcg@10", ndcg(rank, 10)), ("hr@10", hit_rate(rank, 10))):
-            add(model=model, metric=metric, interval=bootstrap_interval(values, user), **cells)
-
-    params = studied.foundation.num_parameters()
-    add_model("foundation", rank, params=params, seconds=round(studied.fit_seconds, 1))
+    seconds = {"foundation": studied.fit_seconds}
     for peer, grid in grids.items():
         tried, top = best_try(folder, peer, num_tries=len(grid))
         print(f"{peer}: {tried.config} is best on validation", file=sys.stderr)
-        theirs = ranks_of(asked, top)
-        add_model(f"rectools {peer}", theirs, seconds=round(tried.seconds, 1))
-        gain = relative_gain(ndcg(theirs, 10), ndcg(rank, 10), user)
+        found.rank_m[f"rectools {peer}"] = ranks_of(asked, top)
+        seconds[f"rectools {peer}"] = tried.seconds
+    return found, seconds
+
+
+def write(
+    measured: Measured,
+    studied: Studied,
+    found: Found,
+    *,
+    seed: int | Literal["mean"],
+    seconds: Mapping[str, float],
+) -> None:
+    """Rows of every model, and of our gain over each peer."""
+    add = partial(
+        measured.add,
+        task=studied.recipe.name,
+        split=studied.split.name.replace("_", "-"),
+        seed=seed,
+        n=len(found.user_m),
+    )
+    user = found.user_m
+    ours = found.rank_m["foundation"]
+    for model, rank in found.rank_m.items():
+        cells: dict[str, Any] = {"seconds": round(seconds[model], 1)}
+        if model == "foundation":
+            cells["params"] = studied.foundation.num_parameters()
+        for metric, values in (("ndcg@10", ndcg(rank, 10)), ("hr@10", hit_rate(rank, 10))):
+            add(model=model, metric=metric, interval=bootstrap_interval(values, user), **cells)
+        gain = (
+            None if model == "foundation" else relative_gain(ndcg(rank, 10), ndcg(ours, 10), user)
+        )
         if gain is not None:
-            add(model="foundation", metric=f"gain_vs_rectools_{peer}", interval=gain)
+            metric = f"gain_vs_{model.replace(' ', '_')}"
+            add(model="foundation", metric=metric, interval=gain)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; 1 when something could not be measured."""
     assert __doc__ is not None
-    parser = run_parser(__doc__)
+    parser = run_parser(__doc__, takes_several=True)
     parser.add_argument("--seconds", type=float, help="of each training; default: as the run's")
     options = parser.parse_args(arguments)
+    grids = SMOKE_GRIDS if options.smoke else GRIDS
+    seen: list[tuple[Found, dict[str, float]]] = []
     try:
-        with opened(options) as (studied, work):
-            seconds = studied.seconds_for_peers(options.seconds, option="--seconds")
-            grids = SMOKE_GRIDS if options.smoke else GRIDS
-            settings = {"recipe": studied.recipe.to_dict(), "weights": studied.weights,
-                        "seconds": seconds, "grids": grids}  # fmt: skip
-            measured = Measured("quality", settings, out=options.out)
-            folder = work / measured.config_hash
-            hand_over(studied, folder)
-            write_whole(folder / "grids.json", json.dumps(grids))
-            ask_peers(folder, seconds=seconds, seed=studied.recipe.seed)
-            measure(studied, measured, folder=folder, grids=grids)
+        for one in each_run(options):
+            with opened(one) as (studied, work):
+                seconds = studied.seconds_for_peers(options.seconds, option="--seconds")
+                settings = {"recipe": studied.recipe.to_dict(), "weights": studied.weights,
+                            "seconds": seconds, "grids": grids}  # fmt: skip
+                measured = Measured("quality", settings, out=options.out)
+                folder = work / measured.config_hash
+                hand_over(studied, folder)
+                write_whole(folder / "grids.json", json.dumps(grids))
+                ask_peers(folder, seconds=seconds, seed=studied.recipe.seed)
+                found, took = found_by(studied, folder=folder, grids=grids)
+                write(measured, studied, found, seed=studied.recipe.seed, seconds=took)
+                seen.append((found, took))
+        if len(seen) > 1:
+            # Of whichever seeds: a mean of three takes the place of one of two.
+            recipe = studied.recipe.with_seed(0).to_dict()
+            measured = Measured("quality", {"mean of": recipe, "grids": grids}, out=options.out)
+            took = {model: fmean(each[model] for _, each in seen) for model in took}
+            mean = pooled([found for found, _ in seen])
+            write(measured, studied, mean, seed="mean", seconds=took)
     except (ValueError, OSError, PeerError) as error:
         print(f"benchmarks.rectools: error: {error}", file=sys.stderr)
         return 1
-    print(f"{studied.recipe.name}, the whole catalogue. {hardware()}\n{measured.table()}")
+    told = f"{studied.recipe.name}, the whole catalogue"
+    told += f", mean of {len(seen)} seeds" if len(seen) > 1 else ""
+    print(f"{told}. {hardware()}\n{measured.table()}")
     return 0
 
 

@@ -104,7 +104,7 @@ def against_sasrec(files: Files, *, file: str) -> str:
 
 def against_rectools(files: Files, *, file: str) -> str:
     """A run's model and RecTools' on the same requests, and what the run's gains on each."""
-    rows = rows_of(files, file)
+    rows = told_once(rows_of(files, file))
     gains = {
         row.metric.removeprefix("gain_vs_"): percent(row) for row in rows if "gain" in row.metric
     }

@@ -1,6 +1,8 @@
 import json
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +116,52 @@ def test_other_grids_are_another_measurement(
     rows = [row for row in read_csv(out) if row.model == "rectools sasrec"]
     assert [row.metric for row in rows] == ["ndcg@10", "hr@10"] * 2
     assert len({row.config_hash for row in rows}) == 2
+
+
+def test_of_several_runs_come_rows_of_each_and_of_their_mean(
+    studied: Studied,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    @contextmanager
+    def opened(options: Namespace) -> Iterator[tuple[Studied, Path]]:
+        recipe = studied.recipe.with_seed(int(options.run.name))
+        yield replace(studied, recipe=recipe), tmp_path / "work"
+
+    def ask(folder: Path, *, seconds: float, seed: int) -> None:
+        requests = int(np.load(folder / "test.npz")["count"])
+        num_items = studied.book.interactions.num_items
+        answers = {
+            "request": np.repeat(np.arange(requests), num_items),
+            "item": np.tile(np.arange(num_items), requests),
+            "score": np.random.default_rng(seed).random(requests * num_items),
+        }
+        Try(config={}, valid_ndcg=0.5, seconds=seconds + seed).save(
+            folder, "sasrec", 0, answers=answers
+        )
+
+    monkeypatch.setattr(benchmark, "GRIDS", {"sasrec": [{}]})
+    monkeypatch.setattr(benchmark, "opened", opened)
+    monkeypatch.setattr(benchmark, "each_run", lambda o: [Namespace(run=run) for run in o.run])
+    monkeypatch.setattr(benchmark, "ask_peers", ask)
+    out = tmp_path / "rows.csv"
+    for seeds in (["0", "1"], ["0", "1", "2"]):
+        assert benchmark.main([*seeds, "--out", str(out)]) == 0
+        assert f"mean of {len(seeds)} seeds" in capsys.readouterr().out
+        for model in ("foundation", "rectools sasrec"):
+            rows = {
+                row.seed: row
+                for row in read_csv(out)
+                if (row.model, row.metric) == (model, "ndcg@10")
+            }
+            mean = rows.pop("mean")
+            assert list(rows) == [int(seed) for seed in seeds]
+            assert mean.value == pytest.approx(np.mean([row.value for row in rows.values()]))
+            assert mean.n == sum(row.n or 0 for row in rows.values())
+        assert mean.seconds == pytest.approx(1 + np.mean([int(seed) for seed in seeds]))
+        means = [(row.model, row.metric) for row in read_csv(out) if row.seed == "mean"]
+        assert len(means) == len(set(means))
 
 
 def test_ranks_of_the_best_are_ours_and_what_is_missing_is_no_hit(studied: Studied) -> None:
