@@ -95,8 +95,10 @@ class Measured:
         known = [row for row in self.rows if _has_cells(row, {"seed": seed, **key})]
         is_known = np.isfinite([interval.low, interval.high]).all() and interval.low < interval.high
         told = (interval.value, *((interval.low, interval.high) if is_known else (None, None)))
+        same = (*told, cells.get("n"))
         if known and (
-            seed != "mean" or any((row.value, row.ci_low, row.ci_high) == told for row in known)
+            seed != "mean"
+            or any((row.value, row.ci_low, row.ci_high, row.n) == same for row in known)
         ):
             return
         row = ResultRow(
