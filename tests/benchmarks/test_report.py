@@ -9,7 +9,9 @@ import pytest
 from benchmarks.measured import told_once
 from benchmarks.report import __main__ as report
 from benchmarks.report import tables
+from benchmarks.report.drawing import Curve, curves
 from benchmarks.report.figures import CAPTIONS, figures_of
+from decant.panels import MUTED, SERIES
 from decant.results import COLUMNS, ResultRow, read_csv, write_csv
 
 ROOT = Path(__file__).parents[2]
@@ -317,3 +319,20 @@ def test_each_benchmark_of_a_run_has_its_plot(benchmark: str, cells: list[dict])
         assert name in CAPTIONS
         figure = draw()
         assert all(len(axes.lines) for axes in figure.axes)
+
+
+def test_a_reference_is_dashed_and_grey_and_a_line_beyond_what_was_trained_keeps_its_colour() -> (
+    None
+):
+    points = [(0.1, 0.05, 0.15), (0.2, None, None)]
+    lines = [
+        Curve(name="foundation", places=[0, 1], points=points),
+        Curve(name="foundation", places=[1, 2], points=points, dashed=True),
+        Curve(name="sasrec", places=[0, 1], points=points),
+        Curve(name="ideal_reader", places=[0, 1], points=points, dashed=True),
+    ]
+    [axes] = curves({"NDCG@10": lines}, x_label="events", ticks=["0", "1", "2"]).axes
+    looks = [(line.get_color(), line.get_linestyle()) for line in axes.lines]
+    looks = [one for one in looks if one[1] != "None"]  # The caps of error bars have none.
+    first, second = SERIES[:2]
+    assert looks == [(first, "-"), (first, "--"), (second, "-"), (MUTED, "--")]
