@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,10 +39,10 @@ from benchmarks.measured import Measured
 from benchmarks.peers import sasrec
 from benchmarks.published import COLD_START_GAINS
 from benchmarks.quality import relative_gain
+from benchmarks.seeds import Found, each_run, mean_of, pooled
 from benchmarks.studied import (
     Studied,
     add_sasrec_options,
-    each_run,
     opened,
     run_parser,
     sasrec_of,
@@ -61,18 +61,6 @@ Float32 = NDArray[np.float32]
 Scores = Callable[[Targets], SliceScores]
 Ranks = dict[int | str | None, NDArray[np.int64]]
 """int64 [m] by length: events of history, None for all of it, `alone` among cold items alone."""
-
-
-class Found(NamedTuple):
-    """What was found of some targets after some length of history.
-
-    Attributes:
-        user_m: int64, whose they are.
-        rank_m: int64, by model; of those alone that have something to say.
-    """
-
-    user_m: NDArray[np.int64]
-    rank_m: dict[str, NDArray[np.int64]]
 
 
 Part = dict[tuple[str, int | None], Found]
@@ -302,18 +290,6 @@ def write(measured: Measured, studied: Studied, part: Part, *, seed: int | Liter
                         add(model=model, metric=f"gain_vs_{peer}", interval=gain)
 
 
-def pooled(found: Sequence[Found]) -> Found:
-    """What was found under several seeds, one after the other.
-
-    People are the same under every seed; or of a market of its own each, whose members are no surer
-    for being drawn together, nor less so.
-    """
-    return Found(
-        np.concatenate([one.user_m for one in found]),
-        {model: np.concatenate([one.rank_m[model] for one in found]) for model in found[0].rank_m},
-    )
-
-
 def joined(parts: Sequence[Part]) -> Part:
     """Of several seeds, what every one of them found something of."""
     return {
@@ -404,10 +380,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 seen.append(measured)
                 parts.append(contest.found)
         if len(seen) > 1:
-            # Of whichever seeds: a mean of three takes the place of one of two.
-            alike = {"recipe": studied.recipe.with_seed(0).to_dict(), "sasrec": made_of[:2]}
-            mean = {"mean of": {**settings, **alike, "weights": None}}
-            seen.append(Measured("cold_start", mean, out=options.out))
+            tried = {"lengths": LENGTHS, "sasrec": made_of[:2]}
+            seen.append(mean_of("cold_start", studied.recipe, tried, out=options.out))
             write(seen[-1], studied, joined(parts), seed="mean")
     except (ValueError, OSError) as error:
         print(f"benchmarks.cold_start: error: {error}", file=sys.stderr)

@@ -43,7 +43,8 @@ from tqdm.auto import tqdm
 from benchmarks.arms import kept_arrays
 from benchmarks.histories import NUM_RETRIEVED, POLICIES, Histories, Policy
 from benchmarks.measured import Measured, work_of
-from benchmarks.studied import each_run, named_run, run_parser
+from benchmarks.seeds import each_run, mean_of
+from benchmarks.studied import named_run, run_parser
 from benchmarks.subjects import SMOKE, Subject, finished, trained
 from decant.layout import RunLayout
 from decant.measure import Answers, Asked
@@ -488,10 +489,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 curves.measure()
                 seen.append(curves)
             if len(seen) > 1:
-                # Of whichever seeds: a mean of three takes the place of one of two.
-                recipe = recipe_of(folder).with_seed(0).to_dict()
-                mean = {"mean of": {**settings, "model": [options.model, recipe]}}
-                measured = Measured("context_length", mean, out=options.out)
+                alike = {**settings, "model": options.model}
+                measured = mean_of("context_length", recipe_of(folder), alike, out=options.out)
                 write_mean(seen, measured)
     except (ValueError, OSError) as error:
         print(f"benchmarks.context_length: error: {error}", file=sys.stderr)

@@ -1,6 +1,6 @@
 """How fast a model ages: trained up to a moment, asked in the spans of time that come after it.
 
-    python -m benchmarks.drift RUN [--out FILE.csv] [--work FOLDER]
+    python -m benchmarks.drift RUN [RUN …] [--out FILE.csv] [--work FOLDER]
     python -m benchmarks.drift --smoke
 
 Seven tenths of the run's events train, in the order of time; the next twentieth is left out, and
@@ -9,14 +9,15 @@ its person did before it, so the model is old and the history is not. Ours is tr
 recipe, SASRec as long as the run's model was; popularity and neighbours are counted up to the same
 moment. `ndcg@10_vs_first_span` is the last span less the first, people drawn once for both: they
 are other people and other targets, and some change is theirs. What is compared is how much each
-model loses. Cut short, the same call goes on with the models that are missing.
+model loses. Cut short, the same call goes on with the models that are missing. Of several
+runs, which differ by their seed alone, come rows of each and then of their mean.
 """
 
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from benchmarks.arms import kept_arrays
 from benchmarks.cold_start import of_foundation
 from benchmarks.measured import Measured
 from benchmarks.peers import sasrec
+from benchmarks.seeds import Found, each_run, mean_of, pooled
 from benchmarks.studied import (
     Studied,
     add_sasrec_options,
@@ -65,6 +67,13 @@ def spans(studied: Studied, targets: Targets) -> NDArray[np.int64]:
     return place * NUM_SPANS // len(targets)
 
 
+class Aged(NamedTuple):
+    """What was found of the targets of all spans, and the span of each, int64 [m]."""
+
+    found: Found
+    span_m: NDArray[np.int64]
+
+
 class Ageing:
     """Models of one moment, asked later and later.
 
@@ -90,7 +99,7 @@ class Ageing:
         self.split = split_by_time(studied)
         self.asked = Asked(studied.book, self.split.test)
 
-    def measure(self) -> None:
+    def measure(self) -> Aged:
         """Every model in every span, and how the last span differs from the first."""
         asked, train = self.asked, self.split.train
         models: dict[str, Callable[[], NDArray[np.int64] | None]] = {
@@ -102,35 +111,13 @@ class Ageing:
                 for kind in ("last_item_transitions", "item_knn")
             },
         }
-        user = self.split.test.user[asked.wanted.request].astype(np.int64)
-        span = spans(self.studied, self.split.test)[asked.wanted.request]
+        user_m = self.split.test.user[asked.wanted.request].astype(np.int64)
+        span_m = spans(self.studied, self.split.test)[asked.wanted.request]
+        aged = Aged(Found(user_m, {}), span_m)
         for model, ask in models.items():
-            values = ndcg(self._ranks(model, ask), 10)
-            add = partial(
-                self.measured.add,
-                task=self.studied.recipe.name,
-                model=model,
-                seed=self.studied.recipe.seed,
-            )
-            for number in range(NUM_SPANS):
-                here = span == number
-                if not here.any():
-                    raise ValueError(f"span t+{number + 1} has no target; the log is too short.")
-                interval = bootstrap_interval(values[here], user[here])
-                split = f"global-time, t+{number + 1}"
-                add(split=split, metric="ndcg@10", interval=interval, n=int(here.sum()))
-            users, row = np.unique(user, return_inverse=True)
-            first, last = (
-                mean_of_users(values[span == s], row[span == s], len(users))
-                for s in (0, NUM_SPANS - 1)
-            )
-            change = bootstrap_users(partial(_less, a=last, b=first), len(users))
-            add(
-                split=f"global-time, t+{NUM_SPANS}",
-                metric="ndcg@10_vs_first_span",
-                interval=change,
-                n=int(np.isin(span, (0, NUM_SPANS - 1)).sum()),
-            )
+            aged.found.rank_m[model] = self._ranks(model, ask)
+            write(self.measured, self.studied, aged, model, seed=self.studied.recipe.seed)
+        return aged
 
     def _neighbours(self, kind: NeighbourKind) -> NDArray[np.int64] | None:
         return neighbour_answers(self.asked, self.split.train, kind).rank
@@ -152,6 +139,33 @@ class Ageing:
         fitted = self.train_sasrec(self.split)
         scores = sasrec.score_requests(fitted.model, self.studied.book, self.split.test)
         return self.asked.ranks_by(lambda a, b: scores[a:b])
+
+
+def write(
+    measured: Measured, studied: Studied, aged: Aged, model: str, *, seed: int | Literal["mean"]
+) -> None:
+    """Rows of a model in every span, and of how the last differs from the first."""
+    (user_m, rank_m), span_m = aged
+    values = ndcg(rank_m[model], 10)
+    add = partial(measured.add, task=studied.recipe.name, model=model, seed=seed)
+    for number in range(NUM_SPANS):
+        here = span_m == number
+        if not here.any():
+            raise ValueError(f"span t+{number + 1} has no target; the log is too short.")
+        interval = bootstrap_interval(values[here], user_m[here])
+        split = f"global-time, t+{number + 1}"
+        add(split=split, metric="ndcg@10", interval=interval, n=int(here.sum()))
+    users, row = np.unique(user_m, return_inverse=True)
+    first, last = (
+        mean_of_users(values[span_m == s], row[span_m == s], len(users)) for s in (0, NUM_SPANS - 1)
+    )
+    change = bootstrap_users(partial(_less, a=last, b=first), len(users))
+    add(
+        split=f"global-time, t+{NUM_SPANS}",
+        metric="ndcg@10_vs_first_span",
+        interval=change,
+        n=int(np.isin(span_m, (0, NUM_SPANS - 1)).sum()),
+    )
 
 
 def _less(
@@ -176,24 +190,38 @@ def table(measured: Measured) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; 1 when something could not be measured."""
     assert __doc__ is not None
-    parser = run_parser(__doc__)
+    parser = run_parser(__doc__, takes_several=True)
     add_sasrec_options(parser)
     options = parser.parse_args(arguments)
+    seen: list[Aged] = []
     try:
-        with opened(options) as (studied, work):
-            made_of, train = sasrec_of(options, studied)
-            settings = {
-                "recipe": studied.recipe.to_dict(),
-                "data": studied.weights,
-                "shares": [TRAINED, LEFT_OUT, NUM_SPANS],
-                "sasrec": made_of,
-            }
-            measured = Measured("drift", settings, out=options.out)
-            Ageing(studied, measured, work=work, train_sasrec=train).measure()
+        for one in each_run(options):
+            with opened(one) as (studied, work):
+                made_of, train = sasrec_of(one, studied)
+                shares = [TRAINED, LEFT_OUT, NUM_SPANS]
+                settings = {
+                    "recipe": studied.recipe.to_dict(),
+                    "data": studied.weights,
+                    "shares": shares,
+                    "sasrec": made_of,
+                }
+                measured = Measured("drift", settings, out=options.out)
+                seen.append(Ageing(studied, measured, work=work, train_sasrec=train).measure())
+        if len(seen) > 1:
+            tried = {"shares": shares, "sasrec": made_of[:2]}
+            measured = mean_of("drift", studied.recipe, tried, out=options.out)
+            mean = Aged(
+                pooled([aged.found for aged in seen]),
+                np.concatenate([aged.span_m for aged in seen]),
+            )
+            for model in mean.found.rank_m:
+                write(measured, studied, mean, model, seed="mean")
     except (ValueError, OSError) as error:
         print(f"benchmarks.drift: error: {error}", file=sys.stderr)
         return 1
-    print(f"{studied.recipe.name}, trained up to t. {hardware()}\n{table(measured)}")
+    told = f"{studied.recipe.name}, trained up to t"
+    told += f", mean of {len(seen)} seeds" if len(seen) > 1 else ""
+    print(f"{told}. {hardware()}\n{table(measured)}")
     return 0
 
 

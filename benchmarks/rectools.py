@@ -31,12 +31,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.arms import save_arrays
-from benchmarks.cold_start import Found, of_foundation, pooled
+from benchmarks.cold_start import of_foundation
 from benchmarks.measured import Measured
 from benchmarks.peers.environment import PeerError, ensure
 from benchmarks.peers.tuning import best_try
 from benchmarks.quality import relative_gain
-from benchmarks.studied import Studied, each_run, opened, run_parser
+from benchmarks.seeds import Found, each_run, mean_of, pooled
+from benchmarks.studied import Studied, opened, run_parser
 from decant.measure import Asked
 from decant.on_validation import NUM_WATCHED_REQUESTS
 from decant.run_data import sample_targets
@@ -243,9 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 write(measured, studied, found, seed=studied.recipe.seed, seconds=took)
                 seen.append((found, took))
         if len(seen) > 1:
-            # Of whichever seeds: a mean of three takes the place of one of two.
-            recipe = studied.recipe.with_seed(0).to_dict()
-            measured = Measured("quality", {"mean of": recipe, "grids": grids}, out=options.out)
+            measured = mean_of("quality", studied.recipe, {"grids": grids}, out=options.out)
             took = {model: fmean(each[model] for _, each in seen) for model in took}
             mean = pooled([found for found, _ in seen])
             write(measured, studied, mean, seed="mean", seconds=took)

@@ -279,24 +279,6 @@ def opened(options: argparse.Namespace) -> Iterator[tuple[Studied, Path]]:
             yield of_run(named_run(options)), work
 
 
-def each_run(options: argparse.Namespace) -> list[argparse.Namespace]:
-    """A command line for each of the runs that one names; see `run_parser`, `takes_several`.
-
-    Raises:
-        ValueError: they differ by more than their seed, or not even by that.
-    """
-    runs = options.run or [None]
-    if len(runs) > 1:
-        recipes_of = [recipe_of(run) for run in runs]
-        if len({recipe.seed for recipe in recipes_of}) < len(runs):
-            raise ValueError(f"the runs {', '.join(map(str, runs))} have a seed twice.")
-        alike = recipes_of[0].with_seed(0)
-        for run, recipe in zip(runs, recipes_of, strict=True):
-            if recipe.with_seed(0) != alike:
-                raise ValueError(f"{run} differs from {runs[0]} by more than its seed.")
-    return [argparse.Namespace(**{**vars(options), "run": run}) for run in runs]
-
-
 def named_run(options: argparse.Namespace) -> Path:
     """The folder that a command line names.
 

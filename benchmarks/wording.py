@@ -1,6 +1,6 @@
 """What the words are worth: numbers as percentiles, as they are, or not at all; titles masked.
 
-    python -m benchmarks.wording RUN [--out FILE.csv] [--work FOLDER]
+    python -m benchmarks.wording RUN [RUN …] [--out FILE.csv] [--work FOLDER]
     python -m benchmarks.wording --smoke
 
 A prompt tells a number as where it lies among the training data ("high pay"). Each arm is a model
@@ -9,14 +9,15 @@ trained by the run's recipe on the same events, told otherwise: `numbers raw` sa
 control for a pretrained model: what it knows of a title it may have read about elsewhere. The
 others are held against `as it is`, trained beside them, target by target. An arm that would tell
 nothing else than the first is left out. Cut short, the same call goes on with the arms that are
-missing.
+missing. Of several runs, which differ by their seed alone, come rows of each and then of their
+mean, of the ranks alone.
 """
 
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -25,10 +26,16 @@ from tqdm.auto import tqdm
 
 from benchmarks.arms import kept_arrays
 from benchmarks.measured import Measured
+from benchmarks.seeds import Found, each_run, mean_of, pooled
 from benchmarks.studied import Studied, opened, run_parser, train_like
 from decant.measure import Answers, Asked
 from decant.run_record import hardware
-from foundation.evaluation import ndcg, paired_bootstrap
+from foundation.evaluation import (
+    Interval,
+    bootstrap_interval,
+    ndcg,
+    paired_bootstrap,
+)
 from foundation.predictions import predict_targets
 from promptify.interactions import Interactions
 from promptify.schema import Field, Schema
@@ -132,33 +139,22 @@ class Wordings:
         self.work = work
         self.asked = Asked(studied.book, studied.split.test)
 
-    def measure(self) -> None:
-        """Rows of every arm, and its differences to the first."""
+    def measure(self) -> Found:
+        """Rows of every arm, and its differences to the first; the ranks that they are of."""
         log = self.studied.data.interactions
         logs = {arm: tell(log) for arm, tell in ARMS.items()}
         told = {arm: one for arm, one in logs.items()
                 if arm == REFERENCE or one.schema.to_dict() != log.schema.to_dict()}  # fmt: skip
         said = {arm: self._said(arm, one) for arm, one in tqdm(told.items(), desc="arms")}
+        seed = self.studied.recipe.seed
         for arm, answers in said.items():
             for metric, (interval, n) in answers.metrics().items():
-                if metric in ("ndcg@10", "hr@10", "auc", "log_loss"):
-                    self._add(arm, metric, interval, n)
-            if arm != REFERENCE:
-                before, after = (ndcg(_ranks(one), 10) for one in (said[REFERENCE], answers))
-                change = paired_bootstrap(before, after, answers.user, statistic="difference")
-                self._add(arm, "ndcg@10_vs_as_it_is", change, len(before))
-
-    def _add(self, arm: str, metric: str, interval: Any, n: int) -> None:
-        self.measured.add(
-            task=self.studied.recipe.name,
-            split=self.studied.split.name.replace("_", "-"),
-            model=f"foundation, {arm}",
-            context_tokens=self.studied.recipe.prompter.max_prompt_tokens,
-            metric=metric,
-            interval=interval,
-            n=n,
-            seed=self.studied.recipe.seed,
-        )
+                if metric in ("auc", "log_loss"):
+                    add(self.measured, self.studied, arm, metric, interval, seed=seed, n=n)
+        user_m = said[REFERENCE].user
+        found = Found(user_m, {arm: _ranks(answers) for arm, answers in said.items()})
+        write(self.measured, self.studied, found, seed=seed)
+        return found
 
     def _said(self, arm: str, log: Interactions) -> Answers:
         path = self.work / f"{self.measured.config_hash}-{arm.replace(' ', '-')}.npz"
@@ -175,6 +171,45 @@ class Wordings:
         return self.asked.answers(kept["rank"], kept["probability"])
 
 
+def write(
+    measured: Measured, studied: Studied, found: Found, *, seed: int | Literal["mean"]
+) -> None:
+    """Rows of how every arm ranks, and of its difference to the first."""
+    before = ndcg(found.rank_m[REFERENCE], 10)
+    for arm, rank_m in found.rank_m.items():
+        values = ndcg(rank_m, 10)
+        rows = {"ndcg@10": bootstrap_interval(values, found.user_m)}
+        if arm != REFERENCE:
+            rows["ndcg@10_vs_as_it_is"] = paired_bootstrap(
+                before, values, found.user_m, statistic="difference"
+            )
+        for metric, interval in rows.items():
+            add(measured, studied, arm, metric, interval, seed=seed, n=len(values))
+
+
+def add(
+    measured: Measured,
+    studied: Studied,
+    arm: str,
+    metric: str,
+    interval: Interval,
+    *,
+    seed: int | Literal["mean"],
+    n: int,
+) -> None:
+    """A row of an arm."""
+    measured.add(
+        task=studied.recipe.name,
+        split=studied.split.name.replace("_", "-"),
+        model=f"foundation, {arm}",
+        context_tokens=studied.recipe.prompter.max_prompt_tokens,
+        metric=metric,
+        interval=interval,
+        n=n,
+        seed=seed,
+    )
+
+
 def _ranks(answers: Answers) -> NDArray[np.int64]:
     assert answers.rank is not None
     return answers.rank
@@ -183,20 +218,28 @@ def _ranks(answers: Answers) -> NDArray[np.int64]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; 1 when something could not be measured."""
     assert __doc__ is not None
-    options = run_parser(__doc__).parse_args(arguments)
+    options = run_parser(__doc__, takes_several=True).parse_args(arguments)
+    seen: list[Found] = []
     try:
-        with opened(options) as (studied, work):
-            settings = {
-                "recipe": studied.recipe.to_dict(),
-                "data": studied.weights,
-                "arms": list(ARMS),
-            }
-            measured = Measured("wording", settings, out=options.out)
-            Wordings(studied, measured, work=work).measure()
+        for one in each_run(options):
+            with opened(one) as (studied, work):
+                settings = {
+                    "recipe": studied.recipe.to_dict(),
+                    "data": studied.weights,
+                    "arms": list(ARMS),
+                }
+                measured = Measured("wording", settings, out=options.out)
+                seen.append(Wordings(studied, measured, work=work).measure())
+        if len(seen) > 1:
+            arms = {"arms": list(ARMS)}
+            measured = mean_of("wording", studied.recipe, arms, out=options.out)
+            write(measured, studied, pooled(seen), seed="mean")
     except (ValueError, OSError) as error:
         print(f"benchmarks.wording: error: {error}", file=sys.stderr)
         return 1
-    print(f"{studied.recipe.name}, told otherwise. {hardware()}\n{measured.table()}")
+    told = f"{studied.recipe.name}, told otherwise"
+    told += f", mean of {len(seen)} seeds" if len(seen) > 1 else ""
+    print(f"{told}. {hardware()}\n{measured.table()}")
     return 0
 
 

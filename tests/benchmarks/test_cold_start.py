@@ -1,7 +1,6 @@
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -10,10 +9,10 @@ import numpy as np
 import pytest
 
 from benchmarks import cold_start as benchmark
-from benchmarks import studied as studied_module
-from benchmarks.cold_start import Found, joined
+from benchmarks.cold_start import joined
 from benchmarks.measured import Measured
 from benchmarks.quality import relative_gain
+from benchmarks.seeds import Found
 from benchmarks.studied import Studied, without_profiles
 from decant import recipes
 from decant.results import ResultRow, read_csv
@@ -134,19 +133,6 @@ def test_of_several_seeds_a_person_is_drawn_with_all_that_was_asked_of_them(tmp_
     assert gain is not None
     row = rows["foundation", "gain_vs_sasrec", 5]
     assert (row.value, row.ci_low) == pytest.approx((gain.value, gain.low), rel=1e-6)
-
-
-def test_runs_together_differ_by_their_seed_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    demo = recipes.demo()
-    made = {"a": demo, "b": demo.with_seed(1), "c": replace(demo.with_seed(2), size="small")}
-    monkeypatch.setattr(studied_module, "recipe_of", lambda run: made[run.name])
-    runs = {name: str(tmp_path / name) for name in made}
-    assert benchmark.main([runs["a"], runs["b"], runs["a"]]) == 1
-    assert "have a seed twice" in capsys.readouterr().err
-    assert benchmark.main([runs["a"], runs["b"], runs["c"]]) == 1
-    assert f"{runs['c']} differs from {runs['a']} by more than its seed" in capsys.readouterr().err
 
 
 def test_a_mean_of_more_runs_takes_the_place_of_one_of_fewer(
