@@ -49,7 +49,7 @@ def mean_of(
 
 
 class Found(NamedTuple):
-    """What was found of some targets after some length of history.
+    """What was found of some targets, by every model that was asked of them.
 
     Attributes:
         user_m: int64, whose they are.
