@@ -377,9 +377,15 @@ def write_mean(curves: Sequence[Curves], measured: Measured) -> None:
     """Rows of the mean of several seeds' curves; what a reading costs is said of each alone."""
     mean = copy(curves[0])
     mean.measured, mean.seed = measured, "mean"
-    mean.answered = {
-        key: {length: _joined([one.answered[key][length] for one in curves]) for length in lengths}
+    # Of people and lengths that every seed has: those of a generated market are its own.
+    common = {
+        key: [n for n in lengths if all(n in one.answered.get(key, {}) for one in curves)]
         for key, lengths in mean.answered.items()
+    }
+    mean.answered = {
+        key: {n: _joined([one.answered[key][n] for one in curves]) for n in lengths}
+        for key, lengths in common.items()
+        if lengths
     }
     mean.write()
 

@@ -33,6 +33,7 @@ from decant.run_record import hardware
 from foundation.evaluation import (
     Interval,
     bootstrap_interval,
+    hit_rate,
     ndcg,
     paired_bootstrap,
 )
@@ -178,7 +179,10 @@ def write(
     before = ndcg(found.rank_m[REFERENCE], 10)
     for arm, rank_m in found.rank_m.items():
         values = ndcg(rank_m, 10)
-        rows = {"ndcg@10": bootstrap_interval(values, found.user_m)}
+        rows = {
+            "hr@10": bootstrap_interval(hit_rate(rank_m, 10), found.user_m),
+            "ndcg@10": bootstrap_interval(values, found.user_m),
+        }
         if arm != REFERENCE:
             rows["ndcg@10_vs_as_it_is"] = paired_bootstrap(
                 before, values, found.user_m, statistic="difference"

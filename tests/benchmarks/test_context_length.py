@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,11 +144,17 @@ def test_the_mean_of_seeds_is_over_the_same_people(subject: Subject, tmp_path: P
         ranks.append(rank)
     wanted = seeds[0].asked.wanted
     user = subject.split.test.user[wanted.request]
+    # A length and people of one seed alone have no mean.
+    told = seeds[0].answered["events", "all users"]
+    seeds[0].answered["events", "20 events or more"] = dict(told)
+    told |= {replace(one, events=20): said for one, said in told.items() if one.events == 10}
     measured = Measured("context_length", {"mean": 1}, out=None)
     benchmark.write_mean(seeds, measured)
     assert not made.rows
     assert seeds[0].seed == 3
     assert {row.seed for row in measured.rows} == {"mean"}
+    assert not rows_of(measured, history_events=20)
+    assert not [row for row in measured.rows if "20 events" in row.split]
     mine = {"model": "foundation, recent"}
     for place, n in enumerate(events):
         [row] = rows_of(measured, metric="ndcg@10", history_events=n, **mine)

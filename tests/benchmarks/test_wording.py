@@ -63,6 +63,8 @@ def test_smoke_holds_every_wording_against_the_first(
     rows = {(row.model, row.metric): row for row in read_csv(out)}
     names = [f"foundation, {arm}" for arm in wording.ARMS]
     assert {model for model, _ in rows} == set(names)
+    said = {metric for model, metric in rows if model == names[0]}
+    assert said == {"hr@10", "ndcg@10", "auc", "log_loss"}
     for name in names[1:]:
         change = rows[name, "ndcg@10_vs_as_it_is"]
         ends = rows[name, "ndcg@10"].value - rows[names[0], "ndcg@10"].value
