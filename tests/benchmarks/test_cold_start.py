@@ -1,6 +1,3 @@
-from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -14,7 +11,6 @@ from benchmarks.measured import Measured
 from benchmarks.quality import relative_gain
 from benchmarks.seeds import Found
 from benchmarks.studied import Studied, without_profiles
-from decant import recipes
 from decant.results import ResultRow, read_csv
 from foundation.evaluation import bootstrap_interval, ndcg
 from promptify.assembly import PromptBook
@@ -133,45 +129,6 @@ def test_of_several_seeds_a_person_is_drawn_with_all_that_was_asked_of_them(tmp_
     assert gain is not None
     row = rows["foundation", "gain_vs_sasrec", 5]
     assert (row.value, row.ci_low) == pytest.approx((gain.value, gain.low), rel=1e-6)
-
-
-def test_a_mean_of_more_runs_takes_the_place_of_one_of_fewer(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    user = np.arange(30)
-
-    class Quick(benchmark.Contest):
-        def __init__(self, studied: Studied, measured: Measured, **_: object) -> None:
-            self.found = {}
-            self.studied, self.measured, self.user = studied, measured, user
-
-        def measure_users(self) -> None:
-            drawn = np.random.default_rng(self.studied.recipe.seed).integers(1, 20, len(user))
-            ranks: dict[str, benchmark.Ranks] = {"foundation": {None: drawn}}
-            self._rows(ranks, "all users", np.ones(len(user), np.bool_), [])
-
-    @contextmanager
-    def opened(options: Namespace) -> Iterator[tuple[Studied, Path]]:
-        recipe = recipes.demo().with_seed(int(options.run.name))
-        split = SimpleNamespace(name="leave_one_out")
-        found = SimpleNamespace(recipe=recipe, weights=options.run.name, split=split)
-        yield cast(Studied, found), tmp_path
-
-    monkeypatch.setattr(benchmark, "Contest", Quick)
-    monkeypatch.setattr(benchmark, "opened", opened)
-    monkeypatch.setattr(benchmark, "each_run", lambda o: [Namespace(run=run) for run in o.run])
-    monkeypatch.setattr(benchmark, "sasrec_of", lambda one, _: ([[], [], int(one.run.name)], None))
-    out = tmp_path / "rows.csv"
-    call = ["--part", "users", "--out", str(out)]
-    for seeds in (["0"], ["0", "1"], ["0", "1", "2"]):
-        assert benchmark.main([*seeds, *call]) == 0
-        rows = [row for row in read_csv(out) if row.metric == "ndcg@10"]
-        by_seed = {row.seed: row.value for row in rows}
-        assert len(by_seed) == len(rows)
-        if len(seeds) > 1:
-            assert f"mean of {len(seeds)} seeds" in capsys.readouterr().out
-            assert by_seed.pop("mean") == pytest.approx(np.mean(list(by_seed.values())))
-        assert list(by_seed) == [int(seed) for seed in seeds]
 
 
 def test_without_profiles_people_differ_by_what_they_did_alone(

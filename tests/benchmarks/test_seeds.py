@@ -54,8 +54,16 @@ class Told(Drawn):
         return self.found
 
 
+class Contested(Drawn):
+    def measure_users(self) -> None:
+        part = {("all users", None): self.found}
+        cold_start.write(self.measured, self.studied, part, seed=self.studied.recipe.seed)
+        self.found = part  # type: ignore[assignment]
+
+
 @pytest.mark.parametrize(
-    ("benchmark", "name", "quick"), [(drift, "Ageing", Aged), (wording, "Wordings", Told)]
+    ("benchmark", "name", "quick"),
+    [(drift, "Ageing", Aged), (wording, "Wordings", Told), (cold_start, "Contest", Contested)],
 )
 def test_a_mean_is_over_all_seeds_and_takes_the_place_of_one_of_fewer(
     benchmark: Any,
@@ -75,11 +83,14 @@ def test_a_mean_is_over_all_seeds_and_takes_the_place_of_one_of_fewer(
     monkeypatch.setattr(benchmark, name, quick)
     monkeypatch.setattr(benchmark, "opened", opened)
     monkeypatch.setattr(benchmark, "each_run", lambda o: [Namespace(run=run) for run in o.run])
-    if benchmark is drift:
-        monkeypatch.setattr(drift, "sasrec_of", lambda one, _: ([[], [], int(one.run.name)], None))
+    if benchmark is not wording:
+        monkeypatch.setattr(
+            benchmark, "sasrec_of", lambda one, _: ([[], [], int(one.run.name)], None)
+        )
     out = tmp_path / "rows.csv"
     for runs in (["0"], ["0", "1"], ["0", "1", "2"]):
-        assert benchmark.main([*runs, "--out", str(out)]) == 0
+        users = ["--part", "users"] if benchmark is cold_start else []
+        assert benchmark.main([*runs, *users, "--out", str(out)]) == 0
         rows = read_csv(out)
         means = [row for row in rows if row.seed == "mean"]
         assert bool(means) == (len(runs) > 1) == ("seeds" in capsys.readouterr().out)
