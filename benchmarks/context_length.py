@@ -30,24 +30,24 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from benchmarks.arms import kept_arrays
-from benchmarks.histories import NUM_RETRIEVED, POLICIES, Histories, Policy
+from benchmarks.histories import NUM_RETRIEVED, POLICIES, Histories
+from benchmarks.length_rows import Answered, AtLengths, Length, LengthRows, joined
 from benchmarks.measured import Measured, work_of
 from benchmarks.seeds import each_run, mean_of
 from benchmarks.studied import named_run, run_parser
 from benchmarks.subjects import SMOKE, Subject, finished, trained
 from decant.layout import RunLayout
-from decant.measure import Answers, Asked
+from decant.measure import Asked
 from decant.recipes import recipe_of
 from decant.run_data import sample_targets
 from decant.run_record import hardware
@@ -55,12 +55,7 @@ from foundation.batches import take_rows
 from foundation.checkpoint import weights_hash
 from foundation.evaluation import (
     Interval,
-    UserStatistic,
     bootstrap_interval,
-    bootstrap_users,
-    mean_of_users,
-    ndcg,
-    paired_bootstrap,
 )
 from foundation.predictions import predict_targets
 
@@ -72,29 +67,6 @@ TOKENS = tuple(part << power for power in range(5, 12) for part in (2, 3))
 LEAST_COHORT = 200
 """People who must have a history of the longest length that is asked, unless fewer will do."""
 NUM_TIMED = 40
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Length:
-    """One point of a curve.
-
-    Attributes:
-        policy: what of a history is told.
-        events: so many of it; None where tokens limit it.
-        tokens: of the whole prompt; None where events limit it.
-        scaled: whether positions are set to that length; only beyond the trained.
-    """
-
-    policy: Policy
-    events: int | None = None
-    tokens: int | None = None
-    scaled: bool = False
-
-    @property
-    def name(self) -> str:
-        """A short name without spaces."""
-        unit = f"{self.events}-events" if self.tokens is None else f"{self.tokens}-tokens"
-        return f"{self.policy}-{unit}" + "-scaled" * self.scaled
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,19 +84,6 @@ class Said:
     read_tokens: NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answered:
-    """What was said at one length, beside what happened.
-
-    Attributes:
-        answers: ranks and probabilities.
-        read_tokens: int64 [n], as in `Said`.
-    """
-
-    answers: Answers
-    read_tokens: NDArray[np.int64]
-
-
 class Curves:
     """Asks a model the same requests at every length and writes the rows.
 
@@ -137,6 +96,7 @@ class Curves:
             where that is fewer.
 
     Attributes:
+        rows: what the rows have in common.
         answered: what was said at each length, by the unit of the lengths and who was asked.
     """
 
@@ -149,17 +109,24 @@ class Curves:
         name: str,
         least: int = LEAST_COHORT,
     ) -> None:
-        self.model, self.book, self.task = subject.foundation, subject.book, subject.task
-        self.name = name
-        self.seed: int | Literal["mean"] = subject.seed
-        self.split_name = subject.split.name.replace("_", "-")
+        self.model, self.book = subject.foundation, subject.book
         self.targets = subject.split.test
         self.measured = measured
         self.work = work
-        self.answered: dict[tuple[str, str], dict[Length, Answered]] = {}
+        self.answered: AtLengths = {}
         self.asked = Asked(self.book, self.targets)
         self.histories = Histories(self.model, self.book, self.targets)
         self.trained_tokens = self.book.prompter.config.max_prompt_tokens
+        self.rows = LengthRows(
+            measured=measured,
+            task=subject.task,
+            model=name,
+            params=self.model.num_parameters(),
+            split=subject.split.name.replace("_", "-"),
+            trained_tokens=self.trained_tokens,
+            reserved_tokens=self.book.prompter.reserved_tokens,
+            seed=subject.seed,
+        )
         held = self.histories.num_events
         reserved = self.book.prompter.reserved_tokens
         filled = self.histories.num_tokens + reserved
@@ -204,17 +171,13 @@ class Curves:
                     )
                     for one, part in parts.items()
                 }
-        self.write()
+        self.rows.write(self.answered)
         self._cost_rows(lengths, said)
 
-    def write(self) -> None:
-        """Rows of what was answered, and where it is best."""
-        for (unit, who), answered in self.answered.items():
-            for length, one in answered.items():
-                self._quality_rows(length, one, who)
-            for policy in POLICIES:
-                some = {one: part for one, part in answered.items() if one.policy == policy}
-                self._peak_rows(some, unit, who)
+    def _who(self, unit: str) -> str:
+        if unit == "events":
+            return f"{self.events[-1]} events or more"
+        return f"histories that fill {self.tokens[-1]} tokens"
 
     def _part(self, said: Said, here: NDArray[np.bool_]) -> Said:
         """What was said of some of the requests."""
@@ -255,79 +218,6 @@ class Curves:
         finally:
             self.model.set_prompt_budget(self.trained_tokens)
 
-    def _who(self, unit: str) -> str:
-        if unit == "events":
-            return f"{self.events[-1]} events or more"
-        return f"histories that fill {self.tokens[-1]} tokens"
-
-    def _kind(self, length: Length, said: Said | Answered) -> str:
-        """Whether a length was trained on; else how its positions were told."""
-        reserved = self.book.prompter.reserved_tokens
-        longest = length.tokens or int(said.read_tokens.max()) + reserved
-        if longest <= self.trained_tokens:
-            return "trained"
-        return "scaled" if length.scaled else "plain"
-
-    def _split(self, kind: str, who: str) -> str:
-        how = "trained length" if kind == "trained" else f"extrapolated, {kind} positions"
-        return f"{self.split_name}, {who}, {how}"
-
-    def _add(self, interval: Interval, length: Length, **cells: object) -> None:
-        self.measured.add(
-            task=self.task,
-            model=f"{self.name}, {length.policy}",
-            params=self.model.num_parameters(),
-            context_tokens=length.tokens or self.trained_tokens,
-            history_events=length.events,
-            seed=self.seed,
-            interval=interval,
-            **cells,
-        )
-
-    def _quality_rows(self, length: Length, answered: Answered, who: str) -> None:
-        split = self._split(self._kind(length, answered), who)
-        for metric, (interval, n) in answered.answers.metrics().items():
-            if metric in ("ndcg@10", "hr@10", "auc"):
-                self._add(interval, length, split=split, metric=metric, n=n)
-        tokens = answered.read_tokens
-        interval = Interval(value=float(tokens.mean()), low=-np.inf, high=np.inf)
-        self._add(interval, length, split=split, metric="read_tokens", n=len(tokens))
-
-    def _peak_rows(self, answered: dict[Length, Answered], unit: str, who: str) -> None:
-        """Where quality is best, and how much better than at the longest length.
-
-        Once among trained lengths alone, and once more with each way of going beyond them.
-        """
-        kinds = {one: self._kind(one, part) for one, part in answered.items()}
-        for kind in dict.fromkeys(("trained", *kinds.values())):
-            lengths = [one for one in answered if kinds[one] in ("trained", kind)]
-            values = {one: ndcg(_rank_of(answered[one]), 10) for one in lengths}
-            user = answered[lengths[0]].answers.user
-            users, row = np.unique(user, return_inverse=True)
-            means = [mean_of_users(values[one], row, len(users)) for one in lengths]
-            size_L = np.array([getattr(one, unit) for one in lengths], np.float64)
-            place = partial(_place_of_best, means=means, size_L=size_L)
-            peak = bootstrap_users(place, len(users))
-            at = lengths[int(np.flatnonzero(size_L == peak.value)[0])]
-            split = self._split("trained", who)
-            if kind != "trained":
-                split = f"{self.split_name}, {who}, trained and {kind} positions"
-            every = Length(policy=at.policy)
-            self._add(peak, every, split=split, metric=f"peak_{unit}", n=len(user))
-            above = paired_bootstrap(values[lengths[-1]], values[at], user, statistic="difference")
-            metric = f"ndcg@10_peak_vs_longest_{unit}"
-            self._add(above, every, split=split, metric=metric, n=len(user))
-            # What lies beyond the training, against the longest that does not, target by target.
-            last = [one for one in lengths if kinds[one] == "trained"][-1]
-            for one in lengths:
-                if kinds[one] != "trained":
-                    beyond = paired_bootstrap(
-                        values[last], values[one], user, statistic="difference"
-                    )
-                    split = self._split(kind, who)
-                    metric = "ndcg@10_vs_trained"
-                    self._add(beyond, one, split=split, metric=metric, n=len(user))
-
     def _cost_rows(self, lengths: Sequence[Length], said: dict[Length, Said]) -> None:
         """Milliseconds of a reading and bytes of what it leaves, lengths in turn."""
         # What is read beyond the trained length costs the same wherever its positions are.
@@ -336,7 +226,7 @@ class Curves:
         last = lengths[-1]
         if self.measured.has(
             metric="prefix_bytes",
-            model=f"{self.name}, {last.policy}",
+            model=f"{self.rows.model}, {last.policy}",
             context_tokens=last.tokens or self.trained_tokens,
             history_events=last.events,
         ):
@@ -364,63 +254,13 @@ class Curves:
                     held[one].append(reading.num_bytes)
         user = np.arange(len(timed.targets))
         for one in lengths:
-            split = self._split(self._kind(one, said[one]), "timed")
+            split = self.rows.split_of(self.rows.kind(one, said[one].read_tokens), "timed")
             for metric, percent in (("p50_ms", 50), ("p95_ms", 95)):
                 value = float(np.percentile(took[one], percent))
                 interval = Interval(value=value, low=-np.inf, high=np.inf)
-                self._add(interval, one, split=split, metric=metric, n=len(user))
+                self.rows.add(interval, one, split=split, metric=metric, n=len(user))
             interval = bootstrap_interval(np.array(held[one]), user)
-            self._add(interval, one, split=split, metric="prefix_bytes", n=len(user))
-
-
-def write_mean(curves: Sequence[Curves], measured: Measured) -> None:
-    """Rows of the mean of several seeds' curves; what a reading costs is said of each alone."""
-    mean = copy(curves[0])
-    mean.measured, mean.seed = measured, "mean"
-    # Of people and lengths that every seed has: those of a generated market are its own.
-    common = {
-        key: [n for n in lengths if all(n in one.answered.get(key, {}) for one in curves)]
-        for key, lengths in mean.answered.items()
-    }
-    mean.answered = {
-        key: {n: _joined([one.answered[key][n] for one in curves]) for n in lengths}
-        for key, lengths in common.items()
-        if lengths
-    }
-    mean.write()
-
-
-def _joined(parts: Sequence[Answered]) -> Answered:
-    """What was answered under several seeds, one after the other; no probabilities.
-
-    An AUC over all of them would hold what one model says against what another says.
-    """
-    answers = [part.answers for part in parts]
-    return Answered(
-        answers=Answers(
-            user=np.concatenate([one.user for one in answers]),
-            rank=np.concatenate([_rank_of(part) for part in parts]),
-            is_positive_target=np.concatenate([one.is_positive_target for one in answers]),
-            action_user=np.concatenate([one.action_user for one in answers]),
-            action_positive=np.concatenate([one.action_positive for one in answers]),
-            action_probability=None,
-        ),
-        read_tokens=np.concatenate([part.read_tokens for part in parts]),
-    )
-
-
-def _rank_of(answered: Answered) -> NDArray[np.int64]:
-    rank = answered.answers.rank
-    assert rank is not None
-    return rank
-
-
-def _place_of_best(
-    weights: NDArray[np.floating[Any]], *, means: Sequence[UserStatistic], size_L: Float64
-) -> Float64:
-    """The size whose mean is best in each draw, float64 [S]; the smallest of equal ones."""
-    found: Float64 = size_L[np.argmax([mean(weights) for mean in means], axis=0)]
-    return found
+            self.rows.add(interval, one, split=split, metric="prefix_bytes", n=len(user))
 
 
 def table(measured: Measured) -> str:
@@ -497,7 +337,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if len(seen) > 1:
                 alike = {**settings, "model": options.model}
                 measured = mean_of("context_length", recipe_of(folder), alike, out=options.out)
-                write_mean(seen, measured)
+                mean = replace(seen[0].rows, measured=measured, seed="mean")
+                mean.write(joined([one.answered for one in seen]))
     except (ValueError, OSError) as error:
         print(f"benchmarks.context_length: error: {error}", file=sys.stderr)
         return 1

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 
 from benchmarks import context_length as benchmark
+from benchmarks import length_rows
 from benchmarks.context_length import Curves
+from benchmarks.histories import POLICIES
+from benchmarks.length_rows import Answered, Length, joined
 from benchmarks.measured import Measured
 from benchmarks.subjects import Subject
 from decant.results import ResultRow
@@ -68,7 +71,7 @@ def test_every_length_is_asked_of_the_same_people(measured: Measured) -> None:
         assert len(asked) == 1
     by_policy = {
         policy: {row.history_events for row in rows_of(measured, model=f"foundation, {policy}")}
-        for policy in benchmark.POLICIES
+        for policy in POLICIES
     }
     assert by_policy["recent"] == by_policy["relevant"] == by_policy["recent_per_action"]
     assert {0, 1, 2, 5, 10, 20} <= by_policy["recent"]
@@ -105,17 +108,18 @@ def test_what_lies_beyond_is_held_against_the_longest_trained(
     )
     ranked, asked = len(curves.asked.wanted.request), len(curves.targets)
 
-    def said(rank: int) -> benchmark.Answered:
+    def said(rank: int) -> Answered:
         answers = curves.asked.answers(np.full(ranked, rank), None)
-        return benchmark.Answered(answers=answers, read_tokens=np.full(asked, 100))
+        return Answered(answers=answers, read_tokens=np.full(asked, 100))
 
     lengths = {
-        benchmark.Length(policy="recent", tokens=100): said(4),
-        benchmark.Length(policy="recent", tokens=150): said(1),
-        benchmark.Length(policy="recent", tokens=192, scaled=True): said(2),
+        Length(policy=policy, tokens=tokens, scaled=tokens > 150): said(rank)
+        for policy in POLICIES
+        for tokens, rank in ((100, 4), (150, 1), (192, 2))
     }
-    curves._peak_rows(lengths, "tokens", "all users")
-    [row] = rows_of(curves.measured, metric="ndcg@10_vs_trained")
+    curves.rows.write({("tokens", "all users"): lengths})
+    beyond = {"metric": "ndcg@10_vs_trained", "model": "foundation, recent"}
+    [row] = rows_of(curves.measured, **beyond)
     assert row.context_tokens == 192
     assert "extrapolated, scaled" in row.split
     assert row.value == pytest.approx(1 / np.log2(3) - 1)
@@ -132,11 +136,11 @@ def test_the_mean_of_seeds_is_over_the_same_people(subject: Subject, tmp_path: P
         rank = rng.geometric((0.02, 0.2, 0.1), (num_asked, 3)).T
         curves.answered = {
             ("events", "all users"): {
-                benchmark.Length(policy=policy, events=n): benchmark.Answered(
+                Length(policy=policy, events=n): Answered(
                     answers=curves.asked.answers(of_length, None),
                     read_tokens=np.full(len(curves.targets), 100),
                 )
-                for policy in benchmark.POLICIES
+                for policy in POLICIES
                 for n, of_length in zip(events, rank, strict=True)
             }
         }
@@ -149,9 +153,9 @@ def test_the_mean_of_seeds_is_over_the_same_people(subject: Subject, tmp_path: P
     seeds[0].answered["events", "20 events or more"] = dict(told)
     told |= {replace(one, events=20): said for one, said in told.items() if one.events == 10}
     measured = Measured("context_length", {"mean": 1}, out=None)
-    benchmark.write_mean(seeds, measured)
+    mean = replace(seeds[0].rows, measured=measured, seed="mean")
+    mean.write(joined([one.answered for one in seeds]))
     assert not made.rows
-    assert seeds[0].seed == 3
     assert {row.seed for row in measured.rows} == {"mean"}
     assert not rows_of(measured, history_events=20)
     assert not [row for row in measured.rows if "20 events" in row.split]
@@ -202,10 +206,7 @@ def test_a_second_call_goes_on_with_what_was_said(subject: Subject, measured: Me
     before = measured.out.read_bytes()
     again = Measured("context_length", {}, out=measured.out)
     curves = Curves(subject, again, work=measured.out.parent, name="foundation")
-    curves.model = None  # type: ignore[assignment]
-    with pytest.raises(AttributeError):
-        curves.measure()  # A new length would be asked of the model …
-    curves.model = subject.foundation
+    curves.model = None  # type: ignore[assignment]  # There is nothing to ask it.
     curves.measure()
     assert measured.out.read_bytes() == before
 
@@ -216,7 +217,7 @@ def test_the_place_of_the_best_is_drawn_with_the_people() -> None:
     means = [mean_of_users(np.array(v), users, 2) for v in ([0.0, 0.0], [0.9, 0.0], [0.0, 0.9])]
     sizes = np.array([0.0, 10.0, 50.0])
     weights = np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]])
-    places = benchmark._place_of_best(weights, means=means, size_L=sizes)
+    places = length_rows._place_of_best(weights, means=means, size_L=sizes)
     assert places.tolist() == [10, 10, 50]
 
 
