@@ -20,7 +20,7 @@ from benchmarks.ladder_beds import Bed, bed_of
 from benchmarks.measured import Measured
 from benchmarks.scoring_rounds import median
 from decant.architecture import LatencyRatio
-from decant.pipeline import untrained
+from decant.making import untrained
 from decant.run_data import split_of
 from distill.anatomy import Shape
 from foundation.evaluation import Interval

@@ -51,6 +51,16 @@ logger = logging.getLogger(__name__)
 
 WAIVERS = "waivers.json"
 RECORD = "ladder.json"
+CODE_OF_RUNGS = (
+    "promptify",
+    "foundation",
+    "distill",
+    "decant.judging",
+    "decant.measure",
+    "decant.on_test",
+    "decant.on_validation",
+)
+"""Packages and modules that a rung, and what is said of it, hang on."""
 FOLLOWING_RATE = 1e-4
 """Learning rate of a rung that follows its teacher alone, as `FitConfig.learning_rate` is meant.
 
@@ -221,7 +231,7 @@ def _rungs(
                     "step": step,
                     "timed_requests": timed_requests,
                 },
-                code=("promptify", "foundation", "distill"),
+                code=CODE_OF_RUNGS,
             )
         except _NoStepPassesError as stopped:
             tried = ", ".join(f"{100 * a.step:.1f} %" for a in stopped.rung.attempts)

@@ -6,10 +6,9 @@ was cut short. What a stage needs it reads from the stages before: nothing lives
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,11 @@ from decant.concluding import Finished, conclude
 from decant.continuing import check_continued
 from decant.evaluation import evaluate
 from decant.layout import DATA, EVALUATION, FOUNDATION, INDEX, PROMPTER, RUNG, RunLayout
-from decant.on_validation import fit_on_validation, watch
+from decant.making import finish_model, pruned, untrained
+from decant.on_validation import watch
 from decant.pretrained import check_model, model_contents
 from decant.processes import leads, training_device
-from decant.recipes import Recipe, RungConfig, recipe_of, said_now
+from decant.recipes import Recipe, recipe_of, said_now
 from decant.recommender import Recommender, build_index
 from decant.retriever import fit_with_mining
 from decant.run_data import (
@@ -39,21 +39,12 @@ from decant.run_record import RunRecord
 from decant.saved_oracle import SavedOracle
 from decant.served import Served
 from decant.stages import ROOMS, Stages
-from distill.anatomy import shape_of
 from distill.distillation import distil
-from distill.importance import measure_importance
-from distill.ladder import newest
-from distill.pruning import prune
-from distill.steps import calibration_rows
-from foundation import Foundation
 from foundation.checkpoint import load_tokenizer, weights_hash
 from foundation.text_encoder import encoder_hash
-from foundation.training import FitResult
-from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
 from promptify.prompter import Prompter
 from promptify.sources import SourceData
-from promptify.splits import Split
 from promptify.task import Task
 from promptify.validation import BadInput
 from promptify.whole import write_whole
@@ -61,7 +52,7 @@ from retrieval import IndexManifest, IndexMismatch
 
 logger = logging.getLogger(__name__)
 
-CHOOSING = ("decant.on_validation",)
+CHOOSING = ("decant.making", "decant.on_validation")
 """Modules of `decant` that a trained model's numbers hang on …"""
 MEASURING = (
     "decant.answering",
@@ -294,40 +285,6 @@ def _foundation(
     finish_model(foundation, result, book, split, out, scratch, recipe=recipe)
 
 
-def untrained(recipe: Recipe, book: PromptBook, split: Split) -> Foundation:
-    """A recipe's model before its training."""
-    return Foundation.create(
-        book.prompter,
-        book,
-        split.train,
-        size=recipe.size,
-        model=recipe.model,
-        text_encoder=recipe.text_encoder,
-        config=recipe.foundation,
-        seed=recipe.seed,
-    )
-
-
-def pruned(
-    above: Foundation, rung: RungConfig, book: PromptBook, split: Split, *, seed: int
-) -> Foundation:
-    """What of a model a rung keeps, before it is taught."""
-    rows = calibration_rows(book, split.train, count=rung.calibration_rows, seed=seed)
-    there = shape_of(above.decoder)
-    shape = replace(
-        there,
-        layers=rung.num_layers or there.layers,
-        neurons=rung.intermediate_size or there.neurons,
-    )
-    below = prune(above, measure_importance(above, rows), shape, rows=rows)
-    logger.info(
-        "%s of %s body parameters are kept",
-        f"{below.num_parameters():,}",
-        f"{above.num_parameters():,}",
-    )
-    return below
-
-
 def _rung(layout: RunLayout, recipe: Recipe, out: Path, scratch: Path) -> None:
     book, split = load_book(layout)
     teacher = load_model(layout.model(FOUNDATION)).to(training_device())
@@ -343,43 +300,6 @@ def _rung(layout: RunLayout, recipe: Recipe, out: Path, scratch: Path) -> None:
         validate=lambda: watch(student, book, split.valid),
     )
     finish_model(student, result, book, split, out, scratch, recipe=recipe)
-
-
-def finish_model(
-    foundation: Foundation,
-    result: FitResult,
-    book: PromptBook,
-    split: Split,
-    out: Path,
-    scratch: Path,
-    *,
-    recipe: Recipe,
-    calibrated: bool = True,
-) -> None:
-    """Calibrate and fit the rank weight on validation, save, and keep what training logged.
-
-    Args:
-        foundation: trained; stays on its device.
-        result: of its training.
-        book: pieces of the interactions.
-        split: whose validation targets are used.
-        out: the stage's folder.
-        scratch: where training wrote.
-        recipe: says how many requests `w` is chosen on.
-        calibrated: False for a model whose actions are not asked for.
-    """
-    if not leads():
-        return
-    for task in range(len(book.prompter.tasks) if calibrated else 0):
-        # A few numbers a task: each person's newest target is enough to fit them on.
-        some, requests = newest(split.valid), recipe.fitting_requests
-        fit_on_validation(foundation, book, some, task=task, requests=requests)
-    foundation.save_pretrained(out / "model")
-    write_whole(out / "history.json", json.dumps(asdict(result)) + "\n")
-    for curves in sorted(scratch.rglob("tensorboard")):
-        # Of each round of a training that has several.
-        where = out / "tensorboard" / curves.parent.relative_to(scratch)
-        shutil.copytree(curves, where, dirs_exist_ok=True)
 
 
 def index_catalogue(

@@ -21,7 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decant.judging import check_timed_requests
-from decant.ladder import WAIVERS, keep_rung, ladder_below, ladder_config, sign_waivers
+from decant.ladder import (
+    CODE_OF_RUNGS,
+    WAIVERS,
+    keep_rung,
+    ladder_below,
+    ladder_config,
+    sign_waivers,
+)
 from decant.layout import RUNG_RECORD, RunLayout
 from decant.on_test import OnTest
 from decant.pipeline import index_if_stale
@@ -225,7 +232,7 @@ def quantise(
                 name,
                 make,
                 inputs={**made_of, "max_loss": max_loss, "timed_requests": timed_requests},
-                code=("promptify", "foundation", "distill"),
+                code=CODE_OF_RUNGS,
             )
         except _GateFailsError as stopped:
             return stopped.found

@@ -34,8 +34,9 @@ from promptify.whole import put, write_whole
 logger = logging.getLogger(__name__)
 
 ROOMS = ("promptify", "foundation", "retrieval", "distill")
-"""The packages whose code makes a stage's output. Modules of `decant` that measure or choose are
-named beside them by the stages whose numbers they make; the others only pass things on."""
+"""The packages whose code makes a stage's output. Modules of `decant` that build, teach, measure or
+choose are named beside them by the stages whose numbers they make; the others only pass things
+on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

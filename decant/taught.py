@@ -26,19 +26,17 @@ from decant.layout import (
     STUDENT,
     RunLayout,
 )
+from decant.making import finish_model, pruned, untrained
 from decant.on_validation import watch
 from decant.pipeline import (
     CHOOSING,
     MEASURING,
     Job,
     data_inputs,
-    finish_model,
     fit_prompter,
     index_catalogue,
-    pruned,
     read_data,
     top_inputs,
-    untrained,
 )
 from decant.policy_measure import PolicyMeasure
 from decant.pretrained import check_model, model_contents
@@ -69,8 +67,10 @@ from promptify.interactions import Interactions
 from promptify.validation import BadInput
 
 TEACHERS: dict[str, Role] = {POLICY_TEACHER: "policy", CLICK_TEACHER: "click"}
+# How each is taught is said in this module.
+_OF_MODELS = ("promptify", "foundation", "distill", "decant.taught", *CHOOSING)
 # Which labels are learned is decided where they are read.
-_FROM_LABELS = ("promptify", "foundation", "distill", "decant.run_labels", *CHOOSING)
+_FROM_LABELS = (*_OF_MODELS, "decant.run_labels")
 
 _KEPT_RETRIEVAL = 0.2
 """Share of the retrieval loss that a policy teacher keeps, for its student to go on from."""
@@ -134,7 +134,7 @@ def run_taught(job: Job, teaching: Teaching, *, dry_run: bool = False) -> Finish
             lambda out, scratch: _click_teacher(layout, recipe, teaching, out, scratch),
             inputs={**top_inputs(recipe), **compared},
             uses=(DATA, PROMPTER),
-            code=("promptify", "foundation", "distill", *CHOOSING),
+            code=_OF_MODELS,
             contents=model_contents(recipe),
             output="model",
             together=True,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from decant import quantising
+from decant import quantising, stages
 from decant.concluding import Finished
 from decant.pipeline import Job, run
 from decant.recipes import Recipe, RungConfig
@@ -92,3 +92,15 @@ def tiny_run(finished: tuple[Path, Finished]) -> Path:
 @pytest.fixture(scope="session")
 def recommender(tiny_run: Path) -> Recommender:
     return Recommender.load(tiny_run)
+
+
+@pytest.fixture
+def changed_code(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Packages and modules that pass for another version of themselves, of which a test names
+    some."""
+    changed: set[str] = set()
+    code_hash = stages._code_hash
+    monkeypatch.setattr(
+        stages, "_code_hash", lambda name: "new" if name in changed else code_hash(name)
+    )
+    return changed

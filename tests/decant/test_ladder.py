@@ -176,8 +176,24 @@ def test_given_again_it_runs_nothing(laddered: Path, top_run: Path, monkeypatch)
     assert weights(laddered) == before
 
 
-def test_a_verdict_of_fewer_timings_is_not_taken_for_one_of_more(
-    laddered: Path, top_run: Path, tmp_path: Path, monkeypatch
+@pytest.mark.parametrize(
+    ("timed_requests", "changed"),
+    [
+        (4, set()),
+        (3, {"decant.judging"}),
+        (3, {"decant.measure"}),
+        (3, {"decant.on_test"}),
+        (3, {"decant.on_validation"}),
+    ],
+)
+def test_a_verdict_of_fewer_timings_or_other_code_is_not_taken_for_one_of_now(
+    laddered: Path,
+    top_run: Path,
+    tmp_path: Path,
+    monkeypatch,
+    changed_code: set[str],
+    timed_requests: int,
+    changed: set[str],
 ) -> None:
     class SteppedDownError(Exception):
         pass
@@ -187,9 +203,10 @@ def test_a_verdict_of_fewer_timings_is_not_taken_for_one_of_more(
 
     out = tmp_path / "run"
     shutil.copytree(laddered, out)
+    changed_code |= changed
     monkeypatch.setattr(steps.Ladder, "step_down", refuse)
     with pytest.raises(SteppedDownError):
-        descend(top_run, config=lenient(top_run), out=out, timed_requests=4)
+        descend(top_run, config=lenient(top_run), out=out, timed_requests=timed_requests)
 
 
 def test_nobody_else_writes_to_the_run_until_its_report_is_there(

@@ -9,11 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from decant import concluding, on_validation, pipeline
-from decant import stages as stages_module
-from decant.concluding import told_by_gate
-from decant.layout import FOUNDATION, PROMPTER, RUNG, RunLayout
-from decant.pipeline import index_again, run
+from decant import concluding, making, on_validation, pipeline, taught
+from decant.concluding import Finished, told_by_gate
+from decant.layout import (
+    CLICK_TEACHER,
+    FOUNDATION,
+    POLICY_TEACHER,
+    PROMPTER,
+    RUNG,
+    STUDENT,
+    RunLayout,
+)
+from decant.pipeline import Job, index_again, run
 from decant.recipes import Recipe, recipe_of
 from decant.recommender import Recommender
 from decant.reporting import CURVES, _curves, _notes, _origin, write_run_report
@@ -21,7 +28,11 @@ from decant.results import COLUMNS, read_csv
 from decant.run_data import load_book, load_model
 from decant.run_record import RunRecord, hardware
 from decant.stages import Stages
+from decant.taught import run_taught
+from decant.teaching import Teaching
 from distill.gate import GateVerdict, MetricVerdict
+from distill.policy import Policy
+from distill.student import StudentConfig
 from foundation.calibration import Calibration, calibrate_others, log_loss_of
 from foundation.checkpoint import weights_hash
 from foundation.evaluation import equal_mass_bins
@@ -231,11 +242,11 @@ def test_w_is_chosen_on_as_many_requests_as_the_recipe_says(
     rung = load_model(layout.model(RUNG))
     asked: list[int] = []
     monkeypatch.setattr(
-        pipeline, "fit_on_validation", lambda *_, requests, **__: asked.append(requests)
+        making, "fit_on_validation", lambda *_, requests, **__: asked.append(requests)
     )
     result = FitResult(history={}, steps=1, seconds=1.0)
     few = replace(recipe, fitting_requests=7)
-    pipeline.finish_model(rung, result, book, split, tmp_path, tmp_path / "none", recipe=few)
+    making.finish_model(rung, result, book, split, tmp_path, tmp_path / "none", recipe=few)
     assert asked == [7, 7]  # Of each task.
     assert pipeline.top_inputs(few) != pipeline.top_inputs(recipe)
 
@@ -583,30 +594,46 @@ def test_a_recipe_of_another_version_is_the_same_by_its_defaults(tiny_run, job_o
             call()
 
 
-def test_other_numbers_run_again_where_code_of_ours_makes_them(tiny_run, job_of, monkeypatch):
-    code_hash, changed = stages_module._code_hash, []
-    monkeypatch.setattr(
-        stages_module, "_code_hash", lambda name: "new" if name in changed else code_hash(name)
-    )
+@pytest.mark.parametrize(
+    ("modules", "reruns"),
+    [
+        *(
+            ({f"decant.{name}"}, ["evaluation"])
+            for name in ("measure", "evaluation", "judging", "answering", "recommender")
+        ),
+        ({"decant.on_validation"}, [FOUNDATION, RUNG, "index", "evaluation"]),
+        ({"decant.making"}, [FOUNDATION, RUNG, "index", "evaluation"]),
+        ({"decant.report", "decant.retriever"}, []),
+    ],
+)
+def test_other_numbers_run_again_where_code_of_ours_makes_them(
+    tiny_run, job_of, changed_code, modules, reruns
+):
+    changed_code |= modules
+    planned = run(job_of(tiny_run), dry_run=True).stages
+    assert [stage.name for stage in planned if stage.runs] == reruns
 
-    def running() -> list[str]:
-        return [s.name for s in run(job_of(tiny_run), dry_run=True).stages if s.runs]
 
-    for name in ("measure", "evaluation", "judging", "answering", "recommender"):
-        changed[:] = [f"decant.{name}"]
-        assert running() == ["evaluation"], name
-    changed[:] = ["decant.on_validation"]
-    assert running() == [FOUNDATION, RUNG, "index", "evaluation"]
-    changed[:] = ["decant.report", "decant.retriever"]
-    assert running() == []
+def with_policy(job: Job) -> Finished:
+    teaching = Teaching(policy=Policy.shipped("job_market"), student=StudentConfig(), labels=100)
+    return run_taught(job, teaching)
 
 
-def test_another_checkpoint_in_the_same_folder_is_trained_from(job_of, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "runs", "trained"),
+    [
+        (pipeline, run, [FOUNDATION, RUNG, "index", "evaluation"]),
+        (taught, with_policy, [CLICK_TEACHER, POLICY_TEACHER, STUDENT, "index", "evaluation"]),
+    ],
+    ids=["plain", "with a policy"],
+)
+def test_another_checkpoint_in_the_same_folder_is_trained_from(
+    job_of, tmp_path, monkeypatch, module, runs, trained
+):
     model = tmp_path / "qwen"
     (model / "onnx").mkdir(parents=True)
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (model / name).write_text("one")
-    monkeypatch.setattr(pipeline, "check_model", lambda *_: None)
     job = job_of(tmp_path / "run", size=None, model=str(model))
     ran: list[str] = []
 
@@ -616,24 +643,24 @@ def test_another_checkpoint_in_the_same_folder_is_trained_from(job_of, tmp_path,
         (out / "stage.json").write_text(json.dumps(asdict(record)))
 
     monkeypatch.setattr(Stages, "_execute", make)
-    monkeypatch.setattr(pipeline, "drop_rungs", lambda *_, **__: None)
-    monkeypatch.setattr(pipeline, "conclude", lambda *_, **__: None)
-    run(job)
-    assert len(ran) == 6
+    for name in ("check_model", "drop_rungs", "conclude"):
+        monkeypatch.setattr(module, name, lambda *_, **__: None)
+    runs(job)
+    assert ran[-len(trained) :] == trained
     for name, again in (
         ("onnx/model.safetensors", []),
         ("notes.md", []),
-        ("model.safetensors", [FOUNDATION, RUNG, "index", "evaluation"]),
-        ("tokenizer.json", [PROMPTER, FOUNDATION, RUNG, "index", "evaluation"]),
+        ("model.safetensors", trained),
+        ("tokenizer.json", [PROMPTER, *trained]),
     ):
         ran.clear()
         (model / name).write_text("two")
-        run(job)
+        runs(job)
         assert ran == again, name
     # A finished run is up to date where the checkpoint is no more.
     shutil.rmtree(model)
     ran.clear()
-    run(job)
+    runs(job)
     assert ran == []
 
 

@@ -86,6 +86,7 @@ def test_one_that_is_undecided_waits_for_a_waiver(
         assert layout.served() == "rung-1"
         made.append((run / "rung-2" / "stage.json").read_bytes())
     assert made[0] == made[1]
+    assert set(json.loads(made[0])["code"]) == set(ladder.CODE_OF_RUNGS)
     # More timings are another question about the same rung.
     main([*command[:-1], "4"])
     assert "rung-2 is kept and does not serve" in capsys.readouterr().out

@@ -156,6 +156,22 @@ def test_only_what_decides_something_reruns(two, job_of, changes, reruns):
     assert running(run_taught(job_of(two[0]), teaching_of(**changes), dry_run=True)) == reruns
 
 
+@pytest.mark.parametrize(
+    ("module", "reruns"),
+    [
+        ("taught", ["click-teacher", *OF_THE_POLICY[1:]]),
+        ("making", ["click-teacher", *OF_THE_POLICY[1:]]),
+        ("on_validation", ["click-teacher", *OF_THE_POLICY[1:]]),
+        ("run_labels", OF_THE_POLICY),
+        ("policy_measure", ["evaluation"]),
+        ("report", []),
+    ],
+)
+def test_other_code_of_ours_reruns_what_it_makes(two, job_of, changed_code, module, reruns):
+    changed_code.add(f"decant.{module}")
+    assert running(run_taught(job_of(two[0]), teaching_of(), dry_run=True)) == reruns
+
+
 def test_a_changed_rule_leaves_what_it_does_not_touch_equal_to_the_byte(
     two, swapped, typed, job_of
 ):
