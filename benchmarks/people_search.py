@@ -37,10 +37,11 @@ from benchmarks.tasks import BookOfTasks
 from benchmarks.word_search import WordSearch
 from decant.answering import NUM_RETRIEVED
 from decant.facets import folded_words
+from decant.fingerprints import code_hashes
 from decant.on_validation import RANK_WEIGHTS
 from decant.recommender import Recommender, build_index
 from decant.run_record import json_hash
-from decant.stages import ROOMS, code_hashes
+from decant.stages import ROOMS
 from foundation import FitConfig, Foundation, FoundationConfig
 from foundation.evaluation import bootstrap_interval, paired_bootstrap
 from foundation.predictions import log_positive

@@ -16,12 +16,13 @@ from tqdm.auto import tqdm
 
 from benchmarks.arms import Arm, Part, Prepared, save_arrays
 from decant.answering import NUM_RETRIEVED
+from decant.fingerprints import code_hashes
 from decant.measure import Asked
 from decant.on_validation import RANK_WEIGHTS
 from decant.retriever import MiningConfig, ask_ranker, fit_with_mining
 from decant.run_data import sample_targets
 from decant.run_record import json_hash
-from decant.stages import ROOMS, code_hashes
+from decant.stages import ROOMS
 from distill.ranker import RankedCandidates, distil_ranker
 from distill.teaching import TeacherConfig
 from foundation import Foundation

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from decant import processes
 from decant.catalogue import SavedCatalogue
 from decant.embedding import ShardFolder, ShardPlan, as_lists, embed_shards, look_through
+from decant.fingerprints import fingerprint
 from decant.layout import RunLayout
 from decant.pipeline import index_again
 from decant.run_data import load_book, load_model, sample_targets
 from decant.served import Served, told_table
 from decant.serving_cli import index_parser
-from decant.stages import fingerprint
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
 from foundation.int8 import is_int8

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from decant.fingerprints import fingerprint
 from decant.recipes import Recipe
 from decant.run_record import json_hash
-from decant.stages import fingerprint
 from foundation.checkpoint import load_tokenizer, refuse_code
 from promptify.validation import BadInput
 

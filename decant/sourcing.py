@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from decant import recipes
+from decant.fingerprints import fingerprint
 from decant.inferred import tell_inferred
 from decant.recipes import Form, Recipe
-from decant.stages import fingerprint
 from promptify.sources import SourceData
 from promptify.validation import BadInput
 

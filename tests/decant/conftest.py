@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from decant import quantising, stages
+from decant import fingerprints, quantising
 from decant.concluding import Finished
 from decant.pipeline import Job, run
 from decant.recipes import Recipe, RungConfig
@@ -99,8 +99,8 @@ def changed_code(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Packages and modules that pass for another version of themselves, of which a test names
     some."""
     changed: set[str] = set()
-    code_hash = stages._code_hash
+    code_hash = fingerprints.code_hash
     monkeypatch.setattr(
-        stages, "_code_hash", lambda name: "new" if name in changed else code_hash(name)
+        fingerprints, "code_hash", lambda name: "new" if name in changed else code_hash(name)
     )
     return changed

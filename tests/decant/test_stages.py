@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from decant import processes
+from decant import fingerprints, processes
+from decant.fingerprints import fingerprint
 from decant.run_record import json_hash
-from decant.stages import Stages, fingerprint
+from decant.stages import Stages
 
 Made = list[str]
 
@@ -60,14 +61,12 @@ def test_changed_inputs_run_a_stage_and_what_uses_it_but_nothing_else(tmp_path):
 
 
 def test_changed_code_runs_a_stage_and_a_comment_does_not(tmp_path, monkeypatch):
-    from decant import stages as module
-
     monkeypatch.syspath_prepend(tmp_path)
     log: Made = []
     reasons = []
     for source in ("X = 1", "X = 1  # said", "X = 2"):
         (tmp_path / "their_room.py").write_text(source)
-        module._code_hash.cache_clear()
+        fingerprints.code_hash.cache_clear()
         with Stages(tmp_path / "run", recipe={}) as stages:
             stages.run("data", make(log), inputs={}, code=["their_room"])
         reasons.append(stages.plan()[0].reason)
@@ -77,15 +76,13 @@ def test_changed_code_runs_a_stage_and_a_comment_does_not(tmp_path, monkeypatch)
 
 
 def test_what_code_says_is_the_same_for_every_python():
-    from decant import stages as module
-
     source = 'def f(x):  # why\n\n    """What # it is."""\n    return f"{x!r:>4} # {x}"  \n'
-    stripped = module._stripped(source)
+    stripped = fingerprints._stripped(source)
     assert stripped == 'def f(x):\n    """What # it is."""\n    return f"{x!r:>4} # {x}"'
-    assert module._stripped(source.replace("    return", "return")) != stripped
+    assert fingerprints._stripped(source.replace("    return", "return")) != stripped
     # A prompt's text may have blank lines, and they are told to the model.
     told = 'TEXT = """a\n\nb  \n"""\n\nX = f"""{TEXT}\n\nc"""\n'
-    assert module._stripped(told) == told.replace('"""\n\nX', '"""\nX').rstrip()
+    assert fingerprints._stripped(told) == told.replace('"""\n\nX', '"""\nX').rstrip()
 
 
 def test_the_default_code_is_that_of_the_rooms(tmp_path):
@@ -137,15 +134,13 @@ def test_what_began_on_an_output_that_was_made_again_is_not_resumed(tmp_path):
 
 
 def test_what_a_version_before_noted_less_of_is_up_to_date(tmp_path, monkeypatch):
-    from decant import stages as module
-
     monkeypatch.syspath_prepend(tmp_path)
     for room in ("their_room", "their_measure"):
         (tmp_path / f"{room}.py").write_text("X = 1")
     log: Made = []
 
     def given(**options: Any) -> list[bool]:
-        module._code_hash.cache_clear()
+        fingerprints.code_hash.cache_clear()
         with Stages(tmp_path / "run", recipe={}) as stages:
             code = ["their_room", "their_measure"]
             stages.run("data", make(log), inputs={"seed": 1}, code=code, **options)
