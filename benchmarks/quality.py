@@ -302,8 +302,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tune-sasrec",
         action="store_true",
-        help="try four shapes of SASRec, and the best of them with shorter histories and on good "
-        "actions alone, each for those minutes, and take the best on validation",
+        help="try four shapes of SASRec, and the best of them at a higher rate, with shorter "
+        "histories and on good actions alone, each for those minutes, and take the best on "
+        "validation",
     )
     parser.add_argument("--smoke", action="store_true", help="train for seconds, one seed")
     options = parser.parse_args(arguments)

@@ -177,7 +177,7 @@ def train_sasrec(
         split: what it learns from, and what chooses.
         seconds: of each training.
         configs: what is tried; the best on validation is returned.
-        changes: of the best of them, each tried, too.
+        changes: of the best of them, tried one after the other.
     """
     book = studied.book
     watched = Asked(book, sample_targets(split.valid, _WATCHED))
@@ -241,9 +241,9 @@ def add_sasrec_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tune-sasrec",
         action="store_true",
-        help="try four shapes, and the best of them with shorter histories and on good actions "
-        "alone, each for as long, and take the best on validation; what was best on MovieLens-1M "
-        "is the only one otherwise",
+        help="try four shapes, and the best of them at a higher rate, with shorter histories and "
+        "on good actions alone, each for as long, and take the best on validation; what was best "
+        "on MovieLens-1M is the only one otherwise",
     )
 
 

@@ -7,7 +7,8 @@ It reads what the foundation is trained on and predicts what that predicts: ever
 every user is read in every epoch, in windows whose borders are drawn anew, and what is predicted
 are the events that retrieval learns of, each from before the slate it was shown in; or, where
 validation finds that better, those that were acted on well alone. Profiles, texts and actions it
-cannot read. Somebody without a history gets what is most popular.
+cannot read, nor an item that no training event was about: histories are read without those.
+Somebody without a history gets what is most popular.
 
 Source: Kang & McAuley, "Self-Attentive Sequential Recommendation" (arXiv 1808.09781), with the loss
 of Klenitskiy & Vasilev, "Turning Dross Into Gold Loss" (arXiv 2309.07602), over every item.
@@ -17,7 +18,7 @@ Legend: R rows, T positions, I items, D width, n requests.
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,11 +71,12 @@ GRID = (
 )
 """What suits data of other sizes than MovieLens-1M; see `fit_best`."""
 CHANGES: tuple[Mapping[str, Any], ...] = (
+    {"learning_rate": 3e-3},
     {"max_events": 50},
     {"max_events": 10},
     {"only_good": True},
 )
-"""What the best of `GRID` is tried with beside, one at a time; see `fit_best`."""
+"""What the best of `GRID` is tried with beside, one after the other; see `fit_best`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +109,7 @@ class SASRec(nn.Module):
     """
 
     popularity_I: Tensor
+    is_known_I: Tensor
 
     def __init__(self, num_items: int, config: SASRecConfig) -> None:
         super().__init__()
@@ -118,6 +121,8 @@ class SASRec(nn.Module):
             nn.init.normal_(table.weight, std=config.width**-0.5)
         # How often each item was to be predicted.
         self.register_buffer("popularity_I", torch.zeros(num_items))
+        # Whether a training event was about it.
+        self.register_buffer("is_known_I", torch.ones(num_items, dtype=torch.bool))
         block = nn.TransformerEncoderLayer(
             config.width,
             config.heads,
@@ -175,6 +180,7 @@ def fit(
     model = SASRec(log.num_items, config)
     counts_I = np.bincount(log.event_item[predicted], minlength=log.num_items)
     model.popularity_I.copy_(torch.from_numpy(counts_I.astype(np.float32)))
+    model.is_known_I.fill_(False)[torch.from_numpy(log.event_item[split.train])] = True
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
@@ -242,22 +248,19 @@ def fit_best(
         configs: what is tried, such as `GRID`.
         seconds: as of `fit`, for each.
         watch: as of `fit`; what it says chooses.
-        changes: fields of the best of them, each of which is tried in turn, such as `CHANGES`.
+        changes: fields of the best of them, such as `CHANGES`: one after the other is tried, and
+            stays where validation finds it better.
         seed: as of `fit`, the same for all.
     """
 
-    def best(configs: Iterable[SASRecConfig]) -> Fitted:
-        tried = (
-            fit(book, split, config=config, seconds=seconds, watch=watch, seed=seed)
-            for config in configs
-        )
-        return max(tried, key=lambda fitted: fitted.best)
+    def fitted(config: SASRecConfig) -> Fitted:
+        return fit(book, split, config=config, seconds=seconds, watch=watch, seed=seed)
 
-    chosen = best(configs)
-    if not changes:
-        return chosen
-    others = best(replace(chosen.model.config, **change) for change in changes)
-    return max(chosen, others, key=lambda fitted: fitted.best)
+    chosen = max((fitted(config) for config in configs), key=lambda one: one.best)
+    for change in changes:
+        changed = fitted(replace(chosen.model.config, **change))
+        chosen = max(chosen, changed, key=lambda one: one.best)
+    return chosen
 
 
 def _cosine(progress: float) -> float:
@@ -368,11 +371,14 @@ def _padded(windows: list[NDArray[np.int32]], pad: int) -> Tensor:
 def score_requests(model: SASRec, book: PromptBook, targets: Targets) -> NDArray[np.float32]:
     """Scores of all items for each request, float32 [n, I], from the newest events of its history.
 
-    A request without history gets what is most popular.
+    A request without history, or with none that training knew, gets what is most popular.
     """
     log, config = book.interactions, model.config
-    start = np.maximum(targets.history_start, targets.history_end - config.max_events)
-    histories = [log.event_item[a:b] for a, b in zip(start, targets.history_end, strict=True)]
+    is_known_I = model.is_known_I.numpy()
+    histories = []
+    for start, end in zip(targets.history_start, targets.history_end, strict=True):
+        items = log.event_item[start:end]
+        histories.append(items[is_known_I[items]][-config.max_events :])
     lengths = np.array([len(history) for history in histories], dtype=np.int64)
     scores_nI = np.tile(model.popularity_I.numpy(), (len(targets), 1))
     known = np.flatnonzero(lengths)
