@@ -177,7 +177,7 @@ class SavedCatalogue:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock", timeout=_PATIENCE_SECONDS):
-            before = self._read_current()["version"] if (self.folder / _CURRENT).exists() else None
+            before = self._current_version()
             if before != self._version:
                 raise BadInput(
                     f"{self.folder}: another process saved items since this one read them; load "
@@ -201,7 +201,11 @@ class SavedCatalogue:
                 }
                 write_whole(self.folder / _CURRENT, json.dumps(current, indent=2) + "\n")
             except BaseException:
-                shutil.rmtree(version, ignore_errors=True)
+                # An interrupt may come when it is the version that is read already.
+                if self._current_version() == version.name:
+                    self._version = version.name
+                else:
+                    shutil.rmtree(version, ignore_errors=True)
                 raise
             self._version = version.name
             for old in self.folder.glob("v*-*"):
@@ -223,6 +227,9 @@ class SavedCatalogue:
             readings["encoding_NW"] = table.encoding_IW[rows_N]
         readings = {name: tensor.cpu().contiguous() for name, tensor in readings.items()}
         save_file(readings, version / _READINGS)
+
+    def _current_version(self) -> str | None:
+        return self._read_current()["version"] if (self.folder / _CURRENT).exists() else None
 
     def _read_current(self) -> dict[str, Any]:
         current = json.loads((self.folder / _CURRENT).read_text("utf-8"))

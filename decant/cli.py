@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -37,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.print_help(sys.stderr)
         raise SystemExit(2)
     chosen = parser.parse_args(given)
+    for key, value in list(chosen.items()):
+        # Files are put beside folders, by their names: `.` has none.
+        if isinstance(value, Path) and value.name in ("", ".."):
+            chosen[key] = value.resolve()
     # Of several processes of a launch one speaks.
     level = logging.INFO if leads() else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)

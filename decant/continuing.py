@@ -1,16 +1,21 @@
 """What the data of a run must share with the older run whose model it trains on.
 
 Its tasks and columns, since the older model's words stay; and none of what it holds out may be what
-that model was trained on.
+that model was trained on, there or before. So a run that goes on from another keeps what all of
+those before it were trained on.
 
 Legend: n targets, e events of theirs.
 """
 
+import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from decant.layout import PROMPTER, RunLayout
@@ -27,7 +32,7 @@ from promptify.validation import BadInput
 logger = logging.getLogger(__name__)
 
 
-def check_continued(old: RunLayout, data: SourceData, split: Split, recipe: Recipe) -> None:
+def check_continued(old: RunLayout, data: SourceData, split: Split, recipe: Recipe) -> pa.Table:
     """Refuse data that an older run's model cannot be trained on and tested with.
 
     Args:
@@ -35,6 +40,9 @@ def check_continued(old: RunLayout, data: SourceData, split: Split, recipe: Reci
         data: that its model is to be trained on.
         split: of the data.
         recipe: says what the split holds out.
+
+    Returns:
+        What the older model was trained on, to be kept as `RunLayout.trained_on`; see there.
 
     Raises:
         BadInput: a task or a column is not as it was, or the older model was trained on what is
@@ -44,7 +52,9 @@ def check_continued(old: RunLayout, data: SourceData, split: Split, recipe: Reci
         prompter = Prompter.load(old.folder / PROMPTER)
     _check_tasks(old.folder, prompter.tasks, data.tasks)
     _check_schema(old.folder, prompter.words.schema, data.interactions.schema)
-    _check_held_out(old, data.interactions, split, recipe)
+    learned = _learned(old)
+    _check_held_out(old, learned, data.interactions, split, recipe)
+    return learned
 
 
 def _check_tasks(folder: Path, was: tuple[Task, ...], now: tuple[Task, ...]) -> None:
@@ -96,19 +106,46 @@ def _said(field: Field) -> str:
     return f"the column {field.name} as a {field.kind}{label}"
 
 
-def _check_held_out(old: RunLayout, log: Interactions, split: Split, recipe: Recipe) -> None:
+def _learned(old: RunLayout) -> pa.Table:
+    """What the model of a run was trained on, in this run and in those that it goes on from."""
     with reading(old.interactions):
-        before = Interactions.load(old.interactions)
-    old_split = load_split(old, before)
+        log = Interactions.load(old.interactions)
+    train = load_split(old, log).train
+    # Nothing could be held out of somebody with fewer than three slates.
+    had_three = np.isin(log.event_user, split_of(log, load_tasks(old)).test.user)
+    told = {
+        name: pa.DictionaryArray.from_arrays(pa.array(event[train]), pa.array(ids, pa.string()))
+        for name, event, ids in (
+            ("user_id", log.event_user, log.user_ids),
+            ("item_id", log.event_item, log.item_ids),
+        )
+    }
+    told |= {"timestamp": log.event_timestamp[train], "had_three": had_three[train]}
+    here = pa.table(told)
+    if old.trained_on.exists():
+        with reading(old.trained_on):
+            return pa.concat_tables([pq.read_table(old.trained_on), here]).unify_dictionaries()
+    with reading(old.folder / "recipe.json"):
+        goes_on = json.loads((old.folder / "recipe.json").read_text("utf-8")).get("continued")
+    if goes_on:
+        logger.warning(
+            "%s goes on from a run of which an older version kept no record: what that was trained "
+            "on is not looked for among what is held out here",
+            old.folder,
+        )
+    return here
+
+
+def _check_held_out(
+    old: RunLayout, learned: pa.Table, log: Interactions, split: Split, recipe: Recipe
+) -> None:
     is_known = {
-        name: _were_trained_on(targets, log, before, old_split.train)
+        name: _were_trained_on(targets, log, learned)
         for name, targets in (("test", split.test), ("validate", split.valid))
     }
-    # Nothing could be held out of somebody with fewer than three slates: a log that only grew has
-    # a few of theirs among what validates, and none among what tests.
-    had_three = split_of(before, load_tasks(old)).test.user
-    ids = tuple(before.user_ids[user] for user in np.unique(had_three))
-    was_long = (_rows_of(log.user_ids, ids) >= 0)[split.valid.user]
+    # A log that only grew has among what validates, and not among what tests, a few of those of
+    # whom nothing could be held out.
+    was_long = _were_trained_on(split.valid, log, learned.filter(learned["had_three"]))
     is_short = is_known["validate"] & ~was_long
     if is_short.any():
         logger.warning(
@@ -118,7 +155,7 @@ def _check_held_out(old: RunLayout, log: Interactions, split: Split, recipe: Rec
             f"{len(is_short):,}",
             old.folder,
         )
-        is_known["validate"] &= was_long
+        is_known["validate"] = was_long
     counts = {name: int(known.sum()) for name, known in is_known.items()}
     if any(counts.values()):
         total = len(split.test) + len(split.valid)
@@ -152,36 +189,39 @@ def _mend(now: Recipe, then: Recipe) -> str:
     return "Give a log that goes on from that run's, with all that it had, or train a new model."
 
 
-def _were_trained_on(
-    targets: Targets, log: Interactions, before: Interactions, train: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
-    """Whether an event of each target is a training event of another log, bool [n].
+def _were_trained_on(targets: Targets, log: Interactions, learned: pa.Table) -> NDArray[np.bool_]:
+    """Whether an event of each target is among those learned, bool [n].
 
     Events are the same by user, item and time.
 
     Args:
         targets: of `log`.
         log: theirs.
-        before: the other log.
-        train: bool, its training events.
+        learned: as `_learned` has it.
     """
+    if not len(learned):
+        return np.zeros(len(targets), np.bool_)
     sizes = targets.last_event - targets.first_event
     target_e = np.repeat(np.arange(len(targets)), sizes)
     starts = np.cumsum(sizes) - sizes
     event_e = np.arange(sizes.sum()) + np.repeat(targets.first_event - starts, sizes)
-    user_e = _rows_of(log.user_ids, before.user_ids)[log.event_user[event_e]]
-    item_e = _rows_of(log.item_ids, before.item_ids)[log.event_item[event_e]]
-    pair_e = np.where((user_e < 0) | (item_e < 0), -1, user_e * before.num_items + item_e)
-    pairs = before.event_user.astype(np.int64) * before.num_items + before.event_item
+    pair_e = log.event_user[event_e].astype(np.int64) * log.num_items + log.event_item[event_e]
+    [columns] = learned.unify_dictionaries().combine_chunks().to_batches()
+    user, item = (
+        _rows_of(columns[name].dictionary.to_pylist(), ids)[columns[name].indices.to_numpy()]
+        for name, ids in (("user_id", log.user_ids), ("item_id", log.item_ids))
+    )
+    pairs = np.where((user < 0) | (item < 0), -1, user * log.num_items + item)
     # Of a long log only what could be the same is looked at one by one.
-    near = np.flatnonzero(train & np.isin(pairs, pair_e))
-    known = set(zip(pairs[near].tolist(), before.event_timestamp[near].tolist(), strict=True))
+    near = np.flatnonzero(np.isin(pairs, pair_e))
+    times = columns["timestamp"].to_numpy()
+    known = set(zip(pairs[near].tolist(), times[near].tolist(), strict=True))
     told = zip(pair_e.tolist(), log.event_timestamp[event_e].tolist(), strict=True)
     is_known_e = np.array([one in known for one in told], np.bool_)
     return np.bincount(target_e[is_known_e], minlength=len(targets)) > 0
 
 
-def _rows_of(ids: tuple[str, ...], among: tuple[str, ...]) -> NDArray[np.int64]:
+def _rows_of(ids: Sequence[str], among: Sequence[str]) -> NDArray[np.int64]:
     """The row of each id among others; -1 for one that is not there."""
     rows = {name: row for row, name in enumerate(among)}
     return np.array([rows.get(name, -1) for name in ids], np.int64)

@@ -417,7 +417,7 @@ def sign_waivers(layout: RunLayout) -> None:
     for place, given in enumerate(_read_waivers(path)):
         where = f"{path}, waiver {place + 1}"
         which = given.pop("rung", None), given.pop("against", None)
-        if which not in verdicts:
+        if not all(isinstance(one, str) for one in which) or which not in verdicts:
             raise BadInput(
                 f"{where}: rung is {which[0]!r} and against {which[1]!r}; name one of "
                 f"{', '.join(made) or 'no rung'}, and 'above' or 'top'."

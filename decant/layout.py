@@ -2,6 +2,7 @@
 
 data/interactions/        the validated log
 data/source.json          tasks, and what was set aside
+data/trained_on.parquet   of a run that goes on from another: what the models before were trained on
 prompter/                 words and tokenizer, fitted on the training events
 foundation/model/         the top model; rung-1/model/, … the smaller ones
 rung-2/rung.json          of a rung of the ladder: what was tried, what came out, what it rests on
@@ -39,6 +40,7 @@ LABELS, POLICY_TEACHER, CLICK_TEACHER, STUDENT = (
     "student",
 )
 RUNG_RECORD = "rung.json"
+TRAINED_ON = "trained_on.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,15 @@ class RunLayout:
     def interactions(self) -> Path:
         """The validated log."""
         return self.folder / DATA / "interactions"
+
+    @property
+    def trained_on(self) -> Path:
+        """Events that the models before this run's were trained on, where it goes on from another.
+
+        Columns `user_id`, `item_id`, `timestamp`, and `had_three`: whether the person had slates
+        enough for some to be held out.
+        """
+        return self.folder / DATA / TRAINED_ON
 
     @property
     def index(self) -> Path:

@@ -12,11 +12,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from decant.catalogue import SavedCatalogue
 from decant.concluding import Finished, conclude
 from decant.continuing import check_continued
 from decant.evaluation import evaluate
-from decant.layout import DATA, EVALUATION, FOUNDATION, INDEX, PROMPTER, RUNG, RunLayout
+from decant.layout import (
+    DATA,
+    EVALUATION,
+    FOUNDATION,
+    INDEX,
+    PROMPTER,
+    RUNG,
+    TRAINED_ON,
+    RunLayout,
+)
 from decant.making import finish_model, pruned, untrained
 from decant.on_validation import watch
 from decant.pretrained import check_model, model_contents
@@ -229,7 +240,8 @@ def read_data(job: Job, out: Path) -> None:
     held_out = _held_out(job.recipe)
     split = split_of(data.interactions, data.tasks, **held_out)
     if job.continued_from is not None:
-        check_continued(RunLayout(job.continued_from), data, split, job.recipe)
+        old = RunLayout(job.continued_from)
+        pq.write_table(check_continued(old, data, split, job.recipe), out / TRAINED_ON)
     if data.oracle is not None:
         SavedOracle.of(data.oracle, split.test).save(out)
     data.interactions.save(out / "interactions")

@@ -187,7 +187,7 @@ def _check_who(options: Namespace) -> None:
 
 
 def _user_ids(path: Path) -> list[str]:
-    ids = [line.strip() for line in utf8_text(path).splitlines() if line.strip()]
+    ids = [line.strip() for line in utf8_text(path).split("\n") if line.strip()]
     if not ids:
         raise BadInput(f"{path} holds no user id; write one per line.")
     return ids
@@ -216,7 +216,8 @@ def _history(path: Path) -> list[Any]:
 
 def _json_lines(path: Path) -> list[Any]:
     lines = []
-    for number, line in enumerate(utf8_text(path).splitlines(), start=1):
+    # Not at what else Unicode calls the end of a line: JSON has that inside of texts.
+    for number, line in enumerate(utf8_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         lines.append(_json(line, f"{path}, line {number}"))

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+from transformers import AutoConfig
+
 from decant.fingerprints import fingerprint
 from decant.recipes import Recipe
 from decant.run_record import json_hash
+from distill.anatomy import check_family
 from foundation.checkpoint import load_tokenizer, refuse_code
 from promptify.validation import BadInput
 
@@ -20,8 +23,8 @@ def check_model(recipe: Recipe, made: Path) -> None:
         made: the stage that is trained from it; where it is finished nothing need be had.
 
     Raises:
-        BadInput: it is no checkpoint, wants to run code or is pickled, or is neither a folder nor
-            on the hub.
+        BadInput: it is no checkpoint, wants to run code or is pickled, is neither a folder nor on
+            the hub, or is of a family of which no rung could be made.
     """
     if recipe.model is None or (made / "stage.json").exists():
         return
@@ -29,11 +32,13 @@ def check_model(recipe: Recipe, made: Path) -> None:
         refuse_code(Path(recipe.model))
     try:
         load_tokenizer(recipe.model)
-    except BadInput as error:
+        config = AutoConfig.from_pretrained(recipe.model, trust_remote_code=False)
+    except (OSError, ValueError) as error:
         raise BadInput(
             f"--model {recipe.model} is no folder with a model and its tokenizer, and no name of "
             f"one on the hub that can be had from here: {error}"
         ) from error
+    check_family(config.model_type)
 
 
 def model_contents(recipe: Recipe, *, weights: bool = True) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from decant.run_data import rung_record
 from decant.run_record import RunRecord
 from distill.gate import GateVerdict
 from promptify.prompter import item_texts
+from promptify.whole import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def write_run_report(
         run=record,
     )
     write_report(layout.folder, report)
-    shutil.copyfile(evaluation / "results.csv", layout.folder / "results.csv")
+    write_whole(layout.folder / "results.csv", (evaluation / "results.csv").read_bytes())
     record.write(layout.folder)
     beside = [f"system is of {models[-1]}; {served} serves."] if served != models[-1] else []
     beside += [_APART] if rungs else []

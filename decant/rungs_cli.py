@@ -161,12 +161,12 @@ def ladder(options: Namespace) -> Iterator[str]:
         max_loss=options.max_loss,
         max_loss_vs_top=3 * options.max_loss,
         max_step=options.max_step,
-        minutes_per_rung=None if options.epochs_per_rung else options.minutes_per_rung,
+        minutes_per_rung=options.minutes_per_rung if options.epochs_per_rung is None else None,
         gate_people=options.gate_people,
         taught_by=options.taught_by,
         data_weight=options.data_weight,
     )
-    if options.epochs_per_rung:
+    if options.epochs_per_rung is not None:
         config = replace(config, fit=replace(config.fit, epochs=options.epochs_per_rung))
     done = descend(
         options.run, config=config, out=options.out, timed_requests=options.timed_requests

@@ -338,10 +338,8 @@ class Stages:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            out.rename(old)
-        put(partial, out)
+        shutil.rmtree(old, ignore_errors=True)
+        put(partial, out, aside=old)
         shutil.rmtree(old, ignore_errors=True)
 
     def _drop_scratch(self, name: str, *, but: Path | None = None) -> None:

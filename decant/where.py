@@ -230,6 +230,7 @@ def _typed(where: Compare, kind: FieldKind) -> pa.Array:
 _EXPECTED: dict[FieldKind, str] = {
     "text": "text",
     "category": "words",
+    "name": "names",
     "list": "lists of words",
     "number": "numbers",
     "time": "times (seconds since 1970, or an ISO 8601 date)",

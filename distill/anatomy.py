@@ -41,6 +41,9 @@ _OUTER_AXES: dict[str, tuple[Axis, ...]] = {
     "model.norm": ("hidden",),
     "lm_head": (None, "hidden"),
 }
+# Families that have these parts and nothing else that pruning or repair would have to know, such as
+# factors of what a layer adds (Granite) or a list for each layer (SmolLM3).
+_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 _IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 
@@ -120,13 +123,30 @@ def head_width(decoder: Any) -> int:
     return int(stated or config.hidden_size // config.num_attention_heads)
 
 
+def check_family(model_type: str) -> None:
+    """Refuse a family that has parts which pruning does not know.
+
+    Args:
+        model_type: of a decoder's configuration.
+
+    Raises:
+        BadInput: it is none of `_FAMILIES`.
+    """
+    if model_type not in _FAMILIES:
+        raise BadInput(
+            f"a decoder of type {model_type!r} cannot be pruned: it may have parts that pruning "
+            f"does not know. {', '.join(_FAMILIES)} can be."
+        )
+
+
 def check_known(decoder: Any) -> None:
     """Refuse a decoder that has parts which pruning does not know.
 
     Raises:
-        BadInput: a weight is none of those of Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3 and
-            their kin, or has other axes.
+        BadInput: it is of another family than those of `_FAMILIES`, or has weights that these have
+            not.
     """
+    check_family(decoder.config.model_type)
     shape, per_head = shape_of(decoder), head_width(decoder)
     for name, tensor in decoder.state_dict().items():
         axes = _axes(name)
@@ -140,8 +160,7 @@ def check_known(decoder: Any) -> None:
         if axes is None or strange_norm or wanted != list(tensor.shape):
             raise BadInput(
                 f"a decoder of type {decoder.config.model_type!r} cannot be pruned: its weight "
-                f"{name} {list(tensor.shape)} is none that pruning knows. Llama, Mistral, Qwen2, "
-                "Qwen3, Gemma 2, Gemma 3 (text) and their kin can be."
+                f"{name} {list(tensor.shape)} is none that pruning knows."
             )
 
 

@@ -421,15 +421,23 @@ def sizes(decoder: Any, dimension: Dimension) -> list[int]:
     """The sizes that a dimension can be pruned to, largest first, by the notches of the ladder.
 
     Args:
-        decoder: whose family must take them.
+        decoder: whose family must take them, of some families only beside some sizes of another
+            dimension: a width that the heads divide.
         dimension: which.
     """
-    shape = shape_of(decoder)
-    found = [shape.size(dimension)]
-    while (smaller := notch(decoder, shape, dimension)) is not None:
-        shape = smaller
-        found.append(shape.size(dimension))
-    return found
+    there = shape_of(decoder)
+    shapes = [there]
+    if dimension == "hidden":
+        shapes = [there.with_size("groups", size) for size in range(there.groups, 0, -1)]
+    elif dimension == "groups":
+        shapes += [there.with_size("hidden", size) for size in range(there.hidden // 8 * 8, 0, -8)]
+    found = {there.size(dimension)}
+    for beside in shapes:
+        shape = beside
+        while (smaller := notch(decoder, shape, dimension)) is not None:
+            shape = smaller
+            found.add(shape.size(dimension))
+    return sorted(found, reverse=True)
 
 
 def _tried(content: Mapping[str, Any]) -> Tried:

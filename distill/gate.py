@@ -15,6 +15,7 @@ The rung fails with any metric, passes with all, and is undecided otherwise.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -197,9 +198,15 @@ class Waiver:
     bought: str
 
     def __post_init__(self) -> None:
-        for name in ("reason", "bought"):
-            if not getattr(self, name).strip():
-                raise ValueError(f"{name} is empty: a waiver says why, and what was bought")
+        # As they stand in a file that was written by hand.
+        for name in ("metric", "reason", "bought"):
+            said: object = getattr(self, name)
+            if not isinstance(said, str) or not said.strip():
+                what = "empty" if said is None or isinstance(said, str) else f"{said!r}, no text"
+                raise ValueError(f"{name} is {what}: a waiver says why, and what was bought")
+        loss: object = self.loss
+        if isinstance(loss, bool) or not isinstance(loss, int | float) or not math.isfinite(loss):
+            raise ValueError(f"loss is {loss!r}; give the number that is accepted, such as 0.02")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.anatomy import DIMENSIONS, Dimension, Shape, body_parameters, notch, shape_of
+from distill.anatomy import (
+    DIMENSIONS,
+    Dimension,
+    Shape,
+    body_parameters,
+    is_stock,
+    notch,
+    shape_of,
+)
 from distill.importance import Importance
 from promptify.assembly import PromptBook
 from promptify.rows import Rows
@@ -73,6 +81,9 @@ def _least(
                 continue
             if smaller is None or smaller.size(dimension) < end:
                 smaller = shape.with_size(dimension, end)
+                if not is_stock(decoder, smaller):
+                    # Such as a width that only fewer heads divide: those have to go first.
+                    continue
         if smaller is None or body_parameters(decoder, smaller) < floor:
             continue
         if smaller.size(dimension) < _LARGEST_SHARE * there.size(dimension):

@@ -21,6 +21,7 @@ shared prefixes (arXiv 2402.05099, section 3.1).
 """
 
 import copy
+from collections.abc import Mapping
 from types import MethodType
 from typing import Any
 
@@ -38,8 +39,30 @@ PrefixLayers = tuple[tuple[Tensor, Tensor], ...]
 
 _FAMILIES = "Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3 (text), OLMo 2, Phi 3 and their kin"
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
+UNTOLD = -1
+"""For a layer that does not tell its window."""
+# Of these the angles hang on the longest prompt that is read at the moment, others' among them.
+_CHANGING_ROPES = {"dynamic", "longrope"}
 # Logits that the plain path holds at once: about what a core's own cache can keep.
 _LOGITS_AT_ONCE = 2**18
+
+
+def window_of(module: Any, told: int | None) -> int | None:
+    """Positions that a query of an attention layer sees, itself included; None for all.
+
+    Args:
+        module: the layer.
+        told: what it says when it attends, or `UNTOLD`: most families say it, some leave it to the
+            mask, which is not made here.
+    """
+    if told != UNTOLD:
+        return told
+    config = getattr(module, "config", None)
+    types = getattr(config, "layer_types", None)
+    if types is not None and types[module.layer_idx] != "sliding_attention":
+        return None
+    window: int | None = getattr(config, "sliding_window", None)
+    return window
 
 
 def check_decoder(decoder: Any) -> None:
@@ -47,16 +70,20 @@ def check_decoder(decoder: Any) -> None:
 
     Raises:
         BadInput: it keeps its layers elsewhere than in `model.layers`, its attention does not go
-            through transformers' attention interface, or it is not plain causal attention.
+            through transformers' attention interface, it is not plain causal attention, or a
+            position is read otherwise in a longer prompt.
     """
     model, config = getattr(decoder, "model", None), decoder.config
     types = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
+    ropes = _rope_types(getattr(config, "rope_parameters", None) or {}) & _CHANGING_ROPES
     if not hasattr(model, "layers"):
         why = "keeps its layers elsewhere than in `model.layers`"
     elif not getattr(model, "_supports_attention_backend", False):
         why = "does not take its attention from transformers' attention interface"
     elif types:
         why = f"has layers of type {', '.join(sorted(types))}"
+    elif ropes:
+        why = f"reads positions by how long a prompt is (rope_type {', '.join(sorted(ropes))})"
     elif getattr(config, "use_bidirectional_attention", False):
         why = "looks ahead (use_bidirectional_attention)"
     else:
@@ -65,6 +92,12 @@ def check_decoder(decoder: Any) -> None:
         f"a decoder of type {config.model_type!r} cannot be used: it {why}. "
         f"Give a decoder of another family: {_FAMILIES} work."
     )
+
+
+def _rope_types(parameters: Mapping[str, Any]) -> set[str]:
+    """The types of a configuration's rotary positions, of all kinds of layers."""
+    kinds = [one for one in parameters.values() if isinstance(one, Mapping)] or [parameters]
+    return {str(one.get("rope_type", "default")) for one in kinds}
 
 
 def whole_prefix_cache() -> DynamicCache:
@@ -162,7 +195,7 @@ def shared_prefix_attention(
     *,
     shared_prefix: PrefixLayers,
     scaling: float | None = None,
-    sliding_window: int | None = None,
+    sliding_window: int | None = UNTOLD,
     softcap: float | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
@@ -176,7 +209,8 @@ def shared_prefix_attention(
         attention_mask: None; padding on the right needs no mask, as attention is causal.
         shared_prefix: keys and values of the prefix in every layer.
         scaling: factor of the logits; 1/√E when None.
-        sliding_window: positions that a query sees, itself included; all when None.
+        sliding_window: positions that a query sees, itself included; all when None. Of a family
+            whose layers leave it to the mask, what the configuration says.
         softcap: the logits' bound, softcap · tanh(logit / softcap); none when None.
         rest: what does not change attention without dropout.
 
@@ -192,7 +226,7 @@ def shared_prefix_attention(
     prefix_key_1KPE, prefix_value_1KPE = shared_prefix[module.layer_idx]
     num_prefix, num_own = prefix_key_1KPE.shape[2], query_CHSE.shape[2]
     num_candidates, groups = len(query_CHSE), query_CHSE.shape[1] // key_CKSE.shape[1]
-    window = sliding_window or num_prefix + num_own
+    window = window_of(module, sliding_window) or num_prefix + num_own
     scale = query_CHSE.shape[-1] ** -0.5 if scaling is None else scaling
 
     own = _attend(

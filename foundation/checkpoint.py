@@ -140,10 +140,7 @@ def save(foundation: "Foundation", folder: Path) -> None:
             partial / "catalogue.parquet",
         )
         foundation.prompter.save(partial / "prompter")
-        # A folder cannot be renamed onto a full one, so the old one steps aside first.
-        if folder.exists():
-            os.replace(folder, old)
-        put(partial, folder)
+        put(partial, folder, aside=old)
     finally:
         if old.exists() and not folder.exists():
             os.replace(old, folder)

@@ -401,14 +401,14 @@ class Foundation(nn.Module):
         if not len(pieces):
             return torch.zeros(0, record.dim, device=self.device)
         if not self._text_encoder:
-            self._text_encoder.append(TextEncoder.load_as(record))
+            # Of two threads that are the first the last keeps its own.
+            self._text_encoder[:] = [TextEncoder.load_as(record)]
         # Without the arrow that ends each.
         texts = [
             str(self.prompter.tokenizer.decode(pieces[piece][:-1].tolist())).strip()
             for piece in range(len(pieces))
         ]
-        [encoder] = self._text_encoder
-        return encoder.encode(texts, progress=progress).to(self.device)
+        return self._text_encoder[0].encode(texts, progress=progress).to(self.device)
 
     def encode_catalogue(self) -> None:
         """Let the text encoder, if there is one, read the catalogue; its vectors are saved."""

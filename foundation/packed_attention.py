@@ -22,6 +22,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from foundation.attention import UNTOLD, window_of
 from promptify.validation import BadInput
 
 NAME = "packed_rows"
@@ -65,7 +66,7 @@ def packed_rows_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
-    sliding_window: int | None = None,
+    sliding_window: int | None = UNTOLD,
     softcap: float | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
@@ -80,7 +81,8 @@ def packed_rows_attention(
         value_RKTE: values.
         attention_mask: None; padding on the right needs no mask, as attention is causal.
         scaling: factor of the logits; 1/√E when None.
-        sliding_window: positions that a query sees, itself included; all when None.
+        sliding_window: positions that a query sees, itself included; all when None. Of a family
+            whose layers leave it to the mask, what the configuration says.
         softcap: None.
         cu_seq_lens_q: of `row_bounds`; None for rows that are padded.
         max_length_q: of `row_bounds`.
@@ -100,6 +102,7 @@ def packed_rows_attention(
             f"{type(module).__name__} attends with {', '.join(odd)}, which packed rows do not "
             "know. Give FitConfig(packing=False), or install flash-attn."
         )
+    window = window_of(module, sliding_window)
     options: dict[str, Any] = {"scale": scaling}
     if torch.is_autocast_enabled(query_RHTE.device.type):
         # Norms on queries and keys leave them in the weights' float32.
@@ -109,7 +112,7 @@ def packed_rows_attention(
         )
     states = (query_RHTE, key_RKTE, value_RKTE)
     if cu_seq_lens_q is None:
-        out_RHTE = _padded(states, sliding_window, options)
+        out_RHTE = _padded(states, window, options)
         return out_RHTE.transpose(1, 2).contiguous(), None
     assert max_length_q is not None
     if query_RHTE.device.type == "cuda" and query_RHTE.dtype in _HALF:
@@ -122,13 +125,13 @@ def packed_rows_attention(
             cu_seq_lens_q,
             max_length_q,
             max_length_q,
-            window_size=(sliding_window - 1 if sliding_window else -1, 0),
+            window_size=(window - 1 if window else -1, 0),
             **options,
             **_SHARING_HEADS,
         )
         return out_NHE[None], None
     rows = [
-        _padded(tuple(x[:, :, start:stop] for x in states), sliding_window, options)
+        _padded(tuple(x[:, :, start:stop] for x in states), window, options)
         for start, stop in pairwise(cu_seq_lens_q.tolist())
     ]
     return torch.cat(rows, 2).transpose(1, 2).contiguous(), None
@@ -138,16 +141,14 @@ def _is_set(value: Any) -> bool:
     return value is not None and not (isinstance(value, float) and value == 0.0)
 
 
-def _padded(
-    states: tuple[Tensor, ...], sliding_window: int | None, options: dict[str, Any]
-) -> Tensor:
+def _padded(states: tuple[Tensor, ...], window: int | None, options: dict[str, Any]) -> Tensor:
     """Causal attention of whole rows [R, H, T, E]."""
     query_RHTE, key_RKTE, value_RKTE = states
     sees_TT = None
-    if sliding_window is not None and sliding_window < query_RHTE.shape[2]:
+    if window is not None and window < query_RHTE.shape[2]:
         at_T = torch.arange(query_RHTE.shape[2], device=query_RHTE.device)
         back_TT = at_T[:, None] - at_T
-        sees_TT = (back_TT >= 0) & (back_TT < sliding_window)
+        sees_TT = (back_TT >= 0) & (back_TT < window)
     return scaled_dot_product_attention(
         query_RHTE,
         key_RKTE,

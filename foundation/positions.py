@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 # half as much again .002, and shorter prompts nothing (validation, three seeds; docs/log.md).
 _ROOM = 1.5
 
+# What our scaling says beside the type.
+_YARN = ("factor", "original_max_position_embeddings")
+
 # Where a configuration says what was trained before our scaling: a checkpoint's own looks the same.
 _MARK = "trained_positions"
 
@@ -42,12 +45,27 @@ def trained_positions(decoder: Any) -> int | None:
         the longest that it has been set to read.
     """
     before_ours: int | None = getattr(decoder.config, _MARK, None)
-    return _longest(decoder) if before_ours is None else before_ours
+    return longest_read(decoder) if before_ours is None else before_ours
+
+
+def longest_read(decoder: Any) -> int | None:
+    """Positions that a decoder reads as it is set now; None where its configuration does not say.
+
+    Args:
+        decoder: a causal LM of transformers.
+    """
+    declared: int | None = getattr(decoder.config, "max_position_embeddings", None)
+    if declared is None:
+        return None
+    # Some configurations count their scaling into what they declare, some leave it to the factor.
+    rope = _rope(decoder)
+    original = rope.get("original_max_position_embeddings", declared)
+    return max(declared, int(original * rope.get("factor", 1.0)))
 
 
 def reaches(decoder: Any, prompt_tokens: int) -> bool:
     """Whether a decoder reads prompts of some length as it is, trained at or set to it."""
-    longest = _longest(decoder)
+    longest = longest_read(decoder)
     return longest is None or prompt_tokens <= longest
 
 
@@ -79,7 +97,10 @@ def scale_positions(decoder: Any, *, prompt_tokens: int) -> None:
             f"{type(decoder).__name__} was trained at, and YaRN cannot scale its positions; lower "
             "it."
         )
-    config.rope_parameters = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+    before = rope, config.max_position_embeddings, getattr(config, _MARK, None)
+    # What else a family says stays, such as which share of a head is rotated.
+    kept = {name: value for name, value in rope.items() if name not in _YARN}
+    config.rope_parameters = {**kept, "rope_type": "default"}
     config.max_position_embeddings = trained
     setattr(config, _MARK, trained if prompt_tokens > trained else None)
     if prompt_tokens > trained:
@@ -90,6 +111,16 @@ def scale_positions(decoder: Any, *, prompt_tokens: int) -> None:
             "factor": factor,
             "original_max_position_embeddings": trained,
         }
+        try:
+            config.validate_rope()
+        except (KeyError, ValueError) as error:
+            config.rope_parameters, config.max_position_embeddings, mark = before
+            setattr(config, _MARK, mark)
+            raise BadInput(
+                f"max_prompt_tokens={prompt_tokens} is beyond the {trained} positions that this "
+                f"{type(decoder).__name__} was trained at, and its family knows no YaRN ({error}); "
+                "lower it."
+            ) from error
         logger.warning(
             "Prompts of up to %d tokens, where this model was trained at %d: positions are scaled "
             "by YaRN, %.3g times, those of short prompts too. Measure before you rely on it.",
@@ -99,17 +130,6 @@ def scale_positions(decoder: Any, *, prompt_tokens: int) -> None:
         )
     rotary = decoder.model.rotary_emb
     decoder.model.rotary_emb = type(rotary)(config).to(rotary.inv_freq.device)
-
-
-def _longest(decoder: Any) -> int | None:
-    """Positions that a decoder reads as it is set now."""
-    declared: int | None = getattr(decoder.config, "max_position_embeddings", None)
-    if declared is None:
-        return None
-    # Some configurations count their scaling into what they declare, some leave it to the factor.
-    rope = _rope(decoder)
-    original = rope.get("original_max_position_embeddings", declared)
-    return max(declared, int(original * rope.get("factor", 1.0)))
 
 
 def _is_windowed(decoder: Any, trained: int) -> bool:

@@ -26,6 +26,7 @@ from foundation.attention import (
 )
 from foundation.batches import by_length, pad_pieces
 from foundation.one_position import quick_kernels
+from foundation.positions import longest_read
 from foundation.weights_state import WeightsState
 from promptify.pieces import Pieces
 from promptify.rows import Rows
@@ -238,7 +239,7 @@ def _as_pieces(
 
 
 def _check_length(foundation: "Foundation", num_positions: int, what: str) -> None:
-    longest = getattr(foundation.decoder.config, "max_position_embeddings", None)
+    longest = longest_read(foundation.decoder)
     if longest is not None and num_positions > longest:
         raise BadInput(
             f"{what} {num_positions} positions long, but the decoder has {longest}; "

@@ -310,7 +310,8 @@ class PromptBook:
         """
         prompter, table = self.prompter, self._table
         asked = prompter.task_index(task)
-        slates = in_slates(history, task=prompter.tasks[asked].name)
+        actions = {one.name: one.actions for one in prompter.tasks}
+        slates = in_slates(history, task=prompter.tasks[asked].name, actions=actions)
         texts: list[str] = []
         told: list[tuple[int, ...]] = []
         for number, slate in enumerate(slates):

@@ -4,7 +4,7 @@ Legend: U users, I items, E events.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,6 +142,7 @@ def read_events(
     item_ids: pa.ChunkedArray,
     actions: tuple[str, ...],
     surfaces: tuple[str, ...],
+    best_first: Mapping[str, tuple[str, ...]],
     bad_rows: BadRows,
 ) -> tuple[pa.Table, list[str]]:
     """The integer columns of the log, sorted, and the texts that `context` indexes.
@@ -152,12 +153,13 @@ def read_events(
         item_ids: string [I].
         actions: what `action` indexes.
         surfaces: what `surface` indexes.
+        best_first: actions of each surface.
         bad_rows: where bad rows are reported.
 
     Raises:
         BadInput: as in `read_users`.
     """
-    encoder = _EventEncoder(user_ids, item_ids, actions, surfaces, bad_rows)
+    encoder = _EventEncoder(user_ids, item_ids, actions, surfaces, best_first, bad_rows)
     parts: list[Columns] = []
     for batch in _batches(events):
         parts.append(encoder.encode(batch))
@@ -186,6 +188,7 @@ class _EventEncoder:
         item_ids: pa.ChunkedArray,
         actions: tuple[str, ...],
         surfaces: tuple[str, ...],
+        best_first: Mapping[str, tuple[str, ...]],
         bad_rows: BadRows,
     ):
         self._words = {
@@ -194,6 +197,11 @@ class _EventEncoder:
             "action": pa.array(actions, pa.string()),
             "surface": pa.array(surfaces, pa.string()),
         }
+        # How good an action is on a surface, 0 the best; one that it does not know is the worst.
+        self._rank_SA = np.full((len(surfaces), len(actions)), len(actions), np.int16)
+        for surface, name in enumerate(surfaces):
+            for rank, action in enumerate(best_first[name]):
+                self._rank_SA[surface, actions.index(action)] = rank
         self._bad_rows = bad_rows
         self._num_seen = 0
         self.contexts: dict[str, int] = {}
@@ -272,7 +280,7 @@ class _EventEncoder:
         columns["timestamp"] = shown_at[first]
         del shown_at, shared, stated
         _warn_of_long(columns["timestamp"], stated_at, first)
-        worse = _worse_of_an_item(columns, first)
+        worse = self._worse_of_an_item(columns, first)
         if worse.any():
             columns = self._without(
                 columns, worse, column="action", reason=_IS_WORSE, harmless=True
@@ -286,6 +294,19 @@ class _EventEncoder:
                 ordered[name] = columns.pop(name)[order]
         _warn_of_early(ordered, stated_at[order])
         return ordered
+
+    def _worse_of_an_item(self, columns: Columns, first: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether a better action with the same item of the same slate is known, bool [E].
+
+        What is exported as a view, a click and an application is one answer to one question.
+        """
+        mates = np.flatnonzero(columns["slate"])
+        keys = [columns["item"][mates], first[mates]]
+        rank = self._rank_SA[columns["surface"][mates], columns["action"][mates]]
+        order = np.lexsort((rank, *keys))
+        worse = np.zeros(len(first), np.bool_)
+        worse[mates[order[~_changes(keys, order)]]] = True
+        return worse
 
     def _codes(self, check: RowCheck, column: str) -> Any:
         """Place of each value among the known words; rows with another value are rejected."""
@@ -353,19 +374,6 @@ def _first_of_slate(columns: Columns) -> NDArray[np.int64]:
     mates = mates[order]
     first[mates] = np.repeat(mates[begins], np.diff(begins, append=len(mates)))
     return first
-
-
-def _worse_of_an_item(columns: Columns, first: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether a better action with the same item of the same slate is known, bool [E].
-
-    What is exported as a view, a click and an application is one answer to one question.
-    """
-    mates = np.flatnonzero(columns["slate"])
-    keys = [columns["item"][mates], first[mates]]
-    order = np.lexsort((columns["action"][mates], *keys))
-    worse = np.zeros(len(first), np.bool_)
-    worse[mates[order[~_changes(keys, order)]]] = True
-    return worse
 
 
 def _require(names: Sequence[str], needed: Sequence[str], file: str) -> None:

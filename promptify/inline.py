@@ -52,12 +52,17 @@ class HistorySlate:
     context: str
 
 
-def in_slates(history: Sequence[HistoryEvent], *, task: str) -> list[HistorySlate]:
+def in_slates(
+    history: Sequence[HistoryEvent], *, task: str, actions: Mapping[str, Sequence[str]]
+) -> list[HistorySlate]:
     """A history as a log has it: slate by slate, in the order in which they were shown.
+
+    An item is in a slate once, with the best of what was done.
 
     Args:
         history: events, oldest first; sorted by time where every one has a time.
         task: the surface of events that name none.
+        actions: of each surface, the best first.
 
     Raises:
         BadInput: events that were shown together have different contexts.
@@ -79,12 +84,30 @@ def in_slates(history: Sequence[HistoryEvent], *, task: str) -> list[HistorySlat
         times = [event.timestamp for event in events if event.timestamp is not None]
         slates.append(
             HistorySlate(
-                events=events, shown_at=min(times, default=None), context="".join(contexts)
+                events=_best_of_items(events, actions.get(events[0].task or task, ())),
+                shown_at=min(times, default=None),
+                context="".join(contexts),
             )
         )
     if all(event.timestamp is not None for event in history):
         slates.sort(key=lambda slate: slate.shown_at or 0)
     return slates
+
+
+def _best_of_items(
+    events: Sequence[HistoryEvent], actions: Sequence[str]
+) -> Sequence[HistoryEvent]:
+    """Of several events of a slate with one item the one of the best action, the first of equals.
+
+    An action that is unknown is kept, and refused where it is told.
+    """
+    best: dict[str, tuple[int, int]] = {}
+    for place, event in enumerate(events):
+        item = repr(event.item)  # An id, or fields.
+        rank = actions.index(event.action) if event.action in actions else -1
+        best[item] = min(best.get(item, (rank, place)), (rank, place))
+    kept = {place for _, place in best.values()}
+    return [event for place, event in enumerate(events) if place in kept]
 
 
 def one_row(values: Mapping[str, Any], fields: Sequence[Field], owner: str) -> Columns:

@@ -4,7 +4,7 @@ Legend: U users, I items, E events.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -75,7 +75,7 @@ class Interactions:
         items: pa.Table,
         events: pa.Table | Iterable[pa.RecordBatch],
         schema: Schema,
-        actions: Sequence[str],
+        actions: Sequence[str] | Mapping[str, Sequence[str]],
         surfaces: Sequence[str] | None = None,
         bad_rows: BadRows | None = None,
     ) -> Self:
@@ -90,8 +90,8 @@ class Interactions:
                 null) and `context` (a query or note in words, or null). Batches are read one by
                 one, so a log need not fit in memory as text.
             schema: what the fields are.
-            actions: every action that may occur, of each surface the best first: of several of one
-                item in one slate the first named counts.
+            actions: every action that may occur, the best first: of several of one item in one
+                slate the first named counts. By surface where each has an order of its own.
             surfaces: every surface that may occur; None for a single one called ``"events"``.
             bad_rows: what to do with rows that do not fit; None fails on the first table that
                 holds one.
@@ -111,14 +111,17 @@ class Interactions:
 
         bad_rows = bad_rows or BadRows()
         surfaces = ("events",) if surfaces is None else tuple(surfaces)
+        ordered = actions if isinstance(actions, Mapping) else dict.fromkeys(surfaces, actions)
+        actions = tuple(dict.fromkeys(one for surface in ordered.values() for one in surface))
         user_table = ingest.read_users(users, schema, bad_rows)
         item_table = ingest.read_items(items, schema, bad_rows)
         event_table, contexts = ingest.read_events(
             events,
             user_ids=user_table["user_id"],
             item_ids=item_table["item_id"],
-            actions=tuple(actions),
+            actions=actions,
             surfaces=surfaces,
+            best_first={name: tuple(ordered.get(name, ())) for name in surfaces},
             bad_rows=bad_rows,
         )
         return cls(

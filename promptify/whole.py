@@ -77,17 +77,22 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def put(partial: Path, path: Path) -> None:
+def put(partial: Path, path: Path, *, aside: Path | None = None) -> None:
     """Give a file or folder its name, once all of it is on the disk.
 
     Args:
         partial: what is whole, on the drive of `path`.
-        path: its name from now on. A file there is replaced, a folder must be empty.
+        path: its name from now on. A file there is replaced, a folder must be empty, or steps
+            aside.
+        aside: the name of a folder that was there, for as long as it takes to rename the new one:
+            all that is slow is done before. The caller's to delete, or to put back.
 
     Raises:
         OSError: the disk is full or fails, or there is something in the folder.
     """
     sync(partial)
+    if aside is not None and path.exists():
+        os.replace(path, aside)
     os.replace(partial, path)
     _sync_folder(path.parent)
 

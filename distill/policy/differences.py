@@ -91,7 +91,9 @@ def compare(
     farthest = np.argsort(-np.abs(new - old), kind="stable")[:num_examples]
     farthest = farthest[new[farthest] != old[farthest]]
     same = bool((old == new).all())
-    kappa = 1.0 if same else float(cohen_kappa_score(old, new, weights="quadratic"))
+    # All grades, whether they occur or not: how far two lie apart is a matter of the scale.
+    scale = {"labels": range(size), "weights": "quadratic"}
+    kappa = 1.0 if same else float(cohen_kappa_score(old, new, **scale))
     return Difference(moves=moves, kappa=kappa, rules=tuple(told), examples=pairs[farthest])
 
 

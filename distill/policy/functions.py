@@ -16,7 +16,9 @@ import scipy.sparse as sp
 from distill.policy.values import Bool, Float64, Lists, Texts, Value, kind_of
 from promptify.validation import BadInput, shown
 
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+# Thousands may stand apart by a comma or a space that does not break; an ordinary space separates.
+_APART = re.compile(r"[,\u00a0\u2009\u202f]")
+_NUMBER = re.compile(rf"[1-9]\d{{0,2}}(?:{_APART.pattern}\d{{3}})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +221,7 @@ def _after(value: Value, *phrases: Texts) -> Value:
 
 def _number_in(text: str) -> float:
     found = _NUMBER.findall(text)
-    return float(found[-1]) if found else np.nan
+    return float(_APART.sub("", found[-1])) if found else np.nan
 
 
 def _rank(table: Table, value: Value) -> Value:
@@ -277,7 +279,7 @@ FUNCTIONS: dict[str, Function] = {
         'after(text, "phrase", …), what follows the phrase', _after, 2, None, takes_phrases=True
     ),
     "number": _function(
-        "number(text), the last one in it",
+        "number(text), the last one in it; 120,000 is one and 120 000 two",
         _of_texts(lambda texts: texts.numbered(_number_in)),
         1,
     ),

@@ -81,7 +81,7 @@ def table(
                 read_batches(events, renames=columns, found=found, bad_rows=bad_rows)
             ),
             schema=schema or infer_schema(user_table, item_table),
-            actions=tuple(dict.fromkeys(action for t in tasks for action in t.actions)),
+            actions={t.name: t.actions for t in tasks},
             surfaces=tuple(t.name for t in tasks),
             bad_rows=bad_rows,
         )

@@ -11,6 +11,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from decant.cli import main
 from retrieval import IndexManifest
@@ -181,6 +183,13 @@ def test_a_pretrained_model_that_is_none(refused, tables):
     assert "model" in refused(*arguments, "--model", tables / "model")
     # The folder is free for the command with its mistake mended.
     assert not (tables.parent / "out").exists()
+    (tables / "granite").mkdir()
+    (tables / "granite" / "config.json").write_text('{"model_type": "granite"}')
+    (tables / "granite" / "model.safetensors").touch()
+    Tokenizer(WordLevel({"a": 0}, "a")).save(str(tables / "granite" / "tokenizer.json"))
+    of_other_parts = refused(*arguments, "--model", tables / "granite")
+    assert "type 'granite' cannot be pruned" in of_other_parts
+    assert not (tables.parent / "out").exists()
     mistyped = refused(*arguments, "--model", "models/qwne", "--dry-run")
     assert "--model models/qwne is no folder with a model and its tokenizer" in mistyped
 
@@ -298,6 +307,14 @@ def test_a_request_file_that_does_not_fit(refused, tiny_run, tmp_path, option, t
     more = ["--out", tmp_path / "in" / "out.parquet"] if option == "--users" else []
     assert message in refused("predict", tiny_run, option, path, *more)
     assert [entry.name for entry in (tmp_path / "in").iterdir()] == ["request"]
+
+
+def test_where_one_stands_may_be_the_run_s_folder(refused, tables, tmp_path, monkeypatch):
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    command = [*run_table(tables), "--out", "."]
+    command[command.index("--users") + 1] = tmp_path / "none.csv"
+    assert "none.csv" in refused(*command)
 
 
 def test_texts_for_a_vocabulary_that_are_no_text(refused, tiny_run, tmp_path):

@@ -108,8 +108,10 @@ def test_somebody_of_the_log_in_words_and_in_json(capsys, tiny_run, recommender)
 def test_somebody_never_seen(capsys, tiny_run, tmp_path, recommender):
     profile = {"headline": "Nurse in oncology", "years": None}
     history = [{"item": "job-00001", "action": "apply"}, {"item": "job-00002", "action": "view"}]
+    history[0]["context"] = "near\u2028home"  # The end of a line, but not of one of JSON.
     (tmp_path / "p.json").write_text(json.dumps(profile))
-    (tmp_path / "h.jsonl").write_text("\n".join(json.dumps(event) for event in history) + "\n\n")
+    lines = [json.dumps(event, ensure_ascii=False) for event in history]
+    (tmp_path / "h.jsonl").write_text("\n".join(lines) + "\n\n")
     files = ["--profile", tmp_path / "p.json", "--history", tmp_path / "h.jsonl"]
     found = said(capsys, "predict", tiny_run, *files, "--query", "near home", "-k", 4, "--json")
     wanted = recommender.predict_next_actions(profile, history, query="near home", k=4)

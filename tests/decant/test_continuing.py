@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from decant.layout import DATA, PROMPTER, RunLayout
@@ -79,25 +80,36 @@ ReadAnew = Callable[..., RunLayout]
 
 
 @pytest.fixture
-def read_anew(tmp_path: Path, recipe: Recipe) -> ReadAnew:
-    """Reads data for a model of an older run, which was made of other data and options."""
+def read(tmp_path: Path, recipe: Recipe) -> ReadAnew:
+    """Reads data into a run of a name, which may go on from another, and fits its prompter."""
 
-    def job(data: SourceData, out: Path, old: Path | None = None, **changes: Any) -> RunLayout:
-        made = replace(recipe, **changes)
+    def job(data: SourceData, name: str, old: str | None = None, **changes: Any) -> RunLayout:
+        out, made = tmp_path / name, replace(recipe, **changes)
         (out / DATA).mkdir(parents=True)
-        made_of = Job(recipe=made, load=lambda: data, source={}, out=out, continued_from=old)
-        read_data(made_of, out / DATA)
-        write_whole(out / "recipe.json", json.dumps({"recipe": made.to_dict()}))
+        before = tmp_path / old if old else None
+        read_data(
+            Job(recipe=made, load=lambda: data, source={}, out=out, continued_from=before),
+            out / DATA,
+        )
+        told = {"recipe": made.to_dict(), "continued": {"from": "hash"} if old else {}}
+        write_whole(out / "recipe.json", json.dumps(told))
+        fit_prompter(RunLayout(out), made, data.tasks, out / PROMPTER)
         return RunLayout(out)
 
-    def read(
+    return job
+
+
+@pytest.fixture
+def read_anew(read: ReadAnew) -> ReadAnew:
+    """Reads data for a model of an older run, which was made of other data and options."""
+
+    def both(
         before: SourceData, after: SourceData, *, then: dict[str, Any], now: dict[str, Any]
     ) -> RunLayout:
-        old = job(before, tmp_path / "old", **then)
-        fit_prompter(old, replace(recipe, **then), before.tasks, old.folder / PROMPTER)
-        return job(after, tmp_path / "new", old.folder, **now)
+        read(before, "old", **then)
+        return read(after, "new", "old", **now)
 
-    return read
+    return both
 
 
 @pytest.mark.parametrize(
@@ -162,6 +174,27 @@ def test_what_validates_of_people_of_too_few_events_then_is_told(
     with caplog.at_level(logging.WARNING):
         read_anew(data_of([8] * 11 + [2]), data_of([9] * 11 + [3]), then={}, now={})
     assert "1 of 12 validation targets were trained on" in caplog.text
+
+
+def test_what_any_model_before_was_trained_on_is_not_held_out(
+    read: ReadAnew, caplog: pytest.LogCaptureFixture
+) -> None:
+    everybody, half = [8] * 12, [0] * 6 + [8] * 6
+    read(data_of(everybody), "first")
+    second = read(data_of(half), "second", "first")
+    # The second never saw the others, of whom the first was trained on six events each.
+    few = [5] * 6 + [8] * 6
+    told = r"trained on 12 of the 24 held-out targets \(6 that test, 6 that validate\)"
+    for older in ("first", "second"):
+        with pytest.raises(BadInput, match=told):
+            read(data_of(few), f"of the {older}", older)
+    grown = read(data_of(everybody), "third", "second")
+    # All that the three of them were trained on, for a fourth.
+    assert pq.read_metadata(grown.trained_on).num_rows == 12 * 6 + 6 * 6
+    assert not caplog.records
+    second.trained_on.unlink()
+    read(data_of(few), "of an older version", "second")
+    assert "goes on from a run of which an older version kept no record" in caplog.text
 
 
 @pytest.mark.parametrize(

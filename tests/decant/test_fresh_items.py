@@ -29,6 +29,7 @@ from foundation import Foundation
 from foundation.predictions import log_positive
 from promptify.prompter import HistoryEvent
 from promptify.validation import BadInput
+from promptify.whole import write_whole
 from retrieval import IndexMismatch
 from retrieval.milvus import MilvusIndex, searching
 
@@ -398,6 +399,29 @@ def test_a_save_that_is_cut_short_leaves_what_was_there(
         assert len(list(RunLayout(run).catalogue.glob("v*"))) == 1
     served.save()
     assert "job-nurse" not in jobs_of(Recommender.load(run))
+
+
+def test_an_interrupt_once_the_new_version_is_named_leaves_it_whole(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = Recommender.load(run)
+    served.add_items([NURSE])
+    served.save()
+    served.add_items([{**NURSE, "item_id": "job-second"}])
+
+    def interrupted(path: Path, content: str) -> None:
+        write_whole(path, content)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("decant.catalogue.write_whole", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            served.save()
+    assert {"job-nurse", "job-second"} <= set(jobs_of(Recommender.load(run)))
+    served.remove_items(["job-nurse"])
+    served.save()
+    assert "job-nurse" not in jobs_of(Recommender.load(run))
+    assert len(list(RunLayout(run).catalogue.glob("v*"))) == 1
 
 
 def full_disk(*_: object, **__: object) -> None:

@@ -595,6 +595,13 @@ def test_a_waiver_lets_an_undecided_rung_through(
         ({"loss": 0.1}, "may have lost 0.5"),
         ({"metric": "ndcg@10"}, "not undecided"),
         ({"reason": " "}, "reason is empty"),
+        ({"reason": None}, "reason is empty"),
+        ({"bought": 7}, "bought is 7, no text"),
+        ({"loss": float("nan")}, "loss is nan"),
+        ({"loss": "0.5"}, "loss is '0.5'"),
+        ({"loss": True}, "loss is True"),
+        ({"rung": [name]}, r"rung is \['rung-"),
+        ({"metric": ["auc"]}, r"metric is \['auc'\], no text"),
     ):
         signed(**changes)
         with pytest.raises(ValueError, match=says):
@@ -716,6 +723,7 @@ def test_numbers_that_cannot_be_are_refused_in_a_line(
         (["--to", "1.5"], "LadderConfig.to=1.5 must lie between 0 and 1"),
         (["--max-loss", "-1"], "LadderConfig.max_loss=-1.0 must not be negative"),
         (["--minutes-per-rung", "0"], "LadderConfig.minutes_per_rung=0.0 must be above 0"),
+        (["--epochs-per-rung", "0"], "epochs=0.0"),
         (["--timed-requests", "0"], "timed_requests=0 must be at least 1"),
         (["--timed-requests", "-1"], "timed_requests=-1 must be at least 1"),
     ):

@@ -24,7 +24,11 @@ SCHEMA = Schema(
             Field(name="pay", kind="number"),
             Field(name="posted", kind="time"),
         ),
-        "person": (Field(name="headline", kind="text"), Field(name="place", kind="category")),
+        "person": (
+            Field(name="headline", kind="text"),
+            Field(name="place", kind="category"),
+            Field(name="full_name", kind="name"),
+        ),
     },
 )
 PLACES = ["Berlin, Germany", "Trinidad and Tobago", "Rome (Italy)", 'The "Hague"', "a|b & c"]
@@ -190,6 +194,7 @@ def test_any_expression_is_what_python_says_item_by_item(where: Where) -> None:
         ("__class__=x", "no column '__class__'"),
         ("pay=much", "pay 'much' is not a number; the column holds numbers"),
         ("pay<nan", "pay 'nan' is not a number"),
+        ('full_name=""', "full_name '' is empty; the column holds names"),
         ("pay>1e999", "pay '1e999' is not a number"),
         ("posted<yesterday", "posted 'yesterday' is not a time; the column holds times"),
         ("posted<1740000000000", "looks like milliseconds"),

@@ -94,6 +94,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"tie_word_embeddings": True, "attention_bias": True},
     "llama": {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
     "mistral": {"tie_word_embeddings": False, "sliding_window": 48},
+    "qwen2": {"tie_word_embeddings": True},
+    "gemma": {"tie_word_embeddings": True},
     "gemma2": {
         "tie_word_embeddings": True,
         "attn_logit_softcapping": 20.0,

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from distill.anatomy import Shape, body_parameters, notch, shape_of
+from distill.anatomy import Shape, body_parameters, check_known, notch, shape_of
 from distill.importance import measure_importance
 from distill.pruning import prune
 from foundation import Foundation
@@ -238,6 +239,13 @@ def test_a_size_that_is_not_there_is_refused(make: Any, rows: Rows, name: str, v
     importance = measure_importance(foundation, rows)
     with pytest.raises(BadInput, match=rf"shape\.{name}={value} must be between 1 and"):
         prune(foundation, importance, smaller(foundation, **{name: value}))
+
+
+@pytest.mark.parametrize("family", ["granite", "smollm3", "olmo2", "arcee"])
+def test_a_family_of_other_parts_is_refused(family: str) -> None:
+    decoder = SimpleNamespace(config=SimpleNamespace(model_type=family))
+    with pytest.raises(BadInput, match=f"type '{family}' cannot be pruned.*qwen3.* can be"):
+        check_known(decoder)
 
 
 def test_a_shape_that_stock_loaders_refuse_is_refused(of_family: Any, rows: Rows) -> None:

@@ -19,7 +19,7 @@ from promptify.rows import Rows
 from promptify.splits import Split
 from promptify.validation import BadInput
 
-FAMILIES = ("qwen3", "llama", "mistral", "gemma2", "gemma3_text")
+FAMILIES = ("qwen2", "qwen3", "llama", "mistral", "gemma", "gemma2", "gemma3_text")
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -4,8 +4,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from distill.anatomy import DIMENSIONS, Shape, body_parameters, check_shape, shape_of
+from distill.architecture import sizes
 from distill.importance import Importance
 from distill.ladder import newest, rungs_left, together
 from distill.ladder_config import LadderConfig
@@ -48,6 +50,29 @@ def test_a_step_takes_what_it_may_and_not_more(make: Any, step: float) -> None:
     assert shape is not None
     left = body_parameters(decoder, shape) / there
     assert 1 - step <= left < 1 - step / 2
+
+
+def test_a_width_that_needs_fewer_heads_waits_for_them() -> None:
+    config = LlamaConfig(
+        vocab_size=8,
+        hidden_size=128,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+    )
+    decoder = AutoModelForCausalLM.from_config(config)
+    end = Shape(layers=2, neurons=64, groups=2, hidden=120)
+    check_shape(decoder, end)
+    reached, importance = shape_of(decoder), even(decoder)
+    while reached != end:
+        shape = next_shape(decoder, importance, step=0.4, at_least=0, start=reached, until=end)
+        assert shape is not None
+        check_shape(decoder, shape)
+        reached = shape
+    # Those of a search are all that any number of heads has.
+    assert {128, 120, 112, 104} < set(sizes(decoder, "hidden"))
+    assert sizes(decoder, "groups") == [4, 3, 2, 1]
 
 
 def test_what_counts_least_goes_first(make: Any) -> None:

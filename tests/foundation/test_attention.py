@@ -19,6 +19,7 @@ from transformers import (
     Olmo2Config,
     Phi3Config,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
 )
@@ -64,6 +65,17 @@ FAMILIES = {
     "qwen3, tied": lambda: Qwen3Config(**SHAPE, tie_word_embeddings=True),
     "qwen3, mixture of experts": lambda: Qwen3MoeConfig(
         **SHAPE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
+    ),
+    # Its layers do not tell their window: it stands in the mask.
+    "qwen2, mixture of experts, later layers windowed": lambda: Qwen2MoeConfig(
+        **SHAPE,
+        **WINDOW,
+        use_sliding_window=True,
+        max_window_layers=1,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
     ),
     "mistral": lambda: MistralConfig(**SHAPE, sliding_window=None),
     "mistral, windowed": lambda: MistralConfig(**SHAPE, **WINDOW),
@@ -277,6 +289,11 @@ def test_decoders_that_cannot_be_read_beside_are_refused() -> None:
     looks_ahead = Gemma3TextConfig(**GEMMA, use_bidirectional_attention=True)
     with pytest.raises(BadInput, match="looks ahead"):
         check_decoder(AutoModelForCausalLM.from_config(looks_ahead))
+    stretches = LlamaConfig(
+        **SHAPE, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    )
+    with pytest.raises(BadInput, match=r"by how long a prompt is \(rope_type dynamic\)"):
+        check_decoder(AutoModelForCausalLM.from_config(stretches))
     with pytest.raises(BadInput, match="attention sinks"):
         shared_prefix_attention(
             Layer(), *torch.zeros(3, 1, 1, 1, 8), None, shared_prefix=(), s_aux=torch.zeros(1)

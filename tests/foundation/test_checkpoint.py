@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from foundation import Foundation, FoundationConfig, checkpoint
 from foundation.batches import take_rows
 from foundation.calibration import Calibration, Curve
+from promptify import whole
 from promptify.assembly import PromptBook
 from promptify.prompter import Prompter, PrompterConfig
 from promptify.splits import Split
@@ -204,6 +205,24 @@ def test_a_power_cut_leaves_no_empty_file(
 ) -> None:
     make("slot").save_pretrained(tmp_path / "model")
     assert not_synced(tmp_path) == []
+
+
+def test_the_older_one_is_there_until_the_new_one_is_on_the_disk(
+    make: Any, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync, seen = whole._fsync, []
+
+    def seen_meanwhile(path: Path, flags: int) -> None:
+        if path.suffix:
+            seen.append(checkpoint.weights_hash(copy))
+        sync(path, flags)
+
+    was = checkpoint.weights_hash(copy)
+    monkeypatch.setattr(whole, "_fsync", seen_meanwhile)
+    make("slot", seed=3).save_pretrained(copy)
+    assert set(seen) == {was}
+    assert len(seen) > 5
+    assert checkpoint.weights_hash(copy) != was
 
 
 def test_an_older_foundation_is_replaced(make: Any, copy: Path) -> None:

@@ -12,9 +12,11 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
+    GlmConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     Qwen3Config,
 )
 
@@ -146,6 +148,33 @@ def test_what_sees_further_than_it_was_trained_is_scaled(config: Any) -> None:
     decoder = AutoModelForCausalLM.from_config(config)
     scale_positions(decoder, prompt_tokens=128)
     assert decoder.config.rope_parameters["factor"] == 3
+
+
+def test_a_family_that_rotates_a_part_of_each_head_goes_on_doing_so(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    decoder = AutoModelForCausalLM.from_config(GlmConfig(**SMALL, pad_token_id=0))
+    plain, rotated = logits_of(decoder), decoder.model.rotary_emb.inv_freq.shape
+    scale_positions(decoder, prompt_tokens=160)
+    assert decoder.model.rotary_emb.inv_freq.shape == rotated
+    scaled = logits_of(decoder)
+    decoder.save_pretrained(tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(logits_of(stock), scaled, rtol=0, atol=0)
+    scale_positions(decoder, prompt_tokens=64)
+    torch.testing.assert_close(logits_of(decoder), plain, rtol=0, atol=0)
+
+
+def test_a_family_that_knows_no_yarn_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    decoder = AutoModelForCausalLM.from_config(Phi3Config(**SMALL, pad_token_id=0))
+    plain = logits_of(decoder)
+    with pytest.raises(BadInput, match=r"=160 is beyond the 64 positions .* knows no YaRN"):
+        scale_positions(decoder, prompt_tokens=160)
+    torch.testing.assert_close(logits_of(decoder), plain, rtol=0, atol=0)
+    decoder.save_pretrained(tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(logits_of(stock), plain, rtol=0, atol=0)
+    assert trained_positions(decoder) == 64
 
 
 LLAMA3 = {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

@@ -253,6 +253,12 @@ SHAPE = {
 }
 FAMILIES = {
     "llama": LlamaConfig(**SHAPE),
+    # How far it reaches is left to the factor.
+    "llama, scaled": LlamaConfig(
+        **SHAPE,
+        max_position_embeddings=32,
+        rope_parameters={"rope_type": "linear", "factor": 32.0, "rope_theta": 1e4},
+    ),
     "qwen2": Qwen2Config(**SHAPE, use_sliding_window=False),
     "qwen3": Qwen3Config(**SHAPE, tie_word_embeddings=False),
     "mistral, no window": MistralConfig(**SHAPE, sliding_window=None),

@@ -1,5 +1,7 @@
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -270,6 +272,26 @@ def test_another_catalogue_and_a_rung_keep_the_encoder(
     rung = prune(foundation, importance, shape)
     assert rung.settings.text_encoder == foundation.settings.text_encoder
     assert torch.equal(rung.items.encoding_IW, foundation.items.encoding_IW)
+
+
+def test_two_who_are_the_first_to_need_it_load_one(
+    foundation: Foundation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, load = threading.Barrier(2), TextEncoder.load_as
+
+    def together(record: Any) -> TextEncoder:
+        both.wait(timeout=20)
+        return load(record)
+
+    pieces = foundation.item_pieces.take(np.arange(3))
+    wanted = foundation.encodings_of(pieces)
+    foundation._text_encoder.clear()
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(TextEncoder, "load_as", together)
+        found = list(pool.map(lambda _: foundation.encodings_of(pieces), range(2)))
+    for got in (*found, foundation.encodings_of(pieces)):
+        torch.testing.assert_close(got, wanted)
+    assert len(foundation._text_encoder) == 1
 
 
 def test_empty_pieces_need_no_encoder(foundation: Foundation, folder: Path) -> None:

@@ -552,6 +552,32 @@ def test_events_shown_together_are_told_as_one_slate(fit_market: Any, make_marke
     assert told(*alone).count("far") == 2
 
 
+def test_an_item_is_told_once_of_a_slate_with_the_best_of_what_was_done(
+    fit_market: Any, make_market: Any
+) -> None:
+    book = fit_market().book(make_market([(0, "jobs", None, [(0, "view")])]))
+
+    def told(*history: HistoryEvent) -> str:
+        return book.render(book.inline({}, history, task="jobs"), 0)
+
+    viewed = HistoryEvent(item="i0", action="view", timestamp=5, shown_with="s")
+    applied = replace(viewed, action="apply", timestamp=7)
+    other = replace(viewed, item="i1", action="dismiss", timestamp=6)
+    # The moment is the slate's, known of the view that is left out.
+    expected = told(replace(applied, timestamp=5), other)
+    assert told(viewed, applied, other) == told(applied, viewed, other) == expected
+    assert told(viewed, replace(viewed), other) == told(viewed, other)
+    # Without a slate a view and an application are two events.
+    alone = [replace(event, shown_with=None) for event in (viewed, applied)]
+    assert told(*alone).count("Ward nurse") == 2
+    # So it is of items that the request brings.
+    fields = {"kind": "job", "title": "Glazier"}
+    brought = [replace(event, item=fields) for event in (viewed, applied)]
+    assert told(*brought) == told(replace(brought[1], timestamp=5))
+    with pytest.raises(BadInput, match="action"):
+        told(viewed, replace(viewed, action="bought"))
+
+
 @pytest.mark.parametrize("form", ["text", "slot"])
 def test_a_request_takes_no_memory_for_items_it_does_not_tell(
     form: str, make_films: Any, fit_films: Any, film_events: Any

@@ -35,7 +35,7 @@ def log(events: dict[str, list[Any]], **options: Any) -> Interactions:
         items=options.pop("items", ITEMS),
         events=pa.table(columns),
         schema=SCHEMA,
-        actions=("good", "bad"),
+        actions=options.pop("actions", ("good", "bad")),
         **options,
     )
 
@@ -116,6 +116,21 @@ def test_slates_of_two_users_or_two_surfaces_are_two() -> None:
     )
     assert data.event_slate.tolist() == [0, 0, 1, 2]
     assert data.event_surface.tolist() == [0, 0, 1, 0]
+
+
+def test_each_surface_has_its_own_order_of_actions() -> None:
+    events = {
+        "item_id": [10, 10, 10, 10],
+        "timestamp": [1, 1, 1, 1],
+        "action": ["good", "bad", "good", "bad"],
+        "shown_with": ["s"] * 4,
+        "surface": ["a", "a", "b", "b"],
+    }
+    orders = {"a": ("good", "bad"), "b": ("bad", "good")}
+    data = log(events, actions=orders, surfaces=("a", "b"))
+    assert data.actions == ("good", "bad")
+    assert data.event_surface.tolist() == [0, 1]
+    assert data.event_action.tolist() == [0, 1]
 
 
 def test_two_contexts_in_one_slate_are_reported() -> None:

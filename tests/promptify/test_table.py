@@ -135,6 +135,24 @@ def test_a_task_file_brings_schema_and_names(tmp_path: Path) -> None:
     assert source.tasks[0].instruction == "Predict."
 
 
+def test_each_task_says_what_is_best_of_an_item_in_a_slate(tmp_path: Path) -> None:
+    """Whatever the order of the words that it shares with another."""
+    task = tmp_path / "task.yaml"
+    task.write_text(
+        "tasks:\n"
+        "- {name: jobs, instruction: I, actions: [apply, view], positive: [apply],"
+        " item_kind: job}\n"
+        "- {name: people, instruction: I, actions: [message, view], positive: [message],"
+        " item_kind: job}\n"
+    )
+    items = [{"item_id": "a", "kind": "job", "title": "Nurse"}]
+    shown = {"user_id": "1", "item_id": "a", "timestamp": 1, "surface": "people", "shown_with": "s"}
+    events = [{**shown, "action": action} for action in ("view", "message")]
+    log = table(**write_all(tmp_path, items=items, events=events), task=task).interactions
+    assert log.actions == ("apply", "view", "message")
+    assert [log.actions[action] for action in log.event_action] == ["message"]
+
+
 def test_several_tasks_are_several_surfaces(tmp_path: Path) -> None:
     task = tmp_path / "task.yaml"
     task.write_text(

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from distill.policy import Grader, Policy
+from distill.policy import Grader, Policy, differences
+from distill.policy.agreement import weighted_kappa
 from distill.policy.checking import check
 from distill.policy.differences import compare
 from distill.policy.drawing import SOURCES, draw_pairs, pair_keys
@@ -123,6 +124,24 @@ def test_the_same_version_moves_nothing(market_tables, pairs, job_policy):
     assert same.num_pairs == len(pairs)
 
 
+def test_kappa_is_by_the_whole_scale_whatever_occurs(market_tables, pairs, monkeypatch):
+    # 0, 1 and 4: between the last two lie grades that nobody gives.
+    old, new = [0, 0, 0, 1, 1, 1, 4, 4, 4, 4], [0, 0, 1, 1, 1, 4, 4, 4, 4, 1]
+    given = map(np.array, (old, new))
+
+    class Given:
+        def __init__(self, *_):
+            self.grade = next(given)
+
+        def grades(self, _):
+            return self
+
+    monkeypatch.setattr(differences, "Grader", Given)
+    monkeypatch.setattr(differences, "_single_differences", lambda *_: ())
+    found = compare(None, None, market_tables, pairs[np.arange(10)])
+    assert found.kappa == pytest.approx(0.678, abs=5e-4)
+
+
 def test_a_changed_rule_answers_for_what_it_moves(market_tables, pairs, job_policy):
     text = job_policy.text.replace("ramp(pay_ratio, 0.85, 0.97)", "ramp(pay_ratio, 1.0, 1.2)")
     text = text.replace("version: 1.0", "version: 2.0")
@@ -137,7 +156,7 @@ def test_a_changed_rule_answers_for_what_it_moves(market_tables, pairs, job_poli
     (rule,) = changed.rules
     assert (rule.what, rule.how) == ("rule 8. Pay (line 156)", "changed")
     assert (rule.num_moved, rule.mean_move) == (changed.num_moved, changed.mean_move)
-    assert 0 < changed.kappa < 1
+    assert changed.kappa == pytest.approx(weighted_kappa(old, new))
     user, item = int(changed.examples.users[0]), int(changed.examples.items[0])
     place = np.flatnonzero((pairs.users == user) & (pairs.items == item))[0]
     assert abs(int(new[place]) - int(old[place])) == np.abs(new.astype(int) - old).max()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.policy import Pairs
+from distill.policy import Pairs, functions
 from distill.policy.expressions import Place, parse_expression
 from distill.policy.functions import ramp, share
 from distill.policy.values import Lists, Texts, taken
@@ -17,6 +17,12 @@ from promptify.validation import BadInput
 HERE = Place("policy.md", 12)
 UNKNOWN = None
 HEAD = "```table trades\nnursing: nurse, staff nurse\ncoding: programmer, C++\ncooking: chef\n```\n"
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u2009", "\u202f", ","])
+def test_thousands_stand_apart_in_one_number(space):
+    assert functions._number_in(f"from 900 to 1{space}250.50 kg") == 1250.5
+    assert functions._number_in(f"12{space}345{space}678") == 12_345_678
 
 
 @pytest.mark.parametrize(
@@ -54,6 +60,9 @@ HEAD = "```table trades\nnursing: nurse, staff nurse\ncoding: programmer, C++\nc
         ("max(user.years, item.years, 2)", [2, 6, 2, 9, 9, 9, UNKNOWN, UNKNOWN, UNKNOWN]),
         ("min(item.years, 2) + -abs(-1)", [0, 1, 1] * 3),
         ("number('a 12 b 7')", [7] * 9),
+        ("number('$120,000')", [120_000] * 9),
+        ("number('101,1023')", [1023] * 9),
+        ("number('0,125')", [125] * 9),
         ("log(item.years - 1)", [UNKNOWN, math.log(5), 0] * 3),
         ("true and not false", [1] * 9),
         ("contains(query, 'remote')", [0] * 9),
