@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decant import recipes
+from decant.fingerprints import code_hashes
 from decant.measure import Answers, Asked
 from decant.on_validation import watch
 from decant.recipes import Recipe
 from decant.run_record import json_hash
+from decant.stages import ROOMS
 from foundation import FitConfig, Foundation, FoundationConfig
 from foundation.predictions import predict_targets
 from foundation.text_encoder import encoder_hash
@@ -33,6 +35,15 @@ from promptify.validation import BadInput
 from promptify.whole import whole_file
 
 Part = Literal["valid", "test"]
+_MAKES_ANSWERS = (
+    *ROOMS,
+    "benchmarks.arms",
+    "benchmarks.peers",
+    "benchmarks.studied",
+    "decant.making",
+    "decant.measure",
+    "decant.on_validation",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -251,7 +262,11 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 def kept_arrays(
     path: Path, make: Callable[[], Mapping[str, NDArray[Any]]]
 ) -> dict[str, NDArray[Any]]:
-    """Arrays of a file by name; made, and written whole, where there is none."""
+    """Arrays of a file by name; made, and written whole, where there is none.
+
+    What other code made lies in a folder of its own beside, and is not looked at.
+    """
+    path = path.parent / json_hash(code_hashes(_MAKES_ANSWERS))[:12] / path.name
     if not path.exists():
         save_arrays(path, make())
     with np.load(path, allow_pickle=False) as kept:

@@ -90,6 +90,9 @@ class Measured:
                 out.
             cells: the others of `ResultRow`, of which `task`, `split`, `model`, `metric` must be
                 given.
+
+        Raises:
+            ValueError: the mean that is there is of more.
         """
         key = {name: value for name, value in cells.items() if name not in _NOT_KEYS}
         known = [row for row in self.rows if _has_cells(row, {"seed": seed, **key})]
@@ -101,6 +104,12 @@ class Measured:
             or any((row.value, row.ci_low, row.ci_high, row.n) == same for row in known)
         ):
             return
+        most = max((row.n or 0 for row in known), default=0)
+        if cells.get("n") is not None and cells["n"] < most:
+            raise ValueError(
+                f"{self.out} has a mean over {most} targets where this one is over {cells['n']}: "
+                "give all the runs that it was made of, or another --out."
+            )
         row = ResultRow(
             benchmark=self.benchmark,
             value=told[0],

@@ -23,10 +23,11 @@ import argparse
 import importlib.util
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,6 +37,7 @@ from benchmarks.gpu.models import SHAPES, SMOKE_SHAPES
 from benchmarks.gpu.prepare import prepare
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.training import Arm, measure_peak, measure_training
+from decant.run_record import json_hash
 from foundation import Foundation
 from foundation.predictions import Predictions
 from promptify.assembly import PromptBook
@@ -211,9 +213,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, on a CPU too")
     options = parser.parse_args(arguments)
-    work = options.work / f"seed-{options.seed}"
-    if options.rate is not None:
-        work = work / f"rate-{options.rate:g}"
     is_cuda = torch.cuda.is_available()
     if not is_cuda and not options.smoke:
         parser.error("there is no CUDA device; give --smoke to run tiny shapes on the CPU")
@@ -229,7 +228,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             text = _asked(films.SMOKE if options.smoke else films.FULL, options)
             sizes = (films.SMOKE,) if options.smoke else films.SLOTS
             slots = [_asked(settings, options) for settings in sizes]
-            sessions = [_session(part, options, is_cuda=is_cuda) for part in options.part]
+            trained = [asdict(settings) for settings in (text, *slots)]
+            # What was trained otherwise is another model.
+            work = options.work / f"seed-{options.seed}-{json_hash(trained)[:8]}"
+            sessions = [
+                _session(part, options, trained=trained, is_cuda=is_cuda) for part in options.part
+            ]
         except (ValueError, OSError) as error:
             print(f"benchmarks.gpu: error: {error}", file=sys.stderr)
             return 1
@@ -263,15 +267,17 @@ def _asked(settings: films.Films, options: argparse.Namespace) -> films.Films:
     return replace(settings, name=f"{settings.name}, rate {options.rate:g}", fit=fit)
 
 
-def _session(part: int, options: argparse.Namespace, *, is_cuda: bool) -> Session:
+def _session(
+    part: int, options: argparse.Namespace, *, trained: Sequence[Mapping[str, Any]], is_cuda: bool
+) -> Session:
     return Session(
         part=part,
         out=options.out,
         settings={
             "smoke": options.smoke,
-            "compile": options.compile,
-            "seed": options.seed,
-            "rate": options.rate,
+            "trained": trained,
+            # How far a training comes in its time is a matter of the device.
+            "device": torch.cuda.get_device_name() if is_cuda else "cpu",
         },
         device=torch.device("cuda" if is_cuda else "cpu"),
         commit=options.commit,

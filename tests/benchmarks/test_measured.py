@@ -45,6 +45,14 @@ def test_a_mean_of_more_seeds_takes_the_place_of_one_of_fewer(tmp_path: Path) ->
     assert [row.value for row in rows if row.seed == 0] == [0.5]
 
 
+def test_a_mean_of_fewer_seeds_takes_no_place(tmp_path: Path) -> None:
+    measured = Measured("films", {}, out=tmp_path / "rows.csv")
+    measured.add(seed="mean", interval=SURE, **{**CELLS, "n": 18})
+    with pytest.raises(ValueError, match="over 18 targets where this one is over 12"):
+        measured.add(seed="mean", interval=SURE, **{**CELLS, "n": 12})
+    assert [row.n for row in read_csv(tmp_path / "rows.csv")] == [18]
+
+
 def test_rows_that_are_known_together_are_written_together(tmp_path: Path) -> None:
     out = tmp_path / "rows.csv"
     first = Measured("films", {"epochs": 2}, out=out)

@@ -2,8 +2,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from benchmarks import arms
 from benchmarks import studied as studying
 from foundation import FitConfig, Foundation
 
@@ -40,3 +42,21 @@ def test_a_peer_has_the_seconds_of_this_machine(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"trained on eight GPUs, and this is .*: give --seconds"):
         elsewhere.seconds_for_peers(None, option="--seconds")
     assert elsewhere.seconds_for_peers(7.0, option="--seconds") == 7.0
+
+
+def test_answers_of_other_code_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def answers(code: str) -> int:
+        monkeypatch.setattr(arms, "code_hashes", lambda _: {"all": code})
+
+        def make() -> dict[str, np.ndarray]:
+            asked.append(code)
+            return {"rank": np.array([len(asked)])}
+
+        return int(arms.kept_arrays(tmp_path / "answers.npz", make)["rank"][0])
+
+    assert [answers(code) for code in ("old", "old", "new", "old")] == [1, 1, 2, 1]
+    assert asked == ["old", "new"]
