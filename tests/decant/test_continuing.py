@@ -197,6 +197,12 @@ def test_what_any_model_before_was_trained_on_is_not_held_out(
     assert "goes on from a run of which an older version kept no record" in caplog.text
 
 
+def test_what_validates_of_the_others_is_refused_all_the_same(read_anew: ReadAnew) -> None:
+    before, after = data_of([8] * 11 + [2]), data_of([7] * 11 + [3])
+    with pytest.raises(BadInput, match=r"trained on 11 of the 24 .* \(0 that test, 11 that valid"):
+        read_anew(before, after, then={}, now={})
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

@@ -64,7 +64,9 @@ def test_a_width_that_needs_fewer_heads_waits_for_them() -> None:
     decoder = AutoModelForCausalLM.from_config(config)
     end = Shape(layers=2, neurons=64, groups=2, hidden=120)
     check_shape(decoder, end)
-    reached, importance = shape_of(decoder), even(decoder)
+    idle = torch.ones(128)
+    idle[:8] = 0  # Width would go first.
+    reached, importance = shape_of(decoder), even(decoder, hidden=idle)
     while reached != end:
         shape = next_shape(decoder, importance, step=0.4, at_least=0, start=reached, until=end)
         assert shape is not None
