@@ -72,6 +72,8 @@ def test_a_width_that_needs_fewer_heads_waits_for_them() -> None:
         assert shape is not None
         check_shape(decoder, shape)
         reached = shape
+    # Where half of the heads are more than a step, there is none.
+    assert next_shape(decoder, importance, step=0.1, at_least=0, until=end) is None
     # Those of a search are all that any number of heads has.
     assert {128, 120, 112, 104} < set(sizes(decoder, "hidden"))
     assert sizes(decoder, "groups") == [4, 3, 2, 1]
