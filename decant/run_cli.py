@@ -94,7 +94,11 @@ def _add_run_options(parser: ArgumentParser, *, out: str | None, forms: bool = F
     parser.add_argument(
         "--size", type=str, help="of a decoder built here: tiny, mini, small, base, large"
     )
-    parser.add_argument("--model", type=str, help="folder or hub name of a pretrained decoder")
+    parser.add_argument(
+        "--model",
+        type=str,
+        help="folder or hub name of a pretrained decoder: Llama, Mistral, Qwen2, Qwen3 or Gemma",
+    )
     parser.add_argument(
         "--text-encoder",
         type=str,
