@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2)
     chosen = parser.parse_args(given)
     for key, value in list(chosen.items()):
-        # Files are put beside folders, by their names: `.` has none.
-        if isinstance(value, Path) and value.name in ("", ".."):
+        # Files are put beside the folders of runs, by their names: `.` has none.
+        if key.endswith((".out", ".run")) and isinstance(value, Path) and value.name in ("", ".."):
             chosen[key] = value.resolve()
     # Of several processes of a launch one speaks.
     level = logging.INFO if leads() else logging.ERROR
