@@ -220,14 +220,16 @@ def fit(
     Raises:
         DivergedError: a loss is not a number; the last checkpoint is kept, and the batch written to
             `out`.
-        ValueError: the validation does not return what `patience` waits for, the hard negatives or
-            what is asked do not fit, the model's weights are rounded, or those that adapters leave
-            alone are not the ones that the checkpoints in `out` were learned beside.
+        ValueError: the validation does not return what `patience` waits for, the book is of another
+            catalogue than the model, the hard negatives or what is asked do not fit, the model's
+            weights are rounded, or those that adapters leave alone are not the ones that the
+            checkpoints in `out` were learned beside.
     """
     if config.patience and validate is None:
         raise ValueError(
             f"FitConfig.patience={config.patience} counts validations: give fit a validate="
         )
+    _check_catalogue(foundation, book)
     decoder = foundation.decoder
     weights = foundation.settings.weights
     if weights != "float32":
@@ -264,6 +266,20 @@ def fit(
     if foundation.device.type != "cpu":  # of which the processor's time says little
         spent = Spent(seconds=spent.seconds)
     return _result(trainer.state, config, spent=spent)
+
+
+def _check_catalogue(foundation: "Foundation", book: "PromptBook") -> None:
+    """Refuse a book of other items than the model's: a slot would stand for another one."""
+    mine, others = foundation.item_pieces, book.item_pieces
+    if (
+        foundation.item_ids != tuple(book.interactions.item_ids)
+        or not np.array_equal(mine.offsets, others.offsets)
+        or not np.array_equal(mine.ids, others.ids)
+    ):
+        raise BadInput(
+            "book holds other items than the model's catalogue, by their ids or their texts; train "
+            "Foundation.with_catalogue(book, …), or give the book that the model was created with."
+        )
 
 
 def attention_and_packing(

@@ -20,7 +20,9 @@ from foundation.resuming import last_whole_checkpoint
 from foundation.trainer import FoundationTrainer
 from foundation.utilisation import matrix_peak_flops
 from promptify.assembly import PromptBook
+from promptify.pieces import Pieces
 from promptify.splits import Split
+from promptify.validation import BadInput
 
 QUICK = FitConfig(
     epochs=2,
@@ -114,6 +116,20 @@ def test_losses_fall_and_the_curves_are_written(
     log = EventAccumulator(str(tmp_path / "tensorboard"))
     log.Reload()
     assert any("next_item" in tag for tag in log.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("what", ["ids", "texts"])
+def test_a_book_of_other_items_is_refused(
+    make: Any, books: dict[str, PromptBook], split: Split, tmp_path: Path, what: str
+) -> None:
+    foundation: Foundation = make("slot")
+    if what == "ids":
+        foundation.item_ids = ("another", *foundation.item_ids[1:])
+    else:
+        foundation.item_pieces = Pieces.of([[1], *map(list, foundation.item_pieces)][:-1])
+    with pytest.raises(BadInput, match="book holds other items than the model's catalogue"):
+        foundation.fit(books["slot"], split, config=QUICK, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_same_seed_gives_the_same_weights(
