@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from foundation import Foundation, one_position
 from foundation.few_bits import stock_state
+from foundation.loading import ALONE
 from promptify.validation import BadInput
 from promptify.whole import whole_folder
 
@@ -52,7 +53,8 @@ def export_causal(foundation: Foundation, folder: Path, *, task: int = 0) -> Non
     config = _config(foundation)
     if getattr(config, "final_logit_softcapping", None) is not None:
         config.final_logit_softcapping = None
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with ALONE:
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     table = embedding_rows(foundation)
     state = {name: tensor.cpu() for name, tensor in stock_state(foundation.decoder).items()}
     state["model.embed_tokens.weight"] = table
@@ -92,7 +94,8 @@ def export_classifier(foundation: Foundation, folder: Path, *, task: int = 0) ->
     # A prompt never ends with it, so that the last position that is not padding is the question.
     config.pad_token_id = foundation.prompter.newline_id
     try:
-        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        with ALONE:
+            model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     except (ValueError, KeyError) as error:
         raise BadInput(
             f"transformers has no sequence classifier of type {config.model_type!r}; export a "

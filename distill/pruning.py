@@ -31,6 +31,7 @@ from distill.importance import Importance, norms_of
 from distill.kept import Kept, layer_rows
 from distill.repair import repair
 from foundation import Foundation
+from foundation.loading import ALONE
 from promptify.rows import Rows
 from promptify.validation import BadInput
 
@@ -102,7 +103,8 @@ def keep(foundation: Foundation, kept: Kept, energy: Mapping[str, Tensor]) -> Fo
         config = stock_config(foundation.decoder, shape, kept_layers=list(kept.layers))
     except ValueError as error:
         raise BadInput(f"shape ({shape}) is none that stock loaders take: {error}") from error
-    decoder = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with ALONE:
+        decoder = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     # Embeddings may be scaled by a function of the width, which is another now.
     scale = _embedding_scale(foundation.decoder) / _embedding_scale(decoder)
     state = _decoder_state(foundation, kept)

@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from foundation import Foundation
 from foundation.few_bits import stock_state
 from foundation.int8 import put_layers
+from foundation.loading import ALONE
 from promptify.assembly import PromptBook
 from promptify.pieces import Pieces
 from promptify.prompter import Prompter
@@ -187,7 +188,8 @@ def _with_rows(decoder: Any, kept: NDArray[np.int64], new_of_old: NDArray[np.int
     config.vocab_size = len(kept)
     for name in _SPECIAL_IDS:
         setattr(config, name, _new_id(getattr(config, name, None), new_of_old))
-    trimmed: Any = AutoModelForCausalLM.from_config(config, dtype=decoder.dtype)
+    with ALONE:
+        trimmed: Any = AutoModelForCausalLM.from_config(config, dtype=decoder.dtype)
     rows = torch.from_numpy(kept)
     state = {
         name: tensor.detach().cpu()[rows]

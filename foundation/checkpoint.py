@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from foundation.config import FoundationConfig
 from foundation.few_bits import stock_state
 from foundation.int8 import put_layers
+from foundation.loading import ALONE
 from foundation.sizes import decoder_config, start_as_averages
 from promptify.pieces import Pieces
 from promptify.prompter import Prompter
@@ -49,7 +50,8 @@ def new_decoder(size: str, prompter: Prompter, *, window_tokens: int | None) -> 
         max_positions=prompter.config.max_prompt_tokens,
         window_tokens=window_tokens,
     )
-    decoder = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with ALONE:
+        decoder = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     start_as_averages(decoder)
     return decoder
 
@@ -66,13 +68,14 @@ def load_decoder(name: str | Path) -> Any:
         refuse_code(folder)
     loader: Any = AutoModelForCausalLM
     try:
-        decoder, report = loader.from_pretrained(
-            str(name),
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+        with ALONE:
+            decoder, report = loader.from_pretrained(
+                str(name),
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BadInput(
             f"cannot load a model from {name}: {_first_line(error)} Give a folder with config.json "

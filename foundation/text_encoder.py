@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 
 from foundation.config import TextEncoderRecord
+from foundation.loading import ALONE
 from promptify.validation import BadInput
 
 _FILES = ("config.json", "tokenizer.json")
@@ -61,13 +62,14 @@ class TextEncoder:
         folder = Path(folder).absolute()
         _check(folder)
         try:
-            model: Any = AutoModel.from_pretrained(
-                str(folder),
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                dtype=torch.float32,
-            )
+            with ALONE:
+                model: Any = AutoModel.from_pretrained(
+                    str(folder),
+                    local_files_only=True,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    dtype=torch.float32,
+                )
             tokenizer = AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
