@@ -1,6 +1,8 @@
 import json
 import shutil
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,14 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from distill.anatomy import shape_of
 from distill.importance import measure_importance
@@ -272,6 +281,55 @@ def test_another_catalogue_and_a_rung_keep_the_encoder(
     rung = prune(foundation, importance, shape)
     assert rung.settings.text_encoder == foundation.settings.text_encoder
     assert torch.equal(rung.items.encoding_IW, foundation.items.encoding_IW)
+
+
+def test_no_two_models_are_built_at_once(
+    make: Any,
+    books: dict[str, PromptBook],
+    split: Split,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    foundation: Foundation = make("slot")
+    foundation.save_pretrained(tmp_path / "model")
+    rows = books["slot"].prefixes(split.valid[np.arange(4)])
+    importance = measure_importance(foundation, rows)
+    tied, at_once, most = PreTrainedModel.tie_weights, 0, [0]
+    lock = threading.Lock()
+
+    def counted(build: Callable[..., Any]) -> Callable[..., Any]:
+        def slowly(*given: Any, **options: Any) -> Any:
+            nonlocal at_once
+            with lock:
+                at_once += 1
+                most[0] = max(most[0], at_once)
+            time.sleep(0.05)
+            try:
+                return build(*given, **options)
+            finally:
+                with lock:
+                    at_once -= 1
+
+        return slowly
+
+    for kind, name in (
+        (AutoModelForCausalLM, "from_pretrained"),
+        (AutoModelForCausalLM, "from_config"),
+        (AutoModel, "from_pretrained"),
+    ):
+        monkeypatch.setattr(kind, name, counted(getattr(kind, name)))
+    jobs: list[Callable[[], Any]] = [
+        lambda: Foundation.from_pretrained(tmp_path / "model"),
+        lambda: TextEncoder.load(folder),
+        lambda: make("slot"),
+        lambda: prune(foundation, importance, shape_of(foundation.decoder)),
+    ]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        loaded, *_ = [done.result() for done in [pool.submit(job) for job in jobs * 2]]
+    assert most == [1]
+    assert PreTrainedModel.tie_weights is tied
+    np.testing.assert_array_equal(loaded.embed_users(rows), foundation.embed_users(rows))
 
 
 def test_two_who_are_the_first_to_need_it_load_one(
