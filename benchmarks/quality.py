@@ -306,9 +306,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "histories and on good actions alone, each for those minutes, and take the best on "
         "validation",
     )
+    parser.add_argument(
+        "--sasrec-rate",
+        type=float,
+        help=f"learning rate of SASRec to begin with; default {sasrec.GRID[0].learning_rate:g}, "
+        "which suits hours more than minutes",
+    )
     parser.add_argument("--smoke", action="store_true", help="train for seconds, one seed")
     options = parser.parse_args(arguments)
+    configs = sasrec.GRID if options.tune_sasrec else sasrec.GRID[:1]
+    changes = sasrec.CHANGES if options.tune_sasrec else ()
     try:
+        if (rate := options.sasrec_rate) is not None:
+            if rate <= 0:
+                raise ValueError(
+                    f"--sasrec-rate {rate:g} must be above 0; leave it out, or give .003."
+                )
+            configs = tuple(replace(one, learning_rate=rate) for one in configs)
         recipe, data = load(options.task, options.data)
         recipe = recipe.with_epochs(options.epochs)
     except ValueError as error:
@@ -316,8 +330,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     recipe = smaller(recipe) if options.smoke else recipe
     seeds = options.seeds[:1] if options.smoke else options.seeds
-    configs = sasrec.GRID if options.tune_sasrec else sasrec.GRID[:1]
-    changes = sasrec.CHANGES if options.tune_sasrec else ()
     with work_of(options) as work:
         contest = Contest(recipe, data, work, configs=configs, changes=changes)
         rows = contest_rows(contest, seeds, options.out)

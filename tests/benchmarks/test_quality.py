@@ -1,9 +1,11 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import quality
+from benchmarks.peers.sasrec import SASRecConfig
 from decant.results import read_csv
 from promptify.sources.job_market import job_market
 
@@ -57,3 +59,20 @@ def test_a_gain_is_relative_and_none_over_nothing() -> None:
 def test_missing_data_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert quality.main(["ml1m", "--data", str(tmp_path / "nothing.zip")]) == 1
     assert "nothing.zip" in capsys.readouterr().err
+
+
+def test_sasrec_is_given_the_rate_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert quality.main(["ml1m", "--sasrec-rate", "0"]) == 1
+    assert "--sasrec-rate 0 must be above 0" in capsys.readouterr().err
+    given: list[float] = []
+
+    def contest(*_: object, configs: Sequence[SASRecConfig], **__: object) -> None:
+        given.extend(config.learning_rate for config in configs)
+
+    monkeypatch.setattr(quality, "load", lambda *_: (quality.recipes.ml1m(), None))
+    monkeypatch.setattr(quality, "Contest", contest)
+    monkeypatch.setattr(quality, "contest_rows", lambda *_: [])
+    assert quality.main(["ml1m", "--sasrec-rate", "3e-3"]) == 0
+    assert given == [3e-3]
