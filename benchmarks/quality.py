@@ -314,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--smoke", action="store_true", help="train for seconds, one seed")
     options = parser.parse_args(arguments)
-    configs = sasrec.GRID if options.tune_sasrec else sasrec.GRID[:1]
+    configs: Sequence[sasrec.SASRecConfig] = sasrec.GRID[: None if options.tune_sasrec else 1]
     changes = sasrec.CHANGES if options.tune_sasrec else ()
     try:
         if (rate := options.sasrec_rate) is not None:
