@@ -149,6 +149,11 @@ def _diff(options: Namespace) -> Iterator[str]:
         f"{found.num_pairs:,} grades move ({share:.1%}), by {found.mean_move:+.2f} on average; "
         f"weighted kappa {found.kappa:.3f}"
     )
+    if found.num_unasked:
+        yield (
+            f"{found.num_unasked:,} of them have a rule in words, whose judge was not asked: their "
+            "grades are of the other rules, and a change of its words moves nothing here"
+        )
     yield ""
     yield "from \\ to" + "".join(f"{grade:>9}" for grade in range(len(found.moves)))
     for grade, row in enumerate(found.moves):

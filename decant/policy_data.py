@@ -29,9 +29,9 @@ def read_policy(named: str) -> "Policy":
     """The policy of a file, or one that comes with the package."""
     from distill.policy import Policy
 
-    return (
-        Policy.load(Path(named)) if Path(named).exists() or "." in named else Policy.shipped(named)
-    )
+    # A folder of labels may well be called as its policy is.
+    is_file = Path(named).is_file() or "." in named
+    return Policy.load(Path(named)) if is_file else Policy.shipped(named)
 
 
 def read_tables(options: Namespace) -> "PolicyTables":

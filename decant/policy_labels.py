@@ -126,6 +126,11 @@ def sample(options: Namespace) -> Iterator[str]:
     )
     if segment is None:
         raise BadInput("people have no category; name the field of the segments with --segment.")
+    if worded := [str(rule.number) for rule in policy.rules if rule.body is None]:
+        yield (
+            f"no judge is asked about rules in words ({', '.join(worded)}): "
+            "strata, and what `agree` calls the policy's grade, are of the other rules"
+        )
     golden = sample_golden(
         Grader(policy, tables),
         options.out,

@@ -83,7 +83,9 @@ class TeacherConfig:
 
     Args:
         weight: of all its losses, used as given, beside the data's own.
-        temperature: softens what both say; losses are scaled by its square, as usual.
+        temperature: softens what both say; losses are scaled by its square, as usual. On slates,
+            where the scores of several teachers are added up, each is divided by its own, and the
+            loss is left as it is.
         lessons: its losses, each subject once.
         role: what its score of a co-shown item is: ``policy``, the log of the expected grade as a
             share of the best, or ``click``, that of the probability of a good action. Of no account

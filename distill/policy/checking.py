@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from distill.policy.document import Policy
-from distill.policy.grading import Grader, Outcomes, combined
+from distill.policy.grading import Grader, Outcomes, combined, whole_grade
 from distill.policy.rules import Rule
 from distill.policy.tables import Owner, Pairs, PolicyTables
 from distill.policy.values import Float64, Lists, Texts
@@ -119,7 +119,7 @@ def _contradictions(policy: Policy, outcomes: Outcomes) -> Iterator[Finding]:
                 said = _opposed(one, other, *values)
             elif {one.effect, other.effect} == {"at_most", "at_least"}:
                 at_most, at_least = values if one.effect == "at_most" else values[::-1]
-                crossed = int((at_least > at_most).sum())
+                crossed = int((whole_grade(at_least) > whole_grade(at_most)).sum())
                 said = (
                     f"rules {one.number} and {other.number} limit the same {crossed:,} pairs from "
                     "above and from below, and no grade is within both; at_most wins. Give one of "
@@ -238,8 +238,8 @@ def _unknown_values(policy: Policy, tables: PolicyTables) -> Iterator[Finding]:
                 yield Finding(
                     kind="unknown value",
                     lines=(expression.place.line,),
-                    message=f"no {owner} has {name} {phrase!r}, so this never holds; it has "
-                    f"{', '.join(map(repr, texts.words[:5]))}"
+                    message=f"no {owner} has {name} {phrase!r}, so this is the same for all; it "
+                    f"has {', '.join(map(repr, texts.words[:5]))}"
                     + (" …" if len(texts.words) > 5 else "")
                     + ".",
                 )

@@ -37,12 +37,15 @@ class Difference:
         moves: int64 [5, 5], pairs by grade before and after.
         kappa: quadratic weighted kappa of the two.
         rules: what each difference does by itself, those that move most first.
+        num_unasked: pairs on which a rule in words of either version would ask a judge, who was
+            not asked; their grades are of the other rules.
         examples: pairs that moved farthest.
     """
 
     moves: NDArray[np.int64]
     kappa: float
     rules: tuple[RuleMoves, ...]
+    num_unasked: int
     examples: Pairs
 
     @property
@@ -68,7 +71,8 @@ def compare(
     """Judge pairs by two versions.
 
     Rules are the same where their titles are. Each difference is also tried alone, in the version
-    before; where several act together their moves need not add up.
+    before; where several act together their moves need not add up. No judge is asked, so that
+    rules in words move nothing.
 
     Args:
         before: a policy.
@@ -77,8 +81,8 @@ def compare(
         pairs: n pairs.
         num_examples: of those that moved farthest.
     """
-    old = Grader(before, tables).grades(pairs).grade.astype(np.int64)
-    new = Grader(after, tables).grades(pairs).grade.astype(np.int64)
+    judged = [Grader(policy, tables).grades(pairs) for policy in (before, after)]
+    old, new = (one.grade.astype(np.int64) for one in judged)
     size = MAX_GRADE + 1
     moves = np.bincount(old * size + new, minlength=size * size).reshape(size, size)
     told = []
@@ -94,7 +98,13 @@ def compare(
     # All grades, whether they occur or not: how far two lie apart is a matter of the scale.
     scale = {"labels": range(size), "weights": "quadratic"}
     kappa = 1.0 if same else float(cohen_kappa_score(old, new, **scale))
-    return Difference(moves=moves, kappa=kappa, rules=tuple(told), examples=pairs[farthest])
+    return Difference(
+        moves=moves,
+        kappa=kappa,
+        rules=tuple(told),
+        num_unasked=int((judged[0].needs_judge | judged[1].needs_judge).sum()),
+        examples=pairs[farthest],
+    )
 
 
 def _single_differences(before: Policy, after: Policy) -> list[tuple[str, str, Policy]]:

@@ -41,6 +41,8 @@ Question = tuple[str, str]
 _TRY_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _MOST_ANSWER_BYTES = 4_000_000
 _MOST_WAIT_SECONDS = 120.0
+# A count above it is none.
+_MOST_TOKENS = 2**31
 # Of English, a token is four letters and more; of what is reserved, less is safe.
 _LETTERS_PER_TOKEN = 2.5
 
@@ -60,7 +62,7 @@ class EndpointConfig:
         requests_per_minute: at most, tries included.
         concurrency: requests at a time.
         max_tries: of one question.
-        timeout_seconds: of one try.
+        timeout_seconds: of one try, and of every wait for more of its answer.
         max_answer_tokens: of one answer.
         prompt_price: of a million tokens that are read, in any currency.
         answer_price: of a million tokens that are written.
@@ -82,8 +84,7 @@ class EndpointConfig:
     max_cost: float | None = None
 
     def __post_init__(self) -> None:
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+        if not _is_address(self.url):
             raise BadInput(
                 f"url={shown(self.url)} must begin with http:// or https:// and hold no name or "
                 "key, such as http://localhost:8000/v1."
@@ -118,7 +119,7 @@ class Endpoint:
         sleep: waits so many seconds; by default a wait that ends when asking is stopped.
 
     Raises:
-        BadInput: the cache is no SQLite file of answers.
+        BadInput: the cache is no SQLite file of answers, or the key could not stand in a header.
     """
 
     def __init__(
@@ -132,11 +133,9 @@ class Endpoint:
         self._stop = threading.Event()
         self._sleep = sleep or self._stop.wait
         self._answers = Answers(cache)
+        self._key = _key(config.key_variable)
         self._turn = threading.Lock()
         self._next_at = 0.0
-        # What was spent, with all that is on its way at the most that it may cost.
-        self._held = 0.0
-        self._money = threading.Lock()
         self._opener = urllib.request.build_opener(_NoRedirects)
 
     @property
@@ -171,7 +170,6 @@ class Endpoint:
     def _ask_all(self, questions: dict[str, Question]) -> dict[str, str]:
         """Ask a few at a time; whatever ends it, what came in before is in the cache."""
         found: dict[str, str] = {}
-        self._held = self.spent
         waiting = iter(questions.items())
         flying: dict[Future[str], str] = {}
         stopped: BaseException | None = None
@@ -218,31 +216,29 @@ class Endpoint:
         """What an answer may cost, told before it is asked for."""
         return self._cost(sum(map(_tokens, question)), self.config.max_answer_tokens)
 
-    def _begin(self, cost: float) -> int:
-        """Hold what a request may cost against the ceiling, and write it down before it is sent."""
+    def _begin(self, question: Question) -> int:
+        """Write a request down at the most that it may cost, before it is sent."""
         ceiling = self.config.max_cost
-        with self._money:
-            if ceiling is not None and self._held + cost > ceiling:
-                raise EndpointStopped(
-                    f"the next request could pass the ceiling of {ceiling:g} ({self.spent:.4g} is "
-                    f"spent, {self._answers.cost_of_unanswered:.4g} of it for requests that "
-                    f"brought no answer). What was answered is kept in {self._answers.path}; raise "
-                    "the ceiling and give the same command again."
-                )
-            request = self._answers.begin(cost)
-            self._held += cost
+        request = self._answers.begin(self._at_most(question), ceiling=ceiling)
+        if request is None:
+            raise EndpointStopped(
+                f"the next request could pass the ceiling of {ceiling:g} ({self.spent:.4g} is "
+                f"spent, {self._answers.cost_of_unanswered:.4g} of it for requests that "
+                f"brought no answer). What was answered is kept in {self._answers.path}; raise "
+                "the ceiling and give the same command again."
+            )
         return request
 
     def _sent(self, name: str, question: Question) -> str:
         """One request and its answer, which is kept.
 
         Raises:
+            EndpointStopped: it could pass the ceiling, and was not sent.
             OSError: there is no answer; what it may have cost is held, if it was sent.
             http.client.HTTPException: the same.
             ValueError: the same.
         """
-        held = self._at_most(question)
-        request = self._begin(held)
+        request = self._begin(question)
         try:
             answer = self._asked_once(question)
         except urllib.error.HTTPError:
@@ -250,13 +246,9 @@ class Endpoint:
         except urllib.error.URLError:
             # Nobody was there, or the line broke before all of it was said.
             self._answers.withdraw(request)
-            with self._money:
-                self._held -= held
             raise
         cost = self._cost(answer.prompt_tokens, answer.answer_tokens)
         self._answers.keep(name, answer, cost=cost, request=request)
-        with self._money:
-            self._held += cost - held
         return answer.text
 
     def _name(self, question: Question) -> str:
@@ -271,14 +263,15 @@ class Endpoint:
                 # Half of it at random, so that those who failed together do not return together.
                 backoff = 2.0**attempt * (0.5 + random.random() / 2)
                 self._sleep(min(max(pause, backoff), _MOST_WAIT_SECONDS))
+            self._wait_for_turn()
             if self._stop.is_set():
                 raise EndpointStopped("asking was stopped.")
-            self._wait_for_turn()
             try:
                 return self._sent(name, question)
+            except EndpointStopped:
+                raise
             except urllib.error.HTTPError as error:
-                with error:
-                    said = error.read(500).decode("utf-8", "replace")
+                said = _complaint(error)
                 if error.code not in _TRY_AGAIN:
                     raise EndpointStopped(self._refusal(error.code, said)) from None
                 problem, pause = f"status {error.code}", _retry_after(error.headers)
@@ -323,18 +316,20 @@ class Endpoint:
             "stream": False,
         }
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if key := os.environ.get(self.config.key_variable, "").strip():
-            headers["Authorization"] = f"Bearer {key}"
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(
             f"{self.config.url.rstrip('/')}/chat/completions",
             data=json.dumps(body).encode(),
             headers=headers,
         )
         with self._opener.open(request, timeout=self.config.timeout_seconds) as response:
-            raw = response.read(_MOST_ANSWER_BYTES + 1)
-        if len(raw) > _MOST_ANSWER_BYTES:
-            raise ValueError(f"an answer of more than {_MOST_ANSWER_BYTES:,} bytes")
-        return _read_answer(json.loads(raw), question)
+            raw = _read_whole(response, self.config.timeout_seconds)
+        try:
+            said = json.loads(raw)
+        except RecursionError:
+            raise ValueError("an answer of lists within lists without end") from None
+        return _read_answer(said, question)
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -342,6 +337,59 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        # A port that is no number is told only to who asks.
+        _ = parts.port
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.username
+
+
+def _key(variable: str) -> str:
+    """The key that the environment holds, or nothing.
+
+    Raises:
+        BadInput: no header can hold it; it is not shown.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not all("!" <= letter <= "~" for letter in key):
+        raise BadInput(
+            f"{variable} holds a space, a line break or a letter that no key has; set it to the "
+            "key alone."
+        )
+    return key
+
+
+def _read_whole(response: http.client.HTTPResponse, seconds: float) -> bytes:
+    """All of an answer, which may neither be huge nor come in drips without end.
+
+    Raises:
+        OSError: it took too long.
+        http.client.HTTPException: it broke off.
+        ValueError: it is too long.
+    """
+    ends = time.monotonic() + seconds
+    raw = bytearray()
+    while part := response.read1(65_536):
+        raw += part
+        if len(raw) > _MOST_ANSWER_BYTES:
+            raise ValueError(f"an answer of more than {_MOST_ANSWER_BYTES:,} bytes")
+        if time.monotonic() > ends:
+            raise TimeoutError(f"an answer that took more than {seconds:g} s to come")
+    return bytes(raw)
+
+
+def _complaint(error: urllib.error.HTTPError) -> str:
+    """The beginning of what came with a status; nothing where that breaks off, too."""
+    try:
+        with error:
+            return error.read(500).decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException):
+        return ""
 
 
 def _read_answer(said: Any, question: Question) -> Answer:
@@ -354,12 +402,14 @@ def _read_answer(said: Any, question: Question) -> Answer:
         text = said["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError):
         raise ValueError(f"a reply that is no chat completion: {shown(said)}") from None
-    text = text if isinstance(text, str) else ""
-    usage = said.get("usage") or {}
+    # Half of a letter of two, which JSON can hold and a file cannot.
+    text = text.encode("utf-8", "replace").decode() if isinstance(text, str) else ""
+    usage = said.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
     used = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
     guessed = [sum(map(_tokens, question)), _tokens(text)]
     counts = [
-        told if isinstance(told, int) and told >= 0 else guess
+        told if type(told) is int and 0 <= told <= _MOST_TOKENS else guess
         for told, guess in zip(used, guessed, strict=True)
     ]
     return Answer(text=text, prompt_tokens=counts[0], answer_tokens=counts[1])

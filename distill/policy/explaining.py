@@ -50,14 +50,22 @@ def explain(grader: Grader, user_id: str, item_id: str, *, query: str | None = N
             value=float(outcomes.value[place, 0]),
             weight=float(outcomes.weight[place, 0]),
             unanswered=bool(outcomes.unanswered[place, 0]),
-            decides=rule.number == judged.limited_by[0],
+            without=int(combined(grader.policy, outcomes.without(place)).grade[0]),
+            grade=int(judged.grade[0]),
         )
         lines.append(f"  {rule.number}. {rule.title} (line {rule.line}): {said}")
     return lines
 
 
 def _said(
-    rule: Rule, *, speaks: bool, value: float, weight: float, unanswered: bool, decides: bool
+    rule: Rule,
+    *,
+    speaks: bool,
+    value: float,
+    weight: float,
+    unanswered: bool,
+    without: int,
+    grade: int,
 ) -> str:
     if unanswered:
         return "asks a judge, who was not asked"
@@ -66,4 +74,5 @@ def _said(
     if rule.scores:
         return f"value {value:.2f}, weight {weight:.2f}"
     how = rule.effect.replace("_", " ")
-    return f"{how} {int(value + 1e-6)}, which {'decides' if decides else 'changes nothing'}"
+    does = "changes nothing" if without == grade else f"decides: without it {without}"
+    return f"{how} {int(value + 1e-6)}, which {does}"

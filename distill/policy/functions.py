@@ -45,7 +45,11 @@ class Table:
 
     def find(self, text: str) -> str | None:
         """The row whose phrase stands in a text: the longest one, and of these the first."""
-        found = max(self._pattern.findall(text.casefold()), key=len, default=None)
+        text, found, start = text.casefold(), None, 0
+        # Phrases may begin within one another, and the longest at a place is what matches there.
+        while match := self._pattern.search(text, start):
+            found = max(found or "", match[0], key=len)
+            start = match.start() + 1
         return None if found is None else self._row_of[found]
 
 
@@ -154,15 +158,19 @@ def share(values: Value, value: Value) -> Float64:
 
 
 def overlap(having: Value, wanted: Value) -> Float64:
-    """Share of the second list's texts that the first has; unknown where the second is empty."""
+    """Share of the second list's texts that the first has; unknown where the second has none.
+
+    What is unknown, as what stands in no table is, is in neither list.
+    """
     words: dict[str, int] = {}
     lists = [_list(having), _list(wanted)]
     codes = [_text(one.flat).told_as(words) for one in lists]
     has, wants = (
         sp.csr_array(
-            (np.ones(len(code), np.float64), code, one.offsets), shape=(len(one), len(words))
+            (np.ones(known.sum()), (one.rows[known], code[known])), shape=(len(one), len(words))
         )
         for one, code in zip(lists, codes, strict=True)
+        for known in [code >= 0]
     )
     for matrix in (has, wants):
         matrix.sum_duplicates()

@@ -1,7 +1,8 @@
 """The golden set: pairs that people judge, of which a part is held out from every training.
 
     golden.json    which policy, log and draws it comes from, and the SHA-256 of pairs.parquet
-    pairs.parquet  pair, user_id, item_id, query, segment, source, grade, rules, held_out
+    pairs.parquet  pair, user_id, item_id, query, segment, source, grade, rules, held_out, and a
+                   digest of what is told of the two, by which their log is known again
     sheet.csv, sheet.html   for annotators, who see neither the policy's grade nor what is held out
     labels.csv     what people settled on; see `distill.policy.agreement`
 
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from distill.policy.document import MAX_GRADE
 from distill.policy.drawing import SOURCES, draw_pairs, pair_keys
 from distill.policy.grading import Grader
-from distill.policy.sheets import write_sheets
+from distill.policy.sheets import told_fields, write_sheets
 from distill.policy.tables import PolicyTables
 from distill.policy.values import Int64, Lists, Texts
 from promptify.validation import BadInput, shown
@@ -36,6 +37,8 @@ MANIFEST, PAIRS, LABELS = "golden.json", "pairs.parquet", "labels.csv"
 
 _POOL_PER_PAIR = 40
 _MOST_SEGMENTS = 50
+# People change, and a log of next month is still theirs.
+_LEAST_SAME = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=False, eq=False)
@@ -85,8 +88,40 @@ class GoldenSet:
         """Which pairs no training may touch, bool [n]."""
         return np.asarray(self.table["held_out"], np.bool_)
 
+    def check_log(self, tables: PolicyTables) -> None:
+        """Refuse a log of other people and items, which may well be called the same.
+
+        Raises:
+            BadInput: most of the pairs read otherwise there, or are not there.
+        """
+        if "digest" not in self.table.column_names:  # written before there was one
+            return
+        log = tables.interactions
+        users, items = (
+            np.asarray(pc.index_in(self.table[name], ids).fill_null(-1), np.int64)
+            for name, ids in (
+                ("user_id", log.users.data.column("user_id")),
+                ("item_id", log.items.data.column("item_id")),
+            )
+        )
+        there = np.flatnonzero((users >= 0) & (items >= 0))
+        digests = self.table["digest"].to_pylist()
+        told = _digests(tables, users[there], items[there])
+        same = sum(one == digests[row] for row, one in zip(there.tolist(), told, strict=True))
+        if same < _LEAST_SAME * len(self):
+            raise BadInput(
+                f"{self.folder} is of another log: of its {len(self):,} pairs {same:,} are told "
+                "here as they were when it was drawn. Name the log that it is of (--run, or "
+                "--source with the same --seed), or draw another set."
+            )
+
     def held_out_keys(self, tables: PolicyTables) -> Int64:
-        """`drawing.pair_keys` of the held-out pairs that a log has, int64."""
+        """`drawing.pair_keys` of the held-out pairs that a log has, int64.
+
+        Raises:
+            BadInput: the set is of another log.
+        """
+        self.check_log(tables)
         log = tables.interactions
         held = self.table.filter(pa.array(self.held_out))
         users = pc.index_in(held["user_id"], log.users.data.column("user_id")).fill_null(-1)
@@ -179,6 +214,7 @@ def sample_golden(
             "grade": pa.array(grades.grade[rows], pa.int8()),
             "rules": grades.rules.take(pa.array(rows)),
             "held_out": pa.array(held),
+            "digest": pa.array(_digests(tables, pairs.users, pairs.items), pa.string()),
         }
     )
     assert len(np.unique(pair_keys(pairs, tables))) == len(table)
@@ -202,6 +238,20 @@ def _write(folder: Path, table: pa.Table, about: dict[str, Any], grader: Grader)
         text = json.dumps({**about, "sha256": digest}, indent=2)
         (part / MANIFEST).write_text(text + "\n", "utf-8")
         write_sheets(part, table, grader, title=f"{about['policy']} {about['version']}")
+
+
+def _digests(tables: PolicyTables, users: Int64, items: Int64) -> list[str]:
+    """One of what a judge is told of each person and item."""
+    log, task = tables.interactions, tables.task
+    fields = log.schema.user, log.schema.items[task.item_kind]
+    found = []
+    for user, item in zip(users.tolist(), items.tolist(), strict=True):
+        told = (
+            told_fields(log, log.users, fields[0], user),
+            told_fields(log, log.items, fields[1], item),
+        )
+        found.append(hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16])
+    return found
 
 
 def _named(user: str, item: str, query: str | None) -> str:

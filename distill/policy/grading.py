@@ -11,6 +11,7 @@ Legend: R rules, n pairs.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -223,8 +224,7 @@ def combined(policy: Policy, outcomes: Outcomes) -> Grades:
     for effect in ("at_least", "at_most"):
         for place, rule in enumerate(policy.rules):
             if rule.effect == effect:
-                # A limit between two grades allows the lower one.
-                limit = np.floor(outcomes.value[place] + _ROUNDING).astype(np.int8)
+                limit = whole_grade(outcomes.value[place])
                 decides = outcomes.speaks[place] & (
                     (grade > limit) if effect == "at_most" else (grade < limit)
                 )
@@ -237,6 +237,11 @@ def combined(policy: Policy, outcomes: Outcomes) -> Grades:
         limited_by=limited_by,
         needs_judge=np.any(outcomes.unanswered, axis=0),
     )
+
+
+def whole_grade(limit: NDArray[np.floating[Any]]) -> Int8:
+    """The grade that a limit allows, int8 [n]: between two of them the lower one."""
+    return cast(Int8, np.floor(limit + _ROUNDING).astype(np.int8))
 
 
 def _parts(pairs: Pairs, size: int) -> Iterator[Pairs]:

@@ -30,6 +30,8 @@ from promptify.words import Neutralizer
 _TURNS = (
     *("<|", "|>", "<s>", "</s>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"),
     *("<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>", "<think>", "</think>", "```"),
+    *("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+    *("[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "<｜", "｜>"),
 )
 _NEUTRALIZE = Neutralizer.of(_TURNS)
 
@@ -281,8 +283,9 @@ def vet(
 
     Raises:
         BadInput: it agrees too little, leaves too much unanswered, or there are too few pairs to
-            tell.
+            tell; or the set is of another log.
     """
+    golden.check_log(tables)
     settled = read_settled(golden, held_out=False)
     log = tables.interactions
     rows = np.flatnonzero(settled >= 0)

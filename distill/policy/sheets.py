@@ -127,8 +127,18 @@ def read_sheet(path: Path, golden: "GoldenSet") -> Sheet:
         raise BadInput(f"{path} is not UTF-8 (byte {error.start}); save it as CSV UTF-8.") from None
     head = text.partition("\n")[0]
     reader = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter=max(_DELIMITERS, key=head.count)
+        io.StringIO(text, newline=""), delimiter=max(_DELIMITERS, key=head.count), strict=True
     )
+    try:
+        return _read(reader, path, golden)
+    except csv.Error as error:
+        # The lines of what was read whole are counted: the one at fault comes behind them.
+        raise BadInput(
+            f"{path} line {reader.line_num + 1}: {error}; is a quotation mark left open there?"
+        ) from None
+
+
+def _read(reader: "csv.DictReader[str]", path: Path, golden: "GoldenSet") -> Sheet:
     missing = [name for name in ("pair", "grade") if name not in (reader.fieldnames or ())]
     if missing:
         raise BadInput(

@@ -90,6 +90,21 @@ def test_a_rule_for_a_judge_is_told_and_no_fault(capsys, log_run, tmp_path):
     text = said(capsys, "check", tmp_path / "p.md", "--run", log_run, "--pairs", 500)
     assert "p.md line 9: judge: rule 2 asks a judge on 500 of 500 pairs" in text
     assert text.rstrip().endswith("2 rules, 500 pairs, no faults")
+    harsher = tmp_path / "q.md"
+    harsher.write_text((tmp_path / "p.md").read_text().replace("Is it kind?", "Is it cruel?"))
+    text = said(capsys, "diff", tmp_path / "p.md", harsher, "--run", log_run, "--pairs", 500)
+    assert "0 of 500 grades move" in text
+    assert "500 of them have a rule in words, whose judge was not asked" in text
+    told = ("--run", log_run, "--out", tmp_path / "golden", "--n", 50)
+    text = said(capsys, "sample", harsher, *told)
+    assert text.startswith("no judge is asked about rules in words (2): strata")
+
+
+def test_a_folder_called_as_a_policy_does_not_hide_it(capsys, log_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job_market").mkdir()
+    text = said(capsys, "diff", "job_market", "job_market", "--run", log_run, "--pairs", 500)
+    assert "0 of 500 grades move" in text
 
 
 def test_diff_counts_the_moves_and_names_the_rules(capsys, log_run, sharper):

@@ -81,6 +81,9 @@ def test_limits_that_leave_no_grade_contradict_each_other(found_in):
     found = [one for one in found_in(rules) if one.kind == "contradiction"]
     assert [one.lines for one in found] == [(10, 15)]
     assert "no grade is within both" in found[0].message
+    # A limit between two grades allows the lower one, so that grade 1 is within both of these.
+    fits = rules.replace("at_least: 3", "at_least: 1.9").replace("at_most: 1", "at_most: 1.2")
+    assert [one for one in found_in(fits) if one.kind == "contradiction"] == []
 
 
 def test_rules_that_do_nothing_are_told(found_in):
@@ -107,7 +110,7 @@ def test_values_that_nothing_has_and_rules_for_a_judge_are_told(found_in):
     head = '```terms\nhome = item.workplace in ("remote", "remot")\n```\n'
     (found,) = found_in("value: 1 if home else 0", head=head)
     assert (found.kind, found.lines) == ("unknown value", (6,))
-    assert "no item has workplace 'remot'" in found.message
+    assert "no item has workplace 'remot', so this is the same for all" in found.message
     (found,) = found_in(PAY + "## 2. Tone\n```rule\njudge: Kind?\n```\n")
     assert (found.kind, found.lines) == ("judge", (10,))
 
@@ -132,6 +135,7 @@ def test_kappa_is_by_the_whole_scale_whatever_occurs(market_tables, pairs, monke
     class Given:
         def __init__(self, *_):
             self.grade = next(given)
+            self.needs_judge = np.zeros(len(self.grade), bool)
 
         def grades(self, _):
             return self

@@ -17,12 +17,21 @@ from promptify.validation import BadInput
 HERE = Place("policy.md", 12)
 UNKNOWN = None
 HEAD = "```table trades\nnursing: nurse, staff nurse\ncoding: programmer, C++\ncooking: chef\n```\n"
+HEAD += "```table tools\ncare: triage, wounds\ncode: git\n```\n"
 
 
 @pytest.mark.parametrize("space", ["\u00a0", "\u2009", "\u202f", ","])
 def test_thousands_stand_apart_in_one_number(space):
     assert functions._number_in(f"from 900 to 1{space}250.50 kg") == 1250.5
     assert functions._number_in(f"12{space}345{space}678") == 12_345_678
+
+
+def test_the_longest_phrase_is_found_wherever_it_begins():
+    rows = {"a": ("senior software",), "b": ("software engineer lead",), "c": ("lead",)}
+    table = functions.Table(name="levels", rows=rows, line=1)
+    assert table.find("Senior Software Engineer Lead") == "b"
+    assert table.find("Senior Software Engineer") == "a"
+    assert table.find("Misleading software") is None
 
 
 @pytest.mark.parametrize(
@@ -44,6 +53,10 @@ def test_thousands_stand_apart_in_one_number(space):
         ("after(user.place, ', ') == after(item.place, ', ')", [1, 0, 0, 0, 1, 0, 1, 0, 0]),
         ("0.3 if user.place == 'Cork, Ireland' else 0.15", [0.3] * 3 + [0.15] * 3 + [0.3] * 3),
         ("overlap(user.skills, item.skills)", [0.5, 0, UNKNOWN, 0, 0.5, UNKNOWN, 0, 0, UNKNOWN]),
+        # Ann's charting and the SQL that is asked for stand in no table, and are not each other.
+        ("overlap(find(tools, user.skills), find(tools, item.skills))",
+         [1, 0, UNKNOWN, 0, 1, UNKNOWN, 0, 0, UNKNOWN]),
+        ("overlap(find(trades, user.skills), find(trades, item.skills))", [UNKNOWN] * 9),
         ("'git' in item.skills", [0, 1, 0] * 3),
         ("count(history.title)", [1] * 3 + [2] * 3 + [0] * 3),
         ("mean(history.pay)", [30] * 3 + [55] * 3 + [UNKNOWN] * 3),

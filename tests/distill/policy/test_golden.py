@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distill.policy import Grader, Pairs, Policy
+from distill.policy import Grader, Pairs, Policy, PolicyTables
 from distill.policy.agreement import (
     OPEN,
     agreement,
@@ -24,6 +24,7 @@ from distill.policy.drawing import draw_pairs, pair_keys
 from distill.policy.golden import GoldenSet, sample_golden
 from distill.policy.sheets import Sheet, read_sheet
 from promptify.interactions import Interactions
+from promptify.sources.job_market import job_market
 from promptify.validation import BadInput
 
 
@@ -203,6 +204,8 @@ def test_a_sheet_is_read_as_the_page_exports_it(golden, tmp_path):
         ("pair,grade\n{0},3.5\n", "grade '3.5' must be"),
         ("pair,grade\n{0},3\n{0},4\n", "line 3: pair '{0}' was judged above already"),
         ("pair,grade,annotator\n{0},3,a\n{1},3,b\n", "the judgements of a, b; give each a file"),
+        ('pair,grade,note\n{0},3,"why\n{1},3,\n', "line 2: unexpected end of data; is a quotation"),
+        (f"pair,grade,note\n{{0}},3,{'x' * 200_000}\n", "line 2: field larger than field limit"),
     ],
 )
 def test_a_line_that_does_not_fit_is_named(golden, tmp_path, rows, said):
@@ -292,6 +295,9 @@ def test_labels_that_hold_a_held_out_pair_are_refused(golden, market_tables):
     assert "labels.arrow holds 1 pair of the part of" in str(refused.value)
     assert held["user_id"][3].as_py() in str(refused.value)
     keys = golden.held_out_keys(market_tables)
+    strangers = job_market(num_members=200, num_jobs=150, num_impressions=4000, seed=1)
+    with pytest.raises(BadInput, match=r"is of another log: of its 400 pairs [0-9]+ are told here"):
+        golden.held_out_keys(PolicyTables(strangers.interactions, strangers.tasks[0]))
     assert len(keys) == golden.held_out.sum()
     drawn = draw_pairs(market_tables, 29_000, without=keys)
     assert not np.isin(pair_keys(drawn.pairs, market_tables), keys).any()

@@ -117,9 +117,21 @@ def test_an_explanation_tells_what_every_rule_says(small_tables, document):
     assert lines[2:] == [
         "  1. Pay (line 6): value 1.00, weight 3.00",
         "  2. Place (line 11): value 0.00, weight 1.00",
-        "  3. No (line 17): at most 2, which decides",
+        "  3. No (line 17): at most 2, which decides: without it 3",
     ]
     assert "silent" in explain(Grader(policy, small_tables), "ann", "cook")[3]
+
+
+def test_of_two_limits_each_is_told_by_what_it_does(small_tables, document):
+    limits = ((1, "value: 0"), (2, "at_least: 3"), (3, "at_most: 2"), (4, "at_most: 4"))
+    rules = "".join(f"## {number}. R{number}\n```rule\n{rule}\n```\n" for number, rule in limits)
+    lines = explain(Grader(Policy.parse(document(rules)), small_tables), "ann", "code")
+    assert lines[0].startswith("ann and code: grade 2")
+    assert [line.partition("which ")[2] for line in lines[3:]] == [
+        "decides: without it 0",
+        "decides: without it 3",
+        "changes nothing",
+    ]
 
 
 def test_pairs_must_match():

@@ -1,5 +1,6 @@
 """Judges: an endpoint that is asked politely over a real socket, and what may label."""
 
+import contextlib
 import json
 import multiprocessing
 import sqlite3
@@ -50,12 +51,19 @@ class Server:
                     outer.keys.append(self.headers["Authorization"])
                     outer.times.append(time.monotonic())
                     status, headers, said = outer.answer(body)
-                raw = said if isinstance(said, bytes) else json.dumps(said).encode()
+                if isinstance(said, Iterator):
+                    parts = said
+                else:
+                    raw = said if isinstance(said, bytes) else json.dumps(said).encode()
+                    headers, parts = {"Content-Length": str(len(raw)), **headers}, iter([raw])
                 self.send_response(status)
-                for name, value in {"Content-Length": str(len(raw)), **headers}.items():
+                for name, value in headers.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(raw)
+                with contextlib.suppress(OSError):
+                    for part in parts:
+                        self.wfile.write(part)
+                        self.wfile.flush()
 
             def log_message(self, *args: object) -> None:
                 pass
@@ -127,8 +135,14 @@ def test_what_is_sent_is_the_protocol_and_an_answer_is_asked_for_once(
         (200, {}, b"<html>"),
         (200, {}, {"error": "no choices"}),
         (200, {"Content-Length": "999"}, b'{"choices"'),
+        (503, {"Content-Length": "999"}, b"bus"),
+        (503, {"Transfer-Encoding": "chunked"}, b"zz"),
+        (200, {}, b"[" * 200_000),
     ],
-    ids=["busy", "too many", "no JSON", "no completion", "cut short"],
+    ids=[
+        *("busy", "too many", "no JSON", "no completion", "cut short"),
+        *("a complaint cut short", "a complaint in no chunks", "lists in lists"),
+    ],
 )
 def test_what_may_pass_is_tried_again_with_patience(server, tmp_path, failure):
     replies = [failure, failure, server.said("good")]
@@ -140,6 +154,51 @@ def test_what_may_pass_is_tried_again_with_patience(server, tmp_path, failure):
     waits = [seconds for seconds in slept if seconds > 0.5]
     assert len(waits) == 2
     assert waits == [7, 7] if failure[0] == 429 else 1 <= waits[0] <= 2 <= waits[1] <= 4
+
+
+def test_an_answer_in_drips_is_a_try_that_took_too_long(server, tmp_path):
+    def drips():
+        for _ in range(100):
+            yield b" "
+            time.sleep(0.05)
+
+    replies = [(200, {"Content-Length": "999"}, drips()), server.said("good")]
+    server.answer = lambda body: replies.pop(0)
+    began = time.monotonic()
+    assert endpoint_of(server, tmp_path, timeout_seconds=0.5).ask(questions(1)) == ["good"]
+    assert time.monotonic() - began < 4
+
+
+@pytest.mark.parametrize(
+    "usage", ["n/a", [1], {"prompt_tokens": 10**30}, {"prompt_tokens": True}, None]
+)
+def test_a_count_of_tokens_that_is_none_is_guessed(server, tmp_path, usage):
+    _, _, said = server.said("good")
+    server.answer = lambda body: (200, {}, {**said, "usage": usage})
+    endpoint = endpoint_of(server, tmp_path, prompt_price=1e6)
+    assert endpoint.ask(questions(1)) == ["good"]
+    assert 2 < endpoint.spent < 30
+
+
+def test_half_a_letter_is_one_answer_and_no_end(server, tmp_path):
+    server.answer = lambda body: server.said("fine \ud83d")
+    assert endpoint_of(server, tmp_path).ask(questions(1)) == ["fine ?"]
+
+
+@pytest.mark.parametrize("key", ["sk-live\nsecond", "sk live", "sk-\u00e9"])
+def test_a_key_that_no_header_holds_is_refused_and_not_shown(tmp_path, monkeypatch, key):
+    monkeypatch.setenv("DECANT_JUDGE_KEY", key)
+    with pytest.raises(BadInput, match="DECANT_JUDGE_KEY holds a space, a line break") as refused:
+        Endpoint(EndpointConfig(url="http://x/v1", model="m"), tmp_path / "said.db")
+    assert "sk" not in str(refused.value)
+
+
+def test_who_waits_for_a_turn_is_not_sent_once_asking_was_stopped(server, tmp_path):
+    server.answer = lambda body: (401, {}, {})
+    config = EndpointConfig(url=server.url, model="m", requests_per_minute=30, concurrency=4)
+    with pytest.raises(EndpointStopped, match="refuses with status 401"):
+        Endpoint(config, tmp_path / "said.db").ask(questions(8))
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -196,6 +255,37 @@ def test_the_ceiling_is_never_passed_and_counts_what_was_spent_before(server, tm
     assert endpoint.spent <= 0.2
     endpoint_of(server, tmp_path, max_cost=9.0, **how).ask(questions(20))
     assert len(server.requests) == 20
+
+
+def test_a_ceiling_that_is_reached_is_said_at_once(server, tmp_path):
+    slept: list[float] = []
+    how = {"answer_price": 1e6, "max_answer_tokens": 10, "concurrency": 1, "max_cost": 25.0}
+    server.answer = lambda body: server.said("good")
+    with pytest.raises(EndpointStopped, match=r"^the next request could pass the ceiling of 25"):
+        endpoint_of(server, tmp_path, slept, **how).ask(questions(9))
+    assert len(server.requests) == 2
+    assert max(slept, default=0.0) < 0.5
+
+
+def test_who_shares_a_file_of_answers_shares_its_ceiling(server, tmp_path):
+    how = {"answer_price": 1e6, "max_answer_tokens": 10, "max_cost": 100.0}
+    endpoints = [endpoint_of(server, tmp_path, **how) for _ in range(3)]
+    stopped = []
+
+    def ask(number: int) -> None:
+        asked = [("judge", f"pair {number} {each}") for each in range(20)]
+        with pytest.raises(EndpointStopped, match="could pass the ceiling of 100"):
+            endpoints[number].ask(asked)
+        stopped.append(number)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(stopped) == 3
+    assert len(server.requests) == 10
+    assert endpoints[0].spent == 100
 
 
 def test_the_ceiling_counts_every_request_that_was_sent(server, tmp_path):
@@ -292,6 +382,8 @@ def test_a_file_that_is_no_cache_is_refused(tmp_path):
     [
         ({"url": "ftp://x"}, "url='ftp://x' must begin with http"),
         ({"url": "http://me:key@x/v1"}, "hold no name or key"),
+        ({"url": "http://[x"}, "must begin with http"),
+        ({"url": "http://localhost:abc/v1"}, "must begin with http"),
         ({"model": " "}, "model is empty"),
         ({"concurrency": 0}, "concurrency=0 must be at least 1"),
         ({"requests_per_minute": 0}, "requests_per_minute=0 must be above 0"),
