@@ -38,6 +38,9 @@ Part = Literal["valid", "test"]
 _MAKES_ANSWERS = (
     *ROOMS,
     "benchmarks.arms",
+    "benchmarks.cold_start",
+    "benchmarks.histories",
+    "benchmarks.ideal_reader",
     "benchmarks.peers",
     "benchmarks.studied",
     "decant.making",
@@ -132,6 +135,11 @@ class Prepared:
             "seed": self.seed,
         }
 
+    def key(self, arm: Arm, *, encoder: Path | None, **more: Any) -> str:
+        """Sixteen hex digits of all that, of the data itself, and of what more an answer is of."""
+        told = self.settings(arm, encoder=encoder)
+        return json_hash([told, self.data.interactions.digest, more])[:16]
+
     @property
     def targets(self) -> dict[Part, Targets]:
         """What validates, which may choose, and what is reported."""
@@ -219,8 +227,8 @@ def answers(
         encoder: the text encoder's folder.
         work: keeps what each arm said in a file of its own.
     """
-    key = json_hash(prepared.settings(arm, encoder=encoder))[:16]
-    path = work / f"{prepared.bed.name}-{arm.name}-{key}.npz"
+    key = prepared.key(arm, encoder=encoder)
+    path = of_code(work / f"{prepared.bed.name}-{arm.name}-{key}.npz")
     if not path.exists():
         book = prepared.book(arm)
         scratch = path.with_suffix(".training")
@@ -259,16 +267,31 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         np.savez_compressed(file, **named)
 
 
+def of_code(path: Path, *asking: str) -> Path:
+    """Where a file of answers lies: within a folder that the code which makes them is known by.
+
+    Args:
+        path: of the file, were there one code for ever.
+        asking: names of the modules that ask, where others do not ask as they do.
+    """
+    return path.parent / json_hash(code_hashes((*_MAKES_ANSWERS, *asking)))[:12] / path.name
+
+
 def kept_arrays(
-    path: Path, make: Callable[[], Mapping[str, NDArray[Any]]]
+    path: Path, make: Callable[[Path], Mapping[str, NDArray[Any]]], *, asking: str
 ) -> dict[str, NDArray[Any]]:
     """Arrays of a file by name; made, and written whole, where there is none.
 
     What other code made lies in a folder of its own beside, and is not looked at.
+
+    Args:
+        path: as of `of_code`.
+        make: is given a folder for a training, which is as much of this code as the file.
+        asking: name of the module that asks.
     """
-    path = path.parent / json_hash(code_hashes(_MAKES_ANSWERS))[:12] / path.name
+    path = of_code(path, asking)
     if not path.exists():
-        save_arrays(path, make())
+        save_arrays(path, make(path.with_suffix(".training")))
     with np.load(path, allow_pickle=False) as kept:
         return {name: kept[name] for name in kept.files}
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from benchmarks.ablations import TEXT
-from benchmarks.arms import Arm, Part, Prepared, beds, prepare, save_arrays, trained
+from benchmarks.arms import Arm, Part, Prepared, beds, of_code, prepare, save_arrays, trained
 from decant.results import ResultRow, append_csv, read_csv
 from decant.run_record import git_commit, hardware, json_hash, peak_rss_bytes, utc_now
 from foundation import Foundation
@@ -88,8 +88,8 @@ def cold_ranks(
     """
     log = prepared.data.interactions
     without = replace(prepared, split=cold_item(log, prepared.split, seed=prepared.seed))
-    key = json_hash([without.settings(arm, encoder=encoder), GIVEN_UP])[:16]
-    path = work / f"{prepared.bed.name}-cold-{arm.name}-{key}.npz"
+    key = without.key(arm, encoder=encoder, given_up=GIVEN_UP)
+    path = of_code(work / f"{prepared.bed.name}-cold-{arm.name}-{key}.npz", "benchmarks.cold_items")
     names = {arm.name if share is None else f"{arm.name}+give{share}": share for share in GIVEN_UP}
     if not path.exists():
         book = without.book(arm)

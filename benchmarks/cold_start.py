@@ -49,7 +49,7 @@ from benchmarks.studied import (
     train_like,
     without_profiles,
 )
-from decant.measure import NEIGHBOURS, Asked, SliceScores, neighbour_scores
+from decant.measure import NEIGHBOURS, Asked, NeighbourKind, SliceScores, neighbour_scores
 from decant.run_record import hardware
 from foundation import Foundation
 from foundation.evaluation import bootstrap_interval, hit_rate, ndcg, popularity
@@ -114,10 +114,10 @@ class Contest:
         bare = replace(studied.data, interactions=without_profiles(studied.data.interactions))
         ranks = {
             "foundation": self._ranks(
-                "foundation", partial(of_foundation, studied.foundation, studied.book)
+                "foundation", lambda _: of_foundation(studied.foundation, studied.book)
             ),
             "foundation without profiles": self._ranks(
-                "bare", partial(self._train_ours, bare, split, "bare")
+                "bare", partial(self._train_ours, bare, split)
             ),
             "sasrec": self._ranks("sasrec", partial(self._train_sasrec, split)),
             **self._baselines(split, "all"),
@@ -146,7 +146,7 @@ class Contest:
         ranks = {
             "foundation": self._ranks(
                 "new-foundation",
-                partial(self._train_ours, self.studied.data, without, "new"),
+                partial(self._train_ours, self.studied.data, without),
                 cold_I=items.cold_items,
             ),
             "sasrec": self._ranks(
@@ -166,7 +166,7 @@ class Contest:
     def _ranks(
         self,
         name: str,
-        train: Callable[[], Scores],
+        train: Callable[[Path], Scores],
         *,
         cold_I: NDArray[np.bool_] | None = None,
     ) -> Ranks:
@@ -174,8 +174,8 @@ class Contest:
         path = self.work / f"{self.measured.config_hash}-{name}.npz"
         lengths = self._named_lengths
 
-        def asked_at_each() -> dict[str, NDArray[Any]]:
-            scores = train()
+        def asked_at_each(scratch: Path) -> dict[str, NDArray[Any]]:
+            scores = train(scratch)
             arrays: dict[str, NDArray[Any]] = {}
             for key, length in lengths.items():
                 cut = self.test if length is None else self.test.cut(length)
@@ -186,7 +186,7 @@ class Contest:
                     arrays["alone"] = asked.ranks_by(_among(cold_I, of_requests))
             return arrays
 
-        kept = kept_arrays(path, asked_at_each)
+        kept = kept_arrays(path, asked_at_each, asking="benchmarks.cold_start")
         return {lengths.get(key, key): rank for key, rank in kept.items()}
 
     @property
@@ -201,7 +201,7 @@ class Contest:
         if truth is None:
             return {}
 
-        def ranked() -> dict[str, NDArray[Any]]:
+        def ranked(_: Path) -> dict[str, NDArray[Any]]:
             # Most of the time goes with targets, and those with nothing good in them have no rank.
             asked_about = np.unique(self.wanted.request)
             found = IdealReader(log, truth).scores(self.test[asked_about], list(lengths.values()))
@@ -214,16 +214,15 @@ class Contest:
             return arrays
 
         path = self.work / f"{self.measured.config_hash}-ideal.npz"
-        kept = kept_arrays(path, ranked)
+        kept = kept_arrays(path, ranked, asking="benchmarks.cold_start")
         return {"ideal_reader": {lengths[key]: rank for key, rank in kept.items()}}
 
-    def _train_ours(self, data: SourceData, split: Split, name: str) -> Scores:
+    def _train_ours(self, data: SourceData, split: Split, scratch: Path) -> Scores:
         """A model like the run's, on other data or another split."""
-        scratch = self.work / f"{self.measured.config_hash}-{name}.training"
         model, book = train_like(self.studied, data, split, scratch=scratch)
         return of_foundation(model, book)
 
-    def _train_sasrec(self, split: Split) -> Scores:
+    def _train_sasrec(self, split: Split, _: Path) -> Scores:
         """SASRec on the split's training events, stopped by validation or by the clock."""
         fitted = self.train_sasrec(split)
         book = self.studied.book
@@ -234,13 +233,16 @@ class Contest:
     ) -> dict[str, Ranks]:
         log = self.studied.data.interactions
 
-        def by_popularity() -> Scores:
+        def by_popularity(_: Path) -> Scores:
             count_I = popularity(log.event_item[split.train], log.num_items)
             return lambda _: lambda start, stop: np.tile(count_I, (stop - start, 1))
 
-        peers: dict[str, Callable[[], Scores]] = {
+        def by_neighbours(kind: NeighbourKind, _: Path) -> Scores:
+            return neighbour_scores(log, split.train, kind)
+
+        peers: dict[str, Callable[[Path], Scores]] = {
             "popularity": by_popularity,
-            **{kind: partial(neighbour_scores, log, split.train, kind) for kind in NEIGHBOURS},
+            **{kind: partial(by_neighbours, kind) for kind in NEIGHBOURS},
         }
         return {
             peer: self._ranks(f"{name}-{peer}", score, cold_I=cold_I)

@@ -192,9 +192,10 @@ class Curves:
 
     def _said(self, length: Length) -> Said:
         path = self.work / f"{self.measured.config_hash}-{length.name}.npz"
-        return Said(**kept_arrays(path, partial(self._asked, length)))
+        asked = partial(self._asked, length)
+        return Said(**kept_arrays(path, asked, asking="benchmarks.context_length"))
 
-    def _asked(self, length: Length) -> dict[str, NDArray[Any]]:
+    def _asked(self, length: Length, _: Path) -> dict[str, NDArray[Any]]:
         rows = self.histories.prefixes(length.policy, events=length.events, tokens=length.tokens)
         with self._positions(length.tokens if length.scaled else None):
             found = predict_targets(self.model, self.book, self.targets, rows=rows)

@@ -102,10 +102,10 @@ class Ageing:
     def measure(self) -> Aged:
         """Every model in every span, and how the last span differs from the first."""
         asked, train = self.asked, self.split.train
-        models: dict[str, Callable[[], NDArray[np.int64] | None]] = {
+        models: dict[str, Callable[[Path], NDArray[np.int64] | None]] = {
             "foundation": self._ours,
             "sasrec": self._sasrec,
-            "popularity": lambda: popularity_answers(asked, train).rank,
+            "popularity": lambda _: popularity_answers(asked, train).rank,
             **{
                 kind: partial(self._neighbours, kind)
                 for kind in ("last_item_transitions", "item_knn")
@@ -119,23 +119,25 @@ class Ageing:
             write(self.measured, self.studied, aged, model, seed=self.studied.recipe.seed)
         return aged
 
-    def _neighbours(self, kind: NeighbourKind) -> NDArray[np.int64] | None:
+    def _neighbours(self, kind: NeighbourKind, _: Path) -> NDArray[np.int64] | None:
         return neighbour_answers(self.asked, self.split.train, kind).rank
 
-    def _ranks(self, model: str, ask: Callable[[], NDArray[np.int64] | None]) -> NDArray[np.int64]:
-        def asked() -> dict[str, NDArray[Any]]:
-            rank = ask()
+    def _ranks(
+        self, model: str, ask: Callable[[Path], NDArray[np.int64] | None]
+    ) -> NDArray[np.int64]:
+        def asked(scratch: Path) -> dict[str, NDArray[Any]]:
+            rank = ask(scratch)
             assert rank is not None
             return {"rank": rank}
 
-        return kept_arrays(self.work / f"{self.measured.config_hash}-{model}.npz", asked)["rank"]
+        path = self.work / f"{self.measured.config_hash}-{model}.npz"
+        return kept_arrays(path, asked, asking="benchmarks.drift")["rank"]
 
-    def _ours(self) -> NDArray[np.int64]:
-        scratch = self.work / f"{self.measured.config_hash}.training"
+    def _ours(self, scratch: Path) -> NDArray[np.int64]:
         model, book = train_like(self.studied, self.studied.data, self.split, scratch=scratch)
         return self.asked.ranks_by(of_foundation(model, book)(self.split.test))
 
-    def _sasrec(self) -> NDArray[np.int64]:
+    def _sasrec(self, _: Path) -> NDArray[np.int64]:
         fitted = self.train_sasrec(self.split)
         scores = sasrec.score_requests(fitted.model, self.studied.book, self.split.test)
         return self.asked.ranks_by(lambda a, b: scores[a:b])

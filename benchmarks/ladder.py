@@ -299,10 +299,11 @@ class Descent:
         asked = [self.config.gate_people, recipe.held_out_slates, recipe.test_slates]
         asked.append(recipe.held_out_people)
         kept = self.folder / "answers" / f"{json_hash([weights_hash(folder), served, asked])}.npz"
-        return Answers(**kept_arrays(kept, lambda: self._asked(self.model(folder))))
+        ask = partial(self._asked, folder)
+        return Answers(**kept_arrays(kept, ask, asking="benchmarks.ladder"))
 
-    def _asked(self, model: Foundation) -> dict[str, NDArray[Any]]:
-        asked = Asked(self.book, self.split.test)
+    def _asked(self, folder: Path, _: Path) -> dict[str, NDArray[Any]]:
+        model, asked = self.model(folder), Asked(self.book, self.split.test)
         said = self._predict(model, self.book, self.split.test)
         found = asdict(asked.of(said, model.calibration(asked.task)))
         return {name: values for name, values in found.items() if values is not None}

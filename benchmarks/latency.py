@@ -156,16 +156,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "threads": threads,
             "shape": [RETRIEVED, RANKED, NUM_RETRIEVED],
             "requests": [NUM_ROUNDS, NUM_REQUESTS],
+            "hardware": hardware(),
         }
         measured = Measured("latency", settings, out=options.out, threads=threads)
-        if not measured.rows:
-            measure(
-                subject,
-                measured,
-                name=name,
-                levels=(1, 4) if options.smoke else LEVELS,
-                requests=12 if options.smoke else NUM_REQUESTS,
-            )
+        levels = (1, 4) if options.smoke else LEVELS
+        # The row that is written last.
+        way, level = f"{name}, {tuple(WAYS)[-1]}", f"{levels[-1]} at once"
+        if not measured.has(model=way, split=level, metric="requests_per_s"):
+            # All of them or none: ways and levels took turns, and are told of one afternoon.
+            with measured.at_once():
+                measure(
+                    subject,
+                    measured,
+                    name=name,
+                    levels=levels,
+                    requests=12 if options.smoke else NUM_REQUESTS,
+                )
     except (ValueError, OSError) as error:
         print(f"benchmarks.latency: error: {error}", file=sys.stderr)
         return 1

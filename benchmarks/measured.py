@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from filelock import FileLock
 
 from decant.results import ResultRow, read_csv, write_csv
 from decant.run_record import git_commit, hardware, json_hash, peak_rss_bytes, utc_now
@@ -29,6 +30,14 @@ def work_of(options: argparse.Namespace) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as temporary:
         beside = options.out.with_suffix(".work") if options.out else Path(temporary)
         yield options.work or beside
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Nobody else reads and writes a file of rows meanwhile, who asks here as well."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(out.with_name(f".{out.name}.lock")):
+        yield
 
 
 class Measured:
@@ -82,7 +91,7 @@ class Measured:
         interval: Interval,
         **cells: Any,
     ) -> None:
-        """Write a row, unless it is there already; a mean takes the place of another one.
+        """Write a row in the place of one of the same that says something else.
 
         Args:
             seed: of the run, or ``"mean"``.
@@ -99,13 +108,10 @@ class Measured:
         is_known = np.isfinite([interval.low, interval.high]).all() and interval.low < interval.high
         told = (interval.value, *((interval.low, interval.high) if is_known else (None, None)))
         same = (*told, cells.get("n"))
-        if known and (
-            seed != "mean"
-            or any((row.value, row.ci_low, row.ci_high, row.n) == same for row in known)
-        ):
+        if any((row.value, row.ci_low, row.ci_high, row.n) == same for row in known):
             return
         most = max((row.n or 0 for row in known), default=0)
-        if cells.get("n") is not None and cells["n"] < most:
+        if seed == "mean" and cells.get("n") is not None and cells["n"] < most:
             raise ValueError(
                 f"{self.out} has a mean over {most} targets where this one is over {cells['n']}: "
                 "give all the runs that it was made of, or another --out."
@@ -155,8 +161,10 @@ class Measured:
     def _write(self) -> None:
         """Put what has changed into the file, which another call may have added to."""
         if self.out is not None and (self._new or self._gone):
-            there = read_csv(self.out) if self.out.exists() else []
-            write_csv(self.out, [*(row for row in there if row not in self._gone), *self._new])
+            with writing(self.out):
+                there = read_csv(self.out) if self.out.exists() else []
+                kept = [row for row in there if row not in self._gone]
+                write_csv(self.out, [*kept, *self._new])
         self._new, self._gone = [], []
 
     def table(self) -> str:

@@ -26,12 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.measured import work_of
+from benchmarks.arms import of_code
+from benchmarks.measured import work_of, writing
 from benchmarks.peers import sasrec
 from decant import recipes
 from decant.measure import NEIGHBOURS, Answers, Asked, neighbour_answers, popularity_answers
 from decant.recipes import Recipe
-from decant.results import ResultRow, write_csv
+from decant.results import ResultRow, read_csv, write_csv
 from decant.run_data import sample_targets
 from decant.run_record import git_commit, hardware, json_hash, peak_rss_bytes, utc_now
 from foundation import Foundation
@@ -58,7 +59,7 @@ class Contest:
     Args:
         recipe: of the foundation; its name is the task of the rows.
         data: what everyone learns from.
-        work: where answers are kept, a folder per recipe and seed.
+        work: where answers are kept, a folder per recipe, data, code and seed.
         configs: of SASRec, of which validation chooses.
         changes: of the best of them, each tried, too.
     """
@@ -75,8 +76,10 @@ class Contest:
         self.recipe = recipe
         self.configs, self.changes = configs, changes
         peer = [[asdict(config) for config in configs], changes]
-        self.config_hash = json_hash([recipe.with_seed(0).to_dict(), peer])
-        self.work = work / self.config_hash
+        self.config_hash = json_hash(
+            [recipe.with_seed(0).to_dict(), peer, data.interactions.digest]
+        )
+        self.work = of_code(work / self.config_hash, "benchmarks.quality")
         self.split: Split = leave_one_out(
             data.interactions, surface=data.tasks[0].name if len(data.tasks) > 1 else None
         )
@@ -166,8 +169,24 @@ class Contest:
 
 
 def contest_rows(contest: Contest, seeds: Sequence[int], out: Path | None) -> list[ResultRow]:
-    """Ask every model for every seed; rows are written to `out` after each."""
+    """Ask every model for every seed; rows are written to `out` after each.
+
+    Raises:
+        ValueError: `out` has seeds of the same that are not asked for, whose mean would be lost.
+    """
     recipe, began = contest.recipe, time.monotonic()
+    there = {
+        int(row.seed)
+        for row in _there(out)
+        if row.config_hash == contest.config_hash
+        and row.model in ("foundation", "sasrec")
+        and row.seed != "mean"
+    }
+    if lost := sorted(there - {*seeds}):
+        raise ValueError(
+            f"{out} holds seeds {', '.join(map(str, lost))} of the same settings, and a mean over "
+            "them: give them all, or another --out."
+        )
 
     def row(model: str, metric: str, interval: Interval, **more: object) -> ResultRow:
         has_interval = interval.low < interval.high
@@ -259,9 +278,20 @@ def _ranks(answers: Answers) -> NDArray[np.int64]:
     return answers.rank
 
 
+def _there(out: Path | None) -> list[ResultRow]:
+    return read_csv(out) if out is not None and out.exists() else []
+
+
 def _keep(out: Path | None, rows: Sequence[ResultRow]) -> None:
+    """Write rows in the place of those that they tell anew; all others in the file stay."""
+
+    def key(row: ResultRow) -> tuple[object, ...]:
+        return row.config_hash, row.model, row.metric, row.seed
+
     if out is not None:
-        write_csv(out, rows)
+        with writing(out):
+            new = {key(row) for row in rows}
+            write_csv(out, [*(row for row in _there(out) if key(row) not in new), *rows])
 
 
 def load(task: str, data: Path | None) -> tuple[Recipe, SourceData]:

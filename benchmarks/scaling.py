@@ -109,8 +109,7 @@ class Scaling:
     def _said(self, size: str, share: float) -> dict[str, NDArray[Any]]:
         """Loss and NDCG@10 of each target after one training; kept."""
         path = self.work / f"{self.measured.config_hash}-{size}-{share:g}.npz"
-        scratch = path.with_suffix(".training")
-        return kept_arrays(path, lambda: self._trained(size, share, scratch))
+        return kept_arrays(path, partial(self._trained, size, share), asking="benchmarks.scaling")
 
     def _trained(self, size: str, share: float, scratch: Path) -> dict[str, NDArray[Any]]:
         recipe = self.studied.recipe

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.arms import Arm, Bed, Prepared, trained
 from benchmarks.measured import work_of
 from benchmarks.peers import sasrec
@@ -82,10 +84,16 @@ class Studied:
 def fit_seconds(history: Mapping[str, Any]) -> float:
     """What a training took, in `thread_seconds` as of peers; else on the wall.
 
+    Peers that are trained by fewer threads than it was have as much more of them.
+
     Args:
         history: of the run's model.
     """
-    return float(history.get("thread_seconds") or history["seconds"])
+    if not history.get("thread_seconds"):
+        return float(history["seconds"])
+    now = torch.get_num_threads()
+    # What was trained before threads were written down is taken to have had as many.
+    return float(history["thread_seconds"]) * (history.get("threads") or now) / now
 
 
 def of_run(folder: Path) -> Studied:

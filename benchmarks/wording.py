@@ -160,15 +160,14 @@ class Wordings:
     def _said(self, arm: str, log: Interactions) -> Answers:
         path = self.work / f"{self.measured.config_hash}-{arm.replace(' ', '-')}.npz"
 
-        def told() -> dict[str, NDArray[Any]]:
+        def told(scratch: Path) -> dict[str, NDArray[Any]]:
             data = replace(self.studied.data, interactions=log)
-            scratch = path.with_suffix(".training")
             model, book = train_like(self.studied, data, self.studied.split, scratch=scratch)
             answers = self.asked.of(predict_targets(model, book, self.studied.split.test))
             assert answers.action_probability is not None
             return {"rank": _ranks(answers), "probability": answers.action_probability}
 
-        kept = kept_arrays(path, told)
+        kept = kept_arrays(path, told, asking="benchmarks.wording")
         return self.asked.answers(kept["rank"], kept["probability"])
 
 

@@ -375,7 +375,8 @@ class Reranked:
 
         Args:
             weight: `w` of the ranking formula.
-            otherwise: int64 [m], the rank by retrieval alone, for a target that was not retrieved.
+            otherwise: int64 [m], the rank by retrieval alone, for a target that was not retrieved;
+                it stands behind all that was.
             blend: how much policy counts.
         """
         total_nK = self.scores(weight, blend=blend)
@@ -393,7 +394,11 @@ class Reranked:
             (score_mK > own)
             | ((score_mK == own) & (np.arange(score_mK.shape[1])[None, :] < place[:, None]))
         )
-        return np.where(self.target_place >= 0, 1 + ahead.sum(1), otherwise)
+        behind = 1 + (competes_mK & np.isfinite(self.retrieval_nK)[self.request]).sum(1)
+        ranks: NDArray[np.int64] = np.where(
+            is_found_m, 1 + ahead.sum(1), np.maximum(otherwise, behind)
+        )
+        return ranks
 
 
 def rerank(

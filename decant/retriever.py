@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from decant.processes import leads
@@ -251,6 +252,7 @@ def _end_to_end(results: Iterable[FitResult]) -> FitResult:
         steps=steps,
         seconds=seconds,
         thread_seconds=working,
+        threads=torch.get_num_threads(),
         best_step=best_step,
         ended=ended,
     )

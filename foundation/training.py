@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments
@@ -176,6 +177,7 @@ class FitResult:
         ended: why training ended.
         thread_seconds: what `seconds` says, on the clock of `foundation.resuming.thread_seconds`,
             so without what else the machine did; 0 where a GPU trained.
+        threads: of torch, which that clock divides by; 0 where it was not written down.
     """
 
     history: dict[str, list[tuple[int, float]]]
@@ -184,6 +186,7 @@ class FitResult:
     best_step: int | None = None
     ended: str = ""
     thread_seconds: float = 0.0
+    threads: int = 0
 
 
 def fit(
@@ -421,6 +424,7 @@ def _result(state: TrainerState, config: FitConfig, *, spent: Spent) -> FitResul
         steps=state.global_step,
         seconds=spent.seconds,
         thread_seconds=spent.thread_seconds,
+        threads=torch.get_num_threads(),
         best_step=standing.best_step,
         ended=ended,
     )

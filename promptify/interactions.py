@@ -3,6 +3,7 @@
 Legend: U users, I items, E events.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -163,6 +164,18 @@ class Interactions:
     def event_action(self) -> Int16:
         """int16 [E], index into `actions`."""
         return self._event_column("action")
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hex digits of all people, items and events, the same wherever they are read."""
+        said = hashlib.sha256()
+        names = self.actions, self.surfaces, self.contexts, self.schema.to_dict()
+        said.update(json.dumps(names, sort_keys=True).encode())
+        for rows in (self.users, self.items, self.events):
+            # In one piece: how a table is cut up is no part of what it says.
+            for batch in rows.data.table.combine_chunks().to_batches():
+                said.update(batch.replace_schema_metadata(None).serialize())
+        return said.hexdigest()[:16]
 
     @cached_property
     def event_timestamp(self) -> Int64:

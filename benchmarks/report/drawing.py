@@ -59,7 +59,10 @@ def dots(
         names = [name for name, _ in told[heading]]
         for place, (_, (value, low, high)) in enumerate(told[heading]):
             color, marker = look(names[place], names)
-            ends = [[value - (value if low is None else low)], [(high or value) - value]]
+            ends = [
+                [0.0 if low is None else value - low],
+                [0.0 if high is None else high - value],
+            ]
             axes.errorbar(
                 [value],
                 [place],

@@ -151,12 +151,12 @@ def _cold_items(rows: Rows) -> Makers:
 
 
 def _attacks(rows: Rows) -> Makers:
-    told = [
-        (row.split, estimate(row))
-        for row in told_once(rows)
-        if row.metric == "median_rank_change" and not row.split.endswith("control")
-    ]
-    return {"attacks": partial(dots, {"median change of rank": told}, across=0.0)}
+    told: dict[str, list[tuple[str, Estimate]]] = {}
+    for row in told_once(rows):
+        if row.metric == "median_rank_change" and not row.split.endswith("control"):
+            panel = told.setdefault(f"median change of rank, {row.model}", [])
+            panel.append((row.split, estimate(row)))
+    return {"attacks": partial(dots, told, across=0.0)}
 
 
 def _context_length(rows: Rows) -> Makers:

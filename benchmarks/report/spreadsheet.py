@@ -32,9 +32,14 @@ def write_spreadsheet(path: Path, files: Mapping[str, Sequence[ResultRow]]) -> N
         bold = workbook.add_format({"bold": True})
         everything = [(name, *astuple(row)) for name, rows in files.items() for row in rows]
         sheets = [("all", ("file", *COLUMNS), everything)]
+        taken = {"all"}
         for name, rows in files.items():
-            # A sheet's name has at most 31 characters, and none of []:*?/\.
-            sheets.append((name[:31], COLUMNS, [astuple(row) for row in rows]))
+            # A sheet's name has at most 31 characters, and none of []:*?/\; "A" and "a" are one.
+            ends = ("", *(f"~{number}" for number in range(2, len(files) + 2)))
+            names = (f"{name[: 31 - len(end)]}{end}" for end in ends)
+            sheet_name = next(one for one in names if one.casefold() not in taken)
+            taken.add(sheet_name.casefold())
+            sheets.append((sheet_name, COLUMNS, [astuple(row) for row in rows]))
         for name, header, rows_of_cells in sheets:
             sheet = workbook.add_worksheet(name)
             sheet.write_row(0, 0, header, bold)

@@ -32,7 +32,8 @@ def auc(labels: Bools, scores: Floats) -> float:
 def log_loss(labels: Ints, probabilities: Floats) -> float:
     """Mean −log p(label), in nats; NaN for no events.
 
-    A probability of 0 counts as the smallest positive number of its dtype.
+    A probability counts as at least the spacing of its dtype's numbers at 1: a 0 of float32 costs
+    15.9 nats, of float64 36.0.
 
     Args:
         labels: int [n] in [0, A).

@@ -1,5 +1,6 @@
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from decant.answering import Cascade
 from decant.recommender import build_index
 from decant.results import read_csv
 from foundation import Foundation
+from foundation.evaluation import Interval
 from promptify.assembly import PromptBook
 from promptify.splits import Split
 
@@ -69,6 +71,49 @@ def test_as_many_ask_at_once_as_is_said_and_each_round_asks_others(
     rate = next(row.value for row in measured.rows if row.metric == "requests_per_s")
     assert 20 <= p50 < 60
     assert rate > 1.5 / 0.02
+
+
+def test_what_was_cut_short_is_measured_again(
+    subject: Subject,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[int] = []
+
+    def measured_until(left: int) -> None:
+        def measure(
+            _: object, measured: Measured, *, name: str, levels: Sequence[int], **__
+        ) -> None:
+            asked.append(left)
+            cells = [
+                (level, way, metric)
+                for level in levels
+                for way in latency.WAYS
+                for metric in ("p50_ms", "p95_ms", "p99_ms", "requests_per_s")
+            ]
+            for level, way, metric in cells[: len(cells) - left]:
+                measured.add(
+                    task="films",
+                    split=f"{level} at once",
+                    model=f"{name}, {way}",
+                    metric=metric,
+                    seed=0,
+                    interval=Interval(value=1.0, low=0.5, high=2.0),
+                )
+            if left:
+                raise ValueError("cut short")
+
+        monkeypatch.setattr(latency, "measure", measure)
+
+    monkeypatch.setattr(latency, "trained", lambda *_, **__: subject)
+    command = ["--smoke", "--out", str(tmp_path / "rows.csv")]
+    for left, code in ((3, 1), (0, 0), (0, 0)):
+        measured_until(left)
+        assert latency.main(command) == code
+    assert asked == [3, 0]
+    assert len(read_csv(tmp_path / "rows.csv")) == 2 * 4 * len(latency.WAYS)
+    assert "4 at once" in capsys.readouterr().out
 
 
 def test_without_a_run_it_says_what_to_give(

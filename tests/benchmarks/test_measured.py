@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +13,9 @@ CELLS = {"task": "films", "split": "test", "model": "ours", "metric": "ndcg@10",
 SURE = Interval(value=0.5, low=0.4, high=0.6)
 
 
-def test_a_row_is_written_at_once_and_not_measured_twice(tmp_path: Path) -> None:
+def test_a_row_is_written_at_once_and_what_is_measured_anew_takes_its_place(
+    tmp_path: Path,
+) -> None:
     out = tmp_path / "rows.csv"
     measured = Measured("films", {"epochs": 2}, out=out)
     assert not measured.has(model="ours")
@@ -23,9 +26,25 @@ def test_a_row_is_written_at_once_and_not_measured_twice(tmp_path: Path) -> None
     again = Measured("films", {"epochs": 2}, out=out)
     assert again.has(model="ours", metric="ndcg@10", seed=0)
     assert not again.has(model="ours", seed=1)
-    again.add(seed=0, interval=Interval(value=0.9, low=0.8, high=1.0), **CELLS)
+    again.add(seed=0, interval=SURE, **CELLS, seconds=7.0)
+    assert read_csv(out) == [row]
     again.add(seed=1, interval=SURE, **CELLS)
-    assert [(row.seed, row.value) for row in read_csv(out)] == [(0, 0.5), (1, 0.5)]
+    again.add(seed=0, interval=Interval(value=0.9, low=0.8, high=1.0), **CELLS)
+    again.add(seed=1, interval=SURE, **{**CELLS, "n": 7})
+    assert [(row.seed, row.value, row.n) for row in read_csv(out)] == [(0, 0.9, 9), (1, 0.5, 7)]
+
+
+def test_calls_that_share_a_file_lose_no_row(tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+
+    def add(epochs: int) -> None:
+        measured = Measured("films", {"epochs": epochs}, out=out)
+        for seed in range(40):
+            measured.add(seed=seed, interval=SURE, **CELLS)
+
+    with ThreadPoolExecutor(3) as calls:
+        list(calls.map(add, range(3)))
+    assert len(read_csv(out)) == 120
 
 
 def test_a_mean_of_more_seeds_takes_the_place_of_one_of_fewer(tmp_path: Path) -> None:

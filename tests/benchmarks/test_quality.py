@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import quality
+from benchmarks import arms, quality
 from benchmarks.peers.sasrec import SASRecConfig
 from decant.results import read_csv
 from promptify.sources.job_market import job_market
@@ -43,9 +43,37 @@ def test_both_answer_the_same_targets_and_a_second_call_trains_nothing(
     values = [row.value for row in read_csv(again)]
     assert values == [row.value for row in read_csv(out)]
 
-    # Beside SASRecs of other shapes nothing is known yet.
+    # Beside SASRecs of other shapes, of other code and of other data nothing is known yet.
     with pytest.raises(TypeError, match="not callable"):
         quality.main([*command, "--tune-sasrec"])
+    with monkeypatch.context() as patched:
+        patched.setattr(arms, "code_hashes", lambda _: {"all": "other"})
+        with pytest.raises(TypeError, match="not callable"):
+            quality.main(command)
+    other = job_market(num_members=60, num_jobs=50, num_impressions=600, seed=1)
+    monkeypatch.setattr(quality, "load", lambda *_: (quality.recipes.demo(), other))
+    with pytest.raises(TypeError, match="not callable"):
+        quality.main(command)
+    # Rows of all that are in the file still.
+    assert set(rows) <= {(row.model, row.metric, row.seed) for row in read_csv(out)}
+
+
+def test_a_mean_of_more_seeds_is_not_written_over(
+    small_market: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market = quality.load("job_market", None)
+    contest = quality.Contest(quality.smaller(market[0]), market[1], tmp_path)
+    answers = quality.popularity_answers(contest.asked, contest.split.train)
+    monkeypatch.setattr(contest, "answered", lambda *_: (answers, {"seconds": 1.0}))
+    out = tmp_path / "rows.csv"
+    assert quality.contest_rows(contest, [0, 1], out)
+    before = read_csv(out)
+    with pytest.raises(ValueError, match=r"rows.csv holds seeds 0 of the same settings"):
+        quality.contest_rows(contest, [1, 2], out)
+    assert read_csv(out) == before
+    quality.contest_rows(contest, [0, 1, 2], out)
+    seeds = [row.seed for row in read_csv(out) if (row.model, row.metric) == ("sasrec", "hr@10")]
+    assert sorted(seeds, key=str) == [0, 1, 2, "mean"]
 
 
 def test_a_gain_is_relative_and_none_over_nothing() -> None:

@@ -9,8 +9,9 @@ import pytest
 from benchmarks.measured import told_once
 from benchmarks.report import __main__ as report
 from benchmarks.report import tables
-from benchmarks.report.drawing import Curve, curves
+from benchmarks.report.drawing import Curve, curves, dots
 from benchmarks.report.figures import CAPTIONS, figures_of
+from benchmarks.report.spreadsheet import write_spreadsheet
 from decant.panels import MUTED, SERIES
 from decant.results import COLUMNS, ResultRow, read_csv, write_csv
 
@@ -134,6 +135,14 @@ def test_the_spreadsheet_holds_every_row_and_texts_stay_texts(place: Path) -> No
     assert all(f">{column}<" in texts for column in COLUMNS)
 
 
+def test_files_whose_names_begin_alike_have_a_sheet_each(tmp_path: Path) -> None:
+    files = {f"{'x' * 31}-{end}": [row()] for end in ("a", "b", "c")} | {"All": [row()]}
+    write_spreadsheet(tmp_path / "rows.xlsx", files)
+    with zipfile.ZipFile(tmp_path / "rows.xlsx") as archive:
+        sheets = re.findall(r'<sheet name="([^"]*)"', archive.read("xl/workbook.xml").decode())
+    assert sheets == ["all", "x" * 31, f"{'x' * 29}~2", f"{'x' * 29}~3", "All~2"]
+
+
 def test_markers_that_name_nothing_are_refused(place: Path) -> None:
     files = report.load(place / "results")
     with pytest.raises(ValueError, match="'ml2m' is unknown; there are ml1m"):
@@ -192,6 +201,21 @@ def test_a_ladder_is_told_rung_by_rung_and_by_what_else_leads_there() -> None:
     assert len(arms) == 4
     assert arms[3].startswith("| all at once, as many tokens | .300")
     assert "2.0 %" in arms[3]
+
+
+def test_each_form_has_its_own_panel_of_attacks() -> None:
+    cells = {"benchmark": "persuasion", "metric": "median_rank_change", "split": "all"}
+    made = figures_of([row(**cells, model=model) for model in ("text", "slot")])
+    figure = made["attacks"]()
+    assert [len(axes.get_yticks()) for axes in figure.axes if axes.lines] == [1, 1]
+
+
+def test_an_interval_that_ends_at_nothing_is_drawn_to_it() -> None:
+    figure = dots({"change": [("a", (-61.0, -114.8, 0.0))]})
+    [[left, right]] = [
+        [float(x) for x in bar.get_segments()[0][:, 0]] for bar in figure.axes[0].collections
+    ]
+    assert (left, right) == pytest.approx((-114.8, 0.0))
 
 
 def test_figures_have_a_caption_each() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import arms
 from benchmarks import studied as studying
@@ -30,6 +31,10 @@ def test_what_is_trained_like_a_run_is_chosen_by_validation_as_the_run_was(
 def test_a_peer_is_given_what_its_own_clock_would_have_said() -> None:
     history = {"seconds": 9.0, "thread_seconds": 5.0}
     assert studying.fit_seconds(history) == 5.0
+    # As much computing by another number of threads.
+    now = torch.get_num_threads()
+    assert studying.fit_seconds({**history, "threads": 4 * now}) == 20.0
+    assert studying.fit_seconds({**history, "threads": now}) == 5.0
     # A run of before knows its wall time alone.
     del history["thread_seconds"]
     assert studying.fit_seconds(history) == 9.0
@@ -52,11 +57,14 @@ def test_answers_of_other_code_are_not_taken(
     def answers(code: str) -> int:
         monkeypatch.setattr(arms, "code_hashes", lambda _: {"all": code})
 
-        def make() -> dict[str, np.ndarray]:
+        def make(scratch: Path) -> dict[str, np.ndarray]:
+            assert not scratch.exists()
+            scratch.mkdir(parents=True)
             asked.append(code)
             return {"rank": np.array([len(asked)])}
 
-        return int(arms.kept_arrays(tmp_path / "answers.npz", make)["rank"][0])
+        kept = arms.kept_arrays(tmp_path / "answers.npz", make, asking="benchmarks.drift")
+        return int(kept["rank"][0])
 
     assert [answers(code) for code in ("old", "old", "new", "old")] == [1, 1, 2, 1]
     assert asked == ["old", "new"]

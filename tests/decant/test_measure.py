@@ -158,6 +158,12 @@ def reranked(retrieval, action, place):
     )
 
 
+def test_what_was_not_retrieved_stands_behind_all_that_was():
+    found = reranked(np.zeros((2, 3)), np.zeros((2, 3)), np.array([-1, -1]))
+    # By vectors of full width it would be second: an index that misses it is to blame.
+    assert found.ranks(1.0, np.array([2, 9])).tolist() == [4, 9]
+
+
 @pytest.mark.parametrize("planted", [0.25, 2.0, 8.0])
 def test_a_planted_weight_is_found(planted):
     rng = np.random.default_rng(0)
