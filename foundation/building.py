@@ -133,12 +133,9 @@ def with_tasks(old: "Foundation", tasks: Sequence[Task]) -> "Foundation":
     """See `Foundation.with_tasks`."""
     from foundation.model import Foundation
 
-    prompter = Prompter(
-        tasks=(*old.prompter.tasks, *tasks),
-        config=old.prompter.config,
-        tokenizer=old.prompter.tokenizer,
-        words=old.prompter.words,
-    )
+    prompter = old.prompter.with_tasks(tasks)
+    # A text that says a label of theirs would answer for them.
+    item_pieces, changed = prompter.retold(old.item_pieces)
     settings = old.settings
     if settings.rank_weight:
         rank_weight = (*settings.rank_weight, *[0.0] * len(tasks))
@@ -151,8 +148,15 @@ def with_tasks(old: "Foundation", tasks: Sequence[Task]) -> "Foundation":
         prompter=prompter,
         config=settings,
         item_ids=old.item_ids,
-        item_pieces=old.item_pieces,
+        item_pieces=item_pieces,
     ).to(old.device)
-    # All but the tied head, which the decoder brings with it.
-    new.load_state_dict(old.state_dict(), strict=False)
-    return new.eval()
+    # All but the decoder's, which are the old model's own: it may be serving.
+    state = {
+        name: kept for name, kept in old.state_dict().items() if not name.startswith("decoder.")
+    }
+    new.load_state_dict(state, strict=False)
+    new.eval()
+    if len(changed):
+        new.encode_catalogue()
+        new.refresh_readings()
+    return new

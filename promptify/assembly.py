@@ -405,14 +405,10 @@ class PromptBook:
             is_inline = number >= len(self.item_pieces)
             pieces = rows.inline_items if is_inline else self.item_pieces
             item = pieces[number - is_inline * len(self.item_pieces)][:-1]
-            title = self._decode(item).strip().partition(SEPARATOR)[0]
-            parts += [self._decode(ids[start:at]), f"⟦{title}⟧"]
+            title = self.prompter.decode(item).strip().partition(SEPARATOR)[0]
+            parts += [self.prompter.decode(ids[start:at]), f"⟦{title}⟧"]
             start = at + 1
-        return "".join([*parts, self._decode(ids[start:])])
-
-    def _decode(self, ids: NDArray[np.int32]) -> str:
-        tokenizer = self.prompter.tokenizer
-        return str(tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False))
+        return "".join([*parts, self.prompter.decode(ids[start:])])
 
     def _prefixes(
         self, pool: Pool, events: Events, offsets: Int64, frame: Frame, *, is_chosen: bool = False

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from promptify.inline import HistoryEvent, one_row
 from promptify.interactions import Interactions
 from promptify.layout import UNKNOWN_TIME
-from promptify.pieces import Pieces, offsets_of
+from promptify.pieces import Pieces, offsets_of, placed
 from promptify.prompter_config import PrompterConfig
 from promptify.schema import Schema
 from promptify.task import Task, distinct, grade_words, label_words, read_words
@@ -211,6 +211,41 @@ class Prompter:
             tokenizer=self.tokenizer,
             words=self.words,
         )
+
+    def with_tasks(self, tasks: Sequence[Task]) -> "Prompter":
+        """The same prompter with further tasks, whose labels no text may say from now on.
+
+        Raises:
+            BadInput: a name is taken, or as for the class.
+        """
+        told = (*self.tasks, *tasks)
+        return type(self)(
+            tasks=told,
+            config=self.config,
+            tokenizer=self.tokenizer,
+            words=replace(
+                self.words,
+                neutralize=Neutralizer.of(self.tokenizer.added_tokens_encoder, read_words(told)),
+            ),
+        )
+
+    def retold(self, items: Pieces) -> tuple[Pieces, NDArray[np.int64]]:
+        """Items as a prompter of fewer tasks tokenized them, told as this one tells them.
+
+        Returns:
+            All of them, and the rows of those that read otherwise, int64.
+        """
+        texts = [self.decode(items[row][:-1]).strip() for row in range(len(items))]
+        told = [self.words.neutralize.without_labels(text) for text in texts]
+        rows = np.array(
+            [row for row, text in enumerate(texts) if told[row] != text], dtype=np.int64
+        )
+        anew = Pieces.joined([items, self.item_pieces([told[row] for row in rows.tolist()])])
+        return anew.take(placed(len(items), rows)), rows
+
+    def decode(self, ids: NDArray[np.int32]) -> str:
+        """Tokens as the text that they stand for."""
+        return str(self.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False))
 
     def book(self, interactions: Interactions) -> "PromptBook":
         """Tokenize the pieces of these tables once, to assemble any number of prompts from."""

@@ -90,6 +90,10 @@ class Neutralizer:
                 text = " ".join(self.forbidden.sub(" ", text).split())
         text = _SEPARATES.sub(",", " ".join(text.replace("=>", "→").split()))
         text = _SAID_AGAIN.sub(r"\1 \1", text)
+        return self.without_labels(text)
+
+    def without_labels(self, text: str) -> str:
+        """A text that is neutral but for labels, of one value or of several."""
         return text if self.labels is None else self.labels.sub(self._another_way, text)
 
     def _another_way(self, label: re.Match[str]) -> str:

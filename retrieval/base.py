@@ -12,7 +12,7 @@ import numpy as np
 
 from retrieval.checks import Bools, Floats, Rows
 from retrieval.identifiers import IdTable
-from retrieval.probing import wider
+from retrieval.probing import RECALL_AT, wider
 from retrieval.storage import VectorStore
 
 Found = tuple[Floats, Rows]
@@ -63,9 +63,14 @@ class Base:
             k: that lists are read for: what is wanted, and what is dropped on the way to it.
         """
         params = wider(self.searcher, self.structure, k, len(self))
-        if params is None:
-            return cast(Found, self.searcher.search(queries, width))
-        return cast(Found, self.searcher.search(queries, width, params=params))
+        more = {} if params is None else {"params": params}
+        asked = width
+        if isinstance(self.searcher, faiss.IndexRefine):
+            # So many times as many are compared again as are asked for: for fewer than it was
+            # tuned for, too few.
+            asked = max(width, min(RECALL_AT, len(self)))
+        scores, positions = self.searcher.search(queries, asked, **more)
+        return scores[:, :width], positions[:, :width]
 
     def exact(self, queries: Floats, k: int, keep: Bools | Rows | None) -> Found:
         """Scores and positions [B, ≤ k] of the true nearest among those that are kept.

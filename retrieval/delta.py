@@ -105,6 +105,7 @@ class Delta:
 
     def with_items(self, vectors: Floats, ids: list[str], first_row: int) -> "Delta":
         """Append items. Only the newest state may be asked, and by one thread."""
+        self._forget_unfinished()
         length = self.length + len(ids)
         rows = np.arange(first_row, first_row + len(ids), dtype=np.int64)
         held_vectors, held_rows = self.vectors, self.rows
@@ -121,6 +122,16 @@ class Delta:
             self.positions[item] = (*self.positions.get(item, ()), position)
         dead = np.concatenate([self.dead, np.zeros(len(ids), bool)])
         return replace(self, vectors=held_vectors, rows=held_rows, length=length, dead=dead)
+
+    def _forget_unfinished(self) -> None:
+        """Take out of the shared buffers what a call left there that was cut short."""
+        for item in self.ids[self.length :]:
+            kept = tuple(place for place in self.positions.get(item, ()) if place < self.length)
+            if kept:
+                self.positions[item] = kept
+            else:
+                self.positions.pop(item, None)
+        del self.ids[self.length :]
 
     def without(self, positions: Rows) -> "Delta":
         """Remove positions; the buffers are made anew when most of them hold removed items."""

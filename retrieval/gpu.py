@@ -18,6 +18,7 @@ import numpy as np
 
 from retrieval.base import Base, Found
 from retrieval.checks import Floats, Rows
+from retrieval.probing import RECALL_AT
 from retrieval.storage import VectorStore, check_storable
 
 Mode = Literal["replicate", "shard"]
@@ -51,7 +52,9 @@ class OnDevice:
 
     def search(self, queries: Floats, k: int) -> Found:
         """Scores and positions [B, k]; −1 where there are no more."""
-        width = max(k, min(k * self.refine_factor, MAX_CANDIDATES, len(self.store)))
+        # For fewer than a refinement was tuned for, its factor compares too few.
+        compared = max(k, RECALL_AT) * self.refine_factor
+        width = max(k, min(compared, MAX_CANDIDATES, len(self.store)))
         with self.lock:
             found = cast(Found, self.index.search(queries, width))
         return rescored(self.store, queries, found[1], k) if self.refine_factor else found

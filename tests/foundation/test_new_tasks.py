@@ -57,3 +57,45 @@ def test_a_task_with_another_ones_name_or_a_label_of_two_tokens_is_refused(make:
         foundation.with_tasks([replace(FIT, name="jobs")])
     with pytest.raises(BadInput, match="incomprehensible"):
         foundation.with_tasks([replace(FIT, actions=("excellent", "incomprehensible"))])
+
+
+def word_of_items(foundation: Foundation) -> str:
+    """A word that the catalogue's texts say in one token, and no label begins like."""
+    decode, pieces = foundation.prompter.decode, foundation.item_pieces
+    said = {decode(pieces.ids[at : at + 1]) for at in range(len(pieces.ids))}
+    labels = foundation.prompter.label_words
+    words = (one[1:] for one in sorted(said) if one.startswith(" ") and one[1:].islower())
+    return next(word for word in words if len(word) > 2 and word.isalpha() and word not in labels)
+
+
+def test_no_text_says_the_label_of_a_new_task(make: Any, book: PromptBook, tmp_path: Path) -> None:
+    old = make(book.prompter.config.form)
+    word = word_of_items(old)
+    new = old.with_tasks([replace(FIT, actions=(word, "poor"), positive=(word,))])
+    [label] = [new.prompter.label_ids[new.prompter.label_index(2, word)]]
+    assert label in old.item_pieces.ids
+    assert label not in new.item_pieces.ids
+    # A copy that was saved and read reads as it does, and so does a book of either.
+    new.save_pretrained(tmp_path / "model")
+    loaded = Foundation.from_pretrained(tmp_path / "model")
+    for model in (new, loaded):
+        told = model.prompter.book(book.interactions)
+        assert label not in told.item_pieces.ids
+        np.testing.assert_array_equal(told.item_pieces.ids, model.item_pieces.ids)
+    np.testing.assert_allclose(loaded.embed_items(), new.embed_items(), atol=1e-6)
+    told_otherwise = [
+        row
+        for row in range(len(old.item_pieces))
+        if not np.array_equal(old.item_pieces[row], new.item_pieces[row])
+    ]
+    assert 0 < len(told_otherwise) < len(old.item_pieces)
+
+
+def test_a_model_that_serves_reads_on_when_a_task_is_added(
+    make: Any, form: str, book: PromptBook, split: Split
+) -> None:
+    old = make(form)
+    prefix = old.read_prefix(take_rows(book.prefixes(split.test[:1]), np.array([0])))
+    before = old.score(prefix, np.arange(3))
+    old.with_tasks([FIT])
+    np.testing.assert_array_equal(old.score(prefix, np.arange(3)), before)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import ItemIndex
+from retrieval import ItemIndex, delta
 
 DIMENSION = 8
 KINDS = ["flat", "ivf", "ivf-pq", "hnsw", "PCA4,SQ8"]
@@ -253,3 +253,22 @@ def test_a_mask_made_before_items_were_added_does_not_cover_them():
         index.search([[1.0, 1.0]], 1, allow=np.ones(4, bool))
     with pytest.raises(ValueError, match="2 masks for 1 requests"):
         index.search([[1.0, 1.0]], 1, deny=np.ones((2, 3), bool))
+
+
+def test_an_add_that_is_cut_short_leaves_nothing_behind(monkeypatch):
+    index = ItemIndex.build(np.eye(4, dtype="f4"), list("abcd"), model_hash="m")
+    index.add(2 * np.eye(4, dtype="f4")[:1], ["e"])
+    plain = delta.replace
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(delta, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        index.add(5 * np.eye(4, dtype="f4")[:2], ["f", "h"])
+    monkeypatch.setattr(delta, "replace", plain)
+    assert "f" not in index
+    index.add(9 * np.eye(4, dtype="f4")[2:3], ["g"])
+    assert index.search(np.eye(4, dtype="f4")[2:3], 1).ids.tolist() == [["g"]]
+    assert index.ids.tolist() == ["a", "b", "c", "d", "e", "g"]
+    assert index.rows_of(["a", "e", "f", "h", "g"]).tolist() == [0, 4, -1, -1, 5]

@@ -69,6 +69,25 @@ def test_who_asks_for_more_than_was_tuned_for_is_not_compared_with_all(kind, mon
     np.testing.assert_array_equal(index.search(queries, 100).item_rows[is_full], searched[is_full])
 
 
+@pytest.mark.parametrize("kind", ["ivf-pq", "PCA12,IVF100,PQ4x4"])
+def test_who_asks_for_fewer_than_was_tuned_for_finds_as_much(kind):
+    vectors = clustered(6200)
+    items, queries = vectors[:6000], vectors[6000:]
+    index = ItemIndex.build(
+        items, [str(row) for row in range(6000)], model_hash="m", kind=kind, target_recall=0.9
+    )
+    truth = np.argsort(-queries @ items.T, axis=1)
+    recall = {}
+    for k in (1, 10, 100):
+        found = index.search(queries, k)
+        assert found.item_rows.shape == found.scores.shape == (200, k)
+        recall[k] = np.mean(
+            [np.isin(a, b).mean() for a, b in zip(truth[:, :k], found.item_rows, strict=True)]
+        )
+    assert recall[100] > 0.85
+    assert min(recall[1], recall[10]) > recall[100]
+
+
 def test_a_graph_looks_harder_for_more_recall():
     # A target that the least view cannot miss, and one that it can.
     vectors = np.random.default_rng(0).normal(size=(2300, 24)).astype("f4")
