@@ -123,7 +123,8 @@ def log_policy(log_probs_CG: NDArray[np.float32]) -> NDArray[np.float32]:
 def tie_order(item_ids: tuple[str, ...]) -> NDArray[np.int64]:
     """The place of each item when ids are sorted, int64 [I]: breaks ties in nobody's favour."""
     order = np.empty(len(item_ids), dtype=np.int64)
-    order[np.argsort(np.array(item_ids))] = np.arange(len(item_ids))
+    # Not as an array of texts, each of which takes as much as the longest.
+    order[sorted(range(len(item_ids)), key=item_ids.__getitem__)] = np.arange(len(item_ids))
     return order
 
 

@@ -171,6 +171,9 @@ def last_whole_checkpoint(folder: Path, *, processes: int = 1) -> Path | None:
     Args:
         folder: holds ``checkpoint-<step>`` folders.
         processes: that train; each wrote a file of its own.
+
+    Raises:
+        BadInput: the newest whole one was written by another number of them.
     """
     newest_first = sorted(
         (p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()),
@@ -178,39 +181,46 @@ def last_whole_checkpoint(folder: Path, *, processes: int = 1) -> Path | None:
         reverse=True,
     )
     for checkpoint in newest_first:
-        if _is_whole(checkpoint, processes):
-            return checkpoint
-        logger.warning(
-            "%s was cut short, or written by other than %d processes, and is passed over",
-            checkpoint,
-            processes,
-        )
+        if _is_whole(checkpoint):
+            wrote = _processes_of(checkpoint)
+            if wrote == processes:
+                return checkpoint
+            if wrote:
+                raise BadInput(
+                    f"{checkpoint} was written by {wrote} process{'es' * (wrote > 1)}, and "
+                    f"{processes} would go on from it: launch {wrote}, or give another folder to "
+                    "begin anew."
+                )
+        logger.warning("%s was cut short, and is passed over", checkpoint)
     return None
 
 
-def remember_frozen(model: nn.Module, checkpoints: Path) -> None:
-    """Write down, as a hash, which frozen weights a training begins with.
+def remember_beginning(model: nn.Module, settings: Mapping[str, Any], checkpoints: Path) -> None:
+    """Write down what a training begins with.
 
     Args:
-        model: the foundation that is trained.
+        model: the foundation that is trained, of which frozen weights are kept as a hash.
+        settings: JSON values by name.
         checkpoints: folder of the checkpoints.
     """
     checkpoints.parent.mkdir(exist_ok=True, parents=True)
     write_whole(_frozen_path(checkpoints), _hash_frozen(model))
+    write_whole(_settings_path(checkpoints), json.dumps(settings, indent=2) + "\n")
 
 
-def check_frozen(model: nn.Module, checkpoints: Path) -> None:
-    """Refuse to go on beside other frozen weights than those that a training began with.
+def check_beginning(model: nn.Module, settings: Mapping[str, Any], checkpoints: Path) -> None:
+    """Refuse to go on otherwise than a training began.
 
     Checkpoints hold what is learned alone. Adapters are merged when a training ends: beside the
     weights that they were merged into they would count twice.
 
     Args:
         model: the foundation that is trained.
+        settings: as it began with them.
         checkpoints: folder of the checkpoints.
 
     Raises:
-        BadInput: the weights are others.
+        BadInput: frozen weights or settings are others.
     """
     path = _frozen_path(checkpoints)
     if path.exists() and path.read_text(encoding="utf-8") != _hash_frozen(model):
@@ -219,6 +229,21 @@ def check_frozen(model: nn.Module, checkpoints: Path) -> None:
             "model's, which has perhaps been trained since; load the model anew to go on from "
             "them, or give another out=."
         )
+    path = _settings_path(checkpoints)
+    if not path.exists():  # of before they were written down
+        return
+    began = json.loads(path.read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(settings))
+    others = [name for name in {**began, **now} if began.get(name) != now.get(name)]
+    if others:
+        raise BadInput(
+            f"the checkpoints in {checkpoints} are of a training with another "
+            f"{', '.join(others)}; give that again to go on from them, or another out=."
+        )
+
+
+def _settings_path(checkpoints: Path) -> Path:
+    return checkpoints.with_name("settings.json")
 
 
 def _frozen_path(checkpoints: Path) -> Path:
@@ -234,7 +259,8 @@ def _hash_frozen(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _is_whole(checkpoint: Path, processes: int) -> bool:
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether all of it is whole but what each process wrote for itself."""
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         standing = Standing.of(state["log_history"])
@@ -247,8 +273,13 @@ def _is_whole(checkpoint: Path, processes: int) -> bool:
                 pass
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return False
-    random = ["rng_state.pth"]
-    if processes > 1:
-        random = [f"rng_state_{process}.pth" for process in range(processes)]
-    archives = [list(checkpoint.glob(name)) for name in (*_ARCHIVES, *random)]
+    archives = [list(checkpoint.glob(name)) for name in _ARCHIVES]
     return all(found and all(map(zipfile.is_zipfile, found)) for found in archives)
+
+
+def _processes_of(checkpoint: Path) -> int:
+    """How many processes wrote a checkpoint; 0 where what one of them wrote is not whole."""
+    alone = checkpoint / "rng_state.pth"
+    each = [alone] if alone.exists() else list(checkpoint.glob("rng_state_*.pth"))
+    is_cut = each == [checkpoint / "rng_state_0.pth"] or not all(map(zipfile.is_zipfile, each))
+    return 0 if is_cut else len(each)

@@ -8,11 +8,12 @@ Under `accelerate launch` the same call trains on many devices, and every proces
 weights; the files in `foundation/configs` say how.
 """
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,9 +32,9 @@ from foundation.resuming import (
     SaveByClock,
     Spent,
     Standing,
-    check_frozen,
+    check_beginning,
     last_whole_checkpoint,
-    remember_frozen,
+    remember_beginning,
     spent_until,
 )
 from foundation.trainer import FoundationTrainer, only_batch
@@ -47,6 +48,10 @@ if TYPE_CHECKING:
 __all__ = ["DivergedError", "FitConfig", "FitResult", "LoraOptions", "fit"]
 
 logger = logging.getLogger(__name__)
+
+
+# How often it is saved, when it is over, and how the same sums are computed.
+_OF_NO_COURSE = ("checkpoint_seconds", "patience", "compile", "gradient_checkpointing")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,9 +155,14 @@ class FitConfig:
             )
         if not 0 <= self.warmup_fraction < 1:
             raise ValueError(f"FitConfig.warmup_fraction={self.warmup_fraction} must be in [0, 1).")
-        for name in ("epochs", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"FitConfig.{name}={getattr(self, name)} must be above 0.")
+        for name in ("epochs", "learning_rate", "table_rate"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise ValueError(f"FitConfig.{name}={getattr(self, name)} must be above 0, and finite.")
+        for name in ("weight_decay", "next_item_weight", "action_weight", "text_weight"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ValueError(
+                    f"FitConfig.{name}={getattr(self, name)} must be at least 0, and finite."
+                )
 
     @property
     def loss_weights(self) -> dict[str, float]:
@@ -225,8 +235,9 @@ def fit(
             `out`.
         ValueError: the validation does not return what `patience` waits for, the book is of another
             catalogue than the model, the hard negatives or what is asked do not fit, the model's
-            weights are rounded, or those that adapters leave alone are not the ones that the
-            checkpoints in `out` were learned beside.
+            weights are rounded, or the checkpoints in `out` are of another training: of other
+            settings or data, beside other weights that adapters leave alone, or by another number
+            of processes.
     """
     if config.patience and validate is None:
         raise ValueError(
@@ -259,7 +270,8 @@ def fit(
             asking=asking,
             serving_attention=serving_attention,
         )
-        spent = _train(trainer, out / "checkpoints")
+        settings = _settings(trainer, book, split)
+        spent = _train(trainer, settings, out / "checkpoints")
         standing = Standing.of(trainer.state.log_history)
         if standing.best_step not in (None, trainer.state.global_step):
             trainer.load_best(standing.best_step)
@@ -381,7 +393,21 @@ def _trainer(
     return trainer
 
 
-def _train(trainer: FoundationTrainer, checkpoints: Path) -> Spent:
+def _settings(trainer: FoundationTrainer, book: "PromptBook", split: "Split") -> dict[str, Any]:
+    """All that a training's course depends on, JSON values by name."""
+    config = asdict(trainer.config)
+    log = book.interactions
+    data = hashlib.sha256()
+    for values in (split.train, log.event_user, log.event_item, log.event_action):
+        data.update(np.ascontiguousarray(values).data)
+    return {
+        **{name: value for name, value in config.items() if name not in _OF_NO_COURSE},
+        "loss_weights": trainer.loss_weights,
+        "data": data.hexdigest(),
+    }
+
+
+def _train(trainer: FoundationTrainer, settings: Mapping[str, Any], checkpoints: Path) -> Spent:
     """Train from the last whole checkpoint on, to the end; what is trained is whole again then.
 
     Returns:
@@ -391,9 +417,9 @@ def _train(trainer: FoundationTrainer, checkpoints: Path) -> Spent:
     spent = Spent()
     if checkpoint is None:
         if trainer.args.should_save:
-            remember_frozen(trainer.foundation, checkpoints)
+            remember_beginning(trainer.foundation, settings, checkpoints)
     else:
-        check_frozen(trainer.foundation, checkpoints)
+        check_beginning(trainer.foundation, settings, checkpoints)
         logger.info("resuming from %s", checkpoint.name)
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         spent = spent_until(state)

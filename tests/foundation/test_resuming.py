@@ -24,6 +24,7 @@ from foundation.resuming import (
 from foundation.trainer import FoundationTrainer
 from promptify.assembly import PromptBook
 from promptify.splits import Split
+from promptify.validation import BadInput
 
 CONFIG = FitConfig(
     epochs=3,
@@ -229,6 +230,62 @@ def test_a_checkpoint_whose_best_weights_are_cut_is_passed_over(fit: Fit, tmp_pa
     assert last_whole_checkpoint(checkpoints) is None
     shutil.rmtree(tmp_path / "best")
     assert last_whole_checkpoint(checkpoints) is None
+
+
+def test_a_checkpoint_of_other_processes_is_said_and_kept(fit: Fit, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        fit(tmp_path, killed_in_step=6)
+    checkpoints = tmp_path / "checkpoints"
+    checkpoint = last_whole_checkpoint(checkpoints)
+    assert checkpoint is not None
+    with pytest.raises(BadInput, match=r"was written by 1 process, and 2 would go on.*launch 1"):
+        last_whole_checkpoint(checkpoints, processes=2)
+    alone = checkpoint / "rng_state.pth"
+    for process in range(2):
+        shutil.copy(alone, checkpoint / f"rng_state_{process}.pth")
+    alone.unlink()
+    before = sorted(checkpoint.iterdir())
+    with pytest.raises(BadInput, match=r"was written by 2 processes, and 1 would go on.*launch 2"):
+        fit(tmp_path)
+    assert sorted(checkpoint.iterdir()) == before
+    assert last_whole_checkpoint(checkpoints, processes=2) == checkpoint
+    # One of the two was cut short: nobody wrote it whole.
+    (checkpoint / "rng_state_1.pth").write_bytes(b"PK")
+    assert last_whole_checkpoint(checkpoints, processes=2) is None
+    (checkpoint / "rng_state_1.pth").unlink()
+    assert last_whole_checkpoint(checkpoints, processes=2) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 1, "learning_rate": 0.01}, "another learning_rate, seed;"),
+        ({"next_item_weight": 0.5}, "another next_item_weight, loss_weights;"),
+    ],
+)
+def test_another_training_is_not_gone_on_with(
+    fit: Fit, tmp_path: Path, change: dict[str, float], named: str
+) -> None:
+    with pytest.raises(Killed):
+        fit(tmp_path, killed_in_step=3)
+    with pytest.raises(BadInput, match=named):
+        fit(tmp_path, **change)
+    # How often it is saved and how long it waits are not of its course.
+    _, result = fit(tmp_path, checkpoint_seconds=9.0, patience=5)
+    with pytest.raises(BadInput, match="or another out="):
+        fit(tmp_path, **change)
+    assert result.steps > 3
+
+
+def test_a_training_on_other_events_is_another(
+    make: Any, books: dict[str, PromptBook], split: Split, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, epochs=0.2, evaluate_steps=0)
+    make("slot").fit(books["slot"], split, config=config, out=tmp_path)
+    fewer = split.train.copy()
+    fewer[np.flatnonzero(fewer)[0]] = False
+    with pytest.raises(BadInput, match="of a training with another data;"):
+        make("slot").fit(books["slot"], replace(split, train=fewer), config=config, out=tmp_path)
 
 
 def test_where_a_training_stands_is_read_from_its_log() -> None:
