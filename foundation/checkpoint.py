@@ -115,9 +115,13 @@ def save(foundation: "Foundation", folder: Path) -> None:
         BadInput: the folder holds something that is not a foundation, or the model is in the form
             in which it is asked on a GPU.
     """
+    if folder.is_file():
+        raise BadInput(f"{folder} is a file, a folder was expected; save it elsewhere.")
     if folder.exists() and not (folder / "foundation.json").is_file() and any(folder.iterdir()):
         raise BadInput(f"{folder} holds other files than a foundation; save it elsewhere.")
     old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    if folder.exists():  # Killed behind its last step, a process of the same number left it.
+        shutil.rmtree(old, ignore_errors=True)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

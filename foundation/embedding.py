@@ -14,6 +14,7 @@ from foundation.batches import Batch, by_length, positions_at_once, take_rows
 from foundation.told_items import ItemReadings, told_slots
 from promptify.pieces import Pieces
 from promptify.rows import Rows
+from promptify.validation import BadInput
 
 if TYPE_CHECKING:
     from foundation.model import Foundation
@@ -64,7 +65,14 @@ def embed_items(
     width = foundation.checked_width(width)
     foundation.eval()
     if items is None or isinstance(items, np.ndarray):
-        rows_N = torch.arange(foundation.num_items) if items is None else torch.from_numpy(items)
+        rows = np.arange(foundation.num_items) if items is None else items
+        if len(rows) and not 0 <= rows.min() <= rows.max() < foundation.num_items:
+            wrong = rows.min() if rows.min() < 0 else rows.max()
+            raise BadInput(
+                f"items holds row {wrong}, and the catalogue has rows 0 to "
+                f"{foundation.num_items - 1}."
+            )
+        rows_N = torch.from_numpy(rows)
         rows_N = rows_N.to(foundation.device)
         slots_ND, new_N = foundation.slots(rows_N), foundation.new_item_weight[rows_N]
     else:

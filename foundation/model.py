@@ -560,7 +560,7 @@ class Foundation(nn.Module):
             float32 [N, V].
 
         Raises:
-            ValueError: the model was not trained at that width.
+            ValueError: the model was not trained at that width, or a row is none of the catalogue.
         """
         return embedding.embed_items(self, items, known_N=known_N, width=width)
 

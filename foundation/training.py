@@ -157,7 +157,9 @@ class FitConfig:
             raise ValueError(f"FitConfig.warmup_fraction={self.warmup_fraction} must be in [0, 1).")
         for name in ("epochs", "learning_rate", "table_rate"):
             if not 0 < getattr(self, name) < np.inf:
-                raise ValueError(f"FitConfig.{name}={getattr(self, name)} must be above 0, and finite.")
+                raise ValueError(
+                    f"FitConfig.{name}={getattr(self, name)} must be above 0, and finite."
+                )
         for name in ("weight_decay", "next_item_weight", "action_weight", "text_weight"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ValueError(

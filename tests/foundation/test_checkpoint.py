@@ -277,3 +277,25 @@ def test_prompts_that_tell_time_are_for_nobody_who_asks(
 def test_a_foundation_that_cannot_be_is_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"FoundationConfig.{name}={value} must"):
         FoundationConfig(**{name: value})  # type: ignore[arg-type]
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(
+    make: Any, saved: Path, copy: Path
+) -> None:
+    shutil.copytree(saved, copy.with_name(f".copy.old-{os.getpid()}"))
+    make("slot").save_pretrained(copy)
+    Foundation.from_pretrained(copy)
+    assert [path.name for path in copy.parent.iterdir()] == ["copy"]
+
+
+def test_a_file_is_no_place_for_a_model(make: Any, tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(BadInput, match="model is a file, a folder was expected"):
+        make("slot").save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model").read_text() == "mine"
+
+
+@pytest.mark.parametrize("row", [-1, 10**6])
+def test_a_row_that_the_catalogue_lacks_is_named(make: Any, row: int) -> None:
+    with pytest.raises(BadInput, match=rf"items holds row {row}, and the catalogue has rows 0 to"):
+        make("slot").embed_items(np.array([0, row]))
