@@ -34,8 +34,14 @@ def tell_inferred(log: Interactions, task: Path) -> None:
     if yaml.safe_load(task.read_text("utf-8")).get("schema") is not None:
         return
     fields = {"people": log.schema.user, **log.schema.items}
-    told = [f"of {whose} {_names(those) or 'nothing'}" for whose, those in fields.items()]
-    logger.info("%s has no schema:, so prompts tell %s", task.name, "; ".join(told))
+    told = [f"of {whose} {_named(those) or 'nothing'}" for whose, those in fields.items()]
+    untold = {field.name: None for those in fields.values() for field in those if not field.is_told}
+    logger.info(
+        "%s has no schema:, so prompts tell %s%s",
+        task.name,
+        "; ".join(told),
+        f"; and nothing of the times {', '.join(untold)}" if untold else "",
+    )
     found = [
         f"{', '.join(columns)} ({what})"
         for what, columns in (
@@ -53,8 +59,13 @@ def tell_inferred(log: Interactions, task: Path) -> None:
         )
 
 
-def _names(fields: Iterable[Field]) -> str:
-    return ", ".join(field.name for field in fields)
+def _named(fields: Iterable[Field]) -> str:
+    """The fields that are told; of a number that is by where it stands, not by itself."""
+    return ", ".join(
+        f"{field.name} (a number)" if field.kind == "number" else field.name
+        for field in fields
+        if field.is_told
+    )
 
 
 def _of_people(log: Interactions) -> Iterator[tuple[str, list[str]]]:

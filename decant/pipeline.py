@@ -6,7 +6,7 @@ was cut short. What a stage needs it reads from the stages before: nothing lives
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,12 +56,16 @@ from foundation.text_encoder import encoder_hash
 from promptify.interactions import Interactions
 from promptify.prompter import Prompter
 from promptify.sources import SourceData
+from promptify.splits import Split
 from promptify.task import Task
 from promptify.validation import BadInput
 from promptify.whole import write_whole
 from retrieval import IndexManifest, IndexMismatch
 
 logger = logging.getLogger(__name__)
+
+# Of all events: where fewer train, another surface was probably meant to be asked about.
+_LEAST_TRAINED = 0.5
 
 CHOOSING = ("decant.making", "decant.on_validation")
 """Modules of `decant` that a trained model's numbers hang on …"""
@@ -239,6 +243,7 @@ def read_data(job: Job, out: Path) -> None:
     # A log too short to hold anything out is refused before anything is kept of it.
     held_out = _held_out(job.recipe)
     split = split_of(data.interactions, data.tasks, **held_out)
+    _tell_held_out(split, data.tasks)
     if job.continued_from is not None:
         old = RunLayout(job.continued_from)
         pq.write_table(check_continued(old, data, split, job.recipe), out / TRAINED_ON)
@@ -251,6 +256,28 @@ def read_data(job: Job, out: Path) -> None:
         **held_out,
     }
     write_whole(out / "source.json", json.dumps(source, indent=2, ensure_ascii=False) + "\n")
+
+
+def _tell_held_out(split: Split, tasks: Sequence[Task]) -> None:
+    """Say which of several surfaces is asked about, and what that leaves to train on."""
+    if len(tasks) == 1:
+        return
+    first, *others = (task.name for task in tasks)
+    share = float(split.train.mean())
+    logger.info(
+        "of %s everybody's last slates are held out, and %.0f%% of all events are trained on; of "
+        "%s nothing is held out, so that it is neither measured nor calibrated",
+        first,
+        100 * share,
+        ", ".join(others),
+    )
+    if share < _LEAST_TRAINED:
+        logger.warning(
+            "only %.0f%% of all events are trained on: what people did after the first held-out "
+            "slate of %s is left out. Put the surface with the most events first under tasks:.",
+            100 * share,
+            first,
+        )
 
 
 def _prompter(layout: RunLayout, recipe: Recipe, old_model: RunLayout | None, out: Path) -> None:

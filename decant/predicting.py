@@ -182,6 +182,10 @@ def _check_who(options: Namespace) -> None:
         )
     if bool(options.users) != bool(options.out):
         raise BadInput("--users FILE and --out FILE.parquet belong together; give both.")
+    if options.out and options.out.suffix not in ("", ".parquet"):
+        raise BadInput(
+            f"--out {options.out} is written as Parquet; call it {options.out.stem}.parquet."
+        )
     if options.users and options.json:
         raise BadInput(f"--json prints, and --users writes into {options.out}; leave --json out.")
 

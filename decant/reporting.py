@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from decant.report import (
     format_table,
     write_report,
 )
-from decant.run_data import rung_record
+from decant.run_data import load_tasks, rung_record
 from decant.run_record import RunRecord
 from distill.gate import GateVerdict
 from promptify.prompter import item_texts
@@ -141,6 +141,7 @@ def write_run_report(
                 metrics["systems"],
                 recipe,
                 top=models[0],
+                tasks=[task.name for task in load_tasks(layout)],
                 # Not said by evaluations of before.
                 num_unserved=metrics.get("num_unserved", 0),
             ),
@@ -376,7 +377,12 @@ def _held_out(recipe: Recipe) -> str:
 
 
 def _notes(
-    systems: list[dict[str, Any]], recipe: Recipe, *, top: str, num_unserved: int = 0
+    systems: list[dict[str, Any]],
+    recipe: Recipe,
+    *,
+    top: str,
+    tasks: Sequence[str],
+    num_unserved: int = 0,
 ) -> list[str]:
     notes = [
         f"{_held_out(recipe)} Full catalogue, seen items left out. Intervals are 95 % bootstrap "
@@ -386,6 +392,13 @@ def _notes(
         "bins of equally many events: as served, and as the model says it before calibration.",
         "ms / request is the median of retrieving 200 and ranking them, models asked in turn.",
     ]
+    first, *others = tasks
+    if others:
+        notes.append(
+            f"All of this is of {first}, and so is the gate. Of {', '.join(others)} nothing is "
+            "held out: they are trained on as well, and what is predicted there is neither "
+            "measured nor calibrated."
+        )
     if any("top10_grade" in system["metrics"] for system in systems):
         notes.append(
             "policy is the share of held-out labels whose grade a model says is the most probable; "

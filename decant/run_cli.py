@@ -92,7 +92,7 @@ def _add_run_options(parser: ArgumentParser, *, out: str | None, forms: bool = F
         help="slot, as by default: one vector per item, fast; text: every item in words",
     )
     parser.add_argument(
-        "--size", type=str, help="of a decoder built here: tiny, mini, small, base, large"
+        "--size", type=str, help="of a decoder built here: tiny, mini, small, medium, base, large"
     )
     parser.add_argument(
         "--model",

@@ -46,7 +46,7 @@ def predict_parser() -> ArgumentParser:
         help="how much policy counts, from 0, clicks alone, to 1, policy alone; of a task with "
         "grades",
     )
-    parser.add_argument("--model", type=str, help="foundation or a rung; the smallest by default")
+    parser.add_argument("--model", type=str, help="foundation or a rung; what serves by default")
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     return parser
 
@@ -67,7 +67,7 @@ def search_parser() -> ArgumentParser:
         default="prefer",
         help="what a place or another column's value in the query does",
     )
-    parser.add_argument("--model", type=str, help="foundation or a rung; the smallest by default")
+    parser.add_argument("--model", type=str, help="foundation or a rung; what serves by default")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 

@@ -254,6 +254,7 @@ def test_an_output_folder_that_is_a_file(refused, tables):
         (["--user", "member-00001", "--task", "films"], "films"),
         (["--user", "member-00001", "--model", "rung-9"], "no finished model 'rung-9'"),
         (["--users", "people.txt"], "--users FILE and --out FILE.parquet belong together"),
+        (["--users", "people.txt", "--out", "x.csv"], "--out x.csv is written as Parquet; call it"),
         (
             ["--users", "people.txt", "--out", "out.parquet", "--json"],
             "--json prints, and --users writes into out.parquet; leave --json out",

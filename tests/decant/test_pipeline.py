@@ -25,7 +25,7 @@ from decant.recipes import Recipe, recipe_of
 from decant.recommender import Recommender
 from decant.reporting import CURVES, _curves, _notes, _origin, write_run_report
 from decant.results import COLUMNS, read_csv
-from decant.run_data import load_book, load_model
+from decant.run_data import load_book, load_model, load_tasks
 from decant.run_record import RunRecord, hardware
 from decant.stages import Stages
 from decant.taught import run_taught
@@ -145,7 +145,35 @@ def test_the_report_says_what_was_held_out(
     recipe: Recipe, held_out: int, test: int, people: int | None, said: str
 ) -> None:
     recipe = replace(recipe, held_out_slates=held_out, test_slates=test, held_out_people=people)
-    assert _notes([], recipe, top=FOUNDATION)[0].startswith(said)
+    assert _notes([], recipe, top=FOUNDATION, tasks=["jobs"])[0].startswith(said)
+
+
+def test_which_of_several_surfaces_is_asked_about_is_said(
+    tiny_run: Path, recipe: Recipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not any("All of this is of" in one for one in _notes([], recipe, top="x", tasks=["a"]))
+    assert "All of this is of jobs, and so is the gate. Of people nothing is held out" in (
+        tiny_run / "report.html"
+    ).read_text("utf-8")
+    tasks = load_tasks(RunLayout(tiny_run))
+    split = load_book(RunLayout(tiny_run))[1]
+    with caplog.at_level("INFO", logger="decant"):
+        pipeline._tell_held_out(split, tasks[:1])
+        assert not caplog.messages
+        pipeline._tell_held_out(split, tasks)
+        [told] = caplog.messages
+        assert told.startswith("of jobs everybody's last slates are held out, and ")
+        assert "of people nothing is held out" in told
+        few = replace(split, train=split.train & (np.arange(len(split.train)) % 3 == 0))
+        pipeline._tell_held_out(few, tasks)
+    assert "Put the surface with the most events first under tasks:" in caplog.messages[-1]
+    assert caplog.records[-1].levelname == "WARNING"
+
+
+def test_a_rung_may_come_out_as_much_slower_as_a_model_than_itself(tiny_run: Path) -> None:
+    verdict = GateVerdict.load(tiny_run / "evaluation" / "verdict.json")
+    [latency] = [one for one in verdict.metrics if one.metric == "latency_ms"]
+    assert latency.tolerance == 0.02
 
 
 def test_the_report_says_how_many_events_the_task_does_not_rank(
@@ -153,8 +181,8 @@ def test_the_report_says_how_many_events_the_task_does_not_rank(
 ) -> None:
     metrics = json.loads((tiny_run / "evaluation" / "metrics.json").read_text())
     assert metrics["num_unserved"] == 0
-    notes = _notes([], recipe, top=FOUNDATION)
-    told = _notes([], recipe, top=FOUNDATION, num_unserved=1234)
+    notes = _notes([], recipe, top=FOUNDATION, tasks=["jobs"])
+    told = _notes([], recipe, top=FOUNDATION, tasks=["jobs"], num_unserved=1234)
     assert [note for note in told if note not in notes] == [
         "1,234 held-out events are on items of another kind than the task ranks: their actions are "
         "predicted, and they are no ranking targets."
