@@ -13,10 +13,12 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import yaml
@@ -27,7 +29,7 @@ from decant.errors import utf8_text
 from decant.layout import FOUNDATION, RunLayout
 from decant.measure import Asked
 from decant.pipeline import Job, run
-from decant.processes import leads
+from decant.processes import are_many, leads
 from decant.recipes import FOLDERS, Recipe, last_part
 from decant.results import ResultRow, write_csv
 from decant.retriever import MiningConfig
@@ -38,6 +40,7 @@ from foundation import LoraOptions
 from foundation.checkpoint import weights_hash
 from foundation.evaluation import Interval, auc, bootstrap_interval, ndcg, paired_bootstrap
 from foundation.predictions import predict_targets
+from foundation.sizes import SHAPES
 from promptify.validation import BadInput
 from promptify.whole import write_whole
 
@@ -49,6 +52,12 @@ _SWEEP_KEYS = {"source", "data", "users", "items", "events", "task", "form", "re
 _FILE_KEYS = ("data", "users", "items", "events", "task")
 _MAY_LACK: Mapping[str, Callable[[], Any]] = {"mining": MiningConfig, "lora": LoraOptions}
 """What a recipe may go without; it has its defaults where one of its fields is set."""
+_SEEDS = ("fit.seed", "rung.fit.seed")
+"""Fields that are the recipe's `seed`, whatever they say."""
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text",
+          NoneType: "null"}  # fmt: skip
+# YAML 1.1 takes 1e-3 for a word, since it has no point.
+_SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +145,7 @@ class Sweep:
 
         Raises:
             BadInput: the file or the grid names a field that is not there or a value that it
-                cannot have, or gives a field twice.
+                cannot have, or asks for the same training twice.
         """
         content = _read(path)
         files = {name: path.parent / content[name] for name in _FILE_KEYS if name in content}
@@ -156,19 +165,20 @@ class Sweep:
             changed = json.loads(json.dumps(base))
             for key, value in settings.items():
                 _set(changed, key, value, where="--grid")
-            seed = changed["seed"]
-            if not isinstance(seed, int):
-                raise BadInput(f"seed={seed} must be a whole number.")
             settings.pop("seed", None)
             try:
-                recipe = Recipe.from_dict(changed).with_seed(seed)
+                recipe = Recipe.from_dict(changed).with_seed(changed["seed"])
+                if recipe.size is not None and recipe.size not in SHAPES:
+                    raise BadInput(
+                        f"size={recipe.size!r} is unknown; choose one of {', '.join(SHAPES)}."
+                    )
                 # Named in full, as by `decant run`: its models find it there.
                 recipe = recipe.with_text_encoder(recipe.text_encoder)
             except (TypeError, ValueError) as error:
                 told = Combination(settings=settings, recipe=source.recipe()).words
                 raise BadInput(f"{told}: {error}") from error
             combinations.append(Combination(settings=settings, recipe=recipe))
-        _check_words(combinations)
+        _check_different(combinations)
         return cls(source=source, combinations=combinations, out=out, model=model)
 
     def run(self) -> None:
@@ -182,10 +192,13 @@ class Sweep:
             job = Job(recipe=one.recipe, load=self.source.load, source=described, out=folder)
             try:
                 run(job, until=self.model)
-            except ValueError as error:
+            except Exception as error:
                 # What cannot be trained is a result too: the others do not wait for it.
-                logger.error("%s: %s", one.name, error)
-                self.failed[one.name] = str(error)
+                is_told = isinstance(error, ValueError)
+                if are_many() and not is_told:
+                    raise  # Of one process perhaps: the others would wait for it, or it for them.
+                logger.error("%s: %s", one.name, error, exc_info=not is_told)
+                self.failed[one.name] = str(error) or type(error).__name__
             else:
                 if leads():
                     self._done[one.name] = self._validated(one, folder)
@@ -326,10 +339,15 @@ class Sweep:
         )
 
 
-def _check_words(combinations: Sequence[Combination]) -> None:
-    """Refuse settings that the ledger would take for seeds of each other."""
+def _check_different(combinations: Sequence[Combination]) -> None:
+    """Refuse equal trainings, and settings that the ledger would take for seeds of each other."""
     known: dict[str, Mapping[str, Any]] = {}
-    for one in combinations:
+    for place, one in enumerate(combinations):
+        if any(one.recipe == other.recipe for other in combinations[:place]):
+            raise BadInput(
+                f"--grid: {one.words} with seed {one.recipe.seed} is asked for twice; give each "
+                "value once."
+            )
         if known.setdefault(one.words, one.settings) != one.settings:
             raise BadInput(
                 f"--grid: {one.words} would stand for two settings in the ledger, which says of a "
@@ -370,11 +388,8 @@ def _axis(given: str) -> tuple[str, list[Any]]:
 
 
 def _number(value: Any) -> Any:
-    # YAML 1.1 takes 1e-3 for a word, since it has no point.
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+    is_word = isinstance(value, str) and _SCIENTIFIC.fullmatch(value)
+    return float(value) if is_word else value
 
 
 def _flat(content: Any, before: str = "") -> dict[str, Any]:
@@ -389,9 +404,12 @@ def _flat(content: Any, before: str = "") -> dict[str, Any]:
 
 
 def _set(recipe: dict[str, Any], key: str, value: Any, *, where: str) -> None:
-    """Set a dotted field of a recipe's dictionary."""
+    """Set a dotted field of a recipe's dictionary to a value of its kind."""
     *folders, name = key.split(".")
+    if key in _SEEDS:
+        raise BadInput(f"{where}: {key} is the seed of the recipe; give seed instead.")
     inner: Any = recipe
+    kind: Any = Recipe
     for depth, folder in enumerate([*folders, name]):
         if not isinstance(inner, dict) or folder not in inner:
             there = list(inner) if isinstance(inner, dict) else []
@@ -399,11 +417,43 @@ def _set(recipe: dict[str, Any], key: str, value: Any, *, where: str) -> None:
             told = ".".join([*folders, name][:depth])
             has = f"has {', '.join(near)}" if near else f"is {inner}, and has none"
             raise BadInput(f"{where}: the recipe has no field {key}; {told or 'it'} {has}.")
+        # Of what may be left out, the kind that has fields.
+        kind = next(one for one in (kind, *get_args(kind)) if is_dataclass(one))
+        kind = get_type_hints(kind)[folder]
         if depth == len(folders):
+            if not _is_of(kind, value):
+                raise BadInput(f"{where}: {key}={value!r} must be {_kind_in_words(kind)}.")
             inner[folder] = value
         elif inner[folder] is None and folder in _MAY_LACK:
             inner[folder] = json.loads(json.dumps(asdict(_MAY_LACK[folder]())))
         inner = inner[folder]
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    """Whether a value from YAML is of the kind of a recipe's field."""
+    if get_origin(kind) is UnionType:
+        return any(_is_of(one, value) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(_is_of(get_args(kind)[0], one) for one in value)
+    if is_dataclass(kind):
+        kinds = get_type_hints(kind)
+        return isinstance(value, dict) and all(
+            _is_of(kinds[name], inner) for name, inner in value.items() if name in kinds
+        )
+    if kind is float:
+        return type(value) in (int, float) and isfinite(value)
+    # Which words a literal may be is said where it is checked.
+    return type(value) is (str if get_origin(kind) is Literal else kind)
+
+
+def _kind_in_words(kind: Any) -> str:
+    if get_origin(kind) is UnionType:
+        return " or ".join(map(_kind_in_words, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return f"a list, each {_kind_in_words(get_args(kind)[0])}"
+    if is_dataclass(kind):
+        return "fields and their values"
+    return _KINDS.get(kind, "text")
 
 
 def _in_words(value: Any) -> str:

@@ -22,6 +22,8 @@ LIST_SEPARATOR = "|"
 
 _MAX_CATEGORIES = 100
 _ISO_DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}|$)"
+_TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+"""Of a second, by the unit of a timestamp."""
 
 ARROW_TYPES: dict[FieldKind, pa.DataType] = {
     "text": pa.string(),
@@ -178,9 +180,12 @@ def _read_number(values: pa.Array) -> Column:
 
 def _read_time(values: pa.Array) -> Column:
     kind = values.type
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        zone = kind.tz if pa.types.is_timestamp(kind) else None
-        return values.cast(pa.timestamp("s", zone), safe=False).cast(pa.int64()), []
+    if pa.types.is_date(kind):
+        return _read_time(values.cast(pa.timestamp("ms")))
+    if pa.types.is_timestamp(kind):
+        # A cast to seconds would round towards 1970.
+        ticks = np.asarray(values.cast(pa.int64()).fill_null(0))
+        return pa.array(ticks // _TICKS[kind.unit], mask=np.asarray(values.is_null())), []
     if pa.types.is_integer(kind) and kind != pa.uint64():
         # Kept whole: a float would round, and ten million of these pass through here.
         faults: list[Fault] = []
@@ -246,7 +251,9 @@ def _read_list(values: pa.Array) -> Column:
             for line in text.to_pylist()
         ]
         return pa.array(split, pa.list_(pa.string())), faults
-    parents = np.asarray(pc.list_parent_indices(values), np.int64)
+    # Without what lies beneath a missing list, as it does in one of fixed size.
+    lengths = np.asarray(pc.list_value_length(values).fill_null(0))
+    parents = np.repeat(np.arange(len(values)), lengths)
     words, word_faults = _read_text(_plain(pc.list_flatten(values)))
     faults = []
     for fault in word_faults:

@@ -24,6 +24,7 @@ _BATCH_EVENTS = 500_000
 
 STANDS_TWICE = "stands twice; ids must be different"
 """What is wrong with the second row of an id."""
+_OF_ANOTHER_SURFACE = "is an action of another surface; add it to the task of its own"
 _MISSING = "is missing"
 _REPEATS = "repeats an earlier event"
 _DIFFERS = "is not the context of the other events shown with it"
@@ -197,6 +198,8 @@ class _EventEncoder:
             "action": pa.array(actions, pa.string()),
             "surface": pa.array(surfaces, pa.string()),
         }
+        # Whether it is said which actions a surface has.
+        self._ranks_S = np.array([bool(best_first[name]) for name in surfaces])
         # How good an action is on a surface, 0 the best; one that it does not know is the worst.
         self._rank_SA = np.full((len(surfaces), len(actions)), len(actions), np.int16)
         for surface, name in enumerate(surfaces):
@@ -237,6 +240,12 @@ class _EventEncoder:
         columns["timestamp"] = np.asarray(seconds.fill_null(0))
         if "surface" in names:
             columns["surface"] = self._codes(check, "surface").astype(np.int16)
+        is_known_SA = (self._rank_SA < len(self._words["action"])) | ~self._ranks_S[:, None]
+        check.reject(
+            ~is_known_SA[columns["surface"], columns["action"]],
+            column="action",
+            reason=_OF_ANOTHER_SURFACE,
+        )
         if "shown_with" in names:
             columns["slate"] = _hashes(_read(check, "shown_with"))
         if "context" in names:

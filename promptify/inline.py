@@ -57,7 +57,9 @@ def in_slates(
 ) -> list[HistorySlate]:
     """A history as a log has it: slate by slate, in the order in which they were shown.
 
-    An item is in a slate once, with the best of what was done.
+    An item is in a slate once, with the best of what was done. What repeats an earlier event, equal
+    in item, action, time and surface, is left out; where no time is known nothing tells that it
+    does.
 
     Args:
         history: events, oldest first; sorted by time where every one has a time.
@@ -68,7 +70,13 @@ def in_slates(
         BadInput: events that were shown together have different contexts.
     """
     together: dict[int | tuple[str, str], list[HistoryEvent]] = {}
+    seen: set[tuple[str, str, int, str]] = set()
     for place, event in enumerate(history):
+        if event.timestamp is not None:
+            what = (repr(event.item), event.action, event.timestamp, event.task or task)
+            if what in seen:
+                continue
+            seen.add(what)
         shown_with = (event.shown_with or "").strip()
         key = (event.task or task, shown_with) if shown_with else place
         together.setdefault(key, []).append(event)

@@ -73,9 +73,17 @@ def train_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus(), trainer)
-    return PreTrainedTokenizerFast(
+    trained = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
     )
+    # What is no word of letters has no token at any size; `check_label_words` refuses it.
+    words = [ARROW, *(f" {word}" for word in label_words if word.isalpha())]
+    for word, ids in zip(words, token_ids(trained, words), strict=True):
+        if len(ids) > 1:
+            raise BadInput(
+                f"vocab_size={vocab_size} is too small for {word!r} to be one token; raise it."
+            )
+    return trained
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

@@ -28,7 +28,7 @@ def read_table(
 
     Args:
         path: a ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` file.
-        renames: our name of a column → its name in the file, where they differ.
+        renames: our name of a column → its name in the file, where they differ; no two alike.
         found: our names of the columns that were there under another are added to it.
         bad_rows: where lines that cannot be read are reported.
 
@@ -77,6 +77,9 @@ def _read(
         num_batches += 1
         yield _renamed(table, renames, found)
     if not num_batches:
+        bad_rows.settle()
+        if path.suffix == ".jsonl":
+            raise BadInput(f"{path} holds no line that is a JSON object; write one on each line.")
         raise BadInput(f"{path} is empty; give it a header and at least one row.")
 
 

@@ -13,6 +13,8 @@
 A log with several surfaces lists them under `tasks:` instead, each with the first five keys.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,17 @@ from promptify.sources.files import read_batches, read_table
 from promptify.task import Task
 from promptify.validation import LINE, BadInput, BadRows, OnBadRows
 
+logger = logging.getLogger(__name__)
+
 _CONTEXT_COLUMNS = ("query", "note")
 _NOT_FIELDS = ("user_id", "item_id", "kind", LINE)
+_OURS = {
+    "users": ("user_id",),
+    "items": ("item_id", "kind"),
+    "events": ("user_id", "item_id", "action", "timestamp", "surface", "shown_with", "context",
+               *_CONTEXT_COLUMNS),
+}  # fmt: skip
+"""The columns of each table that are no fields."""
 
 
 def table(
@@ -69,8 +80,9 @@ def table(
         schema = schema or stated
     with BadRows(on_bad_rows=on_bad_rows, quarantine=quarantine) as bad_rows:
         found: set[str] = set()
-        user_table = read_table(users, renames=columns, found=found, bad_rows=bad_rows)
-        item_table = read_table(items, renames=columns, found=found, bad_rows=bad_rows)
+        renames = {name: _renames(columns, name) for name in _OURS}
+        user_table = read_table(users, renames=renames["users"], found=found, bad_rows=bad_rows)
+        item_table = read_table(items, renames=renames["items"], found=found, bad_rows=bad_rows)
         if "kind" not in item_table.column_names and len({t.item_kind for t in tasks}) == 1:
             kinds = pa.repeat(tasks[0].item_kind, len(item_table))
             item_table = item_table.append_column("kind", kinds)
@@ -78,7 +90,7 @@ def table(
             users=user_table,
             items=item_table,
             events=_with_context(
-                read_batches(events, renames=columns, found=found, bad_rows=bad_rows)
+                read_batches(events, renames=renames["events"], found=found, bad_rows=bad_rows)
             ),
             schema=schema or infer_schema(user_table, item_table),
             actions={t.name: t.actions for t in tasks},
@@ -90,9 +102,24 @@ def table(
         if unused:
             raise BadInput(
                 f"No table has the column named by columns {{{', '.join(unused)}}}; correct its "
-                "name, or leave it out."
+                "name, give it to one of ours alone, or leave it out."
             )
     return SourceData(interactions=interactions, tasks=tasks, set_aside=bad_rows.counts)
+
+
+def _renames(columns: Mapping[str, str], table: str) -> dict[str, str]:
+    """What `columns` says of one table: two tables may have one name for columns of their own.
+
+    A field may be of any table, where it alone claims the name.
+    """
+    own = {ours: theirs for ours, theirs in columns.items() if ours in _OURS[table]}
+    fields = {
+        ours: theirs
+        for ours, theirs in columns.items()
+        if theirs not in own.values() and not any(ours in names for names in _OURS.values())
+    }
+    claims = Counter([*own.values(), *fields.values()])
+    return {ours: theirs for ours, theirs in (own | fields).items() if claims[theirs] == 1}
 
 
 def infer_schema(users: pa.Table, items: pa.Table) -> Schema:
@@ -103,7 +130,8 @@ def infer_schema(users: pa.Table, items: pa.Table) -> Schema:
         items: raw items with `kind`; a field belongs to the kinds that have a value for it.
 
     Raises:
-        BadInput: there is no `kind`, or a kind of item has no field with a value.
+        BadInput: there is no `kind`, a column has no name, or a kind of item has no field with a
+            value.
     """
     if "kind" not in items.column_names:
         raise BadInput("The items lack the column kind, and the tasks rank several kinds; add it.")
@@ -111,6 +139,8 @@ def infer_schema(users: pa.Table, items: pa.Table) -> Schema:
     if not len(kinds):
         file = (items.schema.metadata or {}).get(b"file", b"items").decode()
         raise BadInput(f"{file} holds no rows that fit; give it at least one.")
+    for raw in (users, items):
+        _warn_of_untold(raw)
     return Schema(
         user=_infer_fields(users),
         items={
@@ -127,10 +157,35 @@ def _infer_fields(raw: pa.Table, of: pa.Array | None = None) -> tuple[Field, ...
         kind = None if name in _NOT_FIELDS else infer_kind(raw[name])
         if kind is None or (of is not None and infer_kind(raw[name].filter(of)) is None):
             continue
+        if not name.strip() or name.startswith("__"):
+            raise BadInput(
+                f"{_file_of(raw)} has a column {name!r}, which is no name (pandas' index?); write "
+                "it with index=False, or say under `schema:` what is told."
+            )
         needs_label = kind in ("number", "time") or pa.types.is_boolean(raw.schema.field(name).type)
         label = name.replace("_", " ") if needs_label else ""
         fields.append(Field(name=name, kind=kind, label=label))
     return tuple(fields)
+
+
+def _warn_of_untold(raw: pa.Table) -> None:
+    """Say which columns hold something that no prompt can tell, such as objects."""
+    for name in raw.column_names:
+        values = raw[name]
+        is_empty = values.null_count == len(values) or pa.types.is_string(values.type)
+        if name not in _NOT_FIELDS and not is_empty and infer_kind(values) is None:
+            logger.warning(
+                "%s: nothing is told of the column %s, which holds neither words nor numbers (%s); "
+                "put it in words, such as '12.50 EUR'.",
+                _file_of(raw),
+                name,
+                values.type,
+            )
+
+
+def _file_of(raw: pa.Table) -> str:
+    named: bytes = (raw.schema.metadata or {}).get(b"file", b"the table")
+    return named.decode()
 
 
 def _with_context(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

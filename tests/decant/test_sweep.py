@@ -159,6 +159,42 @@ def test_what_cannot_be_trained_is_said_and_the_others_are_finished(
     assert state[0]["why"] == "the loss is no number; lower fit.learning_rate."
 
 
+def test_whatever_ends_one_training_the_others_are_finished(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Validated(
+        event=np.arange(2), user=np.arange(2), ndcg=np.ones(2), auc=0.5, params=1, seconds=1.0
+    )
+
+    def short_of_memory(job: Job, **_: object) -> None:
+        if job.recipe.fit.epochs == 1:
+            raise RuntimeError("out of memory")
+        if job.recipe.fit.epochs == 2:
+            raise MemoryError
+
+    monkeypatch.setattr(sweeping, "run", short_of_memory)
+    monkeypatch.setattr(Sweep, "_validated", lambda *_: said)
+    Sweep.of(recipe, ["fit.epochs=1,2,3"], out=tmp_path).run()
+    state = json.loads((tmp_path / "ledger.json").read_text())
+    assert [one["status"] for one in state] == ["failed", "failed", "done"]
+    assert [one["why"] for one in state] == ["out of memory", "MemoryError", None]
+    # Of several processes one alone may have failed, which the others wait for.
+    monkeypatch.setattr(sweeping, "are_many", lambda: True)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        Sweep.of(recipe, ["fit.epochs=1,2,3"], out=tmp_path).run()
+
+
+def test_a_field_takes_what_its_kind_is(recipe: Path, tmp_path: Path) -> None:
+    grid = ["mining=null,{rounds: 2}", "fit.epochs=1,2e-1", "foundation.vector_widths=[],[8]"]
+    grid += ["fit.packing=null,true", "held_out_people=9"]
+    grid += ["rung.teacher.lessons=[{subject: labels}]"]
+    found = Sweep.of(recipe, grid, out=tmp_path).combinations
+    assert len(found) == 16
+    assert {one.recipe.fit.epochs for one in found} == {1, 0.2}
+    assert {one.recipe.mining for one in found} == {None, MiningConfig(rounds=2)}
+    assert {one.recipe.foundation.vector_widths for one in found} == {(), (8,)}
+
+
 def test_a_ledger_says_no_path_of_the_machine(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,12 +261,31 @@ def test_names_are_different_for_different_settings(recipe: Path, tmp_path: Path
         (["size=["], "must be a field and its values"),
         (["fit.learning_rate=-1"], "fit.learning_rate=-1: .*learning_rate"),
         (["text_encoder=nowhere"], "text_encoder=nowhere: .* is not a folder"),
-        (["text_encoder=7"], "text_encoder=7: "),
+        (["text_encoder=7"], "--grid: text_encoder=7 must be text or null"),
         (["held_out_slates.x=1"], "no field held_out_slates.x; held_out_slates is 2, and has none"),
         (["model.x=1"], "no field model.x; model is None, and has none"),
         (["mining.round=1"], "no field mining.round; mining has rounds"),
         (["mining.rounds=0"], "mining.rounds=0: MiningConfig.rounds=0 must be at least 1"),
         (["rung.fit.lora.rang=1"], "no field rung.fit.lora.rang; rung.fit.lora has rank"),
+        (["fit.seed=1,2"], "--grid: fit.seed is the seed of the recipe; give seed instead"),
+        (["rung.fit.seed=1"], "rung.fit.seed is the seed of the recipe; give seed"),
+        (["seed=0,0"], "--grid: as the recipe says with seed 0 is asked for twice"),
+        (["seed=1", "size=tiny,mini,tiny"], "size=tiny with seed 1 is asked for twice"),
+        (["fit.learning_rate=1e-2,0.01"], "fit.learning_rate=0.01 with seed 0 is asked for twice"),
+        (["fit.epochs=1,1.0"], "fit.epochs=1 with seed 0 is asked for twice"),
+        (["size=tiny,nosuch"], "size=nosuch: size='nosuch' is unknown; choose one of tiny, mini"),
+        (["fit.positions_per_batch=4096,4096.5"], "positions_per_batch=4096.5 must be a whole num"),
+        (["held_out_slates=2,2.5"], "held_out_slates=2.5 must be a whole number"),
+        (["held_out_people=nan"], "held_out_people='nan' must be a whole number or null"),
+        (["held_out_slates=null"], "held_out_slates=None must be a whole number"),
+        (["fit.epochs='1'"], "fit.epochs='1' must be a number"),
+        (["mining.margin=.nan"], "mining.margin=nan must be a number or null"),
+        (["fit.epochs=true"], "fit.epochs=True must be a number"),
+        (["seed=true"], "seed=True must be a whole number"),
+        (["fit.bf16=1"], "fit.bf16=1 must be true or false"),
+        (["foundation.vector_widths=8"], "foundation.vector_widths=8 must be a list"),
+        (["foundation.vector_widths=[8.5]"], r"vector_widths=\[8.5\] must be a list"),
+        (["fit.lora={rank: 8.5}"], "fit.lora={'rank': 8.5} must be fields and their values or nu"),
     ],
 )
 def test_a_grid_is_checked_before_anything_is_trained(
@@ -255,6 +310,9 @@ def test_a_grid_is_checked_before_anything_is_trained(
         ("source: ml1m\ndata: recipe.yaml\nform: txt\n", "form 'txt' is unknown; choose slot or"),
         ("source: job_market\nform: text\n", "form 'text' is not of source job_market"),
         ("source: job_market\nrecipe: {seed: }\n", "seed=None must be a whole number"),
+        ("source: job_market\nrecipe: {fit.seed: 3}\n", "recipe.yaml: fit.seed is the seed of"),
+        ("source: job_market\nrecipe: {size: nosuch}\n", "size='nosuch' is unknown"),
+        ("source: job_market\nrecipe: {fit: {epochs: '1'}}\n", "fit.epochs='1' must be a number"),
         ("source: Ăn\n".encode("utf-16"), "recipe.yaml is not UTF-8"),
     ],
 )

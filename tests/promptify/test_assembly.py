@@ -516,6 +516,8 @@ def test_an_inline_person_reads_as_one_in_the_log(
         ]
         # In any order, but for that of events that were shown together.
         history.sort(key=lambda event: -int(event.shown_with or 0))
+        # What is told again is no event of its own, as it is none of a log.
+        history += [replace(event, shown_with="again") for event in history]
         user = log.users[int(targets.user[row])]
         asked = targets.first_event[row]
         code = log.event_context[asked]
@@ -547,9 +549,29 @@ def test_events_shown_together_are_told_as_one_slate(fit_market: Any, make_marke
     untimed = [replace(event, timestamp=None) for event in (first, other, late)]
     assert told(*untimed) == text
     with pytest.raises(BadInput, match="shown_with='a' have different contexts"):
-        told(late, replace(late, context="far"))
+        told(late, replace(first, context="far"))
     alone = [replace(event, shown_with=" ", context="far") for event in (first, late)]
     assert told(*alone).count("far") == 2
+
+
+def test_an_event_that_is_given_twice_is_told_once(fit_market: Any, make_market: Any) -> None:
+    book = fit_market().book(make_market([(0, "jobs", None, [(0, "view")])]))
+
+    def told(*history: HistoryEvent) -> str:
+        return book.render(book.inline({}, history, task="jobs"), 0)
+
+    first = HistoryEvent(item="i0", action="view", timestamp=5)
+    brought = replace(first, item={"kind": "job", "title": "Glazier"})
+    assert told(first, replace(first, task="jobs"), brought, brought) == told(first, brought)
+    # Of a log the first is kept, with what it was shown with.
+    mate = HistoryEvent(item="i1", action="view", timestamp=5, shown_with="s")
+    again = replace(first, shown_with="s")
+    assert told(first, mate, again) == told(first, mate)
+    assert told(again, mate, first) == told(again, mate)
+    # Other than of another moment, or of none that is known.
+    later, untimed = replace(first, timestamp=6), replace(first, timestamp=None)
+    assert told(first, later, replace(first, action="apply")).count("Ward nurse") == 3
+    assert told(untimed, untimed).count("Ward nurse") == 2
 
 
 def test_an_item_is_told_once_of_a_slate_with_the_best_of_what_was_done(

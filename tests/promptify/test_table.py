@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptify.columns import read_text
+from promptify.columns import infer_kind, read_column, read_text
 from promptify.schema import Field, Schema
 from promptify.sources.files import read_table
 from promptify.sources.table import table
@@ -93,6 +93,32 @@ def test_every_format_gives_the_same_log(tmp_path: Path, ending: str) -> None:
     assert log.event_item.tolist() == [1, 0, 2]
     assert log.event_context.tolist() == [-1, 0, -1]
     assert log.contexts == ("near",)
+
+
+def test_times_before_1970_are_of_the_second_that_had_begun(tmp_path: Path) -> None:
+    text = ["1969-12-31T23:59:58.5", "1969-12-31T23:59:58", "1970-01-01T00:00:01.9", None]
+    wanted = [-2, -2, 1, None]
+    assert read_column(pa.array(text), "time")[0].to_pylist() == wanted
+    for unit in ("ms", "us", "ns"):
+        for zone in (None, "UTC", "+01:00"):
+            moments = pa.array(text).cast(pa.timestamp(unit)).cast(pa.timestamp(unit, zone))
+            assert read_column(moments, "time")[0].to_pylist() == wanted
+    days = pa.array([-1, None], pa.date32())
+    for dates in (days, days.cast(pa.date64()), days.cast(pa.timestamp("s"))):
+        assert read_column(dates, "time")[0].to_pylist() == [-86_400, None]
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.string(), 2), pa.list_(pa.float32(), 2)], ids=str)
+def test_a_list_of_fixed_size_may_be_missing(kind: pa.DataType) -> None:
+    a, b, c, d = ("a", "b", "c", "d") if kind.value_type == pa.string() else (1, 2, 3, 4)
+    values = pa.array([None, [a, b], None, [c, d]], kind)
+    wanted = [[], [str(a), str(b)], [], [str(c), str(d)]]
+    for part in (slice(None), slice(1, 3), slice(2, 4)):
+        cut = values[part]
+        assert read_column(cut, "list")[0].to_pylist() == wanted[part]
+        in_chunks = pa.chunked_array([cut, cut])
+        assert read_column(in_chunks, "list")[0].to_pylist() == wanted[part] * 2
+    assert infer_kind(values) == "list"
 
 
 def test_lists_come_from_parquet_json_and_from_bars_in_csv(tmp_path: Path) -> None:
@@ -179,8 +205,12 @@ def test_several_tasks_are_several_surfaces(tmp_path: Path) -> None:
         "person": ["skills"],
     }
     events[1]["action"] = "view"
-    with pytest.raises(BadInput, match="Surface 'people' holds events with view"):
-        table(**write_all(tmp_path, items=items, events=events), task=task)
+    files = write_all(tmp_path, items=items, events=events)
+    with pytest.raises(BadInput, match="line 3: action 'view' is an action of another surface"):
+        table(**files, task=task)
+    skipped = table(**files, task=task, on_bad_rows="skip")
+    assert skipped.interactions.num_events == 1
+    assert list(skipped.set_aside.values()) == [1]
     events[1] |= {"action": "bad", "item_id": "a"}
     with pytest.raises(BadInput, match="'people' holds 1 events with items of another kind than"):
         table(**write_all(tmp_path, items=items, events=events), task=task)
@@ -220,13 +250,55 @@ def test_a_column_that_is_misspelt_is_named_where_there_is_one_of_our_name(tmp_p
     assert set(table(**files, task=task).interactions.event_timestamp.tolist()) == {7}
 
 
+def test_tables_may_have_one_name_for_columns_of_their_own(tmp_path: Path) -> None:
+    task = tmp_path / "task.yaml"
+    task.write_text(
+        TASK_FILE.partition("columns:")[0]
+        + "columns: {user_id: id, item_id: id, kind: name, timestamp: made, years: name}\n"
+    )
+    users = [{"id": "1", "name": 3, "made": 5}, {"id": "3", "name": 7, "made": 6}]
+    items = [{"id": row["item_id"], "name": "job", "title": "Nurse", "made": 7} for row in ITEMS]
+    events = [
+        {"id": at, "user_id": row["user_id"], "item_id": row["item_id"], "action": "view"}
+        | {"made": row["timestamp"]}
+        for at, row in enumerate(EVENTS)
+    ]
+    files = write_all(tmp_path, users=users, items=items, events=events)
+    log = table(**files, task=task).interactions
+    assert (log.user_ids, log.item_ids) == (("1", "3"), ("a", "b", "c"))
+    assert log.event_timestamp.tolist() == [40, 50, 60]
+    # What is of no table is of any where one alone of ours claims it.
+    assert [field.name for field in log.schema.user] == ["years", "made"]
+    assert [field.name for field in log.schema.items["job"]] == ["title", "made"]
+    task.write_text(task.read_text().replace("years: name", "years: name, rank: name"))
+    with pytest.raises(BadInput, match=r"No table .* \{years: name, rank: name\}.* one of ours"):
+        table(**files, task=task)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_an_index_that_pandas_wrote_is_named_with_its_file(tmp_path: Path, ending: str) -> None:
+    name = "" if ending == "csv" else "__index_level_0__"
+    for which, rows in [("users", USERS), ("items", ITEMS)]:
+        changed = {which: [{name: at + 9} | row for at, row in enumerate(rows)]}
+        files = write_all(tmp_path, ending, **changed)
+        named = rf"{which}\.{ending} has a column {name!r}.*index=False"
+        with pytest.raises(BadInput, match=named):
+            table(**files, task=TASK)
+        stated = table(**write_all(tmp_path, ending), task=TASK).interactions.schema
+        files = write_all(tmp_path, ending, **changed)
+        assert table(**files, task=TASK, schema=stated).interactions.num_events == 3
+    # One that is empty throughout says nothing, and is no field.
+    files = write_all(tmp_path, ending, users=[row | {name: None} for row in USERS])
+    assert table(**files, task=TASK).interactions.num_users == 4
+
+
 def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     files = write_all(tmp_path)
     for path, message in [
         (tmp_path / "no.csv", "is not a file"),
         (tmp_path / "no.xlsx", r"must end in \.csv"),
         (tmp_path / "empty.csv", "is empty"),
-        (tmp_path / "empty.jsonl", "is empty"),
+        (tmp_path / "empty.jsonl", "holds no line that is a JSON object"),
         (tmp_path / "cut.parquet", "is not a whole Parquet file"),
     ]:
         if path.stem in ("empty", "cut"):
@@ -281,6 +353,16 @@ def test_json_lines_that_do_not_fit_are_named(tmp_path: Path, line: bytes, messa
     files["events"].write_bytes(GOOD_JSON.encode() + line)
     with pytest.raises(BadInput, match=message):
         table(**files, task=TASK)
+
+
+@pytest.mark.parametrize("name", ["users", "items", "events"])
+def test_a_json_array_is_no_file_of_json_lines(tmp_path: Path, name: str) -> None:
+    files = write_all(tmp_path, "jsonl")
+    files[name].write_text(json.dumps({"users": USERS, "items": ITEMS, "events": EVENTS}[name]))
+    with pytest.raises(BadInput, match=rf"{name}\.jsonl line 1: .* is not a JSON object"):
+        table(**files, task=TASK)
+    with pytest.raises(BadInput, match=rf"{name}\.jsonl holds no line that is a JSON object"):
+        table(**files, task=TASK, on_bad_rows="skip")
 
 
 def test_parquet_rows_that_do_not_fit_are_named_by_row(
@@ -453,3 +535,14 @@ def test_quarantine_of_a_run_that_fails_is_not_left(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no events that fit"):
         table(**files, task=TASK, on_bad_rows="quarantine", quarantine=bad)
     assert not list(tmp_path.glob("bad.jsonl*"))
+
+
+def test_a_column_of_objects_is_told_by_nobody_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    items = [{**item, "price": {"amount": 3.5, "currency": "EUR"}} for item in ITEMS]
+    log = table(**write_all(tmp_path, "jsonl", items=items), task=TASK).interactions
+    assert "price" not in [field.name for field in log.schema.items["job"]]
+    [said] = [one for one in caplog.messages if "nothing is told" in one]
+    assert "items.jsonl: nothing is told of the column price" in said
+    assert "struct<" in said

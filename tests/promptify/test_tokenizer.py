@@ -61,6 +61,15 @@ def test_a_vocabulary_without_room_for_the_bytes_is_refused() -> None:
         train_tokenizer(TEXTS, label_words=LABELS, vocab_size=300)
 
 
+def test_a_vocabulary_without_room_for_the_labels_is_to_be_raised() -> None:
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.permutation(list("abcdefghijklmnopqrst"))) for _ in range(30)]
+    with pytest.raises(BadInput, match=r"vocab_size=512 is too small for ' \w+' .* raise it"):
+        train_tokenizer(TEXTS, label_words=words, vocab_size=MIN_VOCAB_SIZE)
+    # Of no size would several words be one token: that is said where labels are checked.
+    train_tokenizer(TEXTS, label_words=["not interested"], vocab_size=MIN_VOCAB_SIZE)
+
+
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_every_text_survives(trained: PreTrainedTokenizerFast, text: str) -> None:
     assert trained.decode(token_ids(trained, [text])[0]) == text
