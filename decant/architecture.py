@@ -24,7 +24,7 @@ from decant.report import Report, TableRow, write_report
 from decant.run_data import load_book, load_model
 from decant.run_record import RunRecord
 from distill.anatomy import shape_of
-from distill.architecture import ArchitectureSearch, Found, SearchConfig, Tried
+from distill.architecture import ArchitectureSearch, Found, SearchConfig, Tried, check_folder
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
 from promptify.assembly import PromptBook
@@ -107,11 +107,12 @@ def search_shape(folder: Path, *, config: SearchConfig, out: Path | None = None)
 
     Raises:
         BadInput: no shape is within the budget, the folder holds no finished foundation, or `out`
-            holds another search or is written to by one.
+            holds another search or something else, or is written to by one.
     """
     layout = RunLayout(folder)
     path = layout.model(FOUNDATION)
     out = folder / "architecture" if out is None else out
+    check_folder(out)
     record = RunRecord.start({"search": asdict(config)}, seed=config.seed)
     book, split = load_book(layout)
     top = load_model(path)

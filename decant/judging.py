@@ -91,8 +91,8 @@ def milliseconds(
 ) -> dict[str, float]:
     """Median time of a whole request (retrieve and rank), the models asked in turn.
 
-    Requests are those of people with the history before their target. Nobody was read before: what
-    an earlier call left in a recommender's cache is dropped.
+    Requests are those of people with the history before their target. Nobody was read before: a
+    recommender's cache is emptied before each, as one person may be asked about several times.
 
     Args:
         recommenders: by name.
@@ -101,11 +101,10 @@ def milliseconds(
     """
     some = sample_targets(targets, count)
     taken: dict[str, list[float]] = {name: [] for name in recommenders}
-    for recommender in recommenders.values():
-        recommender.prefix_cache.clear()
     for number in range(-_WARM_UP_REQUESTS, len(some)):
         one = some[np.array([max(number, 0)])]
         for name, recommender in recommenders.items():
+            recommender.prefix_cache.clear()
             began = time.perf_counter()
             recommender.predict_target(one, k=10)
             if number >= 0:

@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,8 @@ from decant.run_data import (
 )
 from decant.run_record import RunRecord
 from decant.stages import Stages
+from decant.waivers import read_waivers, sign_waivers
 from distill.anatomy import shape_of
-from distill.gate import GateVerdict, Waiver
 from distill.ladder import Hands, Ladder, Rung, body_ratio, rungs_left
 from distill.ladder_config import LadderConfig
 from foundation import Foundation
@@ -49,7 +49,6 @@ from promptify.whole import put, write_whole
 
 logger = logging.getLogger(__name__)
 
-WAIVERS = "waivers.json"
 RECORD = "ladder.json"
 CODE_OF_RUNGS = (
     "promptify",
@@ -147,13 +146,15 @@ def descend(
 
     Raises:
         ValueError: the folder holds no finished foundation, another process writes to it, latency
-            is measured on no request, or a waiver of the run folder cannot be.
+            is measured on no request, or a waiver of the run folder cannot be. One that does not
+            fit the rungs is refused when they and the report are there.
     """
     check_timed_requests(timed_requests)
     RunLayout(folder).model(FOUNDATION)
     if out is not None:
         _copy_run(folder, out)
         folder = out
+    read_waivers(folder)
     layout = RunLayout(folder)
     record = RunRecord.start({"ladder": asdict(config)}, seed=config.seed)
     with reading(folder / "recipe.json"):
@@ -175,10 +176,10 @@ def descend(
         drop_rungs(layout, but=(*own, *made))
         try:
             sign_waivers(layout)
-        finally:  # A waiver that is refused leaves a run that serves.
+        finally:  # A waiver that is refused leaves a run that serves, and what was made is told.
             index_if_stale(layout)
-        records = [rung_record(layout, name) for name in made]
-        table = write_ladder_report(layout, records, config, ended=ended, run=record.finish())
+            records = [rung_record(layout, name) for name in made]
+            table = write_ladder_report(layout, records, config, ended=ended, run=record.finish())
     return Descended(folder=folder, table=table, ended=ended)
 
 
@@ -243,6 +244,8 @@ def _rungs(
                 else f"the gate fails each, by {' and '.join(failed)}"
             )
             return made, f"below {above_name} no step passes (tried {tried}: {why})"
+        # It serves from now on, if it may, while the rungs below it are made.
+        index_if_stale(layout)
         record = rung_record(layout, name)
         step = record["step"]
         if len(record["attempts"]) == 1:
@@ -395,54 +398,3 @@ def _copy_run(folder: Path, out: Path) -> None:
     if out.exists():
         out.rmdir()
     put(partial, out)
-
-
-def sign_waivers(layout: RunLayout) -> None:
-    """Let through what the waivers of the run folder say, and nothing that they say no more.
-
-    Args:
-        layout: the run; its rungs that a gate judged, those of few bits among them.
-
-    Raises:
-        BadInput: a waiver is about no rung, or cannot be given; then all stays as it was.
-    """
-    path = layout.folder / WAIVERS
-    made = [name for name in layout.models() if layout.is_of_ladder(name)]
-    places = {
-        (name, against): layout.folder / name / f"verdict-{against}.json"
-        for name in made
-        for against in ("above", "top")
-    }
-    verdicts = {which: replace(GateVerdict.load(at), waivers=()) for which, at in places.items()}
-    for place, given in enumerate(_read_waivers(path)):
-        where = f"{path}, waiver {place + 1}"
-        which = given.pop("rung", None), given.pop("against", None)
-        if not all(isinstance(one, str) for one in which) or which not in verdicts:
-            raise BadInput(
-                f"{where}: rung is {which[0]!r} and against {which[1]!r}; name one of "
-                f"{', '.join(made) or 'no rung'}, and 'above' or 'top'."
-            )
-        try:
-            verdicts[which] = verdicts[which].waive(Waiver(**given))
-        except (TypeError, ValueError) as error:
-            raise BadInput(f"{where}: {error}") from error
-    for which, verdict in verdicts.items():
-        verdict.save(places[which])
-    for name in made:
-        record = rung_record(layout, name)
-        record["accepted"] = all(verdicts[name, against].accepted for against in ("above", "top"))
-        write_whole(layout.folder / name / RUNG_RECORD, json.dumps(record, indent=2) + "\n")
-
-
-def _read_waivers(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, list) or not all(isinstance(one, Mapping) for one in content):
-        raise BadInput(
-            f"{path} must be a list of objects with rung, against, metric, loss, reason, bought."
-        )
-    return [dict(one) for one in content]

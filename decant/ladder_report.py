@@ -84,6 +84,7 @@ def write_ladder_report(
             for against in ("above", "top")
         ],
         notes=[
+            *_of_one_task([task.name for task in top.prompter.tasks]),
             "AUC, NDCG@10 and calibration error are those that the gate rested on, on validation "
             "targets; what the test targets say is in the plots, and decided nothing.",
             "Parameters count the decoder's body: without embeddings, heads and the item table.",
@@ -100,6 +101,14 @@ def write_ladder_report(
         for record in records
     ]
     return "\n".join([format_table(rows), "", *lines, f"It ends: {ended}."])
+
+
+def _of_one_task(names: Sequence[str]) -> list[str]:
+    """What the gate does not look at, where a model has more than one task."""
+    if len(names) == 1:
+        return []
+    others = ", ".join(names[1:])
+    return [f"The gate rests on {names[0]} alone: what is lost on {others} is not measured."]
 
 
 def _gate_note(record: Mapping[str, Any], verdict: GateVerdict) -> str:

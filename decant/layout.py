@@ -7,7 +7,7 @@ prompter/                 words and tokenizer, fitted on the training events
 foundation/model/         the top model; rung-1/model/, … the smaller ones
 rung-2/rung.json          of a rung of the ladder: what was tried, what came out, what it rests on
 rung-2/verdict-above.json the gate's verdict against the rung above; verdict-top.json: the top
-waivers.json              signed exceptions to undecided verdicts, written by hand
+waivers.json              signed exceptions to undecided verdicts, written by hand; see `waivers`
 labels/judged/            of a run with a policy: every label, with the rules that made it
 labels/held_out.parquet   of these, what is measured on and never learned
 policy-teacher/model/, click-teacher/model/, student/model/   of a run with a policy; student serves

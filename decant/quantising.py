@@ -21,20 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decant.judging import check_timed_requests
-from decant.ladder import (
-    CODE_OF_RUNGS,
-    WAIVERS,
-    keep_rung,
-    ladder_below,
-    ladder_config,
-    sign_waivers,
-)
+from decant.ladder import CODE_OF_RUNGS, keep_rung, ladder_below, ladder_config
 from decant.layout import RUNG_RECORD, RunLayout
 from decant.on_test import OnTest
 from decant.pipeline import index_if_stale
 from decant.recipes import recipe_of
 from decant.run_data import load_book, load_model, reading, rung_record, sample_targets
 from decant.stages import Stages
+from decant.waivers import WAIVERS, read_waivers, sign_waivers
 from distill.anatomy import shape_of
 from distill.gate import GateVerdict, MetricVerdict
 from distill.ladder import Attempt, Rung
@@ -160,6 +154,7 @@ def quantise(
         )
     layout = RunLayout(folder)
     above_name = layout.served()
+    read_waivers(folder)
     above = load_model(layout.model(above_name))
     if above.settings.weights != "float32":
         raise BadInput(f"{above_name} serves {folder} and is in {above.settings.weights} already.")

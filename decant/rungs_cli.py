@@ -6,12 +6,15 @@ decant trim runs/films --out runs/films-trimmed
 decant export runs/films --out ranker
 """
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
 from decant.errors import utf8_text
+
+logger = logging.getLogger(__name__)
 
 # Imports stand in the commands that need them: `decant --help` must not wait for torch.
 
@@ -24,7 +27,9 @@ def ladder_parser() -> ArgumentParser:
         "moment, the same command goes on where it stopped; with a smaller --to it goes on below "
         "the rungs that stand. An undecided rung can be let through by a waiver in "
         "RUN/waivers.json: a list of objects with rung, against (above or top), metric, loss, "
-        "reason, bought. A waiver counts as long as it stands there."
+        "reason, bought. A waiver counts as long as it stands there, for the weights that it was "
+        "signed for. The gate asks about the first task alone; what other surfaces lose, nobody "
+        "measures."
     )
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument(
@@ -132,7 +137,9 @@ def export_parser() -> ArgumentParser:
     """The parser of `decant export`."""
     parser = ArgumentParser(
         description="Write a model of a run for those who have transformers and nothing of ours: "
-        "slots are rows of the vocabulary, and ids alone give the scores. export.json says how."
+        "slots are rows of the vocabulary, and ids alone give the scores. export.json says how. "
+        "Items that were added to the run since are not exported. Scores of an int8 model differ "
+        "in the second decimal: stock loaders do not round what its layers read."
     )
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
@@ -212,4 +219,9 @@ def export(options: Namespace) -> Iterator[str]:
         raise BadInput(f"--task {options.task} is unknown; the model has {', '.join(names)}.")
     export = {"causal": export_causal, "classifier": export_classifier}[options.kind]
     export(foundation, options.out, task=0 if options.task is None else names.index(options.task))
+    if layout.catalogue.exists():
+        logger.warning(
+            "%s: what was added, told anew or withdrawn since the run is not in the export.",
+            layout.catalogue,
+        )
     yield str(options.out)

@@ -214,8 +214,9 @@ class ArchitectureSearch:
 
         Raises:
             BadInput: no shape is as fast as the budget asks for, or the folder holds another
-                search, or one that runs.
+                search, or one that runs, or something else.
         """
+        check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(folder / ".lock", timeout=0):
@@ -240,6 +241,8 @@ class ArchitectureSearch:
                 known[tried.shape] = tried
         if not draws:
             self._check_fastest()
+            # Killed in the first trial, the folder is known for a search's.
+            self._write_draws(folder / _RECORD, mark, draws)
             study.enqueue_trial(self._places(self.ladders_shape()))
         most = _DRAWS_PER_TRIAL * self.config.num_trials
         with tqdm(total=self.config.num_trials, initial=len(known), desc="shapes") as bar:
@@ -266,8 +269,7 @@ class ArchitectureSearch:
                         "is_new": is_new,
                     }
                 )
-                record = {"search": self._identity(mark), "draws": draws}
-                write_whole(folder / _RECORD, json.dumps(record, indent=1) + "\n")
+                self._write_draws(folder / _RECORD, mark, draws)
         shutil.rmtree(folder / "trial", ignore_errors=True)
         scored = [one for one in known.values() if one.divergence is not None]
         return Found(
@@ -395,6 +397,10 @@ class ArchitectureSearch:
         config: dict[str, Any] = json.loads(json.dumps(asdict(self.config)))
         return {"top": mark, "config": {k: v for k, v in config.items() if k != "num_trials"}}
 
+    def _write_draws(self, path: Path, mark: str, draws: list[dict[str, Any]]) -> None:
+        record = {"search": self._identity(mark), "draws": draws}
+        write_whole(path, json.dumps(record, indent=1) + "\n")
+
     def _drawn_before(self, path: Path, mark: str) -> list[dict[str, Any]]:
         if not path.exists():
             return []
@@ -409,12 +415,27 @@ class ArchitectureSearch:
             ) from error
         # One of before says nothing of how many requests were timed.
         search["config"] = {"timed_requests": self.config.timed_requests, **config}
-        if search != self._identity(mark):
+        if draws and search != self._identity(mark):
             raise BadInput(
                 f"{path} is of another search: another top, budget or schedule. Choose another "
                 "folder, or delete this one first."
             )
         return draws
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that holds something else than a search, which would write over it.
+
+    Raises:
+        BadInput: it does, or it is no folder.
+    """
+    if not folder.exists() or (folder / _RECORD).exists():
+        return
+    if not folder.is_dir() or any(path.name != ".lock" for path in folder.iterdir()):
+        raise BadInput(
+            f"{folder} holds something else than a search; give another --out, or delete this "
+            "one first."
+        )
 
 
 def sizes(decoder: Any, dimension: Dimension) -> list[int]:

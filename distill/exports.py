@@ -6,7 +6,9 @@
 Slots become rows of the embedding, after the vocabulary: row `vocabulary size + i` is the slot of
 item `i`, as in our own rows. Ids of `PromptBook.prefixes`, with the id of a candidate's slot (or
 the tokens of its text) behind them, are all that a stock loader needs. Scores are those of
-`Foundation.score`, uncalibrated; how to calibrate them stands in `export.json`.
+`Foundation.score`, uncalibrated; how to calibrate them stands in `export.json`. Of an int8 model
+they are those of its weights alone: what its layers read is rounded by ours and not by stock
+loaders, so scores differ by some hundredths of a nat, and `export.json` says so.
 
 What is exported for other than these scores is not the same: retrieval needs the person and item
 heads, which stock loaders do not know.
@@ -165,6 +167,9 @@ def _beside(foundation: Foundation, folder: Path, task: int) -> None:
         "label_ids": foundation.label_ids_L[labels.to(foundation.device)].tolist(),
         "calibration": asdict(foundation.calibration(task)),
         "first_slot_id": prompter.vocab_size if foundation.uses_slots else None,
+        "weights": foundation.settings.weights,
+        # Of int8, inputs of layers are rounded by ours alone.
+        "scores_are_exact": foundation.settings.weights != "int8",
     }
     (folder / "export.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
     prompter.tokenizer.save_pretrained(folder)

@@ -170,7 +170,8 @@ def plan_key(
     digest.update(json.dumps([packed, asdict(book.prompter.config)]).encode())
     digest.update(np.packbits(split.train).tobytes())
     digest.update(np.packbits(competing).tobytes())
-    digest.update(np.ascontiguousarray(book.interactions.event_item).tobytes())
+    tasks = [task.to_dict() for task in book.prompter.tasks]
+    digest.update(json.dumps([book.interactions.digest, tasks]).encode())
     said = book.said
     for pieces in (said.items, said.profiles, said.contexts, book.prompter.instruction_pieces):
         digest.update(np.ascontiguousarray(pieces.offsets).tobytes())

@@ -109,6 +109,23 @@ def test_budgets_are_refused_in_a_line(run: Path, capsys) -> None:
         assert says in capsys.readouterr().err
 
 
+def test_a_folder_of_the_users_own_is_refused_before_anything_is_read(
+    run: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("it searches")
+
+    monkeypatch.setattr(architecture, "ArchitectureSearch", refuse)
+    mine = tmp_path / "mine" / "trial" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    with pytest.raises(SystemExit) as stopped:
+        main(["search-shape", str(run), "--latency", "0.5", "--out", str(tmp_path / "mine")])
+    assert stopped.value.code == 2
+    assert "holds something else than a search; give another --out" in capsys.readouterr().err
+    assert mine.exists()
+
+
 def test_a_second_look_at_the_clock_reads_as_much_as_the_first(run: Path) -> None:
     layout = RunLayout(run)
     book, split = load_book(layout)

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 from decant import pipeline, recipes
 from decant.cli import main
 from decant.concluding import Finished
+from decant.recommender import Recommender
 
 TASK = """\
 name: films
@@ -37,8 +39,10 @@ def said(capsys, *arguments: object) -> str:
         (["run", "table"], ["--task", "--on-bad-rows", "--epochs", "positive", "quarantine"]),
         (["predict"], ["--user", "--profile", "--history", "--json", "--users", "-k", "--where"]),
         (["ladder"], ["--to", "--max-loss", "--max-step", "--minutes-per-rung", "--out", "waiver"]),
+        (["ladder"], ["The gate asks about the first task alone"]),
         (["sweep"], ["--grid", "--out", "--model", "validation", "goes on", "seed=0,1,2"]),
         (["export"], ["--model", "--kind", "classifier", "nothing of ours"]),
+        (["export"], ["Items that were added to the run since", "int8"]),
         (
             ["index"],
             ["Embed the catalogue", "--items", "--out", "--kind", "accelerate launch", "goes on"],
@@ -214,3 +218,16 @@ def test_the_served_model_is_exported(capsys, tiny_run, tmp_path):
     with pytest.raises(SystemExit):
         main(["export", str(tiny_run), "--out", str(tmp_path / "x"), "--task", "gossip"])
     assert "--task gossip is unknown; the model has jobs" in capsys.readouterr().err
+
+
+def test_an_export_warns_of_items_that_it_leaves_out(capsys, caplog, tiny_run, tmp_path):
+    said(capsys, "export", tiny_run, "--out", tmp_path / "before")
+    assert not caplog.records
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    recommender = Recommender.load(run)
+    new = {**recommender.interactions.items[0], "item_id": "new"}
+    recommender.add_items([new])
+    recommender.save()
+    said(capsys, "export", run, "--out", tmp_path / "since")
+    assert f"{run / 'catalogue'}: what was added" in caplog.text

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from decant import ladder as ladders
-from decant import on_validation, quantising
+from decant import ladder_report, on_validation, quantising
 from decant.cli import main
 from decant.judging import Remembered
 from decant.ladder import descend, ladder_config
@@ -29,9 +29,11 @@ from distill.gate import GateVerdict
 from distill.ladder_config import LadderConfig
 from foundation import Foundation
 from foundation.calibration import Calibration
+from foundation.checkpoint import weights_hash
 from foundation.plan import TrainingPlan
 from foundation.predictions import predict_targets
 from promptify.splits import fewer_people
+from promptify.validation import BadInput
 
 # Losses that a tiny model on a handful of people shows mean nothing: every rung may pass.
 LENIENT = {
@@ -152,6 +154,8 @@ def test_the_page_shows_every_rung_with_its_verdicts(laddered: Path) -> None:
     html = (laddered / "ladder.html").read_text()
     for name in rungs(laddered):
         assert f"The gate: {name} against" in html
+    assert "The gate rests on jobs alone: what is lost on people is not measured." in html
+    assert ladder_report._of_one_task(["jobs"]) == []
     for plot in ("size", "latency", "rung"):
         assert (laddered / "plots" / f"ladder-quality-by-{plot}.png").stat().st_size > 5000
     assert html.count("<svg") == 3
@@ -228,7 +232,8 @@ def test_nobody_else_writes_to_the_run_until_its_report_is_there(
     for name in ("drop_rungs", "sign_waivers", "index_if_stale", "write_ladder_report"):
         monkeypatch.setattr(ladders, name, meanwhile(getattr(ladders, name)))
     descend(top_run, config=lenient(top_run), out=out, timed_requests=3)
-    assert refused == ["drop_rungs", "sign_waivers", "index_if_stale", "write_ladder_report"]
+    last = ["drop_rungs", "sign_waivers", "index_if_stale", "write_ladder_report"]
+    assert refused == ["index_if_stale"] * len(rungs(out)) + last
     Stages(out, recipe=recipe).close()
 
 
@@ -377,6 +382,35 @@ def test_killed_anywhere_it_ends_with_the_same_ladder(
     assert weights(out) != weights(laddered)
     descend(top_run, config=lenient(top_run), out=out, timed_requests=3)
     assert weights(out) == weights(laddered)
+
+
+def test_the_run_serves_while_a_ladder_goes_down_and_after_it_was_killed(
+    top_run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(top_run, out)
+    judged, step_down = steps.verdict, steps.Ladder.step_down
+
+    def passes(*given, **options) -> GateVerdict:
+        found = judged(*given, **options)
+        metrics = tuple(replace(one, status="pass") for one in found.metrics)
+        return replace(found, status="pass", metrics=metrics)
+
+    def serves() -> str:
+        assert len(Recommender.load(out).predict_user("member-00001", k=3)) == 3
+        return RunLayout(out).served()
+
+    def killed_at_the_second(ladder, above, **options) -> steps.Rung:
+        if above is not ladder.top:
+            assert serves() == "rung-2"
+            raise KeyboardInterrupt
+        return step_down(ladder, above, **options)
+
+    monkeypatch.setattr(steps, "verdict", passes)
+    monkeypatch.setattr(steps.Ladder, "step_down", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        descend(out, config=lenient(out), timed_requests=3)
+    assert serves() == "rung-2"
 
 
 def test_a_rung_is_taught_by_its_teacher_alone_unless_the_data_is_asked_for(
@@ -557,10 +591,8 @@ def test_a_step_that_fails_is_halved_until_none_is_left(top_run: Path, tmp_path:
     assert (out / "ladder.html").exists()
 
 
-def test_a_waiver_lets_an_undecided_rung_through(
-    laddered: Path, top_run: Path, tmp_path: Path, monkeypatch
-) -> None:
-    out = tmp_path / "run"
+def undecided_copy(laddered: Path, out: Path) -> str:
+    """A copy whose last rung is undecided in AUC against the one above, and its name."""
     shutil.copytree(laddered, out)
     layout, name = RunLayout(out), rungs(out)[-1]
     path = out / name / "verdict-above.json"
@@ -577,21 +609,100 @@ def test_a_waiver_lets_an_undecided_rung_through(
     for one in top["metrics"]:
         one["status"] = "pass"
     (out / name / "verdict-top.json").write_text(json.dumps(top))
+    return name
+
+
+def sign(run: Path, name: str, **changes) -> None:
+    """Let the rung of `undecided_copy` through."""
+    waiver = {
+        "rung": name,
+        "against": "above",
+        "metric": "auc",
+        "loss": 0.5,
+        "reason": "few people",
+        "bought": "half the size",
+    }
+    (run / "waivers.json").write_text(json.dumps([waiver | changes]))
+
+
+def test_a_waiver_is_for_the_weights_that_it_was_signed_for(laddered: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    name = undecided_copy(laddered, out)
+    layout, path = RunLayout(out), out / "waivers.json"
+    model, record = layout.model(name), out / name / "rung.json"
+    unsigned = record.read_text()
+    sign(out, name, reason="few people, häufig")
+    ladders.sign_waivers(layout)
+    assert layout.is_accepted(name)
+    [noted] = json.loads(path.read_text())
+    assert noted.pop("weights") == weights_hash(model)
+    assert noted["reason"] == "few people, häufig"
+    # Another ladder makes another rung under this name, which its gate leaves undecided too.
+    shutil.rmtree(model)
+    shutil.copytree(layout.model(FOUNDATION), model)
+    record.write_text(unsigned)
+    as_signed = path.read_bytes()
+    with pytest.raises(BadInput, match=f"waiver 1: signed for {name} when it had other weights"):
+        ladders.sign_waivers(layout)
+    assert not layout.is_accepted(name)
+    assert path.read_bytes() == as_signed
+    # Signed again.
+    path.write_text(json.dumps([noted]))
+    ladders.sign_waivers(layout)
+    assert layout.is_accepted(name)
+
+
+def test_a_waiver_that_cannot_be_is_refused_before_a_rung_is_made(
+    top_run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a rung is made")
+
+    out = tmp_path / "run"
+    shutil.copytree(top_run, out)
+    monkeypatch.setattr(steps.Ladder, "step_down", refuse)
+    monkeypatch.setattr(quantising, "to_int8", refuse)
+    for content, says in (
+        ("[", "is not JSON"),
+        ("{}", "must be a list of objects"),
+        ('[{"rung": "rung-2", "against": "above"}]', "waiver 1: .*metric"),
+    ):
+        (out / "waivers.json").write_text(content)
+        with pytest.raises(BadInput, match=says):
+            descend(out, config=lenient(out), timed_requests=3)
+        with pytest.raises(BadInput, match=says):
+            quantising.quantise(out, timed_requests=3)
+    sign(out, "rung-2", reason="")
+    with pytest.raises(BadInput, match="reason is empty"):
+        descend(out, config=lenient(out), timed_requests=3)
+
+
+def test_a_waiver_of_a_rung_that_is_not_made_leaves_the_report(
+    laddered: Path, top_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(laddered, out)
+    (out / "ladder.html").unlink()
+    sign(out, "rung-99")
+    with pytest.raises(BadInput, match="rung is 'rung-99'"):
+        descend(top_run, config=lenient(top_run), out=out, timed_requests=3)
+    assert "The gate: rung-1 against" in (out / "ladder.html").read_text()
+
+
+def test_a_waiver_lets_an_undecided_rung_through(
+    laddered: Path, top_run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    out = tmp_path / "run"
+    name = undecided_copy(laddered, out)
+    layout, path = RunLayout(out), out / name / "verdict-above.json"
     assert layout.served() != name
 
     def signed(**changes) -> None:
-        waiver = {
-            "rung": name,
-            "against": "above",
-            "metric": "auc",
-            "loss": 0.5,
-            "reason": "few people",
-            "bought": "half the size",
-        }
-        (out / "waivers.json").write_text(json.dumps([waiver | changes]))
+        sign(out, name, **changes)
 
     for changes, says in (
-        ({"rung": "rung-99"}, r"rung is 'rung-99' .* name one of rung-1"),
+        ({"rung": "rung-99"}, "rung is 'rung-99'; name one of rung-1"),
+        ({"against": "below"}, "against 'below'; name a rung, and 'above' or 'top'"),
         ({"loss": 0.1}, "may have lost 0.5"),
         ({"metric": "ndcg@10"}, "not undecided"),
         ({"reason": " "}, "reason is empty"),

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from decant.judging import gate_measurements
+from decant.judging import gate_measurements, milliseconds
 from decant.layout import RunLayout
 from decant.measure import (
     NEIGHBOURS,
@@ -20,6 +20,7 @@ from decant.measure import (
     rerank,
 )
 from decant.on_validation import RANK_WEIGHTS, best_rank_weight
+from decant.recommender import Recommender
 from decant.run_data import load_tasks, sample_targets, split_of
 from decant.saved_oracle import SavedOracle
 from foundation.calibration import Calibration, Curve
@@ -302,3 +303,13 @@ def test_the_sample_is_spread_evenly_and_never_more_than_there_is(split):
     assert some.first_event[-1] == split.test.first_event[-1]
     assert sample_targets(split.test, 10**6) is split.test
     assert sample_targets(split.test, None) is split.test
+
+
+def test_nobody_was_read_before_a_request_that_is_timed(recommender, split):
+    served = Recommender(recommender.foundation, recommender.index, recommender.book)
+    # A person with several targets is asked about more than once.
+    taken = milliseconds({"served": served}, split.test[np.array([0, 0, 1, 1])], 4)
+    assert taken["served"] > 0
+    cache = served.prefix_cache
+    assert cache.misses >= 4
+    assert (cache.hits, cache.extensions) == (0, 0)

@@ -99,12 +99,12 @@ def test_a_search_that_was_killed_finds_what_it_would_have_found(
 
     def killed(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
-        if len(calls) in (2, 6):
+        if len(calls) in (1, 3, 7):
             raise KeyboardInterrupt
         return distil(*arguments, **options)
 
     monkeypatch.setattr(architecture, "distil", killed)
-    for _ in range(2):
+    for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             look().run(tmp_path, mark="top")
     again = look().run(tmp_path, mark="top")
@@ -184,6 +184,30 @@ def test_a_folder_keeps_to_its_search(
     longer = look(num_trials=9).run(tmp_path, mark="top")
     assert longer.tried[:8] == searched[0].tried
     assert len(longer.tried) == 9
+
+
+def test_a_folder_that_holds_something_else_is_left_as_it_is(
+    look: Callable[..., ArchitectureSearch], tmp_path: Path
+) -> None:
+    mine = tmp_path / "trial" / "mine.txt"
+    mine.parent.mkdir()
+    mine.touch()
+    for folder in (tmp_path, mine):
+        with pytest.raises(BadInput, match="holds something else than a search"):
+            look().run(folder, mark="top")
+    assert [path.name for path in tmp_path.rglob("*")] == ["trial", "mine.txt"]
+
+
+def test_a_search_that_was_killed_at_once_leaves_the_folder_to_another(
+    look: Callable[..., ArchitectureSearch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(architecture, "repair", killed)
+    for search in (look(), look(parameters=0.2)):
+        with pytest.raises(KeyboardInterrupt):
+            search.run(tmp_path, mark="top")
 
 
 def test_two_searches_do_not_share_a_folder(

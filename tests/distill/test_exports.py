@@ -18,6 +18,7 @@ from distill.importance import measure_importance
 from distill.pruning import prune
 from foundation import Foundation
 from foundation.batches import take_rows
+from foundation.int8 import to_int8
 from promptify.assembly import PromptBook
 from promptify.rows import Rows
 from promptify.splits import Split
@@ -125,6 +126,30 @@ def test_it_says_which_id_is_which_item_and_what_the_classes_are(
     for number, row in enumerate((0, 1)):
         wanted = foundation.score(take_rows(rows, np.array([row])), np.array([5]))[0]
         np.testing.assert_allclose(said[number], wanted, atol=1e-4)
+
+
+def test_it_says_that_scores_of_int8_are_not_quite_ours(
+    of_family: Any, rows: Rows, tmp_path: Path
+) -> None:
+    foundation = of_family("qwen3")
+    export_causal(foundation, tmp_path / "float32")
+    to_int8(foundation)
+    export_causal(foundation, tmp_path / "int8")
+    told = [
+        json.loads((tmp_path / name / "export.json").read_text()) for name in ("float32", "int8")
+    ]
+    assert [one["weights"] for one in told] == ["float32", "int8"]
+    assert [one["scores_are_exact"] for one in told] == [True, False]
+    # As they differ.
+    prefix, items = take_rows(rows, np.array([0])), np.array([0, 7, 3])
+    causal = AutoModelForCausalLM.from_pretrained(tmp_path / "int8")
+    wanted = foundation.score(prefix, items)
+    with torch.no_grad():
+        found = [
+            causal(torch.tensor([ids])).logits[0, -1, told[1]["label_ids"]].log_softmax(-1).numpy()
+            for ids in ids_asked(foundation, prefix, items)
+        ]
+    assert 1e-4 < np.abs(np.stack(found) - wanted).max() < 0.1
 
 
 def test_nothing_is_overwritten_and_no_half_is_left(make: Any, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -14,6 +16,7 @@ from distill.teaching import Lesson, TeacherConfig
 from foundation import FitConfig, packed_attention
 from foundation.plan import TrainingPlan
 from promptify.assembly import PromptBook
+from promptify.interactions import Interactions
 from promptify.prompter import Prompter
 from promptify.splits import Split
 from promptify.validation import BadInput
@@ -161,6 +164,38 @@ def test_other_prompts_are_refused(
         StoredSignal(stored).check(
             make(), other.book(log), split, config=FIT, teacher_config=TEACHES
         )
+
+
+def test_another_log_or_other_tasks_are_refused(
+    make: Any, book: PromptBook, split: Split, stored: Path
+) -> None:
+    log, prompter = book.interactions, book.prompter
+    # The same people see the same items at the same times, and do something else with them.
+    swapped = np.arange(len(log.actions))
+    two = [log.actions.index(name) for name in prompter.tasks[0].actions[:2]]
+    swapped[two] = two[::-1]
+    action = pa.array(swapped[log.event_action], pa.int16())
+    table = log.events.data.table
+    events = table.set_column(table.column_names.index("action"), "action", action)
+    other_log = Interactions(
+        schema=log.schema,
+        users=log.users,
+        items=log.items,
+        events=datasets.Dataset(events),
+        actions=log.actions,
+        surfaces=log.surfaces,
+        contexts=log.contexts,
+    )
+    first, *others = prompter.tasks
+    other_tasks = Prompter(
+        tasks=(replace(first, positive=first.actions[:2]), *others),
+        config=prompter.config,
+        tokenizer=prompter.tokenizer,
+        words=prompter.words,
+    )
+    for other in (prompter.book(other_log), other_tasks.book(log)):
+        with pytest.raises(BadInput, match="about other batches"):
+            StoredSignal(stored).check(make(), other, split, config=FIT, teacher_config=TEACHES)
 
 
 def test_a_file_that_is_none_is_refused(tmp_path: Path, stored: Path) -> None:
