@@ -4,7 +4,7 @@ Legend: I items of the catalogue, C candidates, V vector width, A actions of the
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from numbers import Integral, Real
@@ -162,8 +162,10 @@ def answer(
     if dropped := int(prefix.num_dropped_events[0]):
         say_cut(now.book.prompter.config.max_prompt_tokens)
         logger.debug("the oldest %s events of the history are left out", f"{dropped:,}")
-    for name, ids in (("allow", allow), ("deny", deny), ("candidates", candidates)):
-        check_ids(now, name, ids)
+    allow, deny, candidates = (
+        None if ids is None else checked_ids(now, name, ids)
+        for name, ids in (("allow", allow), ("deny", deny), ("candidates", candidates))
+    )
     # Read once: retrieval takes the person vector from it, ranking the rest.
     person = prefix_cache.read(now.foundation, prefix)
     order: dict[str, Any] = {"task": task, "k": k, "blend": blend, "constraints": constraints}
@@ -344,16 +346,21 @@ def parsed(where: str | Where | None) -> Where | None:
     return where
 
 
-def check_ids(now: Served, name: str, ids: Sequence[str] | None) -> None:
-    """Refuse what is no list of ids of the catalogue.
+def checked_ids(now: Served, name: str, ids: Iterable[str]) -> list[str]:
+    """Ids of the catalogue as a list, whatever they stand in: an array has no truth.
 
     Raises:
-        BadInput: it is a text, or one of the ids is unknown; `name` says in which argument.
+        BadInput: it is a text or no list, or one of the ids is unknown; `name` says in which
+            argument.
     """
     if isinstance(ids, str):
         raise BadInput(f"{name}={ids!r} is a text; give a list of item ids.")
-    for item in ids or ():
+    if isinstance(ids, Mapping) or not isinstance(ids, Iterable):
+        raise BadInput(f"{name}={shown(ids)} must be a list of item ids.")
+    listed = list(ids)
+    for item in listed:
         try:
             now.interactions.item_row(item)
         except ValueError as error:
             raise BadInput(f"{name}: {error}") from None
+    return listed

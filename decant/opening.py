@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from decant.catalogue import SavedCatalogue
+from decant.catalogue import SavedCatalogue, SavedItems
 from decant.layout import INDEX, RunLayout
 from decant.run_data import load_model, reading
 from foundation import Foundation
@@ -16,6 +16,7 @@ from foundation.checkpoint import weights_hash
 from foundation.few_bits import is_meant_for_gpu, to_gpu
 from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
+from promptify.schema import Schema
 from promptify.validation import BadInput
 from retrieval import IndexManifest, ItemIndex
 
@@ -63,8 +64,12 @@ def open_run(
     book = foundation.prompter.book(interactions)
     made_with = weights_hash(path)
     catalogue = SavedCatalogue(layout.catalogue)
-    saved = catalogue.read(interactions.schema) if with_saved_items else None
     is_indexed = served == layout.served()
+    saved = held = None
+    if with_saved_items and is_indexed:
+        saved, held = _read_with_index(catalogue, interactions.schema, made_with, layout.folder)
+    elif with_saved_items:
+        saved = catalogue.read(interactions.schema)
     home = catalogue if is_indexed and with_saved_items else None
     if saved is None:
         if is_indexed and (layout.folder / INDEX).exists():
@@ -79,8 +84,6 @@ def open_run(
             catalogue=home,
             model_hash=made_with,
         )
-    # Another model's is refused before anything is read again.
-    held = _load_index(saved.index, made_with, layout.folder) if is_indexed else None
     foundation, book = saved.put_into(foundation, book, model_hash=made_with)
     # `or` would not do: an index from which everything was removed is falsy.
     if held is None:
@@ -114,10 +117,16 @@ def build_index(
         like: of an index whose kind, storage and target recall this one is to have.
 
     Raises:
-        ValueError: the model was not trained at that width, or its vectors cannot be indexed as
-            those of `like` were.
+        ValueError: no item is left, the model was not trained at that width, or its vectors cannot
+            be indexed as those of `like` were.
     """
     kept = [row for row, item in enumerate(foundation.item_ids) if item not in without]
+    if not kept:
+        raise BadInput(
+            f"all {foundation.num_items:,} items of the catalogue were removed, and an index needs "
+            "one: `decant index RUN --items FILE` gives the run others; where its folder "
+            "catalogue is deleted, those of its log are back."
+        )
     rows = None if len(kept) == foundation.num_items else np.array(kept, np.int64)
     ids = [foundation.item_ids[row] for row in kept]
     asked: dict[str, Any] = {}
@@ -131,6 +140,23 @@ def build_index(
             width = like.dimension
     vectors_IV = foundation.embed_items(rows, width=width)
     return ItemIndex.build(vectors_IV, ids, model_hash=model_hash, **asked)
+
+
+def _read_with_index(
+    catalogue: SavedCatalogue, schema: Schema, model_hash: str, run: Path
+) -> tuple[SavedItems | None, ItemIndex | None]:
+    """What was saved and its index, both of one version; None twice where nothing ever was."""
+    saved = catalogue.read(schema)
+    while saved is not None:
+        try:
+            return saved, _load_index(saved.index, model_hash, run)
+        except (BadInput, OSError):
+            # Another process may have saved meanwhile, and deleted what this one was reading.
+            newer = catalogue.read(schema)
+            if newer is None or newer.index == saved.index:
+                raise
+            saved = newer
+    return None, None
 
 
 def _load_index(path: Path, model_hash: str, run: Path) -> ItemIndex:

@@ -21,7 +21,7 @@ from decant.answering import (
     Prediction,
     admitted_items,
     answer,
-    check_ids,
+    checked_ids,
     event_items,
     task_of,
 )
@@ -74,8 +74,8 @@ class Recommender:
     in the order in which they asked; see `decant.turns`.
 
     Raises:
-        ValueError: the index is another model's or holds an item that the catalogue lacks, or more
-            items are ranked than retrieved.
+        ValueError: the index is another model's or holds an item that the catalogue lacks (one in
+            a database is passed over and said), or more items are ranked than retrieved.
     """
 
     def __init__(
@@ -194,8 +194,8 @@ class Recommender:
         with self._writing:
             now = self._served
             new = read_new_items(items, now.interactions.schema, on_bad_rows=on_bad_rows)
-            held = [item for item in new["item_id"].to_pylist() if item in now.index]
-            if held:
+            names = new["item_id"].to_pylist()
+            if held := [item for item in names if now.holds(item) and item in now.index]:
                 raise BadInput(
                     f"item_id {shown(held[0])} is in the catalogue already"
                     + (f" ({len(held):,} such items)" if len(held) > 1 else "")
@@ -215,7 +215,7 @@ class Recommender:
         """
         with self._writing:
             now = self._served
-            check_ids(now, "remove_items", item_ids)
+            item_ids = checked_ids(now, "remove_items", item_ids)
             if len(set(item_ids)) < len(item_ids):
                 raise BadInput("remove_items: an id stands twice; give each item once.")
             if gone := [item for item in item_ids if item not in now.index]:
@@ -244,8 +244,8 @@ class Recommender:
             index = self._served.index
             if not isinstance(index, ItemIndex):
                 raise BadInput(
-                    "the index is a database's, which keeps what was added itself; a run folder "
-                    "saves an ItemIndex alone."
+                    "the index is a database's, which keeps vectors itself: add the items again "
+                    "when the recommender starts anew. A run folder saves an ItemIndex alone."
                 )
             if index.changed_share > COMPACTED_SHARE:
                 index.compact()
@@ -550,7 +550,7 @@ class Recommender:
     def _words_of(self, now: Served, task: int) -> SearchWords:
         known = self._search_words.get(task)
         if known is None or known.interactions is not now.interactions:
-            known = self._search_words[task] = SearchWords(now, task)
+            known = self._search_words[task] = SearchWords(now, task, known)
         return known
 
     def whole_scores(

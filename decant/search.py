@@ -20,6 +20,7 @@ from numbers import Integral
 from typing import Literal, get_args
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from decant.answering import Prediction, parsed, rank, retrieve
@@ -30,6 +31,7 @@ from decant.served import Served
 from decant.where import Where
 from foundation.prefix_cache import PrefixCache
 from foundation.scoring import PrefixReading
+from promptify.interactions import Interactions
 from promptify.rows import Rows
 from promptify.validation import BadInput, shown
 from promptify.words import item_texts
@@ -100,20 +102,37 @@ class SearchWords:
     Args:
         now: what is served.
         task: index of the task.
+        before: of an earlier catalogue; None for none. Where the task's items are the same, their
+            texts are not read again, which is most of the work.
     """
 
-    def __init__(self, now: Served, task: int) -> None:
+    names: NameIndex
+    known: frozenset[str]
+
+    def __init__(self, now: Served, task: int, before: "SearchWords | None" = None) -> None:
         self.interactions = now.interactions
         words = now.book.prompter.words
         kind = now.book.prompter.tasks[task].item_kind
         self.facets = Facets.of(self.interactions, kind=kind)
-        self.names = NameIndex.of(self.interactions, kind=kind)
         self.reasons = Reasons(now.foundation, self.interactions, kind=kind)
+        if before is not None and _are_same(before.interactions, self.interactions, kind):
+            self.names, self.known = before.names, before.known
+            return
+        self.names = NameIndex.of(self.interactions, kind=kind)
         texts = item_texts(
             words, self.interactions, np.flatnonzero(self.interactions.item_kinds == kind)
         )
         # What items say of themselves is no slip of a name.
         self.known = frozenset(word for text in texts for word in folded_words(text))
+
+
+def _are_same(one: Interactions, other: Interactions, kind: str) -> bool:
+    """Whether two catalogues have the same items of a kind, each at the same row."""
+    rows, other_rows = (np.flatnonzero(log.item_kinds == kind) for log in (one, other))
+    if not np.array_equal(rows, other_rows):
+        return False
+    told, other_told = (log.items.data.table.take(pa.array(rows)) for log in (one, other))
+    return bool(told.equals(other_told))
 
 
 def search_task(now: Served, name: str | None) -> int:

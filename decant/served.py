@@ -6,6 +6,7 @@ request that began before goes on with what it saw.
 Legend: I items of the catalogue, N items that are told, R rows of the index.
 """
 
+import logging
 from collections.abc import Collection, Sequence
 from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ from promptify.validation import BadInput, shown
 from promptify.words import item_titles
 from retrieval import CandidateIndex, ItemIndex
 from retrieval.manifest import check_model
+
+logger = logging.getLogger(__name__)
 
 # Filters whose answers are kept; each is two bytes per item.
 MAX_KEPT_FILTERS = 64
@@ -109,18 +112,26 @@ class Served:
 
         Raises:
             IndexMismatch: the index is another model's than that of `model_hash`.
-            BadInput: the index holds an item that the catalogue lacks.
+            BadInput: the index holds an item that the catalogue lacks. A database may, which others
+                write to as well: that is said, and such an item is in no answer.
         """
         check_model(model_hash, index.manifest.model_hash)
         row_of = {item: row for row, item in enumerate(book.interactions.item_ids)}
         ids = index.ids.tolist()
         unknown = [item for item in ids if item is not None and item not in row_of]
-        if unknown:
+        if unknown and not isinstance(index, ItemIndex):
+            logger.warning(
+                "the index holds %s items that the catalogue lacks (%s is one): they are in no "
+                "answer until they are added again with add_items",
+                f"{len(unknown):,}",
+                shown(unknown[0]),
+            )
+        elif unknown:
             raise BadInput(
                 f"the index holds {shown(unknown[0])} ({len(unknown):,} such items), which the "
                 "catalogue lacks: index it again."
             )
-        row_of_index = np.array([-1 if item is None else row_of[item] for item in ids], np.int64)
+        row_of_index = np.array([row_of.get(item, -1) for item in ids], np.int64)
         is_held_I = np.zeros(len(row_of), np.bool_)
         is_held_I[row_of_index[row_of_index >= 0]] = True
         return cls(
@@ -163,6 +174,13 @@ class Served:
         known_R = np.flatnonzero(self.row_of_index >= 0)
         index_row_I[self.row_of_index[known_R]] = known_R
         return index_row_I
+
+    def holds(self, item_id: str) -> bool:
+        """Whether the item may be in an answer of this state."""
+        try:
+            return bool(self.is_held_I[self.interactions.item_row(item_id)])
+        except BadInput:
+            return False
 
     def passed_over(
         self, other_R: NDArray[np.bool_], item_ids: Collection[str]
@@ -256,6 +274,9 @@ class Served:
         if "item_vectors_IV" in self.__dict__:
             placed_I = placed(len(self.is_held_I), rows_N)
             vectors_IV = np.concatenate([self.item_vectors_IV, vectors_NV])[placed_I]
+        # Of a call that was cut short, or of another process: in no answer of this state.
+        if unknown := [item for item in ids if item in self.index]:
+            self.index.remove(unknown)
         # Last: if anything failed above, nothing has changed.
         added_N = self.index.add(vectors_NV[:, : self.width], ids, model_hash=self.model_hash)
         # Where they lie is for the index to say: a database gives an id that comes back its old

@@ -202,6 +202,9 @@ def _compared(where: Compare, column: pa.ChunkedArray, kind: FieldKind) -> NDArr
     else:
         if kind in ("text", "category"):
             _check_known(where.column, values, column)
+        if kind == "number":
+            # `is_in` tells minus zero from zero, until zero is added.
+            column, values = pc.add(column, 0.0), pc.add(values, 0.0)
         # A null among the items is in no set of values.
         found = _true(pc.is_in(column, values))
     return ~found if where.operator == "!=" else found

@@ -61,12 +61,24 @@ def new_base(
     if structure is None:
         done = describe(manifest, chosen)
         return Base(store, table, None, None, store.flat, None, new_token()), done
-    empty = emptied(structure, codec)
+    try:
+        empty = emptied(structure, codec)
+    except RuntimeError as error:
+        said = str(error).split("Error: ")[-1]
+        raise ValueError(
+            f"kind is {chosen.kind!r}: FAISS cannot copy such an index ({said}); use 'flat', "
+            "'ivf', 'ivf-pq', 'hnsw', 'auto' or another factory string"
+        ) from error
     fill(structure, store, progress=progress)
     if chosen.kind == "hnsw":
         share_store(structure, store)
     searcher = refined(structure, store) if chosen.is_refined else structure
     if sample is None:
+        if len(vectors) == 1:
+            raise ValueError(
+                f"kind is {chosen.kind!r}, but how hard it looks cannot be chosen on one item; "
+                "give sample_vectors, or use 'flat'"
+            )
         sample = vectors[drawn(len(vectors), SAMPLE_SIZE)]
     done = tuned(
         describe(manifest, chosen),

@@ -89,7 +89,7 @@ def save(snapshot: Snapshot, manifest: IndexManifest, folder: Path) -> None:
     check_target(folder)
     folder.mkdir(parents=True, exist_ok=True)
     base = snapshot.base
-    if not _has(folder, base.digests):
+    if not has(folder, base.digests):
         for name, write in _base_writers(base).items():
             base.digests[name] = write_file(folder / name, write)
     digests, token = dict(base.digests), new_token()
@@ -169,9 +169,11 @@ def load(folder: Path) -> tuple[Snapshot, IndexManifest]:
 
 def _load(folder: Path, manifest: IndexManifest) -> Snapshot:
     for name, digest in manifest.files.items():
-        if not (folder / name).is_file():
-            raise IndexMismatch(f"{folder / name} is missing; build the index again")
-        if sha256_of(folder / name) != digest:
+        try:
+            found = sha256_of(folder / name)
+        except (FileNotFoundError, IsADirectoryError):
+            raise IndexMismatch(f"{folder / name} is missing; build the index again") from None
+        if found != digest:
             raise IndexMismatch(
                 f"{folder / name} is cut or was changed since it was saved (its SHA-256 is not "
                 "the manifest's); build the index again"
@@ -336,7 +338,7 @@ def _write_bools(values: npt.NDArray[np.bool_], path: Path) -> None:
         np.save(file, values, allow_pickle=False)
 
 
-def _has(folder: Path, digests: dict[str, str]) -> bool:
+def has(folder: Path, digests: dict[str, str]) -> bool:
     """Whether the folder's own manifest vouches for these files."""
     try:
         there = IndexManifest.read(folder).files

@@ -77,6 +77,7 @@ class ItemIndex:
         if place is not None:
             self._snapshot = replace(snapshot, base=place(snapshot.base))
         self._manifest = replace(manifest, files={})
+        self._saved_in: Path | None = None
         self._writing = threading.Lock()
 
     def __len__(self) -> int:
@@ -218,6 +219,10 @@ class ItemIndex:
                 shape.
         """
         k = checked_count(k)
+        # A series is asked by the names of its rows, not by their places.
+        allow, deny = (
+            np.asarray(ids) if hasattr(ids, "__array__") else ids for ids in (allow, deny)
+        )
         snapshot = self._snapshot
         queries = checked_vectors("vectors", vectors, self._manifest.dimension)
         scores, rows = snapshot.search(queries, k, allow, deny)
@@ -303,7 +308,7 @@ class ItemIndex:
             snapshot = self._snapshot
             in_base, in_delta = snapshot.live_positions_of(ids)
             if (absent := (in_base < 0) & (in_delta < 0)).any():
-                item = ids[int(absent.argmax())]
+                item = list(ids)[int(absent.argmax())]
                 raise ValueError(f"ids: {item!r} is not in the index, so it cannot be removed")
             removed, gone = snapshot.removed, in_base[in_base >= 0]
             if len(gone):
@@ -382,8 +387,13 @@ class ItemIndex:
             OSError: the disk is full or not writable. What was there is still there then.
         """
         with self._writing:
-            snapshot = self._snapshot
+            snapshot, base = self._snapshot, self._snapshot.base
+            if self._saved_in and base.folder and not folders.has(base.folder, base.digests):
+                # What was mapped is gone from there by name; the last save has a copy.
+                snapshot = replace(snapshot, base=replace(base, folder=self._saved_in))
+                self._snapshot = snapshot
             folders.save(snapshot, self._manifest_of(snapshot), Path(folder))
+            self._saved_in = Path(folder)
 
     @classmethod
     def load(cls, folder: str | Path, *, model_hash: str | None = None) -> Self:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import shutil
 import threading
 import weakref
@@ -16,7 +17,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pymilvus.exceptions import MilvusException
 
+import decant.search
 import decant.served
 from decant import Recommender
 from decant.answering import Cascade, Prediction
@@ -27,10 +30,13 @@ from decant.recommender import build_index
 from decant.served import Served
 from foundation import Foundation
 from foundation.predictions import log_positive
+from promptify.interactions import Interactions
 from promptify.prompter import HistoryEvent
 from promptify.validation import BadInput
 from promptify.whole import write_whole
-from retrieval import IndexMismatch
+from promptify.words import Words
+from retrieval import IndexMismatch, ItemIndex
+from retrieval import folder as folders
 from retrieval.milvus import MilvusIndex, searching
 
 PROFILE = {"headline": "Nurse in oncology", "place": "Berlin, Germany"}
@@ -162,6 +168,60 @@ def test_what_another_process_adds_to_a_database_moves_nothing(
     assert set(jobs_of(in_database)) == {*before, "job-nurse"}
 
 
+def test_an_add_whose_answer_was_lost_is_made_again(
+    in_database: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(jobs_of(in_database))
+    client = in_database.index._collection.client
+    upsert = client.upsert
+
+    def lost(*arguments: Any) -> None:
+        upsert(*arguments)
+        raise MilvusException(message="deadline exceeded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "upsert", lost)
+        with pytest.raises(OSError, match="deadline exceeded"):
+            in_database.add_items([NURSE])
+    assert "job-nurse" in in_database.index
+    assert set(jobs_of(in_database)) == before
+    in_database.add_items([NURSE])
+    assert set(jobs_of(in_database)) == {*before, "job-nurse"}
+    with pytest.raises(BadInput, match="'job-nurse' is in the catalogue already"):
+        in_database.add_items([NURSE])
+    in_database.remove_items(["job-nurse"])
+    assert set(jobs_of(in_database)) == before
+
+
+def test_what_a_database_holds_beyond_the_catalogue_is_passed_over_and_said(
+    fresh: Recommender,
+    in_database: Recommender,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # Few items are compared with: then nothing else is met.
+    monkeypatch.setattr(searching, "MOST_COMPARED", 0)
+    before = set(jobs_of(in_database))
+    in_database.add_items([NURSE, ADVISER])
+    # As when the process starts again.
+    with MilvusIndex.load(uri=str(tmp_path / "items.db"), name="items") as index:
+        again = Recommender(fresh.foundation, index, fresh.book)
+        assert "the index holds 2 items that the catalogue lacks" in caplog.text
+        assert set(jobs_of(again)) == before
+        assert set(jobs_of(again, where="kind = job")) == before
+        assert set(jobs_of(again, allow=sorted(before))) == before
+        vector_V = again.foundation.embed_users(again.book.inline(PROFILE, task="jobs"))[0]
+        rows_C, _ = again._served.nearest(vector_V, 10_000)
+        assert sorted(rows_C.tolist()) == list(range(again.interactions.num_items))
+        again.add_items([NURSE])
+        assert set(jobs_of(again)) == {*before, "job-nurse"}
+    stranger = fresh.index.vectors_at([0])
+    fresh.index.add(stranger, ["a stranger"])
+    with pytest.raises(BadInput, match=r"holds 'a stranger'.*which the catalogue lacks"):
+        Recommender(fresh.foundation, fresh.index, fresh.book)
+
+
 def test_a_new_item_is_what_its_text_says_wherever_it_stands(fresh: Recommender) -> None:
     fields = {name: value for name, value in NURSE.items() if name not in ("item_id", "kind")}
     fields["posted"] = 1_748_736_000
@@ -285,6 +345,35 @@ def test_items_come_as_a_table_or_as_mappings(fresh: Recommender, kind: str) -> 
     assert found.title.startswith("Nurse in oncology · ")
 
 
+def test_words_of_people_are_read_again_when_people_change_and_not_when_jobs_do(
+    fresh: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    plain = decant.search.item_texts
+
+    def reading(words: Words, log: Interactions, rows: Any) -> list[str]:
+        read.append(len(rows))
+        return plain(words, log, rows)
+
+    monkeypatch.setattr(decant.search, "item_texts", reading)
+    people = fresh.book.prompter.task_index("people")
+    num_people = int((fresh.interactions.item_kinds == "person").sum())
+    before = fresh.search_words(people)
+    fresh.add_items([NURSE])
+    fresh.remove_items(["job-00003"])
+    fresh.add_items([{**NURSE, "item_id": "job-00003"}])
+    assert fresh.search_words(people) is fresh.search_words(people)
+    assert read == [num_people]
+    # The rest is of the catalogue as it is now.
+    assert fresh.search_words(people).interactions is fresh.interactions
+    assert fresh.search("Berlin", task="people", k=3).hits
+    fresh.add_items([{**ADVISER, "name": "Zaphod Quux"}])
+    assert read == [num_people]  # Nobody asked yet.
+    after = fresh.search_words(people)
+    assert read == [num_people, num_people + 1]
+    assert (len(after.names), after.known - before.known) == (len(before.names) + 1, {"adviser"})
+
+
 def test_what_was_saved_is_there_when_the_run_is_loaded_again(run: Path) -> None:
     served = Recommender.load(run)
     served.add_items([NURSE])
@@ -346,6 +435,25 @@ def test_a_catalogue_from_which_everything_was_removed_is_one(run: Path) -> None
     assert jobs_of(again) == []
     again.add_items([NURSE])
     assert jobs_of(again) == ["job-nurse"]
+
+
+def test_an_index_of_nothing_is_refused_with_what_brings_items_back(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = Recommender.load(run)
+    served.remove_items(served.interactions.item_ids)
+    served.save()
+    refused = "all [0-9]+ items .* were removed.*decant index RUN --items FILE.*catalogue"
+    with pytest.raises(BadInput, match=refused):
+        Recommender.load(run, model="foundation")
+    with pytest.raises(SystemExit):
+        main(["index", str(run)])
+    assert re.search(refused, " ".join(capsys.readouterr().err.split()))
+    # As it says.
+    new = tmp_path / "new.jsonl"
+    new.write_text("\n".join(map(json.dumps, [NURSE, ADVISER])))
+    main(["index", str(run), "--items", str(new)])
+    assert jobs_of(Recommender.load(run, model="foundation")) == ["job-nurse"]
 
 
 def test_the_index_command_embeds_what_was_saved_again(
@@ -438,6 +546,39 @@ def test_two_who_save_do_not_lose_each_others_items(run: Path) -> None:
     assert "job-nurse" in jobs_of(Recommender.load(run))
 
 
+def test_who_loads_while_another_saves_gets_a_version_that_is_whole(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = Recommender.load(run)
+    saver.add_items([NURSE])
+    saver.save()
+    load, digest_of = ItemIndex.load.__func__, folders.sha256_of
+    withdrawn = iter(["job-00003", "job-00004"])
+
+    def another_saves() -> None:
+        item = next(withdrawn, None)
+        if item is not None:
+            saver.remove_items([item])
+            saver.save()
+
+    def loading(cls: type[ItemIndex], *arguments: Any, **known: Any) -> ItemIndex:
+        another_saves()
+        return load(cls, *arguments, **known)
+
+    def digesting(path: Path) -> str:
+        if path.suffix != ".new":  # What the other one writes.
+            another_saves()
+        return digest_of(path)
+
+    monkeypatch.setattr(ItemIndex, "load", classmethod(loading))
+    monkeypatch.setattr(folders, "sha256_of", digesting)
+    loaded = Recommender.load(run)
+    assert next(withdrawn, None) is None
+    assert jobs_of(loaded) == jobs_of(saver)
+    loaded.add_items([ADVISER])
+    loaded.save()
+
+
 def test_a_damaged_catalogue_is_refused_or_harmless(run: Path) -> None:
     served = Recommender.load(run)
     served.add_items([NURSE])
@@ -519,6 +660,9 @@ def test_rows_that_do_not_fit_may_be_skipped(fresh: Recommender) -> None:
         (["job-00001", "job-00001"], "stands twice"),
         ("job-00001", "give a list"),
         ([7], "unknown item 7"),
+        (None, "remove_items=None must be a list of item ids"),
+        ({}, "remove_items={} must be a list of item ids"),
+        ({"job-00001": True}, "must be a list of item ids"),
     ],
 )
 def test_what_cannot_be_removed_is_named(
@@ -528,6 +672,13 @@ def test_what_cannot_be_removed_is_named(
     with pytest.raises(BadInput, match=message):
         recommender.remove_items(removed)
     assert len(recommender.index) == before
+
+
+@pytest.mark.parametrize("listed", [pd.Series, np.array, set])
+def test_what_is_removed_may_stand_in_any_list(fresh: Recommender, listed: Any) -> None:
+    fresh.remove_items(listed(["job-00003", "job-00004"]))
+    assert {"job-00003", "job-00004"}.isdisjoint(jobs_of(fresh))
+    fresh.remove_items(listed([]))
 
 
 def test_what_was_removed_is_not_removed_again(fresh: Recommender) -> None:

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
@@ -223,6 +224,22 @@ def test_allow_deny_and_seen_items(recommender):
     assert asked(allow=["person-00001"]) == []  # another kind of item than the task ranks
 
 
+@pytest.mark.parametrize("listed", [pd.Series, np.array, set])
+def test_ids_may_stand_in_any_list(recommender, listed):
+    some = ["job-00004", "job-00005", "job-00006"]
+    for limits in (
+        {"allow": some},
+        {"deny": some},
+        {"candidates": some},
+        {"candidates": some, "allow": some[:2], "deny": some[:1]},
+        {"deny": []},
+    ):
+        as_given = {name: listed(ids) for name, ids in limits.items()}
+        expected = recommender.predict_next_actions(PROFILE, HISTORY, **limits)
+        found = recommender.predict_next_actions(PROFILE, HISTORY, **as_given)
+        assert ids(found) == ids(expected)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -247,6 +264,8 @@ def test_allow_deny_and_seen_items(recommender):
         ({"deny": ["job-1"]}, "deny: unknown item 'job-1'"),
         ({"candidates": ["job-1"]}, "candidates: unknown item 'job-1'"),
         ({"allow": "job-00001"}, "give a list"),
+        ({"deny": 7}, "deny=7 must be a list of item ids"),
+        ({"candidates": {"job-00001": 1}}, "candidates={'job-00001': 1} must be a list"),
         ({"history": [{"item": "job-1", "action": "apply"}]}, "unknown item 'job-1'"),
         ({"history": [{"item": "job-00001", "action": "liked"}]}, "liked"),
         ({"history": [{"item": "job-00001"}]}, r"history\[0\]: action"),

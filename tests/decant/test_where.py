@@ -101,6 +101,18 @@ def test_it_means_what_it_says(where: str | Where, wanted: list[int]) -> None:
     assert found(where) == wanted
 
 
+def test_minus_zero_is_zero() -> None:
+    rows = [item(number, pay=pay) for number, pay in enumerate((0.0, -0.0, 1.0, None))]
+    table = pa.Table.from_pylist(rows, TABLE.schema)
+    for zero in ("0", "-0", "0.0", "-0.0"):
+        for where, wanted in (
+            (f"pay = {zero}", [0, 1]),
+            (f"pay in ({zero}, 1)", [0, 1, 2]),
+            (f"pay != {zero}", [2, 3]),
+        ):
+            assert np.flatnonzero(matching(parse_where(where), table, SCHEMA)).tolist() == wanted
+
+
 def holds(where: Where, row: dict[str, Any]) -> bool:
     """The reference: one item at a time, in plain Python."""
     if isinstance(where, Negated):

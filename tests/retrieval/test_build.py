@@ -126,6 +126,27 @@ def test_a_streamed_index_moves_grows_and_is_saved_again(items, shards, tmp_path
             one.compact()
 
 
+def test_lists_on_disk_are_saved_on_from_where_they_were_saved_last(
+    items, shards, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("retrieval.streaming.LIST_BLOCK_BYTES", 60_000)
+    out = tmp_path / "0"
+    arguments = [str(shards), "--out", str(out), "--model-hash", "m", "--kind", "ivf"]
+    assert main([*arguments, "--quiet"]) == 0
+    index = ItemIndex.load(out)
+    for turn in range(3):
+        index.remove([items[1][turn]])
+        index.save(tmp_path / str(turn + 1))
+        # A copy that is gone again is not missed either.
+        index.save(tmp_path / "copy")
+        shutil.rmtree(tmp_path / "copy")
+        index.save(tmp_path / str(turn + 1))
+        shutil.rmtree(tmp_path / str(turn))
+    assert any(path.name.startswith("lists-") for path in (tmp_path / "3").iterdir())
+    expected = index.search(items[0][:5], 9).item_rows.tolist()
+    assert ItemIndex.load(tmp_path / "3").search(items[0][:5], 9).item_rows.tolist() == expected
+
+
 def test_a_sample_of_queries_chooses_and_measures(items, shards, tmp_path, capsys):
     sample = write(tmp_path / "people.parquet", items[0][:1].repeat(50, 0), ["p"] * 50)
     arguments = [str(shards), "--out", str(tmp_path / "index"), "--model-hash", "m"]

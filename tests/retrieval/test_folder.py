@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from retrieval import IndexMismatch, ItemIndex
+from retrieval import folder as folders
 from retrieval.manifest import IndexManifest
 
 REPOSITORY = Path(__file__).parents[2]
@@ -89,6 +90,20 @@ def test_an_index_stays_usable_when_its_folder_is_saved_over(tmp_path):
     assert state(mapped) == expected
     mapped.save(tmp_path)
     assert state(ItemIndex.load(tmp_path)) == expected
+
+
+def test_a_file_that_goes_while_its_index_is_loaded_is_said_to_be_missing(tmp_path, monkeypatch):
+    index, _, _ = built("flat", 40)
+    index.save(tmp_path)
+    digest_of = folders.sha256_of
+
+    def swept_up(path):
+        path.unlink()
+        return digest_of(path)
+
+    monkeypatch.setattr(folders, "sha256_of", swept_up)
+    with pytest.raises(IndexMismatch, match="is missing; build the index again"):
+        ItemIndex.load(tmp_path)
 
 
 def flaky(real, left):
