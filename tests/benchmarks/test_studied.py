@@ -68,3 +68,12 @@ def test_answers_of_other_code_are_not_taken(
 
     assert [answers(code) for code in ("old", "old", "new", "old")] == [1, 1, 2, 1]
     assert asked == ["old", "new"]
+
+
+def test_answers_of_each_benchmark_lie_by_its_own_code(tmp_path: Path) -> None:
+    path = tmp_path / "answers.npz"
+    asking = ["cold_start", "context_length", "drift", "ladder", "scaling", "wording"]
+    places = {arms.of_code(path), *(arms.of_code(path, f"benchmarks.{one}") for one in asking)}
+    # `cold_start` is of the code of all of them.
+    assert len(places) == len(asking)
+    assert {place.parent.parent for place in places} == {tmp_path}
