@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from foundation import Foundation
 from foundation.batches import take_rows
@@ -75,6 +76,9 @@ def test_no_text_says_the_label_of_a_new_task(make: Any, book: PromptBook, tmp_p
     [label] = [new.prompter.label_ids[new.prompter.label_index(2, word)]]
     assert label in old.item_pieces.ids
     assert label not in new.item_pieces.ids
+    if new.uses_slots:
+        read = new.readings_of(new.item_pieces)
+        torch.testing.assert_close(new.items.reading_ID, read, atol=1e-5, rtol=0)
     # A copy that was saved and read reads as it does, and so does a book of either.
     new.save_pretrained(tmp_path / "model")
     loaded = Foundation.from_pretrained(tmp_path / "model")
