@@ -201,3 +201,21 @@ def test_a_real_gpu_finds_what_the_cpu_finds(kind, mode):
                 assert (there.item_rows[:8, 0] == 20_000 + np.arange(8)).all()
                 assert (there.item_rows >= 500).all()
     assert len(on_gpu) == 19_508
+
+
+def test_codes_on_a_gpu_find_as_much_for_one_as_for_a_hundred(two_gpus):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(3100, 16)).astype("f4")
+    items, queries = vectors[:3000], vectors[3000:]
+    index = ItemIndex.build(
+        items, [str(row) for row in range(3000)], model_hash="m", kind="ivf-pq", target_recall=0.9
+    )
+    on_gpu = index.to_gpu()
+    truth = np.argsort(-queries @ items.T, axis=1)
+    recall = [
+        np.mean([np.isin(a, b).mean() for a, b in zip(truth[:, :k], found, strict=True)])
+        for k in (1, 100)
+        for found in [on_gpu.search(queries, k).item_rows]
+    ]
+    assert recall[1] > 0.8
+    assert recall[0] > recall[1] - 0.05
