@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ladder import Descent
+from benchmarks.ladder import MAKES_A_RUNG, Descent
 from benchmarks.ladder_beds import Bed, bed_of
 from benchmarks.measured import Measured
 from decant.architecture import LatencyRatio, search_config, search_shape, shapes_table
+from decant.fingerprints import code_key
 from decant.layout import FOUNDATION
 from distill.architecture import Tried
 from foundation.evaluation import Interval, ndcg, paired_bootstrap
@@ -74,7 +75,7 @@ def measure(
     slower = LatencyRatio(descent.top, descent.book, descent.split.test, requests=timed)
     ranked = {}
     for who, one in (("ladder's shape", ladders), ("searched shape", found.best)):
-        made = folder / f"{one.shape.code}-{epochs:g}-epochs"
+        made = folder / f"{one.shape.code}-{epochs:g}-epochs-{code_key(MAKES_A_RUNG)}"
         if not (made / "model").exists():
             # As the search taught what it tried.
             rate = config.fit.learning_rate, config.fit.table_rate

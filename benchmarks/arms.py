@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decant import recipes
-from decant.fingerprints import code_hashes
+from decant.fingerprints import code_key
 from decant.measure import Answers, Asked
 from decant.on_validation import watch
 from decant.recipes import Recipe
@@ -274,7 +274,7 @@ def of_code(path: Path, *asking: str) -> Path:
         path: of the file, were there one code for ever.
         asking: names of the modules that ask, where others do not ask as they do.
     """
-    return path.parent / json_hash(code_hashes((*_MAKES_ANSWERS, *asking)))[:12] / path.name
+    return path.parent / code_key((*_MAKES_ANSWERS, *asking)) / path.name
 
 
 def kept_arrays(

@@ -50,6 +50,7 @@ from benchmarks.ladder_beds import BEDS, Bed, bed_of
 from benchmarks.ladder_rows import LadderRows
 from benchmarks.measured import Measured
 from decant.architecture import LatencyRatio
+from decant.fingerprints import code_key
 from decant.judging import Remembered
 from decant.ladder import descend, ladder_config
 from decant.layout import FOUNDATION, RunLayout
@@ -60,6 +61,7 @@ from decant.processes import training_device
 from decant.recipes import Recipe
 from decant.run_data import load_book, load_model, rung_record
 from decant.run_record import json_hash
+from decant.stages import ROOMS
 from distill.anatomy import Shape, stock_config
 from distill.distillation import distil, whole_inputs
 from distill.importance import Importance, measure_importance
@@ -79,6 +81,9 @@ VALIDATED = "valid.json"
 """What an arm's last rung is worth on validation, beside its model."""
 _TIMED_AGAIN = 5
 """How many times as many requests the last rung's latency rests on as a gate's."""
+
+MAKES_A_RUNG = (*ROOMS, "decant.on_validation", "benchmarks.ladder")
+"""Code that an arm's models are known by."""
 
 ArmName = Literal["gradual", "one_shot", "no_repair", "finetune", "from_scratch"]
 Rate = tuple[float, float]
@@ -142,9 +147,9 @@ class Descent:
     def _chain(self, arm: ArmName, steps: Sequence[tuple[Shape, float]], rate: Rate) -> list[Path]:
         """Folders of an arm's models at a rate, from the top down; made if need be."""
         top = weights_hash(self.layout.model(FOUNDATION))
-        # Another ladder comes to other shapes, by other teaching.
+        # Another ladder comes to other shapes, by other teaching; other code to other models.
         told = [(asdict(shape), epochs) for shape, epochs in steps]
-        like = json_hash([top, asdict(self.config), told, rate])
+        like = json_hash([top, asdict(self.config), told, rate, code_key(MAKES_A_RUNG)])
         above, made = self.top, []
         for place, (shape, epochs) in enumerate(steps, start=1):
             folder = self.folder / arm / f"rung-{place}-{like}"

@@ -37,10 +37,9 @@ from benchmarks.tasks import BookOfTasks
 from benchmarks.word_search import WordSearch
 from decant.answering import NUM_RETRIEVED
 from decant.facets import folded_words
-from decant.fingerprints import code_hashes
+from decant.fingerprints import code_key
 from decant.on_validation import RANK_WEIGHTS
 from decant.recommender import Recommender, build_index
-from decant.run_record import json_hash
 from decant.stages import ROOMS
 from foundation import FitConfig, Foundation, FoundationConfig
 from foundation.evaluation import bootstrap_interval, paired_bootstrap
@@ -178,7 +177,7 @@ def trained(market: SearchMarket, settings: Settings, *, out: Path) -> Recommend
         settings: of the training.
         out: kept for this market and these settings; a model in it of other code is left there.
     """
-    out = out / json_hash(code_hashes(_MAKES_A_MODEL))[:12]
+    out = out / code_key(_MAKES_A_MODEL)
     train = productive(market)
     prompter = Prompter.fit(
         market.log, train, search_tasks(market.data.tasks), config=settings.prompter

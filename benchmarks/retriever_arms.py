@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.arms import Arm, Part, Prepared, save_arrays
 from decant.answering import NUM_RETRIEVED
-from decant.fingerprints import code_hashes
+from decant.fingerprints import code_key
 from decant.measure import Asked
 from decant.on_validation import RANK_WEIGHTS
 from decant.retriever import MiningConfig, ask_ranker, fit_with_mining
@@ -294,7 +294,7 @@ class Bench:
         training = self.trainings[name]
         needs = ["full"] if training.ranker_weight is not None else []
         told = [self.prepared.settings(self.trainings[n].arm) for n in (name, *needs)]
-        key = json_hash([told, str(training), str(self.sizes), code_hashes(_MAKES_AN_ARM)])[:12]
+        key = json_hash([told, str(training), str(self.sizes), code_key(_MAKES_AN_ARM)])[:12]
         return self.work / f"{name}-{key}{suffix}"
 
 

@@ -25,9 +25,12 @@ from transformers import AutoModelForCausalLM
 from benchmarks.arms import save_arrays
 from benchmarks.teacher_beds import GRADES, Ground
 from benchmarks.teacher_labels import Labels
+from decant.fingerprints import code_key
 from decant.run_record import json_hash
+from decant.stages import ROOMS
 from distill.anatomy import shape_of
 from distill.importance import measure_importance
+from distill.policy import Policy
 from distill.pruning import prune
 from distill.stored import StoredSignal, store_signal
 from distill.student import SLATES, StudentConfig, fit_student
@@ -140,6 +143,10 @@ def mixed(click: NDArray[Any], policy: NDArray[Any], blend: float) -> NDArray[np
 
 
 _CALIBRATION_ROWS = 300
+_MAKES_AN_ARM = (
+    *ROOMS,
+    *(f"benchmarks.{name}" for name in ("teacher_arms", "teacher_beds", "teacher_labels")),
+)
 
 
 class School:
@@ -157,8 +164,10 @@ class School:
             "sizes": asdict(ground.sizes),
             "data": dict(ground.bed.settings),
             "recipe": ground.bed.recipe.to_dict(),
+            "policy": Policy.shipped(ground.policy).digest,
         }
-        self.work = work / f"{ground.bed.name}-{seed}-{json_hash(settings)[:8]}"
+        of = f"{json_hash(settings)[:8]}-{code_key(_MAKES_AN_ARM)}"
+        self.work = work / f"{ground.bed.name}-{seed}-{of}"
         self.data, recipe = ground.bed.load(seed), ground.bed.recipe
         self.log = self.data.interactions
         self.tasks = (replace(self.data.tasks[0], grades=GRADES), *self.data.tasks[1:])

@@ -41,6 +41,15 @@ def code_hashes(code: Iterable[str]) -> dict[str, str]:
     return {name: code_hash(name) for name in sorted(code)}
 
 
+def code_key(code: Iterable[str]) -> str:
+    """Twelve hex digits of what packages and modules say, for a name of what they made.
+
+    Args:
+        code: as of `code_hashes`.
+    """
+    return json_hash(code_hashes(code))[:12]
+
+
 @cache
 def code_hash(name: str) -> str:
     """Hash of what a package or module says, the same for every version of Python."""

@@ -223,6 +223,10 @@ def test_every_arm_is_measured_and_a_second_call_trains_nothing(
     assert ladder.main(arguments) == 0
     assert out.read_bytes() == before
     assert "loss_vs_top" in capsys.readouterr().out
+    # An arm that other code made is none of this code's.
+    monkeypatch.setattr(ladder, "code_key", lambda _: "other")
+    with pytest.raises(TypeError, match="not callable"):
+        descent.rungs("one_shot")
 
 
 def test_the_time_of_smaller_shapes_with_random_weights(tmp_path, capsys) -> None:

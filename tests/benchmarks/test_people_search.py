@@ -192,7 +192,7 @@ def test_a_kept_model_of_other_code_is_trained_anew(
     monkeypatch.setattr(benchmark, "Recommender", lambda *_: None)
     settings = benchmark.smoke_settings()
     for code, count in (("a", 1), ("a", 1), ("b", 2), ("a", 2)):
-        monkeypatch.setattr(benchmark, "code_hashes", lambda _, code=code: {"all": code})
+        monkeypatch.setattr(benchmark, "code_key", lambda _, code=code: code)
         benchmark.trained(market, settings, out=tmp_path)
         assert len(trainings) == count
     assert not any(path.exists() for path in trainings)

@@ -47,7 +47,7 @@ def test_both_answer_the_same_targets_and_a_second_call_trains_nothing(
     with pytest.raises(TypeError, match="not callable"):
         quality.main([*command, "--tune-sasrec"])
     with monkeypatch.context() as patched:
-        patched.setattr(arms, "code_hashes", lambda _: {"all": "other"})
+        patched.setattr(arms, "code_key", lambda _: "other")
         with pytest.raises(TypeError, match="not callable"):
             quality.main(command)
     other = job_market(num_members=60, num_jobs=50, num_impressions=600, seed=1)

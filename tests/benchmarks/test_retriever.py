@@ -72,11 +72,11 @@ def test_a_kept_model_of_other_code_is_not_taken(
     monkeypatch.setattr(Foundation, "from_pretrained", lambda folder: folder)
     bed = beds(["job_market"], movielens=None, smoke=True)[0]
     bench = Bench(prepare(bed, seed=0), SMOKE, tmp_path)
-    monkeypatch.setattr(retriever_arms, "code_hashes", lambda _: {"all": "a"})
+    monkeypatch.setattr(retriever_arms, "code_key", lambda _: "a")
     kept = bench._path("full", ".model")
     kept.mkdir(parents=True)
     assert bench.model("full") == kept
-    monkeypatch.setattr(retriever_arms, "code_hashes", lambda _: {"all": "b"})
+    monkeypatch.setattr(retriever_arms, "code_key", lambda _: "b")
     with pytest.raises(InterruptedError):
         bench.model("full")
 

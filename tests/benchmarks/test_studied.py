@@ -55,7 +55,7 @@ def test_answers_of_other_code_are_not_taken(
     asked: list[str] = []
 
     def answers(code: str) -> int:
-        monkeypatch.setattr(arms, "code_hashes", lambda _: {"all": code})
+        monkeypatch.setattr(arms, "code_key", lambda _: code)
 
         def make(scratch: Path) -> dict[str, np.ndarray]:
             assert not scratch.exists()

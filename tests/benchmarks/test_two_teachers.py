@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from benchmarks import two_teachers
+from benchmarks import teacher_arms, two_teachers
 from benchmarks.measured import Measured
 from benchmarks.teacher_arms import ARMS, School, mixed
 from benchmarks.teacher_beds import SMOKE, in_sheets, market
@@ -229,6 +229,15 @@ def test_every_student_starts_as_what_is_left_of_the_policy_teacher(
     torch.testing.assert_close(
         half.items.residual_ID, teacher.items.residual_ID, msg="residuals are the teacher's"
     )
+
+
+def test_models_of_other_code_are_not_taken(
+    called: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = School(market(smoke=True), 0, called[0] / "work").work
+    assert mine.is_dir()
+    monkeypatch.setattr(teacher_arms, "code_key", lambda _: "other")
+    assert not School(market(smoke=True), 0, called[0] / "work").work.exists()
 
 
 def test_what_cannot_be_written_ends_with_code_1(
