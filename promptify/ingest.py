@@ -282,20 +282,19 @@ class _EventEncoder:
         if differs.any():
             columns = self._without(columns, differs, column="context", reason=_DIFFERS)
             return self.in_order(columns)
-        columns["context"] = shared
         shown_at = columns["timestamp"].copy()
         np.minimum.at(shown_at, first, columns["timestamp"])
-        stated_at = columns["timestamp"]
-        columns["timestamp"] = shown_at[first]
-        del shown_at, shared, stated
-        _warn_of_long(columns["timestamp"], stated_at, first)
+        shown_at = shown_at[first]
+        _warn_of_long(shown_at, columns["timestamp"], first)
         worse = self._worse_of_an_item(columns, first)
-        if worse.any():
+        if worse.any():  # Set aside as they were given, before a slate's moment and context are.
             columns = self._without(
                 columns, worse, column="action", reason=_IS_WORSE, harmless=True
             )
-            first, stated_at = first[~worse], stated_at[~worse]
-        del columns["slate"]
+            first, shared, shown_at = first[~worse], shared[~worse], shown_at[~worse]
+        stated_at = columns["timestamp"]
+        columns |= {"context": shared, "timestamp": shown_at}
+        del columns["slate"], stated, shared, shown_at
         order = np.lexsort((first, columns["timestamp"], columns["user"]))
         ordered: Columns = {"slate": np.cumsum(_changes([first], order)) - 1}
         for name in EVENT_TYPES:

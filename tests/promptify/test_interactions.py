@@ -1,5 +1,6 @@
 """The three tables: order, slates, contexts, validation, and the folder they are saved in."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,22 @@ def test_an_item_is_in_a_slate_once_with_the_best_of_what_was_done() -> None:
         "events: action comes with a better one for the same item and shown_with",
         1,
     )
+
+
+def test_what_a_better_action_sets_aside_is_written_down_as_it_was_given(tmp_path: Path) -> None:
+    events = {
+        "item_id": [11, 10, 10],
+        "timestamp": [4, 5, 6],
+        "action": ["bad", "bad", "good"],
+        "shown_with": ["s", "s", "s"],
+        "context": ["near", None, None],
+    }
+    file = tmp_path / "bad.jsonl"
+    with BadRows(on_bad_rows="quarantine", quarantine=file) as bad_rows:
+        log(events, bad_rows=bad_rows)
+    [record] = map(json.loads, file.read_text().splitlines())
+    assert (record["column"], record["row"]["item_id"]) == ("action", "10")
+    assert (record["row"]["timestamp"], record["row"]["context"]) == (5, None)
 
 
 def test_a_slate_of_days_is_asked_about(caplog: pytest.LogCaptureFixture) -> None:
