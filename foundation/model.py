@@ -170,7 +170,8 @@ class Foundation(nn.Module):
     ) -> "Foundation":
         """The same model over another catalogue, to be trained on.
 
-        Residuals and exposure follow their item's id; a new item has its text alone. The decoder is
+        Residuals and exposure follow their item's id; a new item has its text alone. A bias for new
+        items (`foundation.new_items`) stays behind: fit one when it is trained. The decoder is
         shared, not copied: train one of the two.
 
         Args:

@@ -145,6 +145,8 @@ def checked_filter(
     """
     if isinstance(ids, str):
         raise ValueError(f"{name} is the text {ids!r}; give a list of ids")
+    if hasattr(ids, "__array__"):  # A series is asked by the names of its rows, not their places.
+        ids = np.asarray(ids)
     if isinstance(ids, Set | Mapping) or not hasattr(ids, "__getitem__"):
         kind = type(ids).__name__
         article = "an" if kind[0] in "aeiou" else "a"

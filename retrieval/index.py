@@ -219,10 +219,6 @@ class ItemIndex:
                 shape.
         """
         k = checked_count(k)
-        # A series is asked by the names of its rows, not by their places.
-        allow, deny = (
-            np.asarray(ids) if hasattr(ids, "__array__") else ids for ids in (allow, deny)
-        )
         snapshot = self._snapshot
         queries = checked_vectors("vectors", vectors, self._manifest.dimension)
         scores, rows = snapshot.search(queries, k, allow, deny)

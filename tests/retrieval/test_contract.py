@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -159,6 +160,18 @@ def test_added_is_found_at_once_and_removed_never_again(build):
         assert (found.ids[:, 260:] == None).all()  # noqa: E711 elementwise
         assert (found.scores[:, :-1] >= found.scores[:, 1:]).all()
         index.compact()
+
+
+def test_filters_may_be_series_whatever_their_own_rows_are_called(build):
+    index = build(np.eye(3), ["a", "b", "c"])
+    named = pd.Series(["b", "c"], index=[7, 9])
+    assert index.search([[3.0, 2, 1]], 3, allow=named).ids.tolist() == [["b", "c", None]]
+    assert index.search([[3.0, 2, 1]], 3, deny=named).ids.tolist() == [["a", None, None]]
+    rows = np.isin(index.ids, ["b", "c"])
+    masked = pd.Series(rows, index=[7, 9, 8])
+    assert index.search([[3.0, 2, 1]], 3, deny=masked).ids.tolist() == [["a", None, None]]
+    with pytest.raises(ValueError, match="'d' is not in the index"):
+        index.remove(pd.Series(["a", "d"], index=[7, 9]))
 
 
 def test_add_says_which_rows_it_gave(build):

@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -442,17 +441,6 @@ def test_long_lists_of_ids_say_what_masks_say():
             assert alone.ids.tolist() == wanted.ids.tolist()[:1]
             array = {k: np.array(v) for k, v in said.items()}
             assert index.search(queries, 40, **array).ids.tolist() == wanted.ids.tolist()
-
-
-def test_filters_may_be_series_whatever_their_own_rows_are_called():
-    index = ItemIndex.build(np.eye(3), ["a", "b", "c"], model_hash="m")
-    named = pd.Series(["b", "c"], index=[7, 9])
-    assert index.search([[3.0, 2, 1]], 3, allow=named).ids.tolist() == [["b", "c", None]]
-    assert index.search([[3.0, 2, 1]], 3, deny=named).ids.tolist() == [["a", None, None]]
-    masked = pd.Series([False, True, True], index=[7, 9, 8])
-    assert index.search([[3.0, 2, 1]], 3, deny=masked).ids.tolist() == [["a", None, None]]
-    with pytest.raises(ValueError, match="'d' is not in the index"):
-        index.remove(pd.Series(["a", "d"], index=[7, 9]))
 
 
 def test_add_and_remove_refuse_and_change_nothing():
