@@ -10,8 +10,8 @@ probabilities a share is noise. Of calibration, both are calibrated on what they
 candidate says by so much too much. `gate_false_accept` is how often a loss of 2 % passes a gate of
 1 %, or a calibration error of .01 one of .005; `gate_false_reject` how often no loss at all fails;
 the rest is undecided, which asks for more targets. Rows of `two looks` are of a ladder's step: the
-first candidate is what repair left, and unless it passes the second is what teaching made of it.
-Intervals are Wilson's, 95 %.
+first candidate is what repair left, and unless it passes the second is what teaching made of it;
+each bound is one of 97.5 %, so that both are of 95 % together. Intervals are Wilson's, 95 %.
 
 With a run the gate's clock is looked at instead: the run's model is timed against itself, in turn,
 as a rung is against the one above. `slowdown_p95` is what such a pair comes out at in one of twenty
@@ -37,7 +37,14 @@ from benchmarks.subjects import Subject, finished
 from decant.judging import milliseconds
 from decant.recipes import recipe_of
 from decant.recommender import Recommender, build_index
-from distill.gate import GateConfig, Measurements, Status, Tolerance, verdict
+from distill.gate import (
+    GateConfig,
+    Measurements,
+    Status,
+    Tolerance,
+    confidence_of_each,
+    verdict,
+)
 from distill.ladder import place_taken
 from foundation.evaluation import Interval
 
@@ -113,19 +120,19 @@ def drawn(
 
 def looked_twice(
     reference: Measurements, candidates: Sequence[Measurements], config: GateConfig
-) -> tuple[Status, Status]:
-    """The gate's word on the first candidate, and on a ladder's step that may try the second.
+) -> Status:
+    """The gate's word on a ladder's step, which tries the second where the first does not pass.
 
     Args:
         reference: the rung above.
         candidates: what repair left, and what teaching made of it.
-        config: what may be lost.
+        config: what may be lost, of each look.
     """
     first = verdict(reference, candidates[0], config).status
     if first == "pass":
-        return first, first
+        return first
     both = first, verdict(reference, candidates[1], config).status
-    return first, both[place_taken(both)]
+    return both[place_taken(both)]
 
 
 def _of_ndcg(
@@ -230,12 +237,20 @@ def measure(designs: Sequence[Design], *, draws: int, measured: Measured, seed: 
             if measured.has(metric=name, seed=seed, split=ways[-1], **cells):
                 continue
             began = time.monotonic()
-            config = GateConfig(tolerances=(tolerance,))
+            once, twice = (
+                GateConfig(tolerances=(tolerance,), confidence=confidence_of_each(num_looks))
+                for num_looks in (1, 2)
+            )
             rng = np.random.default_rng([seed, number, int(loss > 0)])
-            found = [
-                looked_twice(*drawn(design, loss, rng), config)
-                for _ in tqdm(range(draws), desc=f"{design.metric}, {design.name}, {loss:.0%}")
-            ]
+            found = []
+            for _ in tqdm(range(draws), desc=f"{design.metric}, {design.name}, {loss:.0%}"):
+                reference, candidates = drawn(design, loss, rng)
+                found.append(
+                    (
+                        verdict(reference, candidates[0], once).status,
+                        looked_twice(reference, candidates, twice),
+                    )
+                )
             seconds = round(time.monotonic() - began, 1)
             for way, verdicts in zip(ways, zip(*found, strict=True), strict=True):
                 for metric, status in ((name, wrong), ("gate_undecided", "undecided")):

@@ -69,7 +69,8 @@ def gate_measurements(
 
     Probabilities are judged calibrated, as they are served. The calibration was fitted on these
     targets, so each event is given one fitted on other people's; its method is the best on these
-    targets of every model, whatever its own was chosen on (decision 62).
+    targets of every model, whatever its own was chosen on (decision 62). Calibrations that differ
+    from fold to fold put no events in order: AUC is of what the model says by itself (decision 77).
 
     Args:
         foundation: calibrated.

@@ -166,6 +166,7 @@ class Answers:
             event_user=self.action_user,
             event_label=self.action_positive,
             event_probability=self.action_probability,
+            event_score=self.uncalibrated_probability,
             latency_ms=latency_ms,
         )
 

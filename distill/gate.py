@@ -99,23 +99,27 @@ class GateConfig:
         *,
         max_miscalibration: float = 0.005,
         max_slowdown: float = 0.0,
+        num_looks: int = 1,
     ) -> Self:
         """AUC and NDCG@10 may lose this share; calibration .005; latency nothing.
 
         A rung is held against the one above with 1 %, and against the top of the ladder with 3 %.
+        Bounds are those of 95 % together.
 
         Args:
             max_loss: share of AUC and of NDCG@10.
             max_miscalibration: by which the calibration error may rise.
             max_slowdown: share of the latency, where timing itself cannot tell less apart.
+            num_looks: as of `confidence_of_each`.
         """
         return cls(
+            confidence=confidence_of_each(num_looks),
             tolerances=(
                 Tolerance(metric="auc", max_loss=max_loss, kind="relative"),
                 Tolerance(metric="ndcg@10", max_loss=max_loss, kind="relative"),
                 Tolerance(metric="ece", max_loss=max_miscalibration, kind="absolute"),
                 Tolerance(metric="latency_ms", max_loss=max_slowdown, kind="relative"),
-            )
+            ),
         )
 
 
@@ -129,6 +133,8 @@ class Measurements:
         event_user: int [m], who acted.
         event_label: bool [m], whether the action was positive.
         event_probability: float [m] in [0, 1], of a positive action.
+        event_score: float [m], what orders the events, where probabilities of different events
+            were not made alike; `event_probability` when None.
         latency_ms: milliseconds per request, measured in turn with the other model's on the same
             requests.
     """
@@ -138,6 +144,7 @@ class Measurements:
     event_user: Ints | None = None
     event_label: npt.NDArray[np.bool_] | None = None
     event_probability: Floats | None = None
+    event_score: Floats | None = None
     latency_ms: float | None = None
 
     def __post_init__(self) -> None:
@@ -148,6 +155,8 @@ class Measurements:
             ("event_user", "event_label", "event_probability"),
         ):
             given = {name: getattr(self, name) for name in group}
+            if group[0] == "event_user" and self.event_score is not None:
+                given["event_score"] = self.event_score
             lengths = {name: None if a is None else len(a) for name, a in given.items()}
             if len(set(lengths.values())) > 1:
                 raise ValueError(f"these belong together, but have the lengths {lengths}")
@@ -273,6 +282,17 @@ class GateVerdict:
             return cls(metrics=metrics, waivers=waivers, **content)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not a gate's verdict ({error})") from error
+
+
+def confidence_of_each(num_looks: int) -> float:
+    """Of the bound of one candidate, so that a loss above a tolerance passes in 5 % of cases.
+
+    Args:
+        num_looks: candidates of which any that passes is taken, as a ladder takes what repair left
+            or what teaching made of it. Luck has as many chances, and each gets its share of the
+            5 % (Bonferroni).
+    """
+    return 1 - 0.05 / num_looks
 
 
 def verdict(
@@ -428,7 +448,8 @@ def _per_user(
         assert measured.event_probability is not None
         label, said = measured.event_label, measured.event_probability
         if metric == "auc":
-            statistic = auc_of_users(label, said, row, num_users)
+            score = said if measured.event_score is None else measured.event_score
+            statistic = auc_of_users(label, score, row, num_users)
         else:
             own = equal_mass_bins(said, _NUM_BINS) if bins is None else bins
             statistic = gap_of_users(label - said, own, row, num_users)

@@ -296,6 +296,7 @@ class Ladder:
                         max_loss,
                         max_miscalibration=self.config.max_miscalibration,
                         max_slowdown=self.config.max_slowdown,
+                        num_looks=2 if self.config.repair else 1,
                     ),
                 )
                 for name, max_loss in (

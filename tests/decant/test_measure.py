@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.special import log_softmax
 
 from decant.judging import gate_measurements, milliseconds
 from decant.layout import RunLayout
@@ -23,6 +24,8 @@ from decant.on_validation import RANK_WEIGHTS, best_rank_weight
 from decant.recommender import Recommender
 from decant.run_data import load_tasks, sample_targets, split_of
 from decant.saved_oracle import SavedOracle
+from distill.gate import verdict
+from foundation import calibration
 from foundation.calibration import Calibration, Curve
 from foundation.evaluation import ItemNeighbours
 from foundation.predictions import predict_targets
@@ -294,6 +297,27 @@ def test_the_gate_weighs_a_model_by_the_best_calibration_whatever_its_own(recomm
         model.settings = settings
     assert settings.calibration[0].method != "none"
     np.testing.assert_array_equal(*said)
+
+
+@pytest.mark.parametrize("method", ["vector", "isotonic"])
+def test_the_gate_sees_no_loss_of_auc_in_a_model_that_only_says_all_too_high(
+    recommender, split, method, monkeypatch
+) -> None:
+    model, book = recommender.foundation, recommender.book
+    said = predict_targets(model, book, split.valid)
+    # A bias per action mends it, another one in each fold of people.
+    too_high = said.action_log_probs + 0.4 * np.array(book.prompter.tasks[0].is_positive)
+    too_high = log_softmax(too_high, axis=1).astype(np.float32)
+    measured = []
+    for log_probs, own in ((said.action_log_probs, "none"), (too_high, method)):
+        monkeypatch.setattr(calibration, "METHODS", (own,))
+        told = replace(said, action_log_probs=log_probs)
+        measured.append(
+            gate_measurements(model, book, split.valid, predict=lambda *_, told=told: told)
+        )
+    auc, *_ = verdict(*measured).metrics
+    assert auc.metric == "auc"
+    assert abs(auc.loss) < 1e-6
 
 
 def test_the_sample_is_spread_evenly_and_never_more_than_there_is(split):

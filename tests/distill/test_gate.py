@@ -112,6 +112,35 @@ def test_a_loss_at_the_tolerance_rarely_passes():
     assert passes <= 16
 
 
+def test_of_two_looks_each_is_surer() -> None:
+    """A ladder takes whichever passes of what repair left and what teaching made of it."""
+    rng = np.random.default_rng(0)
+    config = replace(NDCG, confidence=GateConfig.with_max_loss(num_looks=2).confidence)
+    passes = 0
+    for seed in range(150):
+        reference = measured(seed, num_users=300)
+        candidates = [worse_ndcg(reference, 0.01, rng) for _ in range(2)]
+        passes += any(verdict(reference, one, config).status == "pass" for one in candidates)
+    assert GateConfig.with_max_loss().confidence == 0.95
+    assert passes <= 12  # At 95 % each 18 of them do.
+
+
+def test_events_are_in_the_order_of_their_scores_where_there_are_any() -> None:
+    reference = measured()
+    # Of one fold of people all probabilities are said lower.
+    low = np.where(reference.event_user % 5 == 0, 0.5, 1) * reference.event_probability
+    candidate = replace(reference, event_probability=low)
+    config = GateConfig(
+        tolerances=(Tolerance(metric="auc", max_loss=0.01, kind="relative"),), num_samples=100
+    )
+    assert verdict(reference, candidate, config).status == "fail"
+    told = replace(candidate, event_score=reference.event_probability)
+    [auc] = verdict(reference, told, config).metrics
+    assert (auc.status, auc.loss, auc.bound) == ("pass", 0, 0)
+    with pytest.raises(ValueError, match="belong together"):
+        replace(candidate, event_score=low[1:])
+
+
 def calibrated_twins(
     seed: int, num_events: int = 5000
 ) -> tuple[Measurements, npt.NDArray[np.float64]]:
