@@ -188,7 +188,7 @@ def _has_cells(row: ResultRow, cells: Mapping[str, Any]) -> bool:
 
 
 def told_once(rows: Sequence[ResultRow]) -> list[ResultRow]:
-    """The row of the mean where several seeds were measured, else that of the first seed."""
+    """The row of the mean where several seeds were measured, else that of the smallest seed."""
     kept: dict[tuple[object, ...], ResultRow] = {}
     for row in rows:
         key = (
@@ -199,9 +199,16 @@ def told_once(rows: Sequence[ResultRow]) -> list[ResultRow]:
             row.history_events,
             row.metric,
         )
-        if key not in kept or row.seed == "mean":
+        if key not in kept or _tells_more(row, kept[key]):
             kept[key] = row
     return list(kept.values())
+
+
+def _tells_more(row: ResultRow, other: ResultRow) -> bool:
+    """Whether a row is of the mean, or of a smaller seed than another that is not."""
+    if row.seed == "mean" or other.seed == "mean":
+        return row.seed == "mean"
+    return int(row.seed) < int(other.seed)
 
 
 def add_means(measured: Measured, *, drawn_anew: bool) -> None:

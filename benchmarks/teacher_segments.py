@@ -16,6 +16,9 @@ _SHUFFLES = 20
 def fairness(bench: Bench, name: str, said: Said, *, blend: float) -> None:
     """Rows of an arm's gaps over segments of people, and of the exposure of groups of items.
 
+    A gap has no interval: drawn anew, segments that do not differ differ more than they did, and no
+    interval would hold none. What it is read against is the gap of segments drawn at random.
+
     Args:
         bench: takes the rows.
         name: of the arm.
@@ -36,11 +39,12 @@ def fairness(bench: Bench, name: str, said: Said, *, blend: float) -> None:
             found = gap(bench, values, user, segment_U)
             if found is None:
                 continue
-            bench.add(name, f"fairness_gap_{metric}_by_{field}", found)
+            everyone = np.ones((1, len(bench.users)))
+            whole = float(found.of(everyone)[0])
+            bench.add(name, f"fairness_gap_{metric}_by_{field}", whole, n=len(values))
             shuffled = (
                 gap(bench, values, user, rng.permutation(segment_U)) for _ in range(_SHUFFLES)
             )
-            everyone = np.ones((1, len(bench.users)))
             by_chance = [one.of(everyone)[0] for one in shuffled if one is not None]
             if by_chance:
                 value = float(np.mean(by_chance))

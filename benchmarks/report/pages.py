@@ -33,7 +33,8 @@ def page(files: Files) -> str:
         f"{sum(map(len, files.values())):,} numbers of {len(files)} files, each with the machine, "
         "the commit and the settings that it was measured with. This page and its plots are made "
         "of those files alone, by <code>python -m benchmarks.report</code>, and so is the "
-        '<a href="results.xlsx">spreadsheet</a> of them all.'
+        '<a href="results.xlsx">spreadsheet</a> of them all. Of several seeds plots show the mean '
+        "where a row says it, and the smallest seed where none does."
     )
     css = resources.files("decant").joinpath("report.css").read_text("utf-8")
     return (

@@ -1,11 +1,13 @@
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.measured import Measured, add_means
+from benchmarks.measured import Measured, add_means, told_once
 from decant.results import read_csv
 from foundation.evaluation import Interval
 
@@ -32,6 +34,18 @@ def test_a_row_is_written_at_once_and_what_is_measured_anew_takes_its_place(
     again.add(seed=0, interval=Interval(value=0.9, low=0.8, high=1.0), **CELLS)
     again.add(seed=1, interval=SURE, **{**CELLS, "n": 7})
     assert [(row.seed, row.value, row.n) for row in read_csv(out)] == [(0, 0.9, 9), (1, 0.5, 7)]
+
+
+@pytest.mark.parametrize("order", list(permutations([2, 10, "mean"])))
+def test_a_number_of_several_seeds_is_told_by_the_mean_or_the_smallest_seed(
+    order: tuple[int | str, ...],
+) -> None:
+    measured = Measured("films", {}, out=None)
+    measured.add(seed=0, interval=SURE, **CELLS)
+    rows = [replace(measured.rows[0], seed=seed) for seed in order]
+    assert [row.seed for row in told_once(rows)] == ["mean"]
+    of_seeds = [row for row in rows if row.seed != "mean"]
+    assert [row.seed for row in told_once(of_seeds)] == [2]
 
 
 def test_calls_that_share_a_file_lose_no_row(tmp_path: Path) -> None:

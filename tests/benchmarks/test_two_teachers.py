@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from benchmarks import teacher_arms, two_teachers
+from benchmarks import teacher_arms, teacher_segments, two_teachers
 from benchmarks.measured import Measured
 from benchmarks.teacher_arms import ARMS, School, mixed
 from benchmarks.teacher_beds import SMOKE, in_sheets, market
@@ -19,7 +19,7 @@ from benchmarks.teacher_numbers import (
     mean_of_seeds,
 )
 from benchmarks.teacher_rows import Bench
-from benchmarks.teacher_segments import gap
+from benchmarks.teacher_segments import fairness, gap
 from decant.results import read_csv
 from foundation.evaluation import auc_of_users, mean_of_users
 from promptify.interactions import Interactions
@@ -162,7 +162,9 @@ def test_smoke_measures_and_a_second_call_measures_nothing_again(
     assert any(metric.startswith("exposure_workplace=") for metric in metrics)
 
 
-def test_rows_say_what_was_answered(called: tuple[Path, list[str]]) -> None:
+def test_rows_say_what_was_answered(
+    called: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, _ = called
     rows = {(row.model, row.metric): row for row in read_csv(folder / "rows.csv")}
     school = School(market(smoke=True), 0, folder / "work")
@@ -216,6 +218,12 @@ def test_rows_say_what_was_answered(called: tuple[Path, list[str]]) -> None:
     assert found is not None
     assert found.of(np.ones((1, len(users)))) == pytest.approx([0.5])
     assert gap(bench, np.ones(30), users[:30], segment) is None
+    monkeypatch.setattr(teacher_segments, "_LEAST_IN_SEGMENT", 2)
+    fairness(bench, "student", said, blend=0.5)
+    gaps = [row for row in bench.measured.rows if row.metric.startswith("fairness_gap")]
+    assert gaps
+    # No interval of a largest difference holds none.
+    assert all(row.ci_low is None for row in gaps)
 
 
 def test_every_student_starts_as_what_is_left_of_the_policy_teacher(
