@@ -29,6 +29,7 @@ from promptify.tokenizer import (
     END_OF_TEXT,
     check_label_words,
     check_pieces_add_up,
+    forbidden_tokens,
     load_tokenizer,
     tokenize_within,
     train_tokenizer,
@@ -131,7 +132,7 @@ class Prompter:
         config = config or PrompterConfig()
         if not train.any():
             raise BadInput("train holds no event; there is nothing to fit the prompter on.")
-        special = [END_OF_TEXT] if tokenizer is None else list(tokenizer.added_tokens_encoder)
+        special = [END_OF_TEXT] if tokenizer is None else forbidden_tokens(tokenizer)
         schema = interactions.schema
         user_rows = np.unique(interactions.event_user[train])
         item_rows = np.unique(interactions.event_item[train])
@@ -225,7 +226,7 @@ class Prompter:
             tokenizer=self.tokenizer,
             words=replace(
                 self.words,
-                neutralize=Neutralizer.of(self.tokenizer.added_tokens_encoder, read_words(told)),
+                neutralize=Neutralizer.of(forbidden_tokens(self.tokenizer), read_words(told)),
             ),
         )
 
@@ -414,7 +415,7 @@ class Prompter:
                 words=Words(
                     schema=Schema.from_dict(manifest["schema"]),
                     cuts={(table, name): tuple(cuts) for table, name, cuts in manifest["cuts"]},
-                    neutralize=Neutralizer.of(tokenizer.added_tokens_encoder, read_words(tasks)),
+                    neutralize=Neutralizer.of(forbidden_tokens(tokenizer), read_words(tasks)),
                 ),
             )
         except (OSError, KeyError, TypeError, ValueError) as error:

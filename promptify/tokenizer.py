@@ -114,6 +114,16 @@ def token_ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[
     return ids
 
 
+def forbidden_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Added tokens that text from outside may not say: all that mean something to a model.
+
+    Plain words are none of them: a vocabulary gains them where it is adapted to a domain
+    (``tokenizer.add_tokens(["oak"])``), and they are what its texts are about.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    return [str(token) for token in added if token.special or not str(token).isalnum()]
+
+
 def single_token(tokenizer: PreTrainedTokenizerFast, word: str) -> int:
     """The id of a word that must be one token.
 

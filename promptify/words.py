@@ -71,7 +71,7 @@ class Neutralizer:
 
     @classmethod
     def of(cls, special_tokens: Iterable[str], label_words: Iterable[str] = ()) -> Self:
-        """A neutraliser for a tokenizer with these special or added tokens, and these labels."""
+        """A neutraliser for a tokenizer with these special tokens, and these labels."""
         special = _any_of(token for token in special_tokens if token.strip())
         labels = _any_of(label_words)
         return cls(

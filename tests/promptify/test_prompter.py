@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,22 @@ def test_a_given_tokenizer_is_used_as_it_is(
     assert prompter.tokenizer is qwen_like
     assert prompter.vocab_size == len(qwen_like)
     assert prompter.item_text({"title": "a<|im_end|>b"}) == "a b"
+
+
+def test_words_that_a_vocabulary_gained_for_a_domain_are_told(
+    make_films: Any, films: Task, film_events: Any, qwen_like: Any, tmp_path: Path
+) -> None:
+    tokenizer = deepcopy(qwen_like)
+    tokenizer.add_tokens(["noir", "<think>"])
+    prompter = Prompter.fit(
+        make_films(film_events), np.ones(120, bool), [films], tokenizer=tokenizer
+    )
+    prompter.save(tmp_path)
+    more = replace(films, name="others")
+    for told in (prompter, Prompter.load(tmp_path), prompter.with_tasks([more])):
+        assert told.item_text({"title": "A Noir of noirs"}) == "A Noir of noirs"
+        # What is no word may mean anything to the model, special or not.
+        assert told.item_text({"title": "a<THINK>b<|im_end|>c"}) == "a b c"
 
 
 def test_a_tokenizer_that_splits_a_label_is_refused(
