@@ -5,7 +5,8 @@
 
 Slots become rows of the embedding, after the vocabulary: row `vocabulary size + i` is the slot of
 item `i`, as in our own rows. Ids of `PromptBook.prefixes`, with the id of a candidate's slot (or
-the tokens of its text) behind them, are all that a stock loader needs. Scores are those of
+the tokens of its text) behind them, are all that a stock loader needs; the tokenizer that is saved
+beside the model pads a classifier's batches, on either side. Scores are those of
 `Foundation.score`, uncalibrated; how to calibrate them stands in `export.json`. Of an int8 model
 they are those of its weights alone: what its layers read is rounded by ours and not by stock
 loaders, so scores differ by some hundredths of a nat, and `export.json` says so.
@@ -31,6 +32,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from foundation import Foundation, one_position
 from foundation.few_bits import stock_state
 from foundation.loading import ALONE
+from promptify.prompter import Prompter
 from promptify.validation import BadInput
 from promptify.whole import whole_folder
 
@@ -93,8 +95,6 @@ def export_classifier(foundation: Foundation, folder: Path, *, task: int = 0) ->
     config.num_labels = len(actions)
     config.id2label = dict(enumerate(actions))
     config.label2id = {action: number for number, action in enumerate(actions)}
-    # A prompt never ends with it, so that the last position that is not padding is the question.
-    config.pad_token_id = foundation.prompter.newline_id
     try:
         with ALONE:
             model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
@@ -144,10 +144,19 @@ def _config(foundation: Foundation) -> Any:
     config.use_cache = True
     if config._attn_implementation == one_position.NAME:
         config._attn_implementation = "sdpa"  # a name of ours is unknown elsewhere
-    pad = getattr(config, "pad_token_id", None)
-    if pad is not None and pad >= config.vocab_size:
-        config.pad_token_id = None
+    config.pad_token_id = _pad_id(foundation.prompter)
     return config
+
+
+def _pad_id(prompter: Prompter) -> int:
+    """What pads: the tokenizer's own where it has that, else its end of text, else the newline.
+
+    A prompt ends with an arrow or a slot and never with any of these, so that the last position
+    that is not padding is the question, whichever side is padded.
+    """
+    tokenizer = prompter.tokenizer
+    ids = tokenizer.pad_token_id, tokenizer.eos_token_id, prompter.newline_id
+    return int(next(one for one in ids if one is not None))
 
 
 def _actions(foundation: Foundation, task: int) -> tuple[str, ...]:
@@ -172,7 +181,9 @@ def _beside(foundation: Foundation, folder: Path, task: int) -> None:
         "scores_are_exact": foundation.settings.weights != "int8",
     }
     (folder / "export.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
-    prompter.tokenizer.save_pretrained(folder)
+    tokenizer = copy.deepcopy(prompter.tokenizer)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(_pad_id(prompter))
+    tokenizer.save_pretrained(folder)
     if foundation.uses_slots:
         ids = range(prompter.vocab_size, prompter.vocab_size + foundation.num_items)
         table = pa.table({"item_id": list(foundation.item_ids), "token_id": list(ids)})

@@ -7,6 +7,9 @@ least and largest value, and products are summed in int32, by PyTorch's own kern
 spans all positions that are read together, so a candidate's score may differ in its last digits
 with what stands beside it.
 
+On x86 processors without VNNI the kernel first adds products in pairs, in 16 bits, and two of the
+largest do not fit. Inputs are rounded to 7 bits there, whose products do.
+
 A saved model holds the weights as float32 numbers on the int8 grid: stock loaders read it as they
 read any other, and reading it here gives the same int8 weights again.
 
@@ -15,6 +18,7 @@ Source: W8A8 with dynamic activations, as in PyTorch's `quantize_dynamic`.
 
 import warnings
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,8 +59,7 @@ class Int8Linear(nn.Module):
         """[..., K] to [..., N], float32."""
         if not self._packed:
             self._packed.append(self._pack())
-        out: Tensor = torch.ops.quantized.linear_dynamic(input, self._packed[0], False)
-        return out
+        return _multiply(input, self._packed[0], reduce_range=kernel_saturates())
 
     def stock_weight(self) -> Tensor:
         """The weights as float32 numbers [N, K]."""
@@ -86,6 +89,25 @@ class Int8Linear(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # What is packed is made anew where a copy needs it.
         return {**self.__dict__, "_packed": []}
+
+
+@cache
+def kernel_saturates() -> bool:
+    """Whether two of the largest products are too much for this processor's kernel.
+
+    It is asked once in a process, with a layer of ones: full inputs and full weights.
+    """
+    width = 64
+    ones = nn.utils.skip_init(nn.Linear, width, width, bias=False)  # draws no random numbers
+    nn.init.ones_(ones.weight)
+    out = _multiply(torch.ones(1, width), Int8Linear(ones)._pack(), reduce_range=False)
+    return bool(out.min() < 0.9 * width)
+
+
+def _multiply(input: Tensor, packed: Any, *, reduce_range: bool) -> Tensor:
+    """By the kernel, with inputs rounded to 8 bits, or to 7."""
+    out: Tensor = torch.ops.quantized.linear_dynamic(input, packed, reduce_range)
+    return out
 
 
 def to_int8(foundation: "Foundation") -> None:

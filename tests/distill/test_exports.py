@@ -1,5 +1,6 @@
 """What is exported is asked by stock loaders, and in a process that knows nothing of ours."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -10,7 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from distill.anatomy import Shape
 from distill.exports import export_causal, export_classifier
@@ -18,7 +23,7 @@ from distill.importance import measure_importance
 from distill.pruning import prune
 from foundation import Foundation
 from foundation.batches import take_rows
-from foundation.int8 import to_int8
+from foundation.int8 import kernel_saturates, to_int8
 from promptify.assembly import PromptBook
 from promptify.rows import Rows
 from promptify.splits import Split
@@ -114,18 +119,46 @@ def test_it_says_which_id_is_which_item_and_what_the_classes_are(
     assert about["actions"] == list(foundation.prompter.tasks[0].actions)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "ranker")
     assert list(model.config.id2label.values()) == about["actions"]
-    # Prompts of different lengths beside each other, padded: each is read at its own end.
-    prefix = take_rows(rows, np.array([0]))
-    long = ids_asked(foundation, prefix, np.array([5]))[0]
-    short = ids_asked(foundation, take_rows(rows, np.array([1])), np.array([5]))[0]
-    width = max(len(long), len(short))
-    pad = foundation.prompter.newline_id
-    ids = torch.tensor([row + [pad] * (width - len(row)) for row in (long, short)])
-    with torch.no_grad():
-        said = model(ids, attention_mask=(ids != -1).long()).logits.log_softmax(-1)
-    for number, row in enumerate((0, 1)):
-        wanted = foundation.score(take_rows(rows, np.array([row])), np.array([5]))[0]
-        np.testing.assert_allclose(said[number], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["slot", "text"])
+@pytest.mark.parametrize("lacks", [(), ("pad_token",), ("pad_token", "eos_token")])
+def test_a_batch_that_the_exported_tokenizer_pads_has_our_scores(
+    of_family: Any,
+    rows: Rows,
+    text_rows: Rows,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lacks: tuple[str, ...],
+    form: str,
+) -> None:
+    foundation = of_family("qwen3", form)
+    bare = copy.deepcopy(foundation.prompter.tokenizer)
+    for name in lacks:
+        setattr(bare, name, None)
+    monkeypatch.setattr(foundation.prompter, "tokenizer", bare)
+    export_causal(foundation, tmp_path / "causal")
+    export_classifier(foundation, tmp_path / "ranker")
+    causal = AutoModelForCausalLM.from_pretrained(tmp_path / "causal")
+    ranker = AutoModelForSequenceClassification.from_pretrained(tmp_path / "ranker")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ranker")
+    assert tokenizer.pad_token_id == ranker.config.pad_token_id == causal.config.pad_token_id
+    line = "A line => liked\nand another"
+    assert tokenizer(line)["input_ids"] == bare(line)["input_ids"]
+    # Each is read at its own end.
+    prefixes = [
+        take_rows({"slot": rows, "text": text_rows}[form], np.array([row])) for row in range(3)
+    ]
+    item = np.array([5])
+    prompts = [ids_asked(foundation, prefix, item)[0] for prefix in prefixes]
+    assert len({len(ids) for ids in prompts}) > 1
+    wanted = np.concatenate([foundation.score(prefix, item) for prefix in prefixes])
+    for side in ("right", "left"):
+        tokenizer.padding_side = side
+        padded = tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
+        with torch.no_grad():
+            said = ranker(**padded).logits.log_softmax(-1)
+        np.testing.assert_allclose(said, wanted, atol=1e-4)
 
 
 def test_it_says_that_scores_of_int8_are_not_quite_ours(
@@ -149,7 +182,9 @@ def test_it_says_that_scores_of_int8_are_not_quite_ours(
             causal(torch.tensor([ids])).logits[0, -1, told[1]["label_ids"]].log_softmax(-1).numpy()
             for ids in ids_asked(foundation, prefix, items)
         ]
-    assert 1e-4 < np.abs(np.stack(found) - wanted).max() < 0.1
+    # Inputs of 7 bits instead of 8 are twice as far.
+    most = 0.2 if kernel_saturates() else 0.1
+    assert 1e-4 < np.abs(np.stack(found) - wanted).max() < most
 
 
 def test_nothing_is_overwritten_and_no_half_is_left(make: Any, tmp_path: Path) -> None:
