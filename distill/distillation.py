@@ -7,7 +7,9 @@ Legend: K next-item pairs, M action targets, N text positions, D hidden width of
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from foundation import Foundation
 from foundation.asking import Asking
 from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
 from foundation.plan import LOSSES
+from foundation.resuming import hash_tensors
 from foundation.training import FitConfig, FitResult, fit
 from promptify.assembly import PromptBook
 from promptify.splits import Split
@@ -79,13 +82,14 @@ def distil(
 
 @contextmanager
 def whole_inputs(student: Foundation) -> Iterator[None]:
-    """Drop none of a model's inputs for a while."""
-    dropped = student.input_dropout.p
+    """Drop none of a model's inputs, nor a residual of its items, for a while."""
+    dropped, of_items = student.input_dropout.p, student.items.config
     student.input_dropout.p = 0.0
+    student.items.config = replace(of_items, residual_dropout=0.0)
     try:
         yield
     finally:
-        student.input_dropout.p = dropped
+        student.input_dropout.p, student.items.config = dropped, of_items
 
 
 def check_teachers(
@@ -125,6 +129,27 @@ def as_signals(
         (LiveTeacher(one) if isinstance(one, Foundation) else one, config)
         for one, config in teachers
     )
+
+
+def known_by(teachers: Sequence[tuple[Signal, TeacherConfig]]) -> dict[str, Any]:
+    """What tells a training from one by other teachers, JSON values by name.
+
+    Args:
+        teachers: each with what it teaches.
+    """
+    return {
+        "teacher": [
+            {**asdict(config), "signal": type(one).__name__, "weights": _weights_of(one)}
+            for one, config in teachers
+        ]
+    }
+
+
+def _weights_of(signal: Signal) -> str | None:
+    """A hash of the weights that speak, as far as they are known."""
+    if isinstance(signal, LiveTeacher):
+        return hash_tensors(signal.foundation.state_dict().values())
+    return signal.teacher if isinstance(signal, StoredSignal) else None
 
 
 def _check_shared(student: Foundation, teacher: Foundation) -> None:
@@ -210,6 +235,10 @@ class Distillation(nn.Module):
     def loss_weights(self, config: FitConfig) -> dict[str, float]:
         """Weight of each loss by name: the data's own; the teachers' are weighted already."""
         return {**config.loss_weights, **{LOSS_NAMES[one]: 1.0 for one in sorted(self.subjects)}}
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this training from another; see `foundation.training.fit`."""
+        return known_by(self._teachers)
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Summed losses: the student's three, and the teachers' by `teaching.LOSS_NAMES`."""

@@ -14,6 +14,7 @@ k top classes.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +33,8 @@ from distill.teaching import TeacherConfig
 from foundation import Foundation
 from foundation.asking import Asking
 from foundation.plan import TrainingPlan
-from foundation.training import FitConfig, attention_and_packing
+from foundation.resuming import hash_tensors
+from foundation.training import FitConfig, attention_and_packing, piece_arrays
 from promptify.assembly import PromptBook
 from promptify.splits import Split
 from promptify.validation import BadInput
@@ -69,6 +71,7 @@ def store_signal(
     teacher_config: TeacherConfig,
     path: Path,
     asking: Asking | None = None,
+    processes: int = 1,
 ) -> None:
     """Ask a teacher about every batch that a training will see, and write it down.
 
@@ -81,6 +84,7 @@ def store_signal(
         teacher_config: what will be taught; candidates and vocabulary need a `top`.
         path: of the file, written whole or not at all.
         asking: what that training will ask beside the rows.
+        processes: how many will share that training.
 
     Raises:
         BadInput: what is to be taught cannot be stored.
@@ -104,11 +108,11 @@ def store_signal(
     live = LiveTeacher(teacher)
     _, packed = attention_and_packing(teacher, config, asking)
     competing = teacher.competing
-    plan = TrainingPlan(
-        book, split.train, config, packed=packed, competing=competing, asking=asking
-    )
+    rows: dict[str, Any] = {"packed": packed, "competing": competing, "processes": processes}
+    plan = TrainingPlan(book, split.train, config, asking=asking, **rows)
     about = {
-        "plan": plan_key(book, split, config, asking, packed=packed, competing=competing),
+        "plan": plan_key(book, split, config, asking, **rows),
+        "teacher": hash_tensors(teacher.state_dict().values()),
         "role": teacher_config.role,
         "temperature": teacher_config.temperature,
         "subjects": {lesson.subject: lesson.top for lesson in teacher_config.lessons},
@@ -153,6 +157,7 @@ def plan_key(
     *,
     packed: bool,
     competing: NDArray[np.bool_],
+    processes: int = 1,
 ) -> str:
     """A hash of everything that decides which rows each step of a training holds.
 
@@ -163,8 +168,12 @@ def plan_key(
         asking: what it asks beside the rows.
         packed: whether its rows are.
         competing: bool [I], the items of its softmax.
+        processes: how many share it.
     """
     settings = asdict(config)
+    if book.interactions.num_items > config.full_softmax_items:
+        # So many micro-batches share a draw of negatives.
+        settings["accumulate"] *= processes
     digest = hashlib.sha256()
     digest.update(json.dumps({name: settings[name] for name in _PLAN_FIELDS}).encode())
     digest.update(json.dumps([packed, asdict(book.prompter.config)]).encode())
@@ -172,10 +181,8 @@ def plan_key(
     digest.update(np.packbits(competing).tobytes())
     tasks = [task.to_dict() for task in book.prompter.tasks]
     digest.update(json.dumps([book.interactions.digest, tasks]).encode())
-    said = book.said
-    for pieces in (said.items, said.profiles, said.contexts, book.prompter.instruction_pieces):
-        digest.update(np.ascontiguousarray(pieces.offsets).tobytes())
-        digest.update(np.ascontiguousarray(pieces.ids).tobytes())
+    for values in piece_arrays(book):
+        digest.update(values.data)
     if asking is not None:
         numbers = asking.task, asking.questions_per_row, asking.slates_per_row
         digest.update(json.dumps(numbers).encode())
@@ -200,6 +207,8 @@ class StoredSignal:
             self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
             about = json.loads(self._reader.schema.metadata[b"decant"])
             self.plan, self.temperature = about["plan"], about["temperature"]
+            # Files of before do not say whose words they hold.
+            self.teacher: str | None = about.get("teacher")
             self.role = about.get("role", "click")
             self.subjects: dict[str, int | None] = about["subjects"]
         except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
@@ -221,20 +230,33 @@ class StoredSignal:
         config: FitConfig,
         teacher_config: TeacherConfig,
         asking: Asking | None = None,
+        processes: int | None = None,
     ) -> None:
         """Refuse a training that is not the one this was stored for.
+
+        Args:
+            student: that will learn.
+            book: pieces of the interactions.
+            split: which events train.
+            config: of the training.
+            teacher_config: what is to be taught.
+            asking: what the training asks beside the rows.
+            processes: how many share it; those of the launch when left out.
 
         Raises:
             BadInput: its batches are others, or what is to be taught was not stored.
         """
         _, packed = attention_and_packing(student, config, asking)
+        if processes is None:
+            processes = int(os.environ.get("WORLD_SIZE", "1"))  # as launchers say it
+        rows: dict[str, Any] = {"packed": packed, "competing": student.competing}
         if student.item_ids != tuple(book.interactions.item_ids) or self.plan != plan_key(
-            book, split, config, asking, packed=packed, competing=student.competing
+            book, split, config, asking, processes=processes, **rows
         ):
             raise BadInput(
                 "the stored signal is about other batches than this training's: data, prompts, "
-                "split, seed, schedule and packing must be those it was stored with. Store it "
-                "again."
+                "split, seed, schedule, number of processes and packing must be those it was "
+                "stored with. Store it again."
             )
         for lesson in teacher_config.lessons:
             if lesson.subject not in self.subjects:

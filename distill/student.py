@@ -22,11 +22,12 @@ Legend: Y items of slates, S slates, C items of the longest.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distill.distillation import Teacher, as_signals, check_teachers
+from distill.distillation import Teacher, as_signals, check_teachers, known_by
 from distill.losses import divergence
 from distill.signals import role_score
 from distill.teaching import Lesson, TeacherConfig
@@ -165,6 +166,10 @@ class StudentObjective(nn.Module):
         super().__init__()
         self.student = student
         self._teachers = as_signals(teachers)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this training from another; see `foundation.training.fit`."""
+        return known_by(self._teachers)
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Summed losses by name."""

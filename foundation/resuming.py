@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
@@ -234,7 +234,8 @@ def check_beginning(model: nn.Module, settings: Mapping[str, Any], checkpoints: 
         return
     began = json.loads(path.read_text(encoding="utf-8"))
     now = json.loads(json.dumps(settings))
-    others = [name for name in {**began, **now} if began.get(name) != now.get(name)]
+    # What it began without is of before that was written down.
+    others = [name for name in began if began[name] != now.get(name)]
     if others:
         raise BadInput(
             f"the checkpoints in {checkpoints} are of a training with another "
@@ -251,11 +252,19 @@ def _frozen_path(checkpoints: Path) -> Path:
 
 
 def _hash_frozen(model: nn.Module) -> str:
+    return hash_tensors(p for p in model.parameters() if not p.requires_grad)
+
+
+def hash_tensors(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of the numbers in some tensors, by which other weights are known.
+
+    Args:
+        tensors: of any dtype, on any device.
+    """
     digest = hashlib.sha256()
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            values = parameter.detach().cpu().flatten()
-            digest.update(values.view(torch.uint8).numpy().data)
+    for tensor in tensors:
+        values = tensor.detach().cpu().flatten()
+        digest.update(values.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

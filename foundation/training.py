@@ -9,8 +9,9 @@ weights; the files in `foundation/configs` say how.
 """
 
 import hashlib
+import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,8 +51,16 @@ __all__ = ["DivergedError", "FitConfig", "FitResult", "LoraOptions", "fit"]
 logger = logging.getLogger(__name__)
 
 
-# How often it is saved, when it is over, and how the same sums are computed.
-_OF_NO_COURSE = ("checkpoint_seconds", "patience", "compile", "gradient_checkpointing")
+# How often it is saved, when it is over, and how the same sums are computed; and what is fitted on
+# a model that is finished.
+_OF_NO_COURSE = (
+    "checkpoint_seconds",
+    "patience",
+    "compile",
+    "gradient_checkpointing",
+    "rank_weight",
+    "calibration",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,7 +232,9 @@ def fit(
         config: schedule and losses.
         out: folder for checkpoints and TensorBoard events.
         objective: a module that holds the foundation and returns summed losses by name for a batch
-            of the plan (a distillation); the foundation itself when left out.
+            of the plan (a distillation); the foundation itself when left out. Where it has a method
+            `identity`, the JSON values by name that this returns are part of what a call that goes
+            on must be given again.
         loss_weights: weight of each loss by name; a loss called ``teacher_X`` is divided by the
             count of ``X``. Default: the three of `config`, and those of `asking`.
         validate: called every `evaluate_steps`, on the main process; what it returns is logged, and
@@ -238,8 +249,10 @@ def fit(
         ValueError: the validation does not return what `patience` waits for, the book is of another
             catalogue than the model, the hard negatives or what is asked do not fit, the model's
             weights are rounded, or the checkpoints in `out` are of another training: of other
-            settings or data, beside other weights that adapters leave alone, or by another number
-            of processes.
+            settings, data or prompts, of a model of other settings or another size, by another
+            teacher, beside other weights that adapters leave alone, or by another number of
+            processes. Weights that learn are not compared: a training that was stopped goes on
+            with the model that it left, whose weights are others by then.
     """
     if config.patience and validate is None:
         raise ValueError(
@@ -375,6 +388,9 @@ def _trainer(
         hard_negatives=hard_negatives,
         asking=asking,
     )
+    if len(plan) <= plan.steps_share:
+        # Its one step would be the first of a warm-up, whose rate is 0.
+        arguments.warmup_steps = 0
     # Twenty points make a curve, of a short training too.
     arguments.logging_steps = max(1, min(20, len(plan) // (config.accumulate * processes) // 20))
     trainer = FoundationTrainer(
@@ -396,17 +412,39 @@ def _trainer(
 
 
 def _settings(trainer: FoundationTrainer, book: "PromptBook", split: "Split") -> dict[str, Any]:
-    """All that a training's course depends on, JSON values by name."""
-    config = asdict(trainer.config)
+    """What a training's course depends on beside the weights that learn, JSON values by name."""
+    model, prompter = trainer.foundation.settings, book.prompter
+    settings = asdict(trainer.config) | asdict(model) | asdict(prompter.config)
     log = book.interactions
-    data = hashlib.sha256()
+    data, prompts = hashlib.sha256(), hashlib.sha256()
     for values in (split.train, log.event_user, log.event_item, log.event_action):
         data.update(np.ascontiguousarray(values).data)
+    prompts.update(json.dumps([task.to_dict() for task in prompter.tasks]).encode())
+    for values in piece_arrays(book):
+        prompts.update(values.data)
+    shapes = [list(parameter.shape) for parameter in trainer.foundation.parameters()]
     return {
-        **{name: value for name, value in config.items() if name not in _OF_NO_COURSE},
+        **{name: value for name, value in settings.items() if name not in _OF_NO_COURSE},
+        # Wherever it lies, it is the same encoder.
+        "text_encoder": None if model.text_encoder is None else model.text_encoder.sha256,
+        "size": hashlib.sha256(json.dumps(shapes).encode()).hexdigest(),
         "loss_weights": trainer.loss_weights,
         "data": data.hexdigest(),
+        "prompts": prompts.hexdigest(),
+        **getattr(trainer.whole, "identity", dict)(),
     }
+
+
+def piece_arrays(book: "PromptBook") -> Iterator[NDArray[Any]]:
+    """What prompts are made of, for a hash by which other prompts are known.
+
+    Args:
+        book: pieces of the interactions.
+    """
+    said = book.said
+    for pieces in (said.items, said.profiles, said.contexts, book.prompter.instruction_pieces):
+        yield np.ascontiguousarray(pieces.offsets)
+        yield np.ascontiguousarray(pieces.ids)
 
 
 def _train(trainer: FoundationTrainer, settings: Mapping[str, Any], checkpoints: Path) -> Spent:

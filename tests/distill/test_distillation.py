@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distill.anatomy import shape_of
-from distill.distillation import Distillation, distil
+from distill.distillation import Distillation, distil, whole_inputs
 from distill.importance import measure_importance
 from distill.losses import Classes, distance
 from distill.pruning import prune
@@ -20,6 +20,7 @@ from foundation.plan import TrainingPlan
 from foundation.slots import StepSlots
 from promptify.assembly import PromptBook
 from promptify.splits import Split
+from promptify.validation import BadInput
 
 TEACHES = TeacherConfig(temperature=2.0)
 
@@ -72,6 +73,17 @@ def test_inputs_are_dropped_for_the_data_s_sake_alone(
     else:  # The teacher is the same model.
         assert first == pytest.approx(0, abs=1e-3)
     assert student.input_dropout.p == 0.5
+
+
+def test_whole_inputs_have_their_residuals(make: Any) -> None:
+    student = make().train()
+    student.items.exposure_I.fill_(5)
+    student.items.config = config = replace(student.settings, residual_dropout=0.5)
+    items = torch.arange(student.num_items)
+    with whole_inputs(student):
+        assert torch.equal(student.slots(items), student.slots(items))
+    assert student.items.config == config
+    assert not torch.equal(student.slots(items), student.slots(items))
 
 
 def test_a_teacher_reads_the_catalogue_once(make: Any, book: PromptBook, split: Split) -> None:
@@ -170,6 +182,28 @@ def test_a_teacher_of_another_catalogue_is_refused(
     teacher.item_ids = teacher.item_ids[::-1]
     with pytest.raises(ValueError, match="different catalogues"):
         distil(student, teacher, book, split, **options)
+
+
+def test_a_training_by_another_teacher_is_another(
+    make: Any, book: PromptBook, split: Split, tmp_path: Path
+) -> None:
+    config = replace(SMALL, epochs=0.1)
+
+    def taught(teacher: Any, teaches: TeacherConfig) -> Tensor:
+        student = make()
+        distil(student, teacher, book, split, config=config, teacher_config=teaches, out=tmp_path)
+        return student.person_head.weight.detach()
+
+    first = taught(make(seed=1), TEACHES)
+    for teacher, teaches in (
+        (make(seed=1), TeacherConfig()),
+        (make(seed=1), replace(TEACHES, weight=0.0)),
+        (make(seed=2), TEACHES),
+    ):
+        with pytest.raises(BadInput, match="of a training with another teacher;"):
+            taught(teacher, teaches)
+    # Loaded anew it is the same.
+    assert torch.equal(taught(make(seed=1), TEACHES), first)
 
 
 @pytest.mark.parametrize(("name", "value"), [("weight", -1.0), ("temperature", 0.0)])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from distill.distillation import Distillation, distil
 from distill.signals import LiveTeacher
 from distill.stored import StoredSignal, store_signal
+from distill.student import StudentObjective
 from distill.teaching import Lesson, TeacherConfig
 from foundation import FitConfig, packed_attention
 from foundation.plan import TrainingPlan
@@ -137,6 +138,48 @@ def test_rows_are_packed_as_the_training_packs_them(
         signal.check(student, book, split, config=FIT, teacher_config=TEACHES)
 
 
+def test_more_processes_share_a_draw_of_negatives(
+    make: Any,
+    book: PromptBook,
+    split: Split,
+    stored: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    student, sampled = make(), replace(FIT, full_softmax_items=10, num_negatives=40)
+    config = replace(sampled, positions_per_batch=1024)
+    paths = {processes: tmp_path / f"of-{processes}.arrow" for processes in (1, 2)}
+    for processes, path in paths.items():
+        store_signal(
+            make(),
+            book,
+            split,
+            config=config,
+            teacher_config=TEACHES,
+            path=path,
+            processes=processes,
+        )
+    one, two = (StoredSignal(path) for path in paths.values())
+    one.check(student, book, split, config=config, teacher_config=TEACHES)
+    two.check(student, book, split, config=config, teacher_config=TEACHES, processes=2)
+    # As one process that accumulates as many draws.
+    alone = replace(config, accumulate=2)
+    two.check(student, book, split, config=alone, teacher_config=TEACHES)
+    with pytest.raises(BadInput, match="number of processes"):
+        one.check(student, book, split, config=config, teacher_config=TEACHES, processes=2)
+    # Of the student's own weights it has nothing to learn.
+    plan = TrainingPlan(book, split.train, config, processes=2)
+    for step in (1, 2):
+        batch = {name: value for name, value in plan[step].items() if name != "num_tokens"}
+        gap = Distillation(student, [(two, TEACHES)])(**batch)["teacher_next_item"]
+        assert gap < 0.01 * len(batch["next_item_K"])
+    # A launch says of how many it is; a softmax over every item is the same on any number.
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BadInput, match="number of processes"):
+        one.check(student, book, split, config=config, teacher_config=TEACHES)
+    StoredSignal(stored).check(student, book, split, config=FIT, teacher_config=TEACHES)
+
+
 def test_a_student_that_knows_other_items_is_refused(
     make: Any, book: PromptBook, split: Split, stored: Path
 ) -> None:
@@ -196,6 +239,17 @@ def test_another_log_or_other_tasks_are_refused(
     for other in (prompter.book(other_log), other_tasks.book(log)):
         with pytest.raises(BadInput, match="about other batches"):
             StoredSignal(stored).check(make(), other, split, config=FIT, teacher_config=TEACHES)
+
+
+def test_a_stored_teacher_is_known_by_its_weights(make: Any, stored: Path) -> None:
+    signals = (StoredSignal(stored), make(seed=1), make(seed=2))
+    for objective in (Distillation, StudentObjective):
+        told, same, other = (
+            objective(make(), [(signal, TEACHES)]).identity()["teacher"][0] for signal in signals
+        )
+        assert told["weights"] == same["weights"] != other["weights"]
+        # In half precision it does not say quite the same.
+        assert told["signal"] != same["signal"]
 
 
 def test_a_file_that_is_none_is_refused(tmp_path: Path, stored: Path) -> None:

@@ -1,5 +1,6 @@
 """A training that was stopped anywhere goes on as if it never had been."""
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -286,6 +287,60 @@ def test_a_training_on_other_events_is_another(
     fewer[np.flatnonzero(fewer)[0]] = False
     with pytest.raises(BadInput, match="of a training with another data;"):
         make("slot").fit(books["slot"], replace(split, train=fewer), config=config, out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "max_prompt_tokens", "named"),
+    [
+        ({"dropout": 0.5}, 192, "another dropout;"),
+        ({"size": "mini"}, 192, "another size;"),
+        ({}, 140, "another max_prompt_tokens;"),
+    ],
+)
+def test_a_training_of_another_model_or_of_other_prompts_is_another(
+    make: Any,
+    books: dict[str, PromptBook],
+    split: Split,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    max_prompt_tokens: int,
+    named: str,
+) -> None:
+    book, config = books["slot"], replace(CONFIG, epochs=0.2, evaluate_steps=0)
+    make("slot").fit(book, split, config=config, out=tmp_path)
+    other = PromptBook(book.prompter.with_budget(max_prompt_tokens), book.interactions)
+    with pytest.raises(BadInput, match=f"of a training with {named}"):
+        make("slot", **changes).fit(other, split, config=config, out=tmp_path)
+    # What is fitted on a finished model is not of its course.
+    again = make("slot")
+    again.settings = replace(again.settings, rank_weight=(0.5,))
+    again.fit(book, split, config=config, out=tmp_path)
+
+
+def test_the_same_items_said_otherwise_are_other_prompts(
+    make: Any, books: dict[str, PromptBook], split: Split, tmp_path: Path
+) -> None:
+    book, config = books["slot"], replace(CONFIG, epochs=0.2, evaluate_steps=0)
+    make("slot").fit(book, split, config=config, out=tmp_path)
+    profiles = book.said.profiles
+    backwards = replace(profiles, ids=profiles.ids[::-1].copy())
+    said = replace(book.said, profiles=backwards)
+    other = PromptBook(book.prompter, book.interactions, said)
+    with pytest.raises(BadInput, match="of a training with another prompts;"):
+        make("slot").fit(other, split, config=config, out=tmp_path)
+
+
+def test_what_was_not_yet_written_down_is_not_compared(
+    make: Any, books: dict[str, PromptBook], split: Split, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, epochs=0.2, evaluate_steps=0)
+    make("slot").fit(books["slot"], split, config=config, out=tmp_path)
+    path = tmp_path / "settings.json"
+    began = json.loads(path.read_text())
+    path.write_text(json.dumps({name: began[name] for name in ("seed", "data")}))
+    make("slot", dropout=0.5).fit(books["slot"], split, config=config, out=tmp_path)
+    with pytest.raises(BadInput, match="another seed;"):
+        make("slot").fit(books["slot"], split, config=replace(config, seed=1), out=tmp_path)
 
 
 def test_where_a_training_stands_is_read_from_its_log() -> None:

@@ -493,6 +493,27 @@ def test_validation_and_the_catalogue_are_read_uncompiled(
     assert is_compiled()
 
 
+@pytest.mark.parametrize(("num_steps", "rates"), [(1, [3e-3]), (2, [0.0, 3e-3])])
+def test_a_training_of_one_step_learns(
+    make: Any,
+    books: dict[str, PromptBook],
+    split: Split,
+    tmp_path: Path,
+    num_steps: int,
+    rates: list[float],
+) -> None:
+    """A warm-up begins at a rate of 0, and would be all of it."""
+    foundation: Foundation = make("slot")
+    before = foundation.person_head.weight.detach().clone()
+    of_epoch = TrainingPlan(books["slot"], split.train, changed(QUICK, epochs=1)).num_batches
+    config = changed(QUICK, epochs=(num_steps - 0.5) / of_epoch)
+    result = foundation.fit(books["slot"], split, config=config, out=tmp_path)
+    assert result.steps == num_steps
+    told = [rate for _, rate in result.history["learning_rate"]]
+    assert told == pytest.approx(rates)
+    assert not torch.equal(foundation.person_head.weight, before)
+
+
 def test_tables_learn_faster_and_do_not_decay(
     make: Any, books: dict[str, PromptBook], split: Split, tmp_path: Path
 ) -> None:
