@@ -14,7 +14,7 @@ install: .venv/.installed-dev  ## Make .venv with everything, developer tools to
 demo: .venv/.installed  ## Train, decant, index and predict on the generated job market (5 minutes)
 	$(BIN)/decant demo
 
-test: .venv/.installed-dev  ## Run every test and doctest (PYTEST_ARGS adds options)
+test: .venv/.installed-dev  ## Run the tests and doctests (PYTEST_ARGS adds options; '-m slow' runs those that take minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: .venv/.installed-dev  ## Check style, types and the rooms' import contracts

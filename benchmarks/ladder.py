@@ -402,7 +402,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=float,
         help="of the top, instead of the bed's, which suit one core; rungs then follow it alone",
     )
-    parser.add_argument("--to", type=float, help="share of the body to end at; 0.1 by default")
+    parser.add_argument(
+        "--to", type=float, help="share of the body to end at, instead of the bed's"
+    )
     parser.add_argument("--data", type=Path, help="the zip of MovieLens-1M")
     parser.add_argument(
         "--held-out", type=int, default=10, help="of ml1m: slates of each person; 10 by default"

@@ -4,11 +4,11 @@
 
 For each seed the foundation is trained as its recipe says; SASRec is then given the seconds that
 this took, in the same process, on the same training events, and both rank the whole catalogue for
-the same held-out last events. Its shape was chosen on MovieLens-1M; with `--tune-sasrec` four are
-tried, each for those seconds, and validation chooses. Seconds are `thread_seconds`, so that what
-else a machine does at the time favours neither. Popularity and last-item neighbours stand beside
-them. Rows are written as soon as they are known; the same command goes on after a kill with the
-next model.
+the same held-out last events. Its shape was chosen on MovieLens-1M; with `--tune-sasrec` eight
+settings are tried, each for those seconds, and validation chooses. Seconds are `thread_seconds`, so
+that what else a machine does at the time favours neither. Popularity and last-item neighbours stand
+beside them. Rows are written as soon as they are known; the same command goes on after a kill with
+the next model.
 """
 
 import argparse

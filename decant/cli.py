@@ -67,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     for line in jobs[chosen.command](chosen[chosen.command]):
         print(line)
+    sys.stdout.flush()  # Here, where nobody reading on is no error.
 
 
 def build_parser() -> ArgumentParser:

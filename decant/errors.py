@@ -32,9 +32,10 @@ def one_line_errors() -> Iterator[None]:
     """Turn what a person can mend into one line on stderr; leave our bugs their traceback.
 
     Bad input (a `ValueError` raised by our own packages), a file that is missing or may not be
-    read, and a full disk end the process with exit code 2; Ctrl-C with 130. Anything else,
-    a library's `ValueError` among it, is a bug and passes through unchanged. The environment
-    variable DECANT_TRACEBACK=1 prints the traceback before the line.
+    read, and a full disk end the process with exit code 2; Ctrl-C with 130, and output that nobody
+    reads on (`| head`) with 141. Anything else, a library's `ValueError` among it, is a bug and
+    passes through unchanged. The environment variable DECANT_TRACEBACK=1 prints the traceback
+    before the line.
 
     Works as a decorator too.
 
@@ -43,6 +44,10 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:
+        # Who reads the lines has enough of them (`| head`); what is left to be said goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except KeyboardInterrupt:
         _leave("interrupted; the same command picks up where it stopped", code=130)
     except Exception as error:

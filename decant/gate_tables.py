@@ -11,6 +11,8 @@ METRIC_NAMES = {
     "latency_ms": "ms / request",
 }
 
+_RISE = ("ece", "latency_ms")
+
 
 def gate_table(verdict: GateVerdict, *, student: str, teacher: str, note: str = "") -> GateTable:
     """A verdict as the report shows it.
@@ -47,7 +49,7 @@ def gate_table(verdict: GateVerdict, *, student: str, teacher: str, note: str = 
 
 
 def in_words(verdict: GateVerdict) -> str:
-    """A verdict in a few words: `fails it (NDCG@10 +3.0 %, at most 4.3 %, where 1.0 % is …)`."""
+    """A verdict in a few words: `fails it (NDCG@10 loses 3.0 %, at most 4.3 %, where …)`."""
     if verdict.status == "pass":
         return "lets it through"
     lost = "; ".join(_lost(one) for one in verdict.metrics if one.status == verdict.status)
@@ -55,13 +57,16 @@ def in_words(verdict: GateVerdict) -> str:
 
 
 def _lost(one: MetricVerdict) -> str:
-    def said(number: float, sign: str = "") -> str:
+    def said(number: float) -> str:
         if one.kind == "relative":
-            return f"{number:{sign}.1%}".replace("%", " %")
-        return f"{number:{sign}.4f}".replace("0.", ".", 1)
+            return f"{number:.1%}".replace("%", " %")
+        return f"{number:.4f}".replace("0.", ".", 1)
 
     name = METRIC_NAMES.get(one.metric, one.metric)
     if one.loss is None:
         return f"{name} was not measured"
     most = "" if one.bound is None or one.bound <= one.loss else f", at most {said(one.bound)},"
-    return f"{name} {said(one.loss, '+')}{most} where {said(one.tolerance)} is let through"
+    # Of an error and of time the loss is what they rise by.
+    worse, better = ("rises by", "falls by") if one.metric in _RISE else ("loses", "gains")
+    verb = worse if one.loss >= 0 else better
+    return f"{name} {verb} {said(abs(one.loss))}{most} where {said(one.tolerance)} is let through"

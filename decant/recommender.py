@@ -136,8 +136,9 @@ class Recommender:
 
         Args:
             folder: written by `decant run` or `decant demo`.
-            model: which model serves, ``"foundation"`` or a rung; the smallest rung when left out.
-                Another than the one that made the index gets an index of its own, in memory.
+            model: which model serves, ``"foundation"`` or a rung; when left out the last rung that
+                the gate let through, or the run's own. Another than the one that made the index
+                gets an index of its own, in memory.
             max_prompt_tokens: longest prompt, if not that of the training: more history for those
                 who have it. A model that must stretch its positions for that says so; see
                 `foundation.positions`.

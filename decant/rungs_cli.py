@@ -137,7 +137,8 @@ def export_parser() -> ArgumentParser:
     """The parser of `decant export`."""
     parser = ArgumentParser(
         description="Write a model of a run for those who have transformers and nothing of ours: "
-        "slots are rows of the vocabulary, and ids alone give the scores. export.json says how. "
+        "slots are rows of the vocabulary, and ids alone give the scores. Ids are made here, by "
+        "PromptBook.prefixes; export.json says which are labels and slots, and the calibration. "
         "Items that were added to the run since are not exported. Scores of an int8 model differ "
         "in the second decimal: stock loaders do not round what its layers read."
     )

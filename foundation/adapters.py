@@ -2,7 +2,7 @@
 
     foundation.fit(book, split, config=FitConfig(lora=LoraOptions(rank=16)), out=out)
 
-Needs peft: `pip install 'decant[peft]'`.
+Needs peft: `pip install -e '.[peft]'`.
 """
 
 from collections.abc import Iterator
@@ -80,7 +80,8 @@ def adapted(foundation: "Foundation", options: LoraOptions | None, *, seed: int)
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise BadInput(
-            "FitConfig.lora needs peft: pip install 'decant[peft]', or leave lora out."
+            "FitConfig.lora needs peft: pip install -e '.[peft]' in decant's folder, or leave lora "
+            "out."
         ) from error
     decoder = foundation.decoder
     learned = [parameter for parameter in decoder.parameters() if parameter.requires_grad]

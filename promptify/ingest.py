@@ -389,8 +389,8 @@ def _require(names: Sequence[str], needed: Sequence[str], file: str) -> None:
     if missing:
         there = ", ".join(name for name in names if name != LINE) or "no columns"
         raise BadInput(
-            f"{file} lacks the column {', '.join(missing)}; it has {there}. Add it, or say under "
-            "`columns:` which of them it is."
+            f"{file} lacks the column {', '.join(missing)}; it has {there}. Add it, or rename the "
+            "one that it is: in a task file under `columns:`."
         )
 
 

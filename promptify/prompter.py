@@ -194,7 +194,8 @@ class Prompter:
         known = self.tasks[task]
         if action not in known.actions:
             raise BadInput(
-                f"action {action!r} must be one of task {known.name!r}: {', '.join(known.actions)}."
+                f"action {action!r} must be one of task {known.name!r}: "
+                f"{', '.join(known.actions)}; of an event on another surface give its task."
             )
         return self.label_words.index(action)
 

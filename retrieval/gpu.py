@@ -28,7 +28,7 @@ MAX_CANDIDATES = 2048
 
 _MEND = (
     "install the GPU build in place of the CPU one, since both install the same module: "
-    "`pip install 'decant[gpu]'`, then `pip uninstall --yes faiss-cpu`, then "
+    "`pip install -e '.[gpu]'` in decant's folder, then `pip uninstall --yes faiss-cpu`, then "
     "`pip install --force-reinstall --no-deps 'faiss-gpu>=1.15,<2'`; and import torch before faiss"
 )
 

@@ -1,7 +1,7 @@
 """`MilvusIndex`: the verbs of `ItemIndex` over a collection of a Milvus database.
 
 For a catalogue that one machine is too small for. The same code runs against a server (a URL) and
-against the embedded Milvus Lite (a path that ends in `.db`). Needs `pip install 'decant[milvus]'`.
+against the embedded Milvus Lite (a path that ends in `.db`). Needs `pip install -e '.[milvus]'`.
 
 What Milvus does not promise is made good here. Its indexes are approximate under a filter, even
 `FLAT` while rows are fresh, and may come back short: so of few allowed items the vectors are got

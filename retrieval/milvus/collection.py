@@ -205,7 +205,7 @@ def connect(uri: str, token: str) -> Any:
         from pymilvus import MilvusClient  # Half a second, and an optional extra.
     except ImportError as error:
         raise ImportError(
-            "an index in Milvus needs pymilvus: pip install 'decant[milvus]'"
+            "an index in Milvus needs pymilvus: pip install -e '.[milvus]' in decant's folder"
         ) from error
     with answers(f"connect to {without_password(uri)}"):
         return MilvusClient(uri=uri, token=token, timeout=CONNECT_SECONDS)

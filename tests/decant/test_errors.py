@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,6 +26,20 @@ def test_a_check_of_ours_becomes_one_line_and_code_2(tmp_path, capsys):
     assert code == 2
     assert said.startswith(f"decant: error: folder {tmp_path} is not empty")
     assert said.count("\n") == 1
+
+
+def test_output_that_nobody_reads_on_is_no_error():
+    code = (
+        "from decant.errors import one_line_errors\n"
+        "with one_line_errors():\n    for line in range(10**6):\n        print(line)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 @pytest.mark.parametrize(

@@ -533,8 +533,8 @@ def test_the_runs_own_rung_serves_and_the_gates_word_is_told(finished, tmp_path)
         judged.save(layout.folder / "evaluation" / "verdict.json")
         return told_by_gate(layout)
 
-    lost = "NDCG@10 +3.0 %, at most 4.3 %, where 1.0 % is let through; "
-    lost += "calibration error +.0061 where .0050 is let through"
+    lost = "NDCG@10 loses 3.0 %, at most 4.3 %, where 1.0 % is let through; "
+    lost += "calibration error rises by .0061 where .0050 is let through"
     serves = "It serves all the same; `decant ladder` makes rungs that serve where the gate lets "
     serves += "them through."
     assert told("fail") == f"rung-1: the gate fails it ({lost}). {serves}"

@@ -15,7 +15,7 @@ from promptify.assembly import PromptBook
 from promptify.splits import Split
 from promptify.validation import BadInput
 
-pytest.importorskip("peft", reason="LoRA needs peft: pip install 'decant[peft]'")
+pytest.importorskip("peft", reason="LoRA needs peft: pip install -e '.[peft]'")
 
 LORA = LoraOptions(rank=4, alpha=8)
 CONFIG = FitConfig(
@@ -200,7 +200,7 @@ def test_without_peft_it_is_said(make: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setitem(sys.modules, "peft", None)
     with (
-        pytest.raises(BadInput, match=r"needs peft: pip install 'decant\[peft\]'"),
+        pytest.raises(BadInput, match=r"needs peft: pip install -e '\.\[peft\]'"),
         adapted(make("slot"), LORA, seed=0),
     ):
         pass

@@ -235,4 +235,4 @@ def test_without_pymilvus_it_says_what_to_install():
         "except ImportError as error:\n    print(error)\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'decant[milvus]'" in run.stdout
+    assert "pip install -e '.[milvus]'" in run.stdout
