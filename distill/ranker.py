@@ -27,6 +27,7 @@ from foundation.batches import take_rows
 from foundation.losses import MAX_LOGITS, summed_in_chunks
 from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
 from foundation.predictions import log_positive
+from foundation.resuming import hash_tensors
 from foundation.training import FitConfig, FitResult, fit
 from promptify.assembly import PromptBook
 from promptify.rows import Rows
@@ -171,6 +172,11 @@ class RankerDistillation(nn.Module):
         for name in ("row_E", "candidates_nC", "scores_nC"):
             values = torch.from_numpy(getattr(ranked, name).copy())
             self.register_buffer(name, values, persistent=False)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this training from another; see `foundation.training.fit`."""
+        said = hash_tensors((self.row_E, self.candidates_nC, self.scores_nC))
+        return {"teacher": {"temperature": self.temperature, "ranked": said}}
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Summed losses: the student's three, and `teacher_next_item`."""

@@ -23,6 +23,7 @@ from foundation.batches import take_rows
 from foundation.plan import TrainingPlan
 from promptify.assembly import PromptBook
 from promptify.splits import Split
+from promptify.validation import BadInput
 
 NO = float("-inf")
 SMALL = FitConfig(epochs=1, positions_per_batch=2048, reread_items=4, text_positions=16)
@@ -183,6 +184,12 @@ def test_distilled_the_retriever_comes_nearer_and_resumes(
     again = make()
     distil_ranker(again, told, book, split, **options)
     assert torch.equal(again.person_head.weight, student.person_head.weight)
+    # What another ranker said, or the same one softer, is another training.
+    other = replace(told, scores_nC=2 * told.scores_nC)
+    softer = {**options, "teacher_config": TeacherConfig(weight=5.0, temperature=4.0)}
+    for ranked, asked in ((other, options), (told, softer)):
+        with pytest.raises(BadInput, match="of a training with another teacher;"):
+            distil_ranker(make(), ranked, book, split, **asked)
 
 
 def test_the_ranker_is_asked_as_a_request_would(make: Any, book: PromptBook, split: Split) -> None:
