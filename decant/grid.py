@@ -87,6 +87,10 @@ def read_grid(path: Path, grid: Sequence[str]) -> tuple[Source, list[Combination
     base = source.recipe(content.get("form", "slot")).to_dict()
     for key, value in _flat(content.get("recipe") or {}).items():
         _set(base, key, value, where=str(path))
+    # As the files of the data; what the grid names lies where the command is given.
+    for key in FOLDERS:
+        if isinstance(base[key], str) and (path.parent / base[key]).is_dir():
+            base[key] = str((path.parent / base[key]).absolute())
     axes = [_axis(one) for one in grid]
     keys = [key for key, _ in axes]
     if len(set(keys)) < len(keys):
@@ -117,7 +121,12 @@ def _checked(content: dict[str, Any]) -> Recipe:
     recipe = Recipe.from_dict(content).with_seed(content["seed"])
     if recipe.size is not None and recipe.size not in SHAPES:
         raise BadInput(f"size={recipe.size!r} is unknown; choose one of {', '.join(SHAPES)}.")
-    # Named in full, as by `decant run`: its models find it there.
+    if recipe.size is not None and recipe.model is not None:
+        raise BadInput(
+            f"size={recipe.size} and model={recipe.model} exclude each other; set size: null."
+        )
+    # Named in full, as by `decant run`: its models find them there.
+    recipe = recipe.with_model(size=recipe.size, model=recipe.model)
     return recipe.with_text_encoder(recipe.text_encoder)
 
 

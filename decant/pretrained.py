@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-from transformers import AutoConfig
-
 from decant.fingerprints import fingerprint
 from decant.recipes import Recipe
 from decant.run_record import json_hash
 from distill.anatomy import check_family
-from foundation.checkpoint import load_tokenizer, refuse_code
+from foundation.checkpoint import load_config, load_tokenizer, refuse_code, refuse_quantised
 from promptify.validation import BadInput
 
 # What of a checkpoint's folder is read: no pickles, and nothing that lies in folders of its own.
@@ -23,21 +21,23 @@ def check_model(recipe: Recipe, made: Path) -> None:
         made: the stage that is trained from it; where it is finished nothing need be had.
 
     Raises:
-        BadInput: it is no checkpoint, wants to run code or is pickled, is neither a folder nor on
-            the hub, or is of a family of which no rung could be made.
+        BadInput: it is no checkpoint, wants to run code, is pickled, quantised or an adapter, has
+            no tokenizer, is neither a folder nor on the hub, or is of a family of which no rung
+            could be made.
     """
     if recipe.model is None or (made / "stage.json").exists():
         return
     if Path(recipe.model).is_dir():
         refuse_code(Path(recipe.model))
     try:
+        config = load_config(recipe.model)
         load_tokenizer(recipe.model)
-        config = AutoConfig.from_pretrained(recipe.model, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except BadInput as error:
         raise BadInput(
             f"--model {recipe.model} is no folder with a model and its tokenizer, and no name of "
             f"one on the hub that can be had from here: {error}"
         ) from error
+    refuse_quantised(recipe.model, config)
     check_family(config.model_type)
 
 

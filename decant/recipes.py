@@ -139,6 +139,8 @@ class Recipe:
     def with_model(self, *, size: str | None, model: str | None) -> "Recipe":
         """The same recipe with another decoder; as it is when neither is given.
 
+        A folder is named in full, so that the run is the same wherever it is gone on with.
+
         Raises:
             BadInput: both are given, or the size is unknown.
         """
@@ -148,6 +150,8 @@ class Recipe:
             raise BadInput(f"--size {size} and --model {model} exclude each other; give one.")
         if size is not None and size not in SHAPES:
             raise BadInput(f"--size {size} is unknown; choose one of {', '.join(SHAPES)}.")
+        if model is not None and Path(model).is_dir():
+            model = str(Path(model).absolute())
         return replace(self, size=size, model=model)
 
     def with_model_of(self, old: "Recipe") -> "Recipe":

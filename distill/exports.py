@@ -41,9 +41,9 @@ from promptify.whole import whole_folder
 def export_causal(foundation: Foundation, folder: Path, *, task: int = 0) -> None:
     """Write a causal LM whose label logits at the last position give the scores.
 
-    The log-probabilities of `label_ids` in `export.json`, renormalised over them, are the scores. A
-    cap on the final logits (Gemma 2) is taken out of the configuration: our scores are not capped,
-    and with it they could not be had.
+    The log-probabilities of `label_ids` in `export.json`, renormalised over them, are the scores.
+    What some families do to their last logits is taken out, since our scores know nothing of it: a
+    cap (Gemma 2), a scale (Granite, Cohere), a bias of the head (Phi).
 
     Args:
         foundation: what is exported.
@@ -57,6 +57,9 @@ def export_causal(foundation: Foundation, folder: Path, *, task: int = 0) -> Non
     config = _config(foundation)
     if getattr(config, "final_logit_softcapping", None) is not None:
         config.final_logit_softcapping = None
+    for scale in ("logits_scaling", "logit_scale"):
+        if hasattr(config, scale):
+            setattr(config, scale, 1.0)
     with ALONE:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     table = embedding_rows(foundation)
@@ -70,6 +73,8 @@ def export_causal(foundation: Foundation, folder: Path, *, task: int = 0) -> Non
         vocab_size = foundation.prompter.vocab_size
         head[:vocab_size] = state["lm_head.weight"][:vocab_size]
         state["lm_head.weight"] = head
+    if "lm_head.bias" in state:
+        state["lm_head.bias"] = torch.zeros(len(table))
     model.load_state_dict(state)
     model.tie_weights()
     with _whole(folder) as partial:

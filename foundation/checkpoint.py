@@ -9,6 +9,7 @@ prompter/                             tasks, words, tokenizer
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from dataclasses import asdict, replace
@@ -19,10 +20,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 from foundation.config import FoundationConfig
 from foundation.few_bits import stock_state
@@ -37,7 +45,17 @@ from promptify.whole import put, whole_file
 if TYPE_CHECKING:
     from foundation.model import Foundation
 
+logger = logging.getLogger(__name__)
+
 _CUT_SHORT = "It may have been cut short; copy the folder again or run the stage that made it."
+_GIVE = (
+    "Give a folder with config.json and model.safetensors, or the hub name of a model that is in "
+    "the local cache."
+)
+_ADAPTER = (
+    "{name} holds an adapter; merge it into its model (merge_and_unload), and give the folder that "
+    "the model is then saved to."
+)
 FILES = ("config.json", "heads.safetensors", "foundation.json", "catalogue.parquet", "prompter")
 
 
@@ -60,12 +78,13 @@ def load_decoder(name: str | Path) -> Any:
     """A causal LM by folder or hub name: safetensors only, no code from outside.
 
     Raises:
-        BadInput: the folder cannot be loaded, wants its own code, holds only pickled weights, or
-            lacks some.
+        BadInput: the folder cannot be loaded, wants its own code, holds only pickled or quantised
+            weights or an adapter, or lacks weights; or it is a foundation with others than its own.
     """
     folder = Path(name)
     if folder.is_dir():
         refuse_code(folder)
+    refuse_quantised(name, load_config(name))
     loader: Any = AutoModelForCausalLM
     try:
         with ALONE:
@@ -77,10 +96,7 @@ def load_decoder(name: str | Path) -> Any:
                 output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise BadInput(
-            f"cannot load a model from {name}: {_first_line(error)} Give a folder with config.json "
-            f"and model.safetensors, or the hub name of a model that is in the local cache."
-        ) from error
+        raise BadInput(f"cannot load a model from {name}: {_first_line(error)} {_GIVE}") from error
     # Stock transformers draws what a file lacks at random, and only warns.
     lacking = sorted(report["missing_keys"])
     if lacking:
@@ -88,14 +104,73 @@ def load_decoder(name: str | Path) -> Any:
             f"the weights of {name} lack {', '.join(lacking[:3])} ({len(lacking)} in all), which "
             "its config.json asks for; copy the folder again."
         )
+    # Others' folders may hold what no causal LM needs, such as a head for another purpose.
+    strange = sorted(report["unexpected_keys"]) if (folder / "foundation.json").exists() else []
+    if strange:
+        raise BadInput(
+            f"the weights of {name} hold {', '.join(strange[:3])} ({len(strange)} in all), which "
+            "its config.json knows nothing of; copy the folder again, or make the model again."
+        )
+    if getattr(decoder, "peft_config", None):
+        raise BadInput(_ADAPTER.format(name=name))
+    _untie(decoder, name)
     return decoder
+
+
+def _untie(decoder: Any, name: str | Path) -> None:
+    """Let the configuration say that the head is no copy of the embedding, where it is none.
+
+    Stock transformers loads both then, and leaves the configuration as it is: who builds a model by
+    it would put the embedding in the head's place.
+    """
+    embedding, head = decoder.get_input_embeddings(), decoder.get_output_embeddings()
+    tied = getattr(decoder.config, "tie_word_embeddings", False)
+    if tied and head.weight is not embedding.weight:
+        logger.warning(
+            "%s holds a head of its own, though its config.json says tie_word_embeddings; "
+            "the head is kept, and is saved as one of its own.",
+            name,
+        )
+        decoder.config.tie_word_embeddings = False
+
+
+def load_config(name: str | Path) -> PreTrainedConfig:
+    """The configuration of a checkpoint by folder or hub name; no code from outside.
+
+    Raises:
+        BadInput: there is none, or it says what cannot be.
+    """
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(str(name), trust_remote_code=False)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        said = " ".join(str(error).split()).removesuffix(".")
+        raise BadInput(f"cannot use {Path(name) / 'config.json'}: {said}. {_GIVE}") from error
+    return config
+
+
+def refuse_quantised(name: str | Path, config: PreTrainedConfig) -> None:
+    """Refuse a checkpoint of quantised weights.
+
+    Stock transformers may train them as floats, and would write them as what they were, but not how
+    to read that.
+
+    Raises:
+        BadInput: it is one.
+    """
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is not None:
+        raise BadInput(
+            f"{name} holds weights in {quantised.get('quant_method', 'few bits')} "
+            "(quantization_config in its config.json), which cannot be trained and written again; "
+            "give the float checkpoint that it was made of."
+        )
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a checkpoint by folder or hub name; no code from outside.
 
     Raises:
-        BadInput: there is none, or it is not a fast tokenizer.
+        BadInput: there is none, it is not a fast tokenizer, or it has no vocabulary.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
@@ -104,6 +179,11 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise BadInput(
             f"the tokenizer of {name} is not a fast one (tokenizer.json); convert it first."
+        )
+    # Where there are no files, stock transformers makes one that knows its special tokens alone.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise BadInput(
+            f"the tokenizer of {name} has no vocabulary; copy its tokenizer.json there as well."
         )
     return tokenizer
 
@@ -242,17 +322,23 @@ def write_weights(state: dict[str, Tensor], path: Path) -> None:
 
 
 def refuse_code(folder: Path) -> None:
-    """Refuse a checkpoint's folder that wants to run its own code or holds pickled weights.
+    """Refuse a folder that wants to run its own code, or holds pickled weights or an adapter.
 
     Raises:
         BadInput: it does, or it is no checkpoint.
     """
+    if (folder / "adapter_config.json").exists():
+        raise BadInput(_ADAPTER.format(name=folder))
     if not (folder / "config.json").exists():
         raise BadInput(f"{folder} holds no config.json: it is not a Hugging Face checkpoint.")
     try:
         config = json.loads((folder / "config.json").read_text())
     except ValueError as error:
         raise BadInput(f"{folder / 'config.json'} is not JSON: {_first_line(error)}") from error
+    if not isinstance(config, dict):
+        raise BadInput(
+            f"{folder / 'config.json'} must hold fields and their values; copy the folder again."
+        )
     if "auto_map" in config:
         raise BadInput(
             f"{folder} wants to run code of its own (auto_map in config.json), which is refused. "

@@ -1,6 +1,7 @@
 """What the command cannot use, each in its way: one line, code 2, nothing half-written."""
 
 import errno
+import json
 import os
 import shutil
 import zipfile
@@ -189,6 +190,16 @@ def test_a_pretrained_model_that_is_none(refused, tables):
     Tokenizer(WordLevel({"a": 0}, "a")).save(str(tables / "granite" / "tokenizer.json"))
     of_other_parts = refused(*arguments, "--model", tables / "granite")
     assert "type 'granite' cannot be pruned" in of_other_parts
+    assert not (tables.parent / "out").exists()
+    config = {"model_type": "llama", "quantization_config": {"quant_method": "fp8"}}
+    (tables / "granite" / "config.json").write_text(json.dumps(config))
+    in_few_bits = refused(*arguments, "--model", tables / "granite")
+    assert "granite holds weights in fp8" in in_few_bits
+    (tables / "granite" / "config.json").write_text('{"model_type": "llama", "hidden_size": "32"}')
+    assert "granite/config.json: Validation" in refused(*arguments, "--model", tables / "granite")
+    (tables / "granite" / "config.json").write_text('{"model_type": "qwen3"}')
+    (tables / "granite" / "tokenizer.json").unlink()
+    assert "has no vocabulary" in refused(*arguments, "--model", tables / "granite")
     assert not (tables.parent / "out").exists()
     mistyped = refused(*arguments, "--model", "models/qwne", "--dry-run")
     assert "--model models/qwne is no folder with a model and its tokenizer" in mistyped

@@ -60,6 +60,15 @@ def test_a_runs_recipe_says_where_the_text_encoder_lies(tmp_path, monkeypatch):
         opened("foundation")
 
 
+def test_a_decoder_in_a_folder_is_named_in_full(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("qwen").mkdir()
+    for named in ("qwen", "./qwen/", tmp_path / "qwen"):
+        recipe = demo().with_model(size=None, model=str(named))
+        assert recipe.model == str(tmp_path / "qwen")
+    assert demo().with_model(size=None, model="Qwen/Qwen3-0.6B").model == "Qwen/Qwen3-0.6B"
+
+
 def test_a_recipe_comes_back_from_its_run(tiny_run, recipe, tmp_path):
     assert recipe_of(tiny_run) == recipe
     for one in (demo(), demo().with_held_out(10), demo().with_held_out(10, 50)):

@@ -237,6 +237,21 @@ def test_folders_of_one_name_are_not_told_apart(recipe: Path, tmp_path: Path) ->
         Sweep.of(recipe, [f"text_encoder={folders[0]},{folders[1]}"], out=tmp_path / "out")
 
 
+def test_a_model_of_the_recipe_lies_beside_it_and_one_of_the_grid_where_the_command_is_given(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = recipe.with_name("of_a_model.yaml")
+    told.write_text("source: job_market\nrecipe: {size: null, model: qwen}")
+    elsewhere = tmp_path / "elsewhere"
+    for folder in (told.with_name("qwen"), elsewhere / "llama"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+    [alone] = Sweep.of(told, [], out=tmp_path / "out").combinations
+    assert alone.recipe.model == str(told.with_name("qwen"))
+    found = Sweep.of(told, ["model=./llama,hub/name"], out=tmp_path / "out").combinations
+    assert [one.recipe.model for one in found] == [str(elsewhere / "llama"), "hub/name"]
+
+
 def test_names_are_different_for_different_settings(recipe: Path, tmp_path: Path) -> None:
     grid = ["foundation.slot_parts=[reading],[reading,bag]", "size=tiny,mini"]
     found = Sweep.of(recipe, grid, out=tmp_path)
@@ -263,6 +278,7 @@ def test_names_are_different_for_different_settings(recipe: Path, tmp_path: Path
         (["text_encoder=nowhere"], "text_encoder=nowhere: .* is not a folder"),
         (["text_encoder=7"], "--grid: text_encoder=7 must be text or null"),
         (["held_out_slates.x=1"], "no field held_out_slates.x; held_out_slates is 2, and has none"),
+        (["model=qwen"], "model=qwen: size=tiny and model=qwen exclude each other; set size: null"),
         (["model.x=1"], "no field model.x; model is None, and has none"),
         (["mining.round=1"], "no field mining.round; mining has rounds"),
         (["mining.rounds=0"], "mining.rounds=0: MiningConfig.rounds=0 must be at least 1"),

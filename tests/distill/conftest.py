@@ -104,6 +104,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": 48,
     },
     "gemma3_text": {"tie_word_embeddings": True, "query_pre_attn_scalar": 12, "sliding_window": 48},
+    # Of these no rung can be made.
+    "granite": {"tie_word_embeddings": True, "logits_scaling": 8.0, "embedding_multiplier": 2.0},
+    "cohere": {"tie_word_embeddings": True, "logit_scale": 0.0625},
+    "phi": {"tie_word_embeddings": False},
 }
 
 

@@ -85,6 +85,24 @@ def test_ids_alone_give_our_scores(
         np.testing.assert_allclose(scores.log_softmax(-1), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("form", ["slot", "text"])
+@pytest.mark.parametrize("family", ["granite", "cohere", "phi"])
+def test_what_a_family_does_to_its_logits_is_left_out(
+    of_family: Any, rows: Rows, text_rows: Rows, tmp_path: Path, family: str, form: str
+) -> None:
+    foundation = of_family(family, form)
+    prefix = take_rows(rows if form == "slot" else text_rows, np.array([0]))
+    items = np.array([0, 7, 3])
+    wanted = foundation.score(prefix, items)
+    export_causal(foundation, tmp_path / "causal")
+    causal = AutoModelForCausalLM.from_pretrained(tmp_path / "causal")
+    labels = json.loads((tmp_path / "causal" / "export.json").read_text())["label_ids"]
+    for ids, expected in zip(ids_asked(foundation, prefix, items), wanted, strict=True):
+        with torch.no_grad():
+            logits = causal(torch.tensor([ids])).logits[0, -1, labels]
+        np.testing.assert_allclose(logits.log_softmax(-1), expected, atol=1e-4)
+
+
 def test_a_process_that_knows_nothing_of_ours_has_the_same_scores(
     make: Any, rows: Rows, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -151,6 +152,78 @@ def test_weights_that_lack_a_layer_are_refused(copy: Path) -> None:
         Foundation.from_pretrained(copy)
 
 
+def test_weights_that_the_configuration_does_not_know_are_refused(copy: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight_scale_inv"] = torch.ones(1, 1)
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=r"hold model\.layers\.0\.mlp\.up_proj\.weight_scale_inv"):
+        Foundation.from_pretrained(copy)
+
+
+def test_a_checkpoint_with_a_head_that_is_no_model_of_its_own_is_loaded(copy: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    weights["score.weight"] = torch.ones(2, 2)
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    (copy / "foundation.json").unlink()
+    assert checkpoint.load_decoder(copy).config.model_type == "qwen3"
+
+
+@pytest.mark.parametrize("method", ["fp8", "bitsandbytes", "gptq", "compressed-tensors"])
+def test_quantised_weights_are_refused(copy: Path, method: str) -> None:
+    change_config(copy, quantization_config={"quant_method": method})
+    with pytest.raises(BadInput, match=f"holds weights in {method} .* give the float checkpoint"):
+        checkpoint.load_decoder(copy)
+
+
+def test_an_adapter_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = AutoModelForCausalLM.from_pretrained(copy)
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(stock, lora).save_pretrained(copy)
+    with pytest.raises(BadInput, match="holds an adapter; merge it"):
+        checkpoint.load_decoder(copy)
+    # Of a name on the hub, transformers alone sees what lies there.
+    monkeypatch.setattr(checkpoint, "refuse_code", lambda _: None)
+    with pytest.raises(BadInput, match="holds an adapter; merge it"):
+        checkpoint.load_decoder(copy)
+
+
+def test_a_head_of_its_own_is_kept_where_the_configuration_says_tied(
+    copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = load_file(copy / "model.safetensors")
+    weights["lm_head.weight"] = torch.randn_like(weights["model.embed_tokens.weight"])
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    decoder = checkpoint.load_decoder(copy)
+    assert "a head of its own" in caplog.text
+    # As pruning and exports build one.
+    again = AutoModelForCausalLM.from_config(decoder.config, dtype=torch.float32)
+    again.load_state_dict(decoder.state_dict())
+    again.tie_weights()
+    decoder.save_pretrained(tmp_path / "saved")
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        wanted = decoder(ids).logits
+        torch.testing.assert_close(again.eval()(ids).logits, wanted)
+        loaded = checkpoint.load_decoder(tmp_path / "saved")
+        torch.testing.assert_close(loaded(ids).logits, wanted)
+
+
+@pytest.mark.parametrize("content", [[], {"hidden_size": "32"}], ids=["a list", "a word"])
+def test_a_configuration_that_cannot_be_is_named(copy: Path, content: Any) -> None:
+    if content:
+        change_config(copy, **content)
+    else:
+        (copy / "config.json").write_text("[]")
+    with pytest.raises(BadInput, match=r"copy/config\.json"):
+        checkpoint.load_decoder(copy)
+
+
+def test_a_tokenizer_that_knows_no_words_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    with pytest.raises(BadInput, match=r"the tokenizer of .* has no vocabulary"):
+        checkpoint.load_tokenizer(tmp_path)
+
+
 def test_pickled_weights_are_refused(copy: Path) -> None:
     torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
     (copy / "model.safetensors").unlink()
@@ -158,10 +231,13 @@ def test_pickled_weights_are_refused(copy: Path) -> None:
         checkpoint.load_decoder(copy)
 
 
+def change_config(folder: Path, **changed: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changed))
+
+
 def test_code_from_outside_is_refused(copy: Path) -> None:
-    config = json.loads((copy / "config.json").read_text())
-    config["auto_map"] = {"AutoModelForCausalLM": "evil.Model"}
-    (copy / "config.json").write_text(json.dumps(config))
+    change_config(copy, auto_map={"AutoModelForCausalLM": "evil.Model"})
     (copy / "evil.py").write_text("raise SystemExit('ran')")
     with pytest.raises(BadInput, match="auto_map"):
         Foundation.from_pretrained(copy)
