@@ -418,6 +418,42 @@ def ladder_arms(files: Files, *, file: str) -> str:
     return markdown(header, lines)
 
 
+def gate(files: Files, *, file: str) -> str:
+    """How often the gate errs, by what it rests on; of no loss it may also ask for more targets."""
+    names = {"ndcg@10": "NDCG@10", "auc": "AUC", "ece": "calibration error"}
+    rows = [row for row in rows_of(files, file) if row.metric.startswith("gate_")]
+    lines = []
+    for task, split in dict.fromkeys((row.task, row.split) for row in rows):
+        mine = [row for row in rows if (row.task, row.split) == (task, split)]
+        found = {row.metric: row for row in mine if row.metric != "gate_undecided"}
+        undecided = {row.model: row for row in mine if row.metric == "gate_undecided"}
+        accepted, rejected = found["gate_false_accept"], found["gate_false_reject"]
+        design, _, looks = split.partition(", ")
+        lines.append(
+            (
+                names[task],
+                design.replace(" x ", " × "),
+                looks or "one look",
+                accepted.model.removeprefix("loss ").replace("%", " %"),
+                with_interval(accepted),
+                decimal(undecided[accepted.model].value),
+                with_interval(rejected),
+                decimal(undecided[rejected.model].value),
+            )
+        )
+    header = (
+        "",
+        "rests on",
+        "",
+        "planted loss",
+        "… passes",
+        "… undecided",
+        "none fails",
+        "none undecided",
+    )
+    return markdown(header, lines)
+
+
 TABLES: dict[str, Callable[[Files], str]] = {
     "ml1m": partial(quality, file="ml1m-slot-seed0", good="liked"),
     "job-market": partial(quality, file="demo-seed0", good="apply"),
@@ -449,6 +485,7 @@ TABLES: dict[str, Callable[[Files], str]] = {
     "ladder-arms-text": partial(ladder_arms, file="ladder-job-market-text"),
     "ladder-ml1m": partial(ladder, file="ladder-ml1m"),
     "ladder-arms-ml1m": partial(ladder_arms, file="ladder-ml1m"),
+    "gate": partial(gate, file="gate"),
     "ml100k-against-rectools": partial(against_rectools, file="rectools-ml100k"),
     "ml1m-against-sasrec": partial(against_sasrec, file="quality-ml1m-4-epochs"),
 }

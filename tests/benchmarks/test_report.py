@@ -171,6 +171,28 @@ def test_of_several_seeds_their_mean_is_told() -> None:
     assert told_once(rows) == rows[:1]
 
 
+def test_what_the_gate_lets_through_stands_beside_what_it_refuses() -> None:
+    def told(metric: str, model: str, value: float, split: str) -> ResultRow:
+        return row(task="auc", split=split, metric=metric, model=model, value=value)
+
+    rows = [
+        told(metric, model, value + place, split)
+        for place, split in ((0.0, "1000 people x 9"), (0.5, "1000 people x 9, two looks"))
+        for metric, model, value in (
+            ("gate_false_accept", "loss 2%", 0.01),
+            ("gate_undecided", "loss 2%", 0.02),
+            ("gate_false_reject", "loss 0%", 0.03),
+            ("gate_undecided", "loss 0%", 0.04),
+        )
+    ]
+    once, twice = tables.gate({"gate": rows}, file="gate").splitlines()[2:]
+    assert once.startswith("| AUC | 1000 people × 9 | one look | 2 % | .010")
+    for numbers, line in (((0.01, 0.02, 0.03, 0.04), once), ((0.51, 0.52, 0.53, 0.54), twice)):
+        cells = [cell.split(" ")[0] for cell in line.strip("| ").split(" | ")[4:]]
+        assert [float(cell) for cell in cells] == pytest.approx(numbers)
+    assert "| two looks |" in twice
+
+
 def test_a_ladder_is_told_rung_by_rung_and_by_what_else_leads_there() -> None:
     def told(model: str, metric: str, value: float, seed: int | str = 0) -> ResultRow:
         return row(
