@@ -160,6 +160,7 @@ def ladder(options: Namespace) -> Iterator[str]:
     from dataclasses import replace
 
     from decant.ladder import descend, ladder_config
+    from decant.layout import RunLayout
     from distill.anatomy import Shape
 
     config = ladder_config(
@@ -180,7 +181,8 @@ def ladder(options: Namespace) -> Iterator[str]:
         options.run, config=config, out=options.out, timed_requests=options.timed_requests
     )
     yield done.table
-    yield f"\n{done.folder / 'ladder.html'}"
+    # The last rung that may, which need not be smaller than a run's own.
+    yield f"\n{RunLayout(done.folder).served()} serves.\n{done.folder / 'ladder.html'}"
 
 
 def quantise(options: Namespace) -> Iterator[str]:

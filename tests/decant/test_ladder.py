@@ -770,6 +770,7 @@ def test_in_the_run_s_own_folder_it_goes_on_after_the_run_s_own_rung(
     said = capsys.readouterr().out
     assert "rung-2" in said
     assert said.rstrip().endswith("ladder.html")
+    assert f"{RunLayout(folder).served()} serves.\n" in said
     assert rungs(folder)[:2] == ["rung-1", "rung-2"]
     assert (folder / "rung-1" / "model" / "model.safetensors").read_bytes() == own
     record = rung_record(RunLayout(folder), "rung-2")
