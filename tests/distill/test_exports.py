@@ -161,6 +161,9 @@ def test_a_batch_that_the_exported_tokenizer_pads_has_our_scores(
     ranker = AutoModelForSequenceClassification.from_pretrained(tmp_path / "ranker")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ranker")
     assert tokenizer.pad_token_id == ranker.config.pad_token_id == causal.config.pad_token_id
+    # A line of a prompt is no padding where there is a token that means nothing else.
+    if bare.pad_token_id is not None or bare.eos_token_id is not None:
+        assert tokenizer.pad_token_id != foundation.prompter.newline_id
     line = "A line => liked\nand another"
     assert tokenizer(line)["input_ids"] == bare(line)["input_ids"]
     # Each is read at its own end.
