@@ -159,7 +159,7 @@ def test_what_cannot_go_there_is_refused(two_gpus):
 def test_without_gpu_code_or_a_gpu_the_error_says_what_to_install(monkeypatch):
     index = ItemIndex.build(np.eye(3), ["a", "b", "c"], model_hash="m")
     monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
-    with pytest.raises(RuntimeError, match=r"decant.gpu.*uninstall --yes faiss-cpu.*torch before"):
+    with pytest.raises(RuntimeError, match=r"\[gpu\].*uninstall --yes faiss-cpu.*torch before"):
         index.to_gpu()
     monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0, raising=False)
