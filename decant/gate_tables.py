@@ -65,8 +65,11 @@ def _lost(one: MetricVerdict) -> str:
     name = METRIC_NAMES.get(one.metric, one.metric)
     if one.loss is None:
         return f"{name} was not measured"
-    most = "" if one.bound is None or one.bound <= one.loss else f", at most {said(one.bound)},"
     # Of an error and of time the loss is what they rise by.
     worse, better = ("rises by", "falls by") if one.metric in _RISE else ("loses", "gains")
-    verb = worse if one.loss >= 0 else better
-    return f"{name} {verb} {said(abs(one.loss))}{most} where {said(one.tolerance)} is let through"
+    bound = None if one.bound is None or one.bound <= max(one.loss, 0) else said(one.bound)
+    if one.loss >= 0:
+        told = f"{worse} {said(one.loss)}" + ("" if bound is None else f", at most {bound},")
+    else:
+        told = f"{better} {said(-one.loss)}" + ("" if bound is None else f", or {worse} {bound},")
+    return f"{name} {told} where {said(one.tolerance)} is let through"

@@ -11,6 +11,7 @@ import pytest
 
 from decant import concluding, making, on_validation, pipeline, taught
 from decant.concluding import Finished, told_by_gate
+from decant.gate_tables import in_words
 from decant.layout import (
     CLICK_TEACHER,
     FOUNDATION,
@@ -502,6 +503,21 @@ def test_a_run_that_fails_before_it_made_anything_leaves_its_folder_free(tmp_pat
         with pytest.raises(ValueError, match="bad"), Stages(folder, recipe=recipe) as stages:
             stages.run("data", fail, inputs={})
         assert not folder.exists()
+
+
+def test_a_gain_that_may_be_a_loss_is_told_as_both() -> None:
+    numbers = {"status": "undecided", "tolerance": 0.01, "reference": 0.5, "candidate": 0.5}
+    lines = (
+        MetricVerdict(
+            metric="auc", kind="relative", loss=-0.0223, bound=0.0319, reason="", **numbers
+        ),
+        MetricVerdict(
+            metric="ece", kind="absolute", loss=-0.002, bound=0.0119, reason="", **numbers
+        ),
+    )
+    said = in_words(GateVerdict(status="undecided", metrics=lines, confidence=0.95))
+    assert "(AUC gains 2.2 %, or loses 3.2 %, where 1.0 % is let through; " in said
+    assert "error falls by .0020, or rises by .0119, where .0100 is let through)" in said
 
 
 def test_the_runs_own_rung_serves_and_the_gates_word_is_told(finished, tmp_path):
