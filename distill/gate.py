@@ -150,13 +150,12 @@ class Measurements:
     def __post_init__(self) -> None:
         if self.latency_ms is not None and not 0 < self.latency_ms < np.inf:
             raise ValueError(f"latency_ms is {self.latency_ms}; give milliseconds above 0")
+        scores = () if self.event_score is None else ("event_score",)
         for group in (
             ("target_user", "target_ndcg"),
-            ("event_user", "event_label", "event_probability"),
+            ("event_user", "event_label", "event_probability", *scores),
         ):
             given = {name: getattr(self, name) for name in group}
-            if group[0] == "event_user" and self.event_score is not None:
-                given["event_score"] = self.event_score
             lengths = {name: None if a is None else len(a) for name, a in given.items()}
             if len(set(lengths.values())) > 1:
                 raise ValueError(f"these belong together, but have the lengths {lengths}")

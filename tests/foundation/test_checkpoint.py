@@ -179,8 +179,9 @@ def test_an_adapter_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> N
     stock = AutoModelForCausalLM.from_pretrained(copy)
     lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     get_peft_model(stock, lora).save_pretrained(copy)
+    # A folder before anything of it is loaded.
     with pytest.raises(BadInput, match="holds an adapter; merge it"):
-        checkpoint.load_decoder(copy)
+        checkpoint.refuse_code(copy)
     # Of a name on the hub, transformers alone sees what lies there.
     monkeypatch.setattr(checkpoint, "refuse_code", lambda _: None)
     with pytest.raises(BadInput, match="holds an adapter; merge it"):
