@@ -201,7 +201,21 @@ def test_few_targets_are_undecided():
         for reference in (measured(seed, num_users=60) for seed in range(20))
     ]
     assert statuses.count("undecided") >= 8
-    assert statuses.count("pass") <= 8
+    assert statuses.count("pass") == 0
+
+
+def test_fewer_than_a_hundred_people_never_let_a_rung_pass():
+    """A few hits decide there, and a loss that falls on nobody asked would pass."""
+    for count, status in ((99, "undecided"), (100, "pass")):
+        reference = measured(num_users=count)
+        found = by_name(verdict(reference, reference))
+        assert {found[name].status for name in ("auc", "ndcg@10", "ece")} == {status}
+        assert found["latency_ms"].status == "pass"
+        assert found["ndcg@10"].bound == 0
+    assert (
+        "fewer than 100 people"
+        in by_name(verdict(measured(num_users=99), measured(num_users=99)))["auc"].reason
+    )
 
 
 def test_one_metric_that_fails_fails_the_rung():
