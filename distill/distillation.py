@@ -21,9 +21,9 @@ from distill.stored import StoredSignal
 from distill.teaching import LOSS_NAMES, Lesson, TeacherConfig
 from foundation import Foundation
 from foundation.asking import Asking
+from foundation.beginning import hash_tensors
 from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
 from foundation.plan import LOSSES
-from foundation.resuming import hash_tensors
 from foundation.training import FitConfig, FitResult, fit
 from promptify.assembly import PromptBook
 from promptify.splits import Split

@@ -24,10 +24,10 @@ from tqdm.auto import tqdm
 from distill.teaching import TeacherConfig
 from foundation import Foundation
 from foundation.batches import take_rows
+from foundation.beginning import hash_tensors
 from foundation.losses import MAX_LOGITS, summed_in_chunks
 from foundation.objective import LOSS_INPUTS, READ_INPUTS, loss_sums, read_step
 from foundation.predictions import log_positive
-from foundation.resuming import hash_tensors
 from foundation.training import FitConfig, FitResult, fit
 from promptify.assembly import PromptBook
 from promptify.rows import Rows

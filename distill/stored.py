@@ -32,9 +32,9 @@ from distill.signals import LiveTeacher, Taught
 from distill.teaching import TeacherConfig
 from foundation import Foundation
 from foundation.asking import Asking
+from foundation.beginning import hash_tensors, piece_arrays
 from foundation.plan import TrainingPlan
-from foundation.resuming import hash_tensors
-from foundation.training import FitConfig, attention_and_packing, piece_arrays
+from foundation.training import FitConfig, attention_and_packing
 from promptify.assembly import PromptBook
 from promptify.splits import Split
 from promptify.validation import BadInput

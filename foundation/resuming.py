@@ -1,6 +1,5 @@
 """Checkpoints of a training: when they are written, which can be gone on from, which is best."""
 
-import hashlib
 import json
 import logging
 import time
@@ -12,12 +11,10 @@ from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from promptify.validation import BadInput
-from promptify.whole import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -193,79 +190,6 @@ def last_whole_checkpoint(folder: Path, *, processes: int = 1) -> Path | None:
                 )
         logger.warning("%s was cut short, and is passed over", checkpoint)
     return None
-
-
-def remember_beginning(model: nn.Module, settings: Mapping[str, Any], checkpoints: Path) -> None:
-    """Write down what a training begins with.
-
-    Args:
-        model: the foundation that is trained, of which frozen weights are kept as a hash.
-        settings: JSON values by name.
-        checkpoints: folder of the checkpoints.
-    """
-    checkpoints.parent.mkdir(exist_ok=True, parents=True)
-    write_whole(_frozen_path(checkpoints), _hash_frozen(model))
-    write_whole(_settings_path(checkpoints), json.dumps(settings, indent=2) + "\n")
-
-
-def check_beginning(model: nn.Module, settings: Mapping[str, Any], checkpoints: Path) -> None:
-    """Refuse to go on otherwise than a training began.
-
-    Checkpoints hold what is learned alone. Adapters are merged when a training ends: beside the
-    weights that they were merged into they would count twice.
-
-    Args:
-        model: the foundation that is trained.
-        settings: as it began with them.
-        checkpoints: folder of the checkpoints.
-
-    Raises:
-        BadInput: frozen weights or settings are others.
-    """
-    path = _frozen_path(checkpoints)
-    if path.exists() and path.read_text(encoding="utf-8") != _hash_frozen(model):
-        raise BadInput(
-            f"the checkpoints in {checkpoints} were learned beside other frozen weights than this "
-            "model's, which has perhaps been trained since; load the model anew to go on from "
-            "them, or give another out=."
-        )
-    path = _settings_path(checkpoints)
-    if not path.exists():  # of before they were written down
-        return
-    began = json.loads(path.read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(settings))
-    # What it began without is of before that was written down.
-    others = [name for name in began if began[name] != now.get(name)]
-    if others:
-        raise BadInput(
-            f"the checkpoints in {checkpoints} are of a training with another "
-            f"{', '.join(others)}; give that again to go on from them, or another out=."
-        )
-
-
-def _settings_path(checkpoints: Path) -> Path:
-    return checkpoints.with_name("settings.json")
-
-
-def _frozen_path(checkpoints: Path) -> Path:
-    return checkpoints.with_name("frozen.sha256")
-
-
-def _hash_frozen(model: nn.Module) -> str:
-    return hash_tensors(p for p in model.parameters() if not p.requires_grad)
-
-
-def hash_tensors(tensors: Iterable[Tensor]) -> str:
-    """SHA-256 of the numbers in some tensors, by which other weights are known.
-
-    Args:
-        tensors: of any dtype, on any device.
-    """
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        values = tensor.detach().cpu().flatten()
-        digest.update(values.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -8,11 +8,9 @@ Under `accelerate launch` the same call trains on many devices, and every proces
 weights; the files in `foundation/configs` say how.
 """
 
-import hashlib
-import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +22,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerState, Traini
 
 from foundation.adapters import LoraOptions, adapted
 from foundation.asking import Asking
+from foundation.beginning import check_beginning, course_of, remember_beginning
 from foundation.computing import TAKES_PACKED_ROWS, computing, training_attention
 from foundation.curves import Curves, QuietProgress
 from foundation.diverging import DivergedError
@@ -33,9 +32,7 @@ from foundation.resuming import (
     SaveByClock,
     Spent,
     Standing,
-    check_beginning,
     last_whole_checkpoint,
-    remember_beginning,
     spent_until,
 )
 from foundation.trainer import FoundationTrainer, only_batch
@@ -49,18 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["DivergedError", "FitConfig", "FitResult", "LoraOptions", "fit"]
 
 logger = logging.getLogger(__name__)
-
-
-# How often it is saved, when it is over, and how the same sums are computed; and what is fitted on
-# a model that is finished.
-_OF_NO_COURSE = (
-    "checkpoint_seconds",
-    "patience",
-    "compile",
-    "gradient_checkpointing",
-    "rank_weight",
-    "calibration",
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -285,7 +270,7 @@ def fit(
             asking=asking,
             serving_attention=serving_attention,
         )
-        settings = _settings(trainer, book, split)
+        settings = course_of(trainer, book, split)
         spent = _train(trainer, settings, out / "checkpoints")
         standing = Standing.of(trainer.state.log_history)
         if standing.best_step not in (None, trainer.state.global_step):
@@ -409,42 +394,6 @@ def _trainer(
     trainer.add_callback(QuietProgress())
     trainer.add_callback(Curves(out / "tensorboard"))
     return trainer
-
-
-def _settings(trainer: FoundationTrainer, book: "PromptBook", split: "Split") -> dict[str, Any]:
-    """What a training's course depends on beside the weights that learn, JSON values by name."""
-    model, prompter = trainer.foundation.settings, book.prompter
-    settings = asdict(trainer.config) | asdict(model) | asdict(prompter.config)
-    log = book.interactions
-    data, prompts = hashlib.sha256(), hashlib.sha256()
-    for values in (split.train, log.event_user, log.event_item, log.event_action):
-        data.update(np.ascontiguousarray(values).data)
-    prompts.update(json.dumps([task.to_dict() for task in prompter.tasks]).encode())
-    for values in piece_arrays(book):
-        prompts.update(values.data)
-    shapes = [list(parameter.shape) for parameter in trainer.foundation.parameters()]
-    return {
-        **{name: value for name, value in settings.items() if name not in _OF_NO_COURSE},
-        # Wherever it lies, it is the same encoder.
-        "text_encoder": None if model.text_encoder is None else model.text_encoder.sha256,
-        "size": hashlib.sha256(json.dumps(shapes).encode()).hexdigest(),
-        "loss_weights": trainer.loss_weights,
-        "data": data.hexdigest(),
-        "prompts": prompts.hexdigest(),
-        **getattr(trainer.whole, "identity", dict)(),
-    }
-
-
-def piece_arrays(book: "PromptBook") -> Iterator[NDArray[Any]]:
-    """What prompts are made of, for a hash by which other prompts are known.
-
-    Args:
-        book: pieces of the interactions.
-    """
-    said = book.said
-    for pieces in (said.items, said.profiles, said.contexts, book.prompter.instruction_pieces):
-        yield np.ascontiguousarray(pieces.offsets)
-        yield np.ascontiguousarray(pieces.ids)
 
 
 def _train(trainer: FoundationTrainer, settings: Mapping[str, Any], checkpoints: Path) -> Spent:
