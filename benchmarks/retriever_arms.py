@@ -299,14 +299,13 @@ class Bench:
 
 
 def unseen(asked: Asked, scores_nI: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scores with what a request has seen at −inf, unless it is what was wanted [n, I]."""
-    targets, wanted = asked.targets, asked.wanted
+    """Scores with what a request has seen at −inf [n, I]."""
+    targets = asked.targets
     indptr, items = seen_items(
         asked.book.interactions.event_item, targets.history_start, targets.history_end
     )
     left = scores_nI.copy()
     left[np.repeat(np.arange(len(targets)), np.diff(indptr)), items] = -np.inf
-    left[wanted.request, wanted.item] = scores_nI[wanted.request, wanted.item]
     return left
 
 

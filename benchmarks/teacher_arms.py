@@ -37,10 +37,10 @@ from distill.student import SLATES, StudentConfig, fit_student
 from distill.teaching import Role, TeacherConfig
 from foundation import FitConfig, Foundation
 from foundation.batches import take_rows
-from foundation.predictions import log_policy, log_positive, slate_events
+from foundation.predictions import log_policy, log_positive
 from foundation.sizes import decoder_config, start_as_averages
 from promptify.prompter import Prompter
-from promptify.splits import leave_one_out
+from promptify.splits import leave_one_out, slate_events
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

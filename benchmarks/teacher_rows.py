@@ -20,7 +20,7 @@ from foundation.evaluation import (
     ndcg,
     precision_recall,
 )
-from foundation.predictions import slate_events
+from promptify.splits import slate_events
 
 BLENDS = tuple(np.linspace(0, 1, 11).round(1).tolist())
 

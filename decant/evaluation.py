@@ -137,7 +137,10 @@ def evaluate(
     history = _by_history(recommenders, split.test)
     rows = _result_rows(systems, recipe, record, seconds=time.monotonic() - started)
     write_csv(out / "results.csv", rows)
-    metrics = _metrics(systems, history) | {"num_unserved": asked.wanted.num_unserved}
+    metrics = _metrics(systems, history) | {
+        "num_unserved": asked.wanted.num_unserved,
+        "num_seen": asked.wanted.num_seen,
+    }
     write_whole(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     for system in systems:
         _save_answers(system.answers, out / f"answers-{system.model}.safetensors")

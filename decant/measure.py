@@ -35,12 +35,11 @@ from foundation.predictions import (
     rank_catalogue,
     ranking_targets,
     served_items,
-    slate_events,
 )
 from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
 from promptify.sources import Oracle
-from promptify.splits import Targets
+from promptify.splits import Targets, slate_events
 
 Calibrate = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 SliceScores = Callable[[int, int], NDArray[np.floating[Any]]]
@@ -196,7 +195,7 @@ class Asked:
         self.targets = targets
         self.task = task
         self.seen = targets if seen is None else seen
-        self.wanted = ranking_targets(book, targets, task=task)
+        self.wanted = ranking_targets(book, self.seen, task=task)
         self.event = slate_events(targets)
 
     def answers(
@@ -422,14 +421,9 @@ def rerank(
     foundation = recommender.foundation
     rows = asked.book.prefixes(targets, task=asked.task)
     vectors_nV = foundation.embed_users(rows)
-    fellow: dict[int, set[int]] = {}
-    for request, item in zip(wanted.request.tolist(), wanted.item.tolist(), strict=True):
-        fellow.setdefault(request, set()).add(item)
     deny = [
-        ids[sorted(set(log.event_item[start:end].tolist()) - fellow.get(request, set()))].tolist()
-        for request, (start, end) in enumerate(
-            zip(targets.history_start, targets.history_end, strict=True)
-        )
+        ids[np.unique(log.event_item[start:end])].tolist()
+        for start, end in zip(targets.history_start, targets.history_end, strict=True)
     ]
     served = served_items(asked.book, asked.task)
     found = recommender.index.search(

@@ -56,7 +56,7 @@ from foundation.text_encoder import encoder_hash
 from promptify.interactions import Interactions
 from promptify.prompter import Prompter
 from promptify.sources import SourceData
-from promptify.splits import Split
+from promptify.splits import Split, seen_in_history
 from promptify.task import Task
 from promptify.validation import BadInput
 from promptify.whole import write_whole
@@ -66,6 +66,8 @@ logger = logging.getLogger(__name__)
 
 # Of all events: where fewer train, another surface was probably meant to be asked about.
 _LEAST_TRAINED = 0.5
+# Beyond it what is measured is no longer what people do next.
+_MOST_SEEN = 0.05
 
 CHOOSING = ("decant.making", "decant.on_validation")
 """Modules of `decant` that a trained model's numbers hang on …"""
@@ -244,6 +246,7 @@ def read_data(job: Job, out: Path) -> None:
     held_out = _held_out(job.recipe)
     split = split_of(data.interactions, data.tasks, **held_out)
     _tell_held_out(split, data.tasks)
+    _tell_seen(data.interactions, split)
     if job.continued_from is not None:
         old = RunLayout(job.continued_from)
         pq.write_table(check_continued(old, data, split, job.recipe), out / TRAINED_ON)
@@ -277,6 +280,19 @@ def _tell_held_out(split: Split, tasks: Sequence[Task]) -> None:
             "slate of %s is left out. Put the surface with the most events first under tasks:.",
             100 * share,
             first,
+        )
+
+
+def _tell_seen(interactions: Interactions, split: Split) -> None:
+    """Say how much of what is held out no request would be answered with."""
+    share = float(seen_in_history(interactions, split.test).mean())
+    if share > _MOST_SEEN:
+        logger.warning(
+            "%.0f%% of the held-out events are on items that their history holds: seen items are "
+            "left out of answers unless exclude_seen=False asks for them, so that these events are "
+            "no ranking targets. Where a look and a purchase are two events, tell them as one, "
+            "with shown_with.",
+            100 * share,
         )
 
 

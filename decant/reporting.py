@@ -144,6 +144,7 @@ def write_run_report(
                 tasks=[task.name for task in load_tasks(layout)],
                 # Not said by evaluations of before.
                 num_unserved=metrics.get("num_unserved", 0),
+                num_seen=metrics.get("num_seen", 0),
             ),
             *([_APART] if rungs else []),
             *([] if is_generated else [_NOBODY]),
@@ -383,6 +384,7 @@ def _notes(
     top: str,
     tasks: Sequence[str],
     num_unserved: int = 0,
+    num_seen: int = 0,
 ) -> list[str]:
     notes = [
         f"{_held_out(recipe)} Full catalogue, seen items left out. Intervals are 95 % bootstrap "
@@ -409,6 +411,12 @@ def _notes(
         notes.append(
             f"{num_unserved:,} held-out events are on items of another kind than the task ranks: "
             "their actions are predicted, and they are no ranking targets."
+        )
+    if num_seen:
+        notes.append(
+            f"{num_seen:,} held-out events are on items that the history holds, with which no "
+            "request is answered unless exclude_seen=False asks for them: their actions are "
+            "predicted, and they are no ranking targets."
         )
     ranked = {
         system["model"]: system["metrics"]["ndcg@10"]["n"]

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from foundation.predictions import slate_events
 from promptify.sources import Oracle
-from promptify.splits import Targets
+from promptify.splits import Targets, slate_events
 
 FILE = "oracle.safetensors"
 

@@ -13,15 +13,9 @@ from numpy.typing import NDArray
 from distill.losses import Classes, chunked_divergence, divergence
 from foundation import Foundation
 from foundation.evaluation import ndcg
-from foundation.predictions import (
-    rank_catalogue,
-    ranking_targets,
-    read_pairs,
-    served_items,
-    slate_events,
-)
+from foundation.predictions import rank_catalogue, ranking_targets, read_pairs, served_items
 from promptify.assembly import PromptBook
-from promptify.splits import Targets
+from promptify.splits import Targets, slate_events
 
 
 class Exam:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from foundation.evaluation import rank_of_targets, seen_items
 from foundation.pair_reading import pair_states
 from foundation.scoring import Scores
-from promptify.pieces import gather
 from promptify.rows import Rows
+from promptify.splits import seen_in_history, slate_events
 
 if TYPE_CHECKING:
     from foundation.model import Foundation
@@ -39,12 +39,15 @@ class RankingTargets:
         event: int64 [m], its row of `events`.
         num_unserved: how many more there would be, were their items of the kind that the task
             ranks.
+        num_seen: how many more there would be, were their items not in the history, whose items
+            no request is answered with.
     """
 
     request: NDArray[np.int64]
     item: NDArray[np.int64]
     event: NDArray[np.int64]
     num_unserved: int
+    num_seen: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,11 +74,13 @@ def ranking_targets(book: "PromptBook", targets: "Targets", *, task: int) -> Ran
 
     Of a slate, those that were acted on well. An event that stands alone is one whatever its label,
     unless the task's person vectors predict positive events only. One on an item of another kind
-    than the task ranks is none: no system could put it anywhere.
+    than the task ranks is none: no system could put it anywhere. Nor is one on an item of the
+    history: seen items are left out of what is ranked, so that a target among them would be known
+    by being there.
 
     Args:
         book: its interactions hold the events.
-        targets: held-out slates.
+        targets: held-out slates, with all of their history that is left out of the ranking.
         task: index of the task.
     """
     log = book.interactions
@@ -84,12 +89,14 @@ def ranking_targets(book: "PromptBook", targets: "Targets", *, task: int) -> Ran
     wanted = positive_actions(book, task)[log.event_action[event]]
     if book.prompter.tasks[task].next_target == "any":
         wanted |= (counts == 1)[request]
-    ranked = wanted & served_items(book, task)[log.event_item[event]]
+    served = wanted & served_items(book, task)[log.event_item[event]]
+    ranked = served & ~seen_in_history(log, targets)
     return RankingTargets(
         request=request[ranked].astype(np.int64),
         item=log.event_item[event[ranked]].astype(np.int64),
         event=event[ranked].astype(np.int64),
-        num_unserved=int(wanted.sum() - ranked.sum()),
+        num_unserved=int(wanted.sum() - served.sum()),
+        num_seen=int(served.sum() - ranked.sum()),
     )
 
 
@@ -152,7 +159,8 @@ def predict_targets(
     """
     interactions = book.interactions
     rows = book.prefixes(targets, task=task) if rows is None else rows
-    wanted = ranking_targets(book, targets, task=task)
+    seen = targets if full_history is None else full_history
+    wanted = ranking_targets(book, seen, task=task)
     event = slate_events(targets)
     request = np.repeat(np.arange(len(targets)), targets.last_event - targets.first_event)
     vectors_eV, log_probs = read_pairs(
@@ -165,7 +173,7 @@ def predict_targets(
         lambda start, stop: vectors_nV[start:stop] @ items_VI,
         wanted,
         book,
-        seen=full_history or targets,
+        seen=seen,
         task=task,
     )
     names = book.prompter.tasks[task].actions
@@ -304,10 +312,3 @@ def read_scores(
         action_eA[pair_B] = said[:, actions].cpu().numpy()
         grade_eG[pair_B] = foundation.grade_log_probs(arrow_BD, task_B)[:, grades].cpu().numpy()
     return Scores(action_CA=action_eA, grade_CG=grade_eG)
-
-
-def slate_events(targets: "Targets") -> NDArray[np.int64]:
-    """Rows of all events of all held-out slates, slate after slate, int64 [e]."""
-    borders = np.stack([targets.first_event, targets.last_event], axis=1).ravel()
-    # Every other gap between the borders is a slate.
-    return gather(borders, np.arange(0, len(borders), 2))

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptify.interactions import Interactions
+from promptify.pieces import gather
 from promptify.validation import BadInput
 
 Bool = NDArray[np.bool_]
@@ -317,3 +318,37 @@ def _chosen(num: int, fraction: float, seed: int) -> Bool:
     size = max(1, round(fraction * num))
     chosen[np.random.default_rng(seed).choice(num, size=size, replace=False)] = True
     return chosen
+
+
+def slate_events(targets: Targets) -> NDArray[np.int64]:
+    """Rows of all events of all held-out slates, slate after slate, int64 [e]."""
+    borders = np.stack([targets.first_event, targets.last_event], axis=1).ravel()
+    # Every other gap between the borders is a slate.
+    return gather(borders, np.arange(0, len(borders), 2))
+
+
+def seen_in_history(interactions: Interactions, targets: Targets) -> NDArray[np.bool_]:
+    """Whether the history of each event of the held-out slates holds its item, bool [e].
+
+    Args:
+        interactions: hold the events.
+        targets: held-out slates.
+
+    Returns:
+        One for each of `slate_events`.
+    """
+    event_e = slate_events(targets)
+    request_e = np.repeat(np.arange(len(targets)), targets.last_event - targets.first_event)
+    user_E, num_items = interactions.event_user.astype(np.int64), interactions.num_items
+    pair_E = user_E * num_items + interactions.event_item
+    pairs, own_e = np.unique(pair_E[event_e], return_inverse=True)
+    is_met_E = np.isin(pair_E, pairs)
+    # Where somebody met an item that is held out for them, as one number: by pair, then by row.
+    met = np.searchsorted(pairs, pair_E[is_met_E]) * len(pair_E) + np.flatnonzero(is_met_E)
+    met.sort()
+    before_e, until_e = (
+        np.searchsorted(met, own_e * len(pair_E) + end[request_e])
+        for end in (targets.history_start, targets.history_end)
+    )
+    seen_e: NDArray[np.bool_] = before_e < until_e
+    return seen_e

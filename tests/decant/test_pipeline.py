@@ -188,6 +188,27 @@ def test_the_report_says_how_many_events_the_task_does_not_rank(
         "1,234 held-out events are on items of another kind than the task ranks: their actions are "
         "predicted, and they are no ranking targets."
     ]
+    assert metrics["num_seen"] == 0
+    told = _notes([], recipe, top=FOUNDATION, tasks=["jobs"], num_seen=1234)
+    assert [note for note in told if note not in notes] == [
+        "1,234 held-out events are on items that the history holds, with which no request is "
+        "answered unless exclude_seen=False asks for them: their actions are predicted, and they "
+        "are no ranking targets."
+    ]
+
+
+def test_a_log_in_which_people_come_back_to_things_is_warned_of(
+    tiny_run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    book, split = load_book(RunLayout(tiny_run))
+    targets = split.test
+    pipeline._tell_seen(book.interactions, split)
+    assert not caplog.messages
+    # Histories that reach to the end of what is held out hold all of it.
+    after = replace(split, test=replace(targets, history_end=targets.last_event))
+    pipeline._tell_seen(book.interactions, after)
+    [told] = caplog.messages
+    assert told.startswith("100% of the held-out events are on items that their history holds")
 
 
 def told_again(folder: Path, recipe: Recipe) -> str:

@@ -12,12 +12,11 @@ from foundation.predictions import (
     rank_catalogue,
     ranking_targets,
     served_items,
-    slate_events,
     tie_order,
 )
 from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
-from promptify.splits import Split, Targets
+from promptify.splits import Split, Targets, slate_events
 
 
 @pytest.fixture
@@ -108,19 +107,16 @@ def test_which_items_should_have_been_first(jobs: PromptBook, split: Split) -> N
     assert (wanted.event < targets.last_event[wanted.request]).all()
 
 
-def test_events_on_items_of_another_kind_are_no_targets(
-    jobs: PromptBook, make: Any, split: Split
-) -> None:
-    log, targets = jobs.interactions, everything(split)
-    before = ranking_targets(jobs, targets, task=0)
+def with_other_items(book: PromptBook, event: Any, item: Any) -> PromptBook:
+    """The same log, in which some events are on other items."""
+    log = book.interactions
     event_item = log.event_item.copy()
-    moved = before.event[::3]
-    event_item[moved] = np.flatnonzero(log.item_kinds == "person")[: len(moved)]
+    event_item[event] = item
     events = log.events.data.table
     events = events.set_column(
         events.column_names.index("item"), "item", pa.array(event_item, pa.int32())
     )
-    mixed = Interactions(
+    changed = Interactions(
         schema=log.schema,
         users=log.users,
         items=log.items,
@@ -129,7 +125,36 @@ def test_events_on_items_of_another_kind_are_no_targets(
         surfaces=log.surfaces,
         contexts=log.contexts,
     )
-    book = PromptBook(jobs.prompter, mixed)
+    return PromptBook(book.prompter, changed)
+
+
+def test_what_was_seen_before_is_no_target(jobs: PromptBook, make: Any, split: Split) -> None:
+    """It would be known by being ranked, where all that was seen is not."""
+    targets = everything(split)
+    before = ranking_targets(jobs, targets, task=0)
+    has_history = (targets.history_end > targets.history_start)[before.request]
+    again = np.flatnonzero(has_history)[::3]
+    first_of_history = targets.history_start[before.request[again]]
+    book = with_other_items(jobs, first_of_history, before.item[again])
+    wanted = ranking_targets(book, targets, task=0)
+    assert wanted.num_seen - before.num_seen >= len(again) > 0
+    assert not np.isin(before.event[again], wanted.event).any()
+    found = predict_targets(make("slot"), book, targets)
+    assert len(found.rank) == len(wanted.event)
+    # A cut history says nothing of what was seen.
+    cut = predict_targets(make("slot"), book, targets.cut(0), full_history=targets)
+    assert len(cut.rank) == len(wanted.event)
+    assert len(ranking_targets(book, targets.cut(0), task=0).event) == len(before.event)
+
+
+def test_events_on_items_of_another_kind_are_no_targets(
+    jobs: PromptBook, make: Any, split: Split
+) -> None:
+    log, targets = jobs.interactions, everything(split)
+    before = ranking_targets(jobs, targets, task=0)
+    moved = before.event[::3]
+    people = np.flatnonzero(log.item_kinds == "person")[: len(moved)]
+    book = with_other_items(jobs, moved, people)
     wanted = ranking_targets(book, targets, task=0)
     kept = before.event[~np.isin(before.event, moved)]
     np.testing.assert_array_equal(wanted.event, kept)

@@ -19,6 +19,8 @@ from promptify.splits import (
     leave_last,
     leave_one_out,
     new_user,
+    seen_in_history,
+    slate_events,
 )
 from promptify.validation import BadInput
 
@@ -251,6 +253,30 @@ def test_targets_are_chosen_by_mask_slice_and_rows() -> None:
     assert targets[np.array([2, 0])].first_event.tolist() == [14, 4]
     assert targets[1:3].history_end.tolist() == [9, 14]
     assert targets[1].user.tolist() == [1]
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=logs, kept=st.integers(0, 3))
+def test_what_a_history_holds_is_known_of_each_held_out_event(
+    data: Interactions, kept: int
+) -> None:
+    try:
+        whole = leave_last(data, num=3, num_test=2).test
+    except BadInput:
+        assume(False)
+    for targets in (whole, whole.cut(kept), whole[:0]):
+        plain = [
+            bool(
+                np.isin(
+                    data.event_item[event],
+                    data.event_item[targets.history_start[n] : targets.history_end[n]],
+                )
+            )
+            for n in range(len(targets))
+            for event in range(targets.first_event[n], targets.last_event[n])
+        ]
+        np.testing.assert_array_equal(seen_in_history(data, targets), np.array(plain, bool))
+        assert len(slate_events(targets)) == len(plain)
 
 
 def test_seeds_choose_and_repeat() -> None:
