@@ -7,8 +7,10 @@ this took, in the same process, on the same training events, and both rank the w
 the same held-out last events. Its shape was chosen on MovieLens-1M; with `--tune-sasrec` eight
 settings are tried, each for those seconds, and validation chooses. Seconds are `thread_seconds`, so
 that what else a machine does at the time favours neither. Popularity and last-item neighbours stand
-beside them. Rows are written as soon as they are known; the same command goes on after a kill with
-the next model.
+beside them. Rows of `leave-one-out, later` are of targets that are later than all of their history:
+of the others, whose time is that of the newest event, the order of the file says which came last.
+Rows are written as soon as they are known; the same command goes on after a kill with the next
+model.
 """
 
 import argparse
@@ -47,6 +49,7 @@ from promptify.splits import Split, leave_one_out
 from promptify.whole import write_whole
 
 WATCHED_REQUESTS = 500
+SPLIT, LATER = "leave-one-out", "leave-one-out, later"
 RANK_METRICS: dict[str, Callable[[NDArray[np.int64], int], NDArray[np.float64]]] = {
     "hr@10": hit_rate,
     "ndcg@10": ndcg,
@@ -193,12 +196,12 @@ def contest_rows(contest: Contest, seeds: Sequence[int], out: Path | None) -> li
         fields: dict[str, object] = {
             "context_tokens": recipe.prompter.max_prompt_tokens if model == "foundation" else None,
             "commit": git_commit(),
+            "split": SPLIT,
             **more,
         }
         return ResultRow(
             benchmark="quality",
             task=recipe.name,
-            split="leave-one-out",
             model=model,
             metric=metric,
             value=interval.value,
@@ -215,21 +218,31 @@ def contest_rows(contest: Contest, seeds: Sequence[int], out: Path | None) -> li
         model: str, answers: Answers, seed: int | str, took: dict[str, float]
     ) -> list[ResultRow]:
         params = took.get("params")
+        more = {
+            "seed": seed,
+            "seconds": took.get("seconds"),
+            "params": None if params is None else int(params),
+            "commit": took.get("commit", git_commit()),
+        }
         return [
-            row(
-                model,
-                metric,
-                interval,
-                n=n,
-                seed=seed,
-                seconds=took.get("seconds"),
-                params=None if params is None else int(params),
-                commit=took.get("commit", git_commit()),
-            )
-            for metric, (interval, n) in answers.metrics().items()
+            *(
+                row(model, metric, interval, n=n, **more)
+                for metric, (interval, n) in answers.metrics().items()
+            ),
+            *later(model, ndcg(_ranks(answers), 10), **more),
         ]
 
     asked, train = contest.asked, contest.split.train
+    is_later = later_targets(asked)
+
+    def later(model: str, values: NDArray[np.float64], **more: object) -> list[ResultRow]:
+        if is_later.all() or not is_later.any():
+            return []
+        interval = bootstrap_interval(values[is_later], user[is_later])
+        n = int(is_later.sum())
+        return [row(model, "ndcg@10", interval, n=n, split=LATER, **more)]
+
+    user = asked.answers(None, None).user
     rows: list[ResultRow] = []
     for model, answers in (
         ("popularity", popularity_answers(asked, train)),
@@ -253,15 +266,26 @@ def contest_rows(contest: Contest, seeds: Sequence[int], out: Path | None) -> li
             model: np.mean([measure(_ranks(a), 10) for a in answers], axis=0)
             for model, answers in said.items()
         }
-        user = said["foundation"][0].user
         for model, values in mean.items():
             interval = bootstrap_interval(values, user)
             rows.append(row(model, metric, interval, n=len(values), seed="mean"))
+            if metric == "ndcg@10":
+                rows += later(model, values, seed="mean")
         gain = relative_gain(mean["sasrec"], mean["foundation"], user)
         if metric == "ndcg@10" and gain is not None:
             rows.append(row("foundation", "gain_vs_sasrec", gain, n=len(user), seed="mean"))
     _keep(out, rows)
     return rows
+
+
+def later_targets(asked: Asked) -> NDArray[np.bool_]:
+    """Which ranking targets are later than all of their history, bool [m]."""
+    time, targets = asked.book.interactions.event_timestamp, asked.targets
+    newest = time[np.maximum(targets.history_end - 1, 0)]
+    has_history = targets.history_end > targets.history_start
+    is_later = ~has_history | (newest < time[targets.first_event])
+    found: NDArray[np.bool_] = is_later[asked.wanted.request]
+    return found
 
 
 def relative_gain(
@@ -286,7 +310,7 @@ def _keep(out: Path | None, rows: Sequence[ResultRow]) -> None:
     """Write rows in the place of those that they tell anew; all others in the file stay."""
 
     def key(row: ResultRow) -> tuple[object, ...]:
-        return row.config_hash, row.model, row.metric, row.seed
+        return row.config_hash, row.split, row.model, row.metric, row.seed
 
     if out is not None:
         with writing(out):

@@ -254,7 +254,7 @@ def _by_history(recommenders: dict[str, Recommender], targets: Targets) -> list[
     points: list[dict[str, object]] = []
     for name, recommender in recommenders.items():
         for length in lengths:
-            asked = Asked(book, cohort.cut(length))
+            asked = Asked(book, cohort.cut(length), seen=cohort)
             foundation = recommender.foundation
             predictions = predict_targets(foundation, book, cohort.cut(length), full_history=cohort)
             answers = asked.of(predictions, foundation.calibration(asked.task))

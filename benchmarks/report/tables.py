@@ -81,7 +81,7 @@ def against_sasrec(files: Files, *, file: str) -> str:
     Several seeds are told by their mean, with the interval over users.
     """
     lines = []
-    rows = rows_of(files, file)
+    rows = rows_of(files, file, split="leave-one-out")
     for model in _models(rows, split="leave-one-out"):
         mine = [row for row in rows if row.model == model]
         seeds = {row.seed for row in mine if row.seed != "mean"}

@@ -76,6 +76,36 @@ def test_a_mean_of_more_seeds_is_not_written_over(
     assert sorted(seeds, key=str) == [0, 1, 2, "mean"]
 
 
+def test_targets_of_the_time_of_their_history_are_told_apart(
+    small_market: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market = quality.load("job_market", None)
+    contest = quality.Contest(quality.smaller(market[0]), market[1], tmp_path)
+    asked = contest.asked
+    answers = quality.popularity_answers(asked, contest.split.train)
+    monkeypatch.setattr(contest, "answered", lambda *_: (answers, {"seconds": 1.0}))
+    assert quality.later_targets(asked).all()
+    assert {row.split for row in quality.contest_rows(contest, [0], None)} == {"leave-one-out"}
+
+    newest = asked.targets.history_end - 1
+    time = asked.book.interactions.event_timestamp.copy()
+    tied = np.flatnonzero(asked.targets.history_end > asked.targets.history_start)[::2]
+    time[newest[tied]] = time[asked.targets.first_event[tied]]
+    monkeypatch.setattr(asked.book.interactions, "event_timestamp", time)
+    is_later = ~np.isin(asked.wanted.request, tied)
+    np.testing.assert_array_equal(quality.later_targets(asked), is_later)
+    rows = quality.contest_rows(contest, [0], None)
+    told = [row for row in rows if row.split == "leave-one-out, later"]
+    assert {(row.model, row.seed) for row in told} == {
+        (row.model, row.seed) for row in rows if row.metric == "ndcg@10"
+    }
+    assert answers.rank is not None
+    expected = quality.ndcg(answers.rank, 10)[is_later].mean()
+    [known] = [row for row in told if row.model == "popularity"]
+    assert known.value == pytest.approx(expected)
+    assert {row.n for row in told} == {int(is_later.sum())}
+
+
 def test_a_gain_is_relative_and_none_over_nothing() -> None:
     reference, user = np.array([0.5, 1.0, 0.5, 1.0]), np.arange(4)
     gain = quality.relative_gain(reference, 1.2 * reference, user)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from decant import concluding, making, on_validation, pipeline, taught
+from decant import concluding, evaluation, making, on_validation, pipeline, taught
 from decant.concluding import Finished, told_by_gate
 from decant.gate_tables import in_words
 from decant.layout import (
@@ -34,12 +35,15 @@ from decant.teaching import Teaching
 from distill.gate import GateVerdict, MetricVerdict
 from distill.policy import Policy
 from distill.student import StudentConfig
+from foundation import predictions
 from foundation.calibration import Calibration, calibrate_others, log_loss_of
 from foundation.checkpoint import weights_hash
 from foundation.evaluation import equal_mass_bins
 from foundation.predictions import predict_targets
 from foundation.training import FitResult
+from promptify.interactions import Interactions
 from promptify.prompter import PrompterConfig
+from promptify.splits import Targets
 from promptify.validation import BadInput
 
 SYSTEMS = (
@@ -209,6 +213,27 @@ def test_a_log_in_which_people_come_back_to_things_is_warned_of(
     pipeline._tell_seen(book.interactions, after)
     [told] = caplog.messages
     assert told.startswith("100% of the held-out events are on items that their history holds")
+
+
+def test_people_who_come_back_to_things_are_asked_alike_at_every_length(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a whole history holds is no target, however short the one that is read."""
+
+    def of_long_histories(_: Interactions, targets: Targets) -> NDArray[np.bool_]:
+        is_long = targets.history_end - targets.history_start > 5
+        is_held = is_long & (targets.user % 2 == 0)
+        return np.repeat(is_held, targets.last_event - targets.first_event)
+
+    recommender = Recommender.load(tiny_run)
+    split = load_book(RunLayout(tiny_run))[1]
+    before = evaluation._by_history({FOUNDATION: recommender}, split.test)
+    monkeypatch.setattr(predictions, "seen_in_history", of_long_histories)
+    after = evaluation._by_history({FOUNDATION: recommender}, split.test)
+    for points, others in ((before, after), (after, before)):
+        ranked = {point["n"] for point in points if point["metric"] == "ndcg@10"}
+        assert len(ranked) == 1
+        assert ranked != {point["n"] for point in others if point["metric"] == "ndcg@10"}
 
 
 def told_again(folder: Path, recipe: Recipe) -> str:
