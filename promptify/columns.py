@@ -44,6 +44,8 @@ class Fault:
 
 
 Column = tuple[pa.Array, list[Fault]]
+Moments = tuple[pa.Array, NDArray[np.int32]]
+"""Whole seconds, int64, and the nanoseconds that have passed of each."""
 
 
 def read_column(values: pa.Array | pa.ChunkedArray, kind: FieldKind) -> Column:
@@ -63,6 +65,15 @@ def read_column(values: pa.Array | pa.ChunkedArray, kind: FieldKind) -> Column:
 def read_text(values: pa.Array | pa.ChunkedArray) -> Column:
     """Read ids, words and prose: trimmed text; blank is null; whole numbers lose a ``.0``."""
     return _read_text(_plain(values))
+
+
+def read_moments(values: pa.Array | pa.ChunkedArray) -> tuple[Moments, list[Fault]]:
+    """Read times as `read_column` does, with the fractions of a second that they have.
+
+    A float tells the times of our days apart to a quarter of a microsecond, a timestamp to its
+    unit.
+    """
+    return _read_moments(_plain(values))
 
 
 def infer_kind(values: pa.Array | pa.ChunkedArray) -> FieldKind | None:
@@ -179,13 +190,21 @@ def _read_number(values: pa.Array) -> Column:
 
 
 def _read_time(values: pa.Array) -> Column:
+    (seconds, _), faults = _read_moments(values)
+    return seconds, faults
+
+
+def _read_moments(values: pa.Array) -> tuple[Moments, list[Fault]]:
     kind = values.type
     if pa.types.is_date(kind):
-        return _read_time(values.cast(pa.timestamp("ms")))
+        return _read_moments(values.cast(pa.timestamp("ms")))
     if pa.types.is_timestamp(kind):
         # A cast to seconds would round towards 1970.
-        ticks = np.asarray(values.cast(pa.int64()).fill_null(0))
-        return pa.array(ticks // _TICKS[kind.unit], mask=np.asarray(values.is_null())), []
+        ticks, per_second = np.asarray(values.cast(pa.int64()).fill_null(0)), _TICKS[kind.unit]
+        nanoseconds = (ticks % per_second * (_TICKS["ns"] // per_second)).astype(np.int32)
+        seconds = pa.array(ticks // per_second, mask=np.asarray(values.is_null()))
+        return (seconds, nanoseconds), []
+    nanoseconds = np.zeros(len(values), np.int32)
     if pa.types.is_integer(kind) and kind != pa.uint64():
         # Kept whole: a float would round, and ten million of these pass through here.
         faults: list[Fault] = []
@@ -202,7 +221,7 @@ def _read_time(values: pa.Array) -> Column:
             null = np.asarray(values.is_null())
             moments = _numbers(values)
             dates = np.isnan(moments) & ~null
-            moments[dates] = _dates(values.filter(pa.array(dates)))
+            moments[dates], nanoseconds[dates] = _dates(values.filter(pa.array(dates)))
         unread = ~np.isfinite(moments) & ~null
     too_large = ~unread & ~null & (np.abs(moments) > MAX_SECONDS)
     compact = ~unread & ~null & _is_compact_date(moments)
@@ -212,7 +231,10 @@ def _read_time(values: pa.Array) -> Column:
         Fault(rows=too_large, reason="looks like milliseconds; divide by 1000 to give seconds"),
     ]
     bad = unread | too_large | compact | null
-    return pa.array(np.floor(np.where(bad, 0, moments)).astype(np.int64), mask=bad), faults
+    moments = np.where(bad, 0, moments)
+    whole = np.floor(moments).astype(np.int64)
+    nanoseconds += ((moments - whole) * _TICKS["ns"]).astype(np.int32)
+    return (pa.array(whole, mask=bad), nanoseconds), faults
 
 
 def _numbers(text: pa.Array) -> NDArray[np.float64]:
@@ -224,12 +246,20 @@ def _numbers(text: pa.Array) -> NDArray[np.float64]:
     return np.array(numbers, np.float64)
 
 
-def _dates(text: pa.Array) -> NDArray[np.float64]:
-    """Seconds of ISO 8601 dates (UTC where no zone is given), NaN where the text is none."""
+def _dates(text: pa.Array) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    """Seconds of ISO 8601 dates (UTC where no zone is given), NaN where the text is none.
+
+    And the nanoseconds that have passed of each.
+    """
     values = pd.Series(text.to_numpy(zero_copy_only=False), dtype=object)
-    moments = pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601")
-    seconds = moments.dt.tz_localize(None).to_numpy().astype("datetime64[s]")
-    return np.where(np.isnat(seconds), np.nan, seconds.astype(np.int64))
+    read = pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601")
+    moments = read.dt.tz_localize(None).to_numpy()
+    seconds, none = moments.astype("datetime64[s]"), np.isnat(moments)
+    passed = (moments - seconds).astype("timedelta64[ns]").astype(np.int64)
+    return (
+        np.where(none, np.nan, seconds.astype(np.int64)),
+        np.where(none, 0, passed).astype(np.int32),
+    )
 
 
 def _is_compact_date(moments: NDArray[Any]) -> Any:

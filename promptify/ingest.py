@@ -4,7 +4,7 @@ Legend: U users, I items, E events.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from promptify.columns import ARROW_TYPES, read_column
+from promptify.columns import ARROW_TYPES, Fault, read_column, read_moments
 from promptify.schema import FieldKind, Schema
 from promptify.validation import LINE, BadInput, BadRows, RowCheck
 
@@ -30,6 +30,8 @@ _REPEATS = "repeats an earlier event"
 _DIFFERS = "is not the context of the other events shown with it"
 _IS_WORSE = "comes with a better one for the same item and shown_with"
 _LONG_SECONDS = 86_400
+_LEAST_FALLING = 0.99
+"""Of the steps from one line of a user to the next, in a file that lists the newest first."""
 
 Columns = dict[str, NDArray[Any]]
 
@@ -173,6 +175,7 @@ def read_events(
     columns: Columns = {}
     for name in list(parts[0]):
         columns[name] = np.concatenate([part.pop(name) for part in parts])
+    columns = encoder.oldest_first(columns)
     columns = encoder.without_repeats(columns)
     columns = encoder.in_order(columns)
     bad_rows.settle()
@@ -212,9 +215,10 @@ class _EventEncoder:
         self._unit = "row"
 
     def encode(self, batch: pa.RecordBatch) -> Columns:
-        """The good rows of a batch: the columns of `events` and `line`, in the raw order.
+        """The good rows of a batch: the columns of `events`, `nanosecond` and `line`, in raw order.
 
-        `slate` is still a hash of `shown_with`, 0 where there is none.
+        `slate` is still a hash of `shown_with`, 0 where there is none. `nanosecond` is what has
+        passed of the second, int32: it tells the order, and is not kept.
         """
         check = RowCheck(
             batch, name="events", bad_rows=self._bad_rows, first_line=self._num_seen + 1
@@ -235,9 +239,9 @@ class _EventEncoder:
             "context": np.full(batch.num_rows, -1, np.int32),
             "line": check.lines,
         }
-        seconds = _read(check, "timestamp", "time")
+        seconds, nanoseconds = _read_by(read_moments, check, "timestamp", "time")
         check.reject(np.asarray(seconds.is_null()), column="timestamp", reason=_MISSING)
-        columns["timestamp"] = np.asarray(seconds.fill_null(0))
+        columns |= {"timestamp": np.asarray(seconds.fill_null(0)), "nanosecond": nanoseconds}
         if "surface" in names:
             columns["surface"] = self._codes(check, "surface").astype(np.int16)
         is_known_SA = (self._rank_SA < len(self._words["action"])) | ~self._ranks_S[:, None]
@@ -252,14 +256,40 @@ class _EventEncoder:
             columns["context"] = self._context_codes(_read(check, "context"))
         return {name: values[check.good] for name, values in columns.items()}
 
+    def oldest_first(self, columns: Columns) -> Columns:
+        """From the last line to the first, where the file lists each user's events newest first.
+
+        So of events with one time, which only lines tell apart, the earlier stands first.
+        """
+        order = np.argsort(columns["user"], kind="stable")
+        is_same = ~_changes([columns["user"]], order)[1:]
+        fell, is_tied = np.zeros_like(is_same), np.ones_like(is_same)
+        for name in ("timestamp", "nanosecond"):
+            times = columns[name][order]
+            fell |= is_tied & (times[1:] < times[:-1])
+            is_tied &= times[1:] == times[:-1]
+        num_falling = int((is_same & fell).sum())
+        num_untied = int((is_same & ~is_tied).sum())
+        if not num_falling or num_falling < _LEAST_FALLING * num_untied:
+            return columns
+        if num_tied := int((is_same & is_tied).sum()):
+            logger.info(
+                "%s lists each person's events newest first: of those with equal times (%s %ss), "
+                "the one further down counts as the earlier.",
+                self.file,
+                f"{num_tied:,}",
+                self._unit,
+            )
+        return {name: values[::-1] for name, values in columns.items()}
+
     def without_repeats(self, columns: Columns) -> Columns:
-        """Events equal in user, item, action, time and surface are kept once, the first of them."""
+        """Events equal in user, item, action, second and surface are kept once, the earliest."""
         what = columns["item"].astype(np.int64)
         for name in ("action", "surface"):
             what *= len(self._words[name])
             what += columns[name]
         keys = (what, columns["timestamp"], columns["user"])
-        order = np.lexsort(keys)
+        order = np.lexsort((columns["nanosecond"], *keys))
         repeats = order[1:][~_changes(keys, order)[1:]]
         if not len(repeats):
             return columns
@@ -285,6 +315,10 @@ class _EventEncoder:
         shown_at = columns["timestamp"].copy()
         np.minimum.at(shown_at, first, columns["timestamp"])
         shown_at = shown_at[first]
+        # Of mates of a later second the nanosecond tells nothing: more than any that does.
+        within = np.where(columns["timestamp"] == shown_at, columns["nanosecond"], 2 * 10**9)
+        np.minimum.at(within, first, within.copy())
+        within = within[first]
         _warn_of_long(shown_at, columns["timestamp"], first)
         worse = self._worse_of_an_item(columns, first)
         if worse.any():  # Set aside as they were given, before a slate's moment and context are.
@@ -292,10 +326,11 @@ class _EventEncoder:
                 columns, worse, column="action", reason=_IS_WORSE, harmless=True
             )
             first, shared, shown_at = first[~worse], shared[~worse], shown_at[~worse]
+            within = within[~worse]
         stated_at = columns["timestamp"]
         columns |= {"context": shared, "timestamp": shown_at}
         del columns["slate"], stated, shared, shown_at
-        order = np.lexsort((first, columns["timestamp"], columns["user"]))
+        order = np.lexsort((first, within, columns["timestamp"], columns["user"]))
         ordered: Columns = {"slate": np.cumsum(_changes([first], order)) - 1}
         for name in EVENT_TYPES:
             if name != "slate":
@@ -400,8 +435,15 @@ def _read(check: RowCheck, column: str, kind: FieldKind = "text") -> pa.Array:
     Raises:
         BadInput: it is more than a column holds.
     """
+    return _read_by(lambda values: read_column(values, kind), check, column, kind)
+
+
+def _read_by(
+    read: Callable[[Any], tuple[Any, list[Fault]]], check: RowCheck, column: str, kind: FieldKind
+) -> Any:
+    """As `_read`, with a reader of one's own."""
     try:
-        values, faults = read_column(check.table[column], kind)
+        values, faults = read(check.table[column])
     except pa.ArrowInvalid as error:
         raise BadInput(
             f"{check.file}: column {column} of {check.table.num_rows:,} rows cannot be read as "

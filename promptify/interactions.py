@@ -33,8 +33,9 @@ _FORMAT_VERSION = 1
 class Interactions:
     """The log of who did what with which item, and when.
 
-    Events are sorted by user, then time, then the line they came from; events shown together
-    stand side by side. Build one with `from_tables`, or from a source.
+    Events are sorted by user, then time, then the line they came from (from the last line up, where
+    the file lists each user's newest first); events shown together stand side by side. Build one
+    with `from_tables`, or from a source.
 
     Args:
         schema: what the columns of `users` and `items` are.
@@ -86,10 +87,11 @@ class Interactions:
             users: `user_id` and the schema's user fields; other columns are left out.
             items: `item_id`, `kind` (may be missing where the schema has one kind) and the
                 schema's item fields.
-            events: `user_id`, `item_id`, `action`, `timestamp` (seconds), and optionally
-                `surface` (may be missing where there is one), `shown_with` (the id of a slate, or
-                null) and `context` (a query or note in words, or null). Batches are read one by
-                one, so a log need not fit in memory as text.
+            events: `user_id`, `item_id`, `action`, `timestamp` (seconds; fractions count for the
+                order alone, and are not kept), and optionally `surface` (may be missing where there
+                is one), `shown_with` (the id of a slate, or null) and `context` (a query or note in
+                words, or null). Batches are read one by one, so a log need not fit in memory as
+                text.
             schema: what the fields are.
             actions: every action that may occur, the best first: of several of one item in one
                 slate the first named counts. By surface where each has an order of its own.
@@ -101,7 +103,7 @@ class Interactions:
             The log. Events of one user and surface that share a `shown_with` are one slate, and
             all bear the time of its earliest event, the moment it was shown. An item that was
             shown in it is one event of it, with the best of what was done. Events equal in user,
-            item, action, time and surface are kept once.
+            item, action, second and surface are kept once, the earliest.
 
         Raises:
             BadInput: a column is missing, a table is empty, or a row does not fit and `bad_rows`

@@ -1,6 +1,8 @@
 """The three tables: order, slates, contexts, validation, and the folder they are saved in."""
 
 import json
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +64,142 @@ def test_events_stand_by_user_then_time_then_line() -> None:
         {
             "user_id": ["u2", "u0", "u0", "u0", "u2"],
             "item_id": [10, 11, 12, 13, 11],
-            "timestamp": [5, 9, 3, 3, 4],
+            "timestamp": [4, 9, 3, 3, 5],
         }
     )
     assert data.event_user.tolist() == [0, 0, 0, 2, 2]
-    assert data.event_item.tolist() == [2, 3, 1, 1, 0]
+    assert data.event_item.tolist() == [2, 3, 1, 0, 1]
     assert data.event_timestamp.tolist() == [3, 3, 9, 4, 5]
     assert data.event_slate.tolist() == [0, 1, 2, 3, 4]
     assert data.user_offsets.tolist() == [0, 3, 3, 5]
     dtypes = [data.event_user, data.event_item, data.event_action, data.event_context]
     assert [values.dtype for values in dtypes] == [np.int32, np.int32, np.int16, np.int32]
+
+
+STARTED = 1_700_000_000
+"""Of a second in which three things happen, 100 ms apart; the last of them stands first."""
+ISO = [f"2023-11-14T22:13:20.{tenths}" for tenths in "321"]
+WITHIN_A_SECOND: dict[str, Any] = {
+    "floats": [STARTED + tenths / 10 for tenths in (3, 2, 1)],
+    "numbers as text": [f"{STARTED}.{tenths}" for tenths in "321"],
+    "ISO 8601": [*ISO[:2], "2023-11-14T23:13:20.1+01:00"],
+    "datetimes": [datetime.fromisoformat(text + "00000") for text in ISO],
+    "decimals": [Decimal(f"{STARTED}.{tenths}") for tenths in "321"],
+    **{f"timestamps in {unit}": pa.array(ISO).cast(pa.timestamp(unit)) for unit in ("ms", "ns")},
+}
+
+
+@pytest.mark.parametrize("form", WITHIN_A_SECOND)
+def test_what_happened_within_a_second_stands_in_its_order(form: str) -> None:
+    moments = pa.array(WITHIN_A_SECOND[form])
+    for places in ([0, 1, 2], [1, 0, 2], [2, 0, 1]):
+        items = [12 - place for place in places]
+        data = log({"item_id": items, "timestamp": moments.take(pa.array(places))})
+        assert data.event_item.tolist() == [0, 1, 2]
+        assert data.event_timestamp.tolist() == [STARTED] * 3
+        assert data.event_timestamp.dtype == np.int64
+
+
+def test_before_1970_the_order_within_a_second_is_the_same() -> None:
+    for moments in ([-0.25, -0.5, -0.75], ["1969-12-31T23:59:59.7", "1969-12-31T23:59:59.2", "-1"]):
+        data = log({"item_id": [10, 11, 12], "timestamp": moments})
+        assert data.event_item.tolist() == [2, 1, 0]
+        assert data.event_timestamp.tolist() == [-1] * 3
+
+
+def test_a_nanosecond_is_time() -> None:
+    moments = pa.array([STARTED * 10**9 + 2, STARTED * 10**9 + 1]).cast(pa.timestamp("ns"))
+    assert log({"item_id": [11, 10], "timestamp": moments}).event_item.tolist() == [0, 1]
+
+
+def test_slates_of_one_second_stand_by_when_the_first_event_of_each_was() -> None:
+    data = log(
+        {
+            "item_id": [10, 11, 12, 13],
+            "timestamp": [1.5, 1.4, 2.7, 1.2],
+            "shown_with": ["s", None, "t", "t"],
+        }
+    )
+    assert data.event_item.tolist() == [2, 3, 1, 0]
+    assert data.event_timestamp.tolist() == [1, 1, 1, 1]
+    assert data.event_slate.tolist() == [0, 0, 1, 2]
+
+
+def test_of_events_that_repeat_within_a_second_the_earliest_is_kept() -> None:
+    events = {"item_id": [11, 10, 10], "timestamp": [1.5, 1.8, 1.2]}
+    assert log(events).event_item.tolist() == [0, 1]
+
+
+def of_three_people(timestamps: list[int]) -> dict[str, list[Any]]:
+    """Lines of three people in turn; each sees films 10, 11, 12 and 13 at these times."""
+    users, times = ["u0", "u1", "u2"] * 4, np.repeat(timestamps, 3).tolist()
+    return {"user_id": users, "item_id": np.repeat([10, 11, 12, 13], 3).tolist()} | {
+        "timestamp": times
+    }
+
+
+@pytest.mark.parametrize("unit", [1, 86_400])
+def test_a_file_that_lists_the_newest_first_is_read_from_its_end(
+    caplog: pytest.LogCaptureFixture, unit: int
+) -> None:
+    caplog.set_level("INFO")
+    rising = of_three_people([5 * unit, 6 * unit, 6 * unit, 6 * unit])
+    oldest_first = log(rising)
+    assert oldest_first.event_item.tolist() == [0, 1, 2, 3] * 3
+    assert not caplog.text
+    newest_first = log({name: values[::-1] for name, values in rising.items()})
+    assert "events lists each person's events newest first" in caplog.text
+    assert "(6 rows)" in caplog.text
+    assert newest_first.events.data.table.equals(oldest_first.events.data.table)
+
+
+def test_a_file_that_lists_the_newest_first_is_read_alike_with_slates_and_repeats() -> None:
+    rising = {
+        "item_id": [10, 11, 12, 10, 13, 10],
+        "timestamp": [5, 5, 5, 5, 6, 6],
+        "shown_with": ["s", "s", "t", None, "r", "r"],
+        "context": ["near Lyon", None, None, None, "far", None],
+    }
+    falling = {name: values[::-1] for name, values in rising.items()}
+    one, other = log(rising), log(falling)
+    for name in ("user", "item", "timestamp", "slate"):
+        assert one.events[name][:] == other.events[name][:]
+    for data in (one, other):
+        words = [None if c < 0 else data.contexts[c] for c in data.event_context]
+        assert words == ["near Lyon", "near Lyon", None, "far", "far"]
+
+
+def test_a_line_that_came_late_does_not_hide_that_a_file_is_newest_first() -> None:
+    falling = [*range(300, 100, -1), 90, 90]
+    for late, wanted in (([], [1, 0]), ([95], [1, 0]), ([95, 80, 95.5, 82, 97], [0, 1])):
+        times = [*falling, *late]
+        items = [13] * 200 + [10, 11] + [13] * len(late)
+        data = log({"item_id": items, "timestamp": times})
+        tied = data.event_item[data.event_timestamp == 90]
+        assert tied.tolist() == wanted
+
+
+def test_where_nothing_says_that_a_file_is_newest_first_equal_times_stand_by_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    for times in ([7, 7, 7, 7], [7, 7, 6, 7], [6, 7, 7, 5]):
+        events = of_three_people(times)
+        data = log(events)
+        by_time = np.argsort(times, kind="stable").tolist()
+        assert data.event_item.tolist() == by_time * 3
+    assert not caplog.text
+
+
+def test_a_line_that_does_not_fit_is_named_in_a_file_that_is_newest_first() -> None:
+    events = {
+        "item_id": [13, 12, 11, 10],
+        "timestamp": [9, 8, 8, 8],
+        "context": [None, "x", "y", None],
+        "shown_with": [None, "s", "s", None],
+    }
+    with pytest.raises(BadInput, match=r"events row 3: context 'y' is not the context of"):
+        log(events)
 
 
 def test_a_slate_stands_together_at_the_moment_it_was_shown_with_one_context() -> None:
@@ -372,6 +500,19 @@ def test_order_and_slates_hold_for_any_log(values: list[tuple[Any, ...]]) -> Non
     shown = {(row[0], row[4]) for row in values if row[4]}
     alone = {row[:4] for row in values if not row[4]}
     assert len(set(slates.tolist())) <= len(shown) + len(alone)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.permutations(range(12)), st.lists(st.integers(0, 3000), min_size=12, unique=True))
+def test_the_order_of_lines_does_not_matter_where_no_two_times_are_equal(
+    lines: list[int], milliseconds: list[int]
+) -> None:
+    events = [
+        (f"u{line % 3}", 10 + line % 4, ("good", "bad")[line % 2], at / 1000, None, None)
+        for line, at in enumerate(milliseconds[:12])
+    ]
+    one, other = from_rows(events), from_rows([events[line] for line in lines])
+    assert one.events.data.table.equals(other.events.data.table)
 
 
 @settings(max_examples=10, deadline=None)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptify.columns import infer_kind, read_column, read_text
+from promptify.columns import infer_kind, read_column, read_moments, read_text
 from promptify.schema import Field, Schema
 from promptify.sources.files import read_table
 from promptify.sources.table import table
@@ -106,6 +106,19 @@ def test_times_before_1970_are_of_the_second_that_had_begun(tmp_path: Path) -> N
     days = pa.array([-1, None], pa.date32())
     for dates in (days, days.cast(pa.date64()), days.cast(pa.timestamp("s"))):
         assert read_column(dates, "time")[0].to_pylist() == [-86_400, None]
+
+
+def test_the_nanoseconds_that_have_passed_of_a_second_are_read_beside_it() -> None:
+    text = ["1969-12-31T23:59:58.5", "2000-01-01", "1970-01-01T00:00:01.000000009", None, "-1.25"]
+    (seconds, nanoseconds), faults = read_moments(pa.array(text))
+    assert seconds.to_pylist() == [-2, 946_684_800, 1, None, -2]
+    assert nanoseconds.tolist() == [500_000_000, 0, 9, 0, 750_000_000]
+    assert not any(fault.rows.any() for fault in faults)
+    for unit in ("ms", "us", "ns"):
+        moments = pa.array([text[0], None, "1970-01-01T00:00:01.002"]).cast(pa.timestamp(unit))
+        (seconds, nanoseconds), _ = read_moments(pa.chunked_array([moments]))
+        assert seconds.to_pylist() == [-2, None, 1]
+        assert nanoseconds.tolist() == [500_000_000, 0, 2_000_000]
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.string(), 2), pa.list_(pa.float32(), 2)], ids=str)
@@ -437,6 +450,26 @@ def test_skip_and_quarantine_set_bad_rows_aside(tmp_path: Path) -> None:
     records = [json.loads(line) for line in bad.read_text().splitlines()]
     assert [record["line"] for record in records] == [5, 6, 7]
     assert records[1]["row"]["item_id"] == "z"
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_an_export_that_is_newest_first_is_read_as_one_that_is_oldest_first(
+    tmp_path: Path, ending: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr("promptify.sources.files.MAX_BATCH_ROWS", 7)
+    rising = [
+        {"user_id": str(1 + i % 4), "item_id": "abc"[i // 4 % 3], "action": "view"}
+        | {"timestamp": f"2024-01-{1 + i // 8:02}"}
+        for i in range(40)
+    ]
+    oldest_first, newest_first = (
+        table(**write_all(tmp_path, ending, events=events), task=TASK).interactions
+        for events in (rising, rising[::-1])
+    )
+    assert oldest_first.event_item[:4].tolist() == [0, 1, 2, 0]
+    assert newest_first.events.data.table.equals(oldest_first.events.data.table)
+    assert caplog.text.count(f"events.{ending} lists each person's events newest first") == 1
 
 
 def test_events_are_read_in_batches_as_in_one(
