@@ -2,9 +2,10 @@
 
 Its tasks and columns, since the older model's words stay; and none of what it holds out may be what
 that model was trained on, there or before. So a run that goes on from another keeps what all of
-those before it were trained on.
+those before it were trained on. Events are the same by user, item and time, so a log whose times
+moved is refused, too.
 
-Legend: n targets, e events of theirs.
+Legend: n targets, e events of theirs, l events learned.
 """
 
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -31,6 +33,10 @@ from promptify.validation import BadInput
 
 logger = logging.getLogger(__name__)
 
+# Of the events learned, the share that a log has when they were. Some may move: a slate bears the
+# time of its first event, and may have gained an earlier one since.
+_LEAST_IN_PLACE = 0.9
+
 
 def check_continued(old: RunLayout, data: SourceData, split: Split, recipe: Recipe) -> pa.Table:
     """Refuse data that an older run's model cannot be trained on and tested with.
@@ -45,14 +51,15 @@ def check_continued(old: RunLayout, data: SourceData, split: Split, recipe: Reci
         What the older model was trained on, to be kept as `RunLayout.trained_on`; see there.
 
     Raises:
-        BadInput: a task or a column is not as it was, or the older model was trained on what is
-            held out.
+        BadInput: a task or a column is not as it was, the times of events are not, or the older
+            model was trained on what is held out.
     """
     with reading(old.folder / PROMPTER / "prompter.json"):
         prompter = Prompter.load(old.folder / PROMPTER)
     _check_tasks(old.folder, prompter.tasks, data.tasks)
     _check_schema(old.folder, prompter.words.schema, data.interactions.schema)
     learned = _learned(old)
+    _check_times(old.folder, learned, data.interactions)
     _check_held_out(old, learned, data.interactions, split, recipe)
     return learned
 
@@ -136,6 +143,39 @@ def _learned(old: RunLayout) -> pa.Table:
     return here
 
 
+def _check_times(folder: Path, learned: pa.Table, log: Interactions) -> None:
+    """Refuse a log whose times moved: what was learned would not be known where it is held out.
+
+    Looked at are the events learned whose person has that item in the log: of other people and
+    other items nothing need be there. Those from before the person's first event in the log are
+    left out: a log of the last 90 days lost them, and has their item by a later event. Where that
+    leaves none, and yet nine in ten of the known people's known items are there again, the log
+    moved by more than it is long, and all are looked at.
+
+    Args:
+        folder: of the older run.
+        learned: as `_learned` has it.
+        log: that its model is to be trained on.
+    """
+    pair_l, time_l = _placed(learned, log)
+    pairs = _pairs(log)
+    is_looked_at = np.asarray(pc.is_in(pa.array(pair_l), pa.array(pairs)))
+    num_known, num_shared = int((pair_l >= 0).sum()), int(is_looked_at.sum())
+    pair_l, time_l = pair_l[is_looked_at], time_l[is_looked_at]
+    is_kept = time_l >= log.event_timestamp[log.user_offsets[pair_l // log.num_items]]
+    if is_kept.any() or num_shared < _LEAST_IN_PLACE * num_known:
+        pair_l, time_l = pair_l[is_kept], time_l[is_kept]
+    in_place = int(_are_among((pair_l, time_l), (pairs, log.event_timestamp)).sum())
+    if in_place < _LEAST_IN_PLACE * len(pair_l):
+        raise BadInput(
+            f"--continue {folder}: its model was trained on {len(pair_l):,} events whose person "
+            f"has the same item here, and {in_place:,} of them have the time that they had then; "
+            "what is held out could not be told from what it was trained on. Give that run's log, "
+            "grown, with its times as they were (the same time zone, rounding and slates), or "
+            "train a new model."
+        )
+
+
 def _check_held_out(
     old: RunLayout, learned: pa.Table, log: Interactions, split: Split, recipe: Recipe
 ) -> None:
@@ -199,26 +239,48 @@ def _were_trained_on(targets: Targets, log: Interactions, learned: pa.Table) -> 
         log: theirs.
         learned: as `_learned` has it.
     """
-    if not len(learned):
-        return np.zeros(len(targets), np.bool_)
     sizes = targets.last_event - targets.first_event
     target_e = np.repeat(np.arange(len(targets)), sizes)
     starts = np.cumsum(sizes) - sizes
     event_e = np.arange(sizes.sum()) + np.repeat(targets.first_event - starts, sizes)
-    pair_e = log.event_user[event_e].astype(np.int64) * log.num_items + log.event_item[event_e]
+    told = _pairs(log)[event_e], log.event_timestamp[event_e]
+    is_known_e = _are_among(told, _placed(learned, log))
+    return np.bincount(target_e[is_known_e], minlength=len(targets)) > 0
+
+
+def _pairs(log: Interactions) -> NDArray[np.int64]:
+    """The person and the item of each event of a log, as one number."""
+    return log.event_user.astype(np.int64) * log.num_items + log.event_item
+
+
+def _placed(learned: pa.Table, log: Interactions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The pair, as `_pairs` of a log has it, and the time of each event learned.
+
+    Returns:
+        int64 [l] each; -1 is the pair of a person or an item that the log does not know.
+    """
+    if not len(learned):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
     [columns] = learned.unify_dictionaries().combine_chunks().to_batches()
     user, item = (
         _rows_of(columns[name].dictionary.to_pylist(), ids)[columns[name].indices.to_numpy()]
         for name, ids in (("user_id", log.user_ids), ("item_id", log.item_ids))
     )
-    pairs = np.where((user < 0) | (item < 0), -1, user * log.num_items + item)
-    # Of a long log only what could be the same is looked at one by one.
-    near = np.flatnonzero(np.isin(pairs, pair_e))
-    times = columns["timestamp"].to_numpy()
-    known = set(zip(pairs[near].tolist(), times[near].tolist(), strict=True))
-    told = zip(pair_e.tolist(), log.event_timestamp[event_e].tolist(), strict=True)
-    is_known_e = np.array([one in known for one in told], np.bool_)
-    return np.bincount(target_e[is_known_e], minlength=len(targets)) > 0
+    pair_l = np.where((user < 0) | (item < 0), -1, user * log.num_items + item)
+    return pair_l, columns["timestamp"].to_numpy()
+
+
+def _are_among(
+    some: tuple[NDArray[np.int64], NDArray[np.int64]],
+    others: tuple[NDArray[np.int64], NDArray[np.int64]],
+) -> NDArray[np.bool_]:
+    """Whether each pair with its time is among others."""
+    # By hashes: of two long logs neither is sorted.
+    asked = pa.table({"pair": some[0], "time": some[1], "row": np.arange(len(some[0]))})
+    told = pa.table({"pair": others[0], "time": others[1]})
+    found = np.zeros(len(asked), np.bool_)
+    found[asked.join(told, ["pair", "time"], join_type="left semi")["row"].to_numpy()] = True
+    return found
 
 
 def _rows_of(ids: Sequence[str], among: Sequence[str]) -> NDArray[np.int64]:

@@ -22,11 +22,18 @@ def check_model(recipe: Recipe, made: Path) -> None:
 
     Raises:
         BadInput: it is no checkpoint, wants to run code, is pickled, quantised or an adapter, has
-            no tokenizer, is neither a folder nor on the hub, or is of a family of which no rung
-            could be made.
+            no tokenizer, is neither a folder nor on the hub, is of a family of which no rung could
+            be made, or is of a run, whose data may be what is held out here.
     """
     if recipe.model is None or (made / "stage.json").exists():
         return
+    for mark in ("export.json", "foundation.json"):
+        if (Path(recipe.model) / mark).is_file():
+            raise BadInput(
+                f"--model {recipe.model} is a run's model (it holds {mark}), which may be trained "
+                "on what is held out here. Give --continue RUN, the run that it is of, or the "
+                "checkpoint which that run started from."
+            )
     if Path(recipe.model).is_dir():
         refuse_code(Path(recipe.model))
     try:

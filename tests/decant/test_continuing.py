@@ -37,17 +37,27 @@ SCHEMA = Schema(
 
 
 def data_of(
-    num_events: int | list[int] = 8, *, task: Task = TASK, schema: Schema = SCHEMA
+    num_events: int | list[int] = 8,
+    *,
+    num_expired: int = 0,
+    num_films: int = 20,
+    later: list[int] | None = None,
+    task: Task = TASK,
+    schema: Schema = SCHEMA,
 ) -> SourceData:
     """Twelve people whose first events are always the same, so that more of them are a log grown.
 
     Args:
         num_events: of each person.
+        num_expired: of these, the first of each that are in the log no more.
+        num_films: which people watch in turn, again and again.
+        later: seconds by which each person's times moved; None for not at all.
         task: the only one.
         schema: of the tables, filled with something that fits.
     """
     counts = num_events if isinstance(num_events, list) else [num_events] * 12
-    people, films = [f"u{n}" for n in range(len(counts))], [f"i{n}" for n in range(20)]
+    later = later or [0] * len(counts)
+    people, films = [f"u{n}" for n in range(len(counts))], [f"i{n}" for n in range(num_films)]
 
     def filled(ids: list[str], field: Field) -> list[Any]:
         return list(range(len(ids))) if field.kind == "number" else [f"word {i}" for i in ids]
@@ -60,10 +70,10 @@ def data_of(
             "user_id": person,
             "item_id": films[(3 * row + n) % len(films)],
             "action": task.actions[n % 2],
-            "timestamp": 1_700_000_000 + 60 * n,
+            "timestamp": 1_700_000_000 + 60 * n + later[row],
         }
         for row, (person, count) in enumerate(zip(people, counts, strict=True))
-        for n in range(count)
+        for n in range(num_expired, count)
     ]
     log = Interactions.from_tables(
         users=pa.table(users),
@@ -166,6 +176,46 @@ def test_other_people_than_then_are_told_apart(read_anew: ReadAnew) -> None:
 def test_a_log_that_lost_its_end_is_refused(read_anew: ReadAnew) -> None:
     with pytest.raises(BadInput, match=r"12 of the 24 .* Give a log that goes on from that run's"):
         read_anew(data_of(8), data_of(7), then={}, now={})
+
+
+@pytest.mark.parametrize(
+    ("later", "told"),
+    [
+        ([-1] * 12, r"trained on 72 events .*, and 0 of them have the time"),
+        # What is from before somebody's first event here may have expired.
+        ([1] * 12, r"trained on 60 events .*, and 0 of them have the time"),
+        # Further than the log is long.
+        ([86_400] * 12, r"trained on 72 events .*, and 0 of them have the time"),
+        ([-1] * 2 + [0] * 10, r"trained on 72 events .*, and 60 of them .*same time zone"),
+    ],
+)
+def test_a_log_whose_times_moved_is_refused(
+    read_anew: ReadAnew, tmp_path: Path, later: list[int], told: str
+) -> None:
+    with pytest.raises(BadInput, match=told):
+        read_anew(data_of(), data_of(later=later), then={}, now={})
+    assert not list((tmp_path / "new" / DATA).iterdir())
+
+
+@pytest.mark.parametrize(
+    ("num_films", "after"),
+    [
+        # The last ten events of each, in which what expired was watched again.
+        (5, {"num_events": 14, "num_expired": 4}),
+        (20, {"num_events": 14, "num_expired": 4}),
+        # What came since, with some of the same films.
+        (10, {"num_events": 13, "num_expired": 8}),
+        # Other people altogether.
+        (20, {"num_events": [0] * 12 + [8] * 12}),
+        # A slate or two that gained an earlier event.
+        (20, {"later": [-1] + [0] * 11}),
+    ],
+)
+def test_a_log_that_lost_its_beginning_or_has_others_is_trained_on(
+    read_anew: ReadAnew, num_films: int, after: dict[str, Any]
+) -> None:
+    before = data_of(num_films=num_films)
+    read_anew(before, data_of(**after, num_films=num_films), then={}, now={})
 
 
 def test_what_validates_of_people_of_too_few_events_then_is_told(
