@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from filelock import FileLock
 
-from decant.results import ResultRow, read_csv, write_csv
+from decant.results import ResultRow, read_csv, write_csv, writing
 from decant.run_record import git_commit, hardware, json_hash, peak_rss_bytes, utc_now
 from foundation.evaluation import Interval
 
@@ -30,14 +29,6 @@ def work_of(options: argparse.Namespace) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as temporary:
         beside = options.out.with_suffix(".work") if options.out else Path(temporary)
         yield options.work or beside
-
-
-@contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Nobody else reads and writes a file of rows meanwhile, who asks here as well."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(out.with_name(f".{out.name}.lock")):
-        yield
 
 
 class Measured:

@@ -29,12 +29,12 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.arms import of_code
-from benchmarks.measured import work_of, writing
+from benchmarks.measured import work_of
 from benchmarks.peers import sasrec
 from decant import recipes
 from decant.measure import NEIGHBOURS, Answers, Asked, neighbour_answers, popularity_answers
 from decant.recipes import Recipe
-from decant.results import ResultRow, read_csv, write_csv
+from decant.results import ResultRow, read_csv, write_csv, writing
 from decant.run_data import sample_targets
 from decant.run_record import git_commit, hardware, json_hash, peak_rss_bytes, utc_now
 from foundation import Foundation

@@ -3,11 +3,14 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
+
+from filelock import FileLock
 
 from promptify.whole import write_whole
 
@@ -98,10 +101,21 @@ def write_csv(path: Path, rows: Iterable[ResultRow]) -> None:
 def append_csv(path: Path, rows: Sequence[ResultRow]) -> None:
     """Add rows to a results file, or start it; what is there is read and checked first.
 
+    Several processes may add to one file at once: each waits for its turn.
+
     Raises:
         ValueError: what is there is not a results file; it is left as it was.
     """
-    write_csv(path, [*(read_csv(path) if path.exists() else []), *rows])
+    with writing(path):
+        write_csv(path, [*(read_csv(path) if path.exists() else []), *rows])
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Nobody else reads and writes a file of rows meanwhile, who asks here as well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        yield
 
 
 def read_csv(path: Path) -> list[ResultRow]:

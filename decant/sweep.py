@@ -31,7 +31,7 @@ from decant.sourcing import Source
 from foundation.checkpoint import weights_hash
 from foundation.evaluation import Interval, auc, bootstrap_interval, ndcg, paired_bootstrap
 from foundation.predictions import predict_targets
-from promptify.whole import write_whole
+from promptify.whole import whole_file, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,8 @@ class Sweep:
                 "user": answers.user,
                 "ndcg": ndcg(answers.rank, 10),
             }
-            save_file(arrays, kept)
+            with whole_file(kept) as partial:
+                save_file(arrays, partial)
             history = json.loads((folder / self.model / "history.json").read_text("utf-8"))
             content = {
                 "weights": weights,

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from filelock import FileLock
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -191,6 +193,8 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
 def save(foundation: "Foundation", folder: Path) -> None:
     """Write a foundation to `folder`, whole or not at all; an older one there is replaced.
 
+    Of several that write to one folder each waits for its turn: the last one stays.
+
     Raises:
         BadInput: the folder holds something that is not a foundation, or the model is in the form
             in which it is asked on a GPU.
@@ -199,46 +203,69 @@ def save(foundation: "Foundation", folder: Path) -> None:
         raise BadInput(f"{folder} is a file, a folder was expected; save it elsewhere.")
     if folder.exists() and not (folder / "foundation.json").is_file() and any(folder.iterdir()):
         raise BadInput(f"{folder} holds other files than a foundation; save it elsewhere.")
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    if folder.exists():  # Killed behind its last step, a process of the same number left it.
-        shutil.rmtree(old, ignore_errors=True)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        foundation.decoder.save_pretrained(partial, state_dict=stock_state(foundation.decoder))
-        heads = {
-            name: tensor
-            for name, tensor in foundation.state_dict().items()
-            if not name.startswith("decoder.")
-        }
-        write_weights(heads, partial / "heads.safetensors")
-        settings = _published(foundation.settings)
-        (partial / "foundation.json").write_text(json.dumps(asdict(settings), indent=2))
-        pq.write_table(
-            pa.table(
-                {
-                    "item_id": pa.array(foundation.item_ids, pa.string()),
-                    "ids": pa.LargeListArray.from_arrays(
-                        foundation.item_pieces.offsets, foundation.item_pieces.ids
-                    ),
-                }
-            ),
-            partial / "catalogue.parquet",
-        )
-        foundation.prompter.save(partial / "prompter")
-        put(partial, folder, aside=old)
-    finally:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(partial, ignore_errors=True)
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        _settle(folder)  # what a killed process left
+        name = secrets.token_hex(4)
+        partial = folder.with_name(f".{folder.name}.partial-{name}")
+        try:
+            partial.mkdir()
+            _write(foundation, partial)
+            put(partial, folder, aside=folder.with_name(f".{folder.name}.old-{name}"))
+        finally:
+            _settle(folder)
+
+
+def _settle(folder: Path) -> None:
+    """Put back what was set aside for a folder that is not there, and delete all else beside it."""
+    old = _beside(folder, "old")
+    if old and not folder.exists():
+        os.replace(old.pop(), folder)
+    for path in (*old, *_beside(folder, "partial")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _beside(folder: Path, kind: str) -> list[Path]:
+    """The folders of a kind that a save makes beside a folder, in the order of their writing."""
+    there = (p for p in folder.parent.glob(f".*.{kind}-*") if p.stem == f".{folder.name}")
+    return sorted(there, key=lambda path: path.stat().st_mtime)
+
+
+def _write(foundation: "Foundation", folder: Path) -> None:
+    foundation.decoder.save_pretrained(folder, state_dict=stock_state(foundation.decoder))
+    heads = {
+        name: tensor
+        for name, tensor in foundation.state_dict().items()
+        if not name.startswith("decoder.")
+    }
+    write_weights(heads, folder / "heads.safetensors")
+    settings = _published(foundation.settings)
+    (folder / "foundation.json").write_text(json.dumps(asdict(settings), indent=2))
+    pq.write_table(
+        pa.table(
+            {
+                "item_id": pa.array(foundation.item_ids, pa.string()),
+                "ids": pa.LargeListArray.from_arrays(
+                    foundation.item_pieces.offsets, foundation.item_pieces.ids
+                ),
+            }
+        ),
+        folder / "catalogue.parquet",
+    )
+    foundation.prompter.save(folder / "prompter")
 
 
 def load(folder: Path, *, text_encoder: Path | None) -> "Foundation":
     """Load a foundation; see `Foundation.from_pretrained`."""
     from foundation.model import Foundation
 
+    if not folder.exists() and (old := _beside(folder.absolute(), "old")):
+        raise BadInput(
+            f"{folder} is gone: the process that was replacing it was killed. Save it again, or "
+            f"rename {old[-1]} to {folder.name}."
+        )
+    _refuse_unreadable(folder, *folder.rglob("*"))
     missing = [name for name in FILES if not (folder / name).exists()]
     if missing:
         raise BadInput(
@@ -325,8 +352,9 @@ def refuse_code(folder: Path) -> None:
     """Refuse a folder that wants to run its own code, or holds pickled weights or an adapter.
 
     Raises:
-        BadInput: it does, or it is no checkpoint.
+        BadInput: it does, it is no checkpoint, or this user may not read it.
     """
+    _refuse_unreadable(folder, *folder.glob("*.json"), *folder.glob("*.safetensors"))
     if (folder / "adapter_config.json").exists():
         raise BadInput(_ADAPTER.format(name=folder))
     if not (folder / "config.json").exists():
@@ -348,6 +376,23 @@ def refuse_code(folder: Path) -> None:
         raise BadInput(
             f"{folder} holds no model.safetensors; pickled weights are refused. Convert them first."
         )
+
+
+def _refuse_unreadable(*paths: Path) -> None:
+    # Of a file that it may not open, `safetensors` says that there is none.
+    for path in paths:
+        try:
+            if path.is_dir():
+                next(path.iterdir(), None)
+            else:
+                path.open("rb").close()
+        except PermissionError as error:
+            raise BadInput(
+                f"{path} may not be read by this user (PermissionError); have its owner let others "
+                "read it, or copy it as one who may."
+            ) from error
+        except OSError:  # not there, which others say better
+            pass
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """Hugging Face's `Trainer`, with summed losses, planned batches and learning rates of their own."""
 
 import copy
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -353,9 +354,22 @@ class FoundationTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Write a checkpoint, and delete the others once every process has written its part.
+
+        The one that stays is that of this step. The Trainer would keep the folder that changed
+        last, on a clock that may have gone back since.
+        """
         super()._save_checkpoint(*args, **kwargs)
+        self.accelerator.wait_for_everyone()
+        if not self.args.should_save:
+            return
+        kept = self._checkpoints / f"checkpoint-{self.state.global_step}"
+        for path in self._checkpoints.glob("checkpoint-*"):
+            if path != kept:
+                shutil.rmtree(path, ignore_errors=True)
+        # Only then: those that are deleted may call other weights the best.
         best = Standing.of(self.state.log_history).best_step
-        if best is not None and self.args.should_save:
+        if best is not None:
             drop_weights_but(best_weights(self._checkpoints, best))
 
 

@@ -347,7 +347,7 @@ def _trainer(
         seed=config.seed,
         data_seed=config.seed,
         save_strategy="no",  # The clock saves; see `SaveByClock`.
-        save_total_limit=1,
+        save_total_limit=None,  # By the clock too; see `FoundationTrainer`.
         eval_strategy="no",
         logging_strategy="steps",
         logging_nan_inf_filter=False,

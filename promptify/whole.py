@@ -10,11 +10,15 @@ What is being written stands beside its place, under a hidden name with `partial
 renamed when it is whole and on the disk: a name may reach the disk before what it names, and a
 power cut between the two would leave an empty file there. Where writing fails nothing is left, and
 what stood there still does.
+
+Who may read it is what the umask says, as of any new file, even where what wrote it made it for its
+owner alone, as `safetensors` does.
 """
 
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -58,7 +62,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder to write into, which takes its place when the block ends.
 
     Args:
-        folder: is made, with those above it. One that is there must be empty.
+        folder: is made, with those above it. One that is there must be empty. Of a link it is what
+            the link leads to.
 
     Yields:
         An empty folder beside it. If the block raises, it is removed with what it holds.
@@ -66,6 +71,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: there is something in the folder.
     """
+    folder = folder.resolve()
     partial = _beside(folder)
     partial.mkdir(parents=True)
     try:
@@ -100,6 +106,8 @@ def put(partial: Path, path: Path, *, aside: Path | None = None) -> None:
 def sync(path: Path) -> None:
     """Have a file, or a folder with all that lies in it, on the disk, not on its way there.
 
+    Files for their owner alone are opened to those to whom the umask opens any.
+
     Raises:
         OSError: the disk is full or fails.
     """
@@ -107,8 +115,21 @@ def sync(path: Path) -> None:
         if one.is_dir():
             _sync_folder(one)
         elif one.is_file():
+            _let_others_read(one)
             # Windows syncs what is open for writing alone.
             _fsync(one, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+
+
+def _let_others_read(path: Path) -> None:
+    if stat.S_IMODE(path.lstat().st_mode) != 0o600:
+        return
+    # A new file tells the umask. Asking for it would set it, for other threads too.
+    new = _beside(path)
+    try:
+        new.touch()
+        path.chmod(stat.S_IMODE(new.stat().st_mode))
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,10 +1,13 @@
 import os
 import string
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from decant import results
 from decant.results import COLUMNS, ResultRow, append_csv, read_csv, write_csv
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -76,6 +79,19 @@ def test_append_starts_a_file_and_then_adds_to_it(tmp_path):
     append_csv(path, [row(seed=1)])
     append_csv(path, [row(seed=2), row(seed="mean")])
     assert [found.seed for found in read_csv(path)] == [1, 2, "mean"]
+
+
+def test_what_several_append_at_once_is_all_there(tmp_path, monkeypatch):
+    path, write = tmp_path / "rows.csv", results.write_csv
+
+    def slow(path, rows):
+        time.sleep(0.05)
+        write(path, rows)
+
+    monkeypatch.setattr(results, "write_csv", slow)
+    with ThreadPoolExecutor(4) as several:
+        list(several.map(lambda seed: append_csv(path, [row(seed=seed)]), range(8)))
+    assert sorted(found.seed for found in read_csv(path)) == list(range(8))
 
 
 def test_append_leaves_a_file_of_another_kind_alone(tmp_path):

@@ -89,6 +89,9 @@ def test_a_grid_is_trained_once_and_ranked_by_validation(
     )
     main(command)
     assert len(asked) == 2
+    kept = list((out / "validation").iterdir())
+    assert {path.suffix for path in kept} == {".json", ".safetensors"}
+    assert len({path.stat().st_mode for path in kept}) == 1  # others may read all of it
     lines = capsys.readouterr().out.splitlines()
     ranked = [line.rpartition("  ")[2] for line in lines if "fit.learning_rate" in line]
     rows = read_csv(out / "ledger.csv")

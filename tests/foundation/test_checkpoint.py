@@ -1,7 +1,9 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,23 @@ def copy(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "copy"))
 
 
+@pytest.fixture
+def another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Somebody who may enter the test's folder, which is the current one, and owns none of it."""
+    if os.name == "nt" or os.geteuid() != 0:
+        pytest.skip("takes root to be somebody else")
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    os.seteuid(65534)
+    yield
+    os.seteuid(0)
+
+
+def names(folder: Path) -> list[str]:
+    """What is in a folder but locks."""
+    return [path.name for path in folder.iterdir() if path.suffix != ".lock"]
+
+
 def test_what_is_loaded_is_what_was_saved(
     make: Any, form: str, book: PromptBook, split: Split, tmp_path: Path
 ) -> None:
@@ -60,7 +79,7 @@ def test_what_is_loaded_is_what_was_saved(
     texts = book.item_pieces.take(items)
     np.testing.assert_array_equal(after.embed_items(texts), before.embed_items(texts))
     assert after.item_ids == before.item_ids
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert names(tmp_path) == ["model"]
 
 
 def test_settings_travel(saved: Path) -> None:
@@ -274,14 +293,14 @@ def test_a_full_disk_leaves_the_old_folder(
     with pytest.raises(OSError, match="No space left"):
         make("slot", seed=3).save_pretrained(copy)
     assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
-    assert [p.name for p in copy.parent.iterdir()] == [copy.name]
+    assert names(copy.parent) == [copy.name]
 
 
 def test_a_power_cut_leaves_no_empty_file(
     make: Any, tmp_path: Path, not_synced: Callable[[Path], list[str]]
 ) -> None:
     make("slot").save_pretrained(tmp_path / "model")
-    assert not_synced(tmp_path) == []
+    assert not_synced(tmp_path) == [".model.lock"]
 
 
 def test_the_older_one_is_there_until_the_new_one_is_on_the_disk(
@@ -308,7 +327,7 @@ def test_an_older_foundation_is_replaced(make: Any, copy: Path) -> None:
     make("slot", seed=3).save_pretrained(copy)
     assert checkpoint.weights_hash(copy) != was
     assert not (copy / "stray.txt").exists()
-    assert [p.name for p in copy.parent.iterdir()] == [copy.name]
+    assert names(copy.parent) == [copy.name]
 
 
 def test_a_folder_of_something_else_is_left_alone(make: Any, tmp_path: Path) -> None:
@@ -356,13 +375,89 @@ def test_a_foundation_that_cannot_be_is_refused(name: str, value: float) -> None
         FoundationConfig(**{name: value})  # type: ignore[arg-type]
 
 
-def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(
-    make: Any, saved: Path, copy: Path
-) -> None:
-    shutil.copytree(saved, copy.with_name(f".copy.old-{os.getpid()}"))
+def test_what_a_killed_process_left_is_in_nobodys_way(make: Any, saved: Path, copy: Path) -> None:
+    for left in (".copy.old-8d3f", ".copy.partial-17"):
+        shutil.copytree(saved, copy.with_name(left))
+    (copy.parent / ".copy.old-1.partial-2").mkdir()  # of a folder of another name
     make("slot").save_pretrained(copy)
     Foundation.from_pretrained(copy)
-    assert [path.name for path in copy.parent.iterdir()] == ["copy"]
+    assert sorted(names(copy.parent)) == [".copy.old-1.partial-2", "copy"]
+
+
+def test_what_a_process_put_aside_before_it_was_killed_is_put_back(
+    make: Any, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    was = checkpoint.weights_hash(copy)
+    shutil.copytree(copy, copy.with_name(".copy.partial-1b"))
+    copy.rename(copy.with_name(".copy.old-1b"))
+    with pytest.raises(BadInput, match=r"copy is gone.*rename .*\.copy\.old-1b to copy"):
+        Foundation.from_pretrained(copy)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_weights", full)
+        with pytest.raises(OSError, match="No space left"):
+            make("slot", seed=3).save_pretrained(copy)
+    assert checkpoint.weights_hash(copy) == was
+    assert names(copy.parent) == ["copy"]
+
+
+def test_two_that_are_saved_to_one_folder_at_once_are_not_mixed(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = checkpoint.write_weights
+
+    def slow(*given: Any) -> None:
+        write(*given)
+        time.sleep(0.1)
+
+    monkeypatch.setattr(checkpoint, "write_weights", slow)
+    models = [make("slot", seed=seed) for seed in (1, 2)]
+    with ThreadPoolExecutor(2) as both:
+        list(both.map(lambda model: model.save_pretrained(tmp_path / "model"), models))
+    ours = Foundation.from_pretrained(tmp_path / "model").state_dict()
+    assert names(tmp_path) == ["model"]
+    assert any(
+        all(torch.equal(ours[name], wanted) for name, wanted in model.state_dict().items())
+        for model in models
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows lets few make links")
+def test_a_model_is_saved_behind_a_link(make: Any, copy: Path) -> None:
+    link = copy.with_name("link")
+    link.symlink_to(copy)
+    was = checkpoint.weights_hash(copy)
+    make("slot", seed=3).save_pretrained(link)
+    assert link.is_symlink()
+    assert checkpoint.weights_hash(copy) != was
+    assert sorted(names(copy.parent)) == ["copy", "link"]
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "heads.safetensors", "config.json", "prompter/tokenizer.json"]
+)
+def test_who_may_not_read_it_is_told_that(
+    copy: Path, name: str, request: pytest.FixtureRequest
+) -> None:
+    (copy / name).chmod(0o600)
+    request.getfixturevalue("another_user")
+    with pytest.raises(BadInput, match=rf"copy/{name} .*PermissionError") as said:
+        Foundation.from_pretrained("copy")
+    assert isinstance(said.value.__cause__, PermissionError)
+    if "/" not in name and "heads" not in name:
+        with pytest.raises(BadInput, match=rf"copy/{name} .*PermissionError"):
+            checkpoint.load_decoder("copy")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
+def test_others_may_read_what_is_saved(make: Any, tmp_path: Path) -> None:
+    make("slot").save_pretrained(tmp_path / "model")
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}
 
 
 def test_a_file_is_no_place_for_a_model(make: Any, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """A training that was stopped anywhere goes on as if it never had been."""
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerState
 
-from foundation import FitConfig, FitResult, Foundation
+from foundation import FitConfig, FitResult, Foundation, trainer
 from foundation.resuming import (
     Spent,
     Standing,
@@ -219,6 +221,42 @@ def test_without_patience_every_step_is_taken_and_the_best_is_kept(
     assert torch.equal(model.person_head.weight, unbroken[0].person_head.weight)
     [kept] = (tmp_path / "best").iterdir()
     assert kept == best_weights(tmp_path / "checkpoints", 4)
+
+
+def test_a_clock_that_goes_back_takes_no_checkpoint(
+    fit: Fit, unbroken: tuple[Foundation, FitResult], tmp_path: Path
+) -> None:
+    with pytest.raises(Killed):
+        fit(tmp_path, killed_in_step=4, patience=2)
+    checkpoints = tmp_path / "checkpoints"
+    later = time.time() + 3600
+    [first] = checkpoints.iterdir()
+    os.utime(first, (later, later))
+    # One that is further on was cut short, and is in nobody's way.
+    (checkpoints / "checkpoint-7").mkdir()
+    with pytest.raises(Killed):
+        fit(tmp_path, killed_in_step=6, patience=2)
+    assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-5"]
+    _, result = fit(tmp_path, patience=2)
+    assert curves(result) == curves(unbroken[1])
+
+
+def test_killed_between_two_checkpoints_one_is_whole(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, whole = tmp_path / "checkpoints", []
+    remove, drop = shutil.rmtree, trainer.drop_weights_but
+
+    def looked(then: Callable[..., None], *given: Any, **options: Any) -> None:
+        whole.append(last_whole_checkpoint(checkpoints))
+        then(*given, **options)
+        whole.append(last_whole_checkpoint(checkpoints))
+
+    monkeypatch.setattr(trainer.shutil, "rmtree", partial(looked, remove))
+    monkeypatch.setattr(trainer, "drop_weights_but", partial(looked, drop))
+    fit(tmp_path, quality={2: 0.1, 4: 0.2}, epochs=1)
+    assert len(whole) > 8
+    assert None not in whole
 
 
 def test_a_checkpoint_whose_best_weights_are_cut_is_passed_over(fit: Fit, tmp_path: Path) -> None:

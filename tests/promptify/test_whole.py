@@ -56,6 +56,33 @@ def test_others_may_read_it_as_any_file(tmp_path: Path) -> None:
     assert (tmp_path / "folder").stat().st_mode == (tmp_path / "made").stat().st_mode
 
 
+@posix
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_what_was_made_for_its_owner_alone_is_read_as_the_umask_has_it(
+    tmp_path: Path, umask: int
+) -> None:
+    """As what `safetensors` writes."""
+    (tmp_path / "outside").touch(mode=0o600)
+    before = os.umask(umask)
+    try:
+        with whole_file(tmp_path / "file") as partial:
+            partial.touch(mode=0o600)
+        with whole_folder(tmp_path / "folder") as partial:
+            (partial / "inner").mkdir()
+            (partial / "inner" / "file").touch(mode=0o600)
+            (partial / "script").touch()
+            (partial / "script").chmod(0o700)
+            (partial / "link").symlink_to(tmp_path / "outside")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "file", tmp_path / "folder" / "inner" / "file"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+    assert stat.S_IMODE((tmp_path / "folder" / "script").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "outside").stat().st_mode) == 0o600
+    assert names(tmp_path) == ["file", "folder", "outside"]
+    assert names(tmp_path / "folder" / "inner") == ["file"]
+
+
 def test_a_file_that_is_cut_short_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     write_whole(path, "old")
@@ -141,6 +168,17 @@ def test_a_folder_is_there_when_its_block_ends(tmp_path: Path) -> None:
         assert names(folder) == []
     assert names(folder) == ["file"]
     assert names(folder.parent) == ["folder"]
+
+
+@posix
+def test_a_folder_takes_its_place_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "drive").mkdir()
+    (tmp_path / "folder").symlink_to(tmp_path / "drive")
+    with whole_folder(tmp_path / "folder") as partial:
+        (partial / "file").touch()
+    assert names(tmp_path / "drive") == ["file"]
+    assert (tmp_path / "folder").is_symlink()
+    assert names(tmp_path) == ["drive", "folder"]
 
 
 def test_a_folder_that_is_cut_short_is_not_there(tmp_path: Path) -> None:
