@@ -86,8 +86,9 @@ def _columns(table: Any, fields: Iterable[Field]) -> Iterator[tuple[str, list[st
     for field in fields:
         if field.kind in ("text", "category", "list"):
             values = some[field.name]
-            words = [word for one in values for word in one] if field.kind == "list" else values
-            yield field.name, [word for word in words if word]
+            if field.kind == "list":
+                values = [word for words in values for word in words or ()]
+            yield field.name, [word for word in values if word]
 
 
 def _rows(count: int) -> list[int]:

@@ -7,6 +7,7 @@ decant sweep films.yaml --grid fit.learning_rate=1e-3,3e-3 seed=0,1 --out runs/f
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def add_sources(parser: ArgumentParser) -> None:
         _add_run_options(source, out=None, forms=True)
         sources.add_subcommand(name, source, help=what)
     table = ArgumentParser(
-        description="Your own tables: CSV, TSV, Parquet or JSONL, by their ending."
+        description="Your own tables: CSV, TSV, Parquet or JSONL (.json too), by their ending."
     )
     table.add_argument("--users", type=Path, required=True, help="user_id and profile columns")
     table.add_argument("--items", type=Path, required=True, help="item_id and columns in words")
@@ -66,7 +67,15 @@ def add_sources(parser: ArgumentParser) -> None:
         "--task",
         type=Path,
         required=True,
-        help="YAML: name, instruction, actions (best first), positive, item_kind",
+        help="YAML: name, instruction, actions (best first), positive, item_kind; may have "
+        "columns, values and schema",
+    )
+    table.add_argument(
+        "--max-item-tokens",
+        type=int,
+        metavar="N",
+        help="the longest text of an item, 8 to 128; 64 by default. More are cut, and a line says "
+        "how many",
     )
     _add_run_options(table, out=None, forms=True)
     sources.add_subcommand("table", table, help="your own CSV, Parquet or JSONL")
@@ -206,7 +215,21 @@ def run(command: Namespace) -> Iterator[str]:
     recipe = recipe.with_seed(options.seed).with_model(size=options.size, model=options.model)
     recipe = recipe.with_epochs(options.epochs).with_text_encoder(options.text_encoder)
     recipe = recipe.with_held_out(options.held_out, options.held_out_people)
+    recipe = _with_item_tokens(recipe, options.get("max_item_tokens"))
     return _execute(options, recipe, given.load, given.described())
+
+
+def _with_item_tokens(recipe: Any, max_item_tokens: int | None) -> Any:
+    """The same recipe with longer items, or shorter ones; as it is where None is given."""
+    from promptify.validation import BadInput
+
+    if max_item_tokens is None:
+        return recipe
+    # A profile, a query and two items have to fit.
+    most = recipe.prompter.max_prompt_tokens // 4
+    if not 8 <= max_item_tokens <= most:
+        raise BadInput(f"--max-item-tokens {max_item_tokens} must be from 8 to {most}.")
+    return replace(recipe, prompter=replace(recipe.prompter, max_item_tokens=max_item_tokens))
 
 
 def _form(options: Namespace) -> Any:
@@ -217,8 +240,8 @@ def _form(options: Namespace) -> Any:
     older = options["continue"]
     if older is None:
         return options.form or "slot"
-    for name in ("size", "model", "form", "text_encoder"):
-        if (value := options[name]) is not None:
+    for name in ("size", "model", "form", "text_encoder", "max_item_tokens"):
+        if (value := options.get(name)) is not None:
             option = f"--{name.replace('_', '-')}"
             raise BadInput(
                 f"{option} {value} and --continue {older} exclude each other: the model of an "

@@ -33,7 +33,7 @@ class Source:
         quarantine: where such rows go.
 
     Raises:
-        BadInput: there is no such source, or it needs other files.
+        BadInput: there is no such source, it needs other files, or its task cannot be.
         OSError: a file cannot be read.
     """
 
@@ -54,6 +54,11 @@ class Source:
         for path in self.files.values():
             with path.open("rb"):
                 pass
+        if "task" in self.files:
+            from promptify.sources.task_file import TaskFile
+
+            # Before the tables, which may be large.
+            TaskFile.read(self.files["task"])
 
     def recipe(self, form: Form = "slot") -> Recipe:
         """The recipe that a run of it begins with.

@@ -5,7 +5,7 @@ faults it found: masks of rows, and a reason each. So a table of strings (CSV), 
 (Parquet) and of JSON values end up the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,13 @@ LIST_SEPARATOR = "|"
 
 _MAX_CATEGORIES = 100
 _ISO_DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}|$)"
+_CURRENCY = r"(\p{Sc}|EUR|USD|GBP|CHF)?"
+_AMOUNT = rf"^{_CURRENCY}\s*[+-]?(\d{{1,3}}([.,'\x{{a0}}]\d{{3}})+|\d+)([.,]\d+)?\s*{_CURRENCY}$"
+_SAID = {True: ("true", "yes", "on"), False: ("false", "no", "off")}
+"""What YAML reads as true and as false, whatever its case."""
+_NO_DASHES = "looks like a date; write it as 2024-01-31, or 2024-01-31T07:45, with dashes"
+_COMPACT = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
+"""How a date without dashes is written, by its digits."""
 _TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 """Of a second, by the unit of a timestamp."""
 
@@ -77,24 +84,29 @@ def read_moments(values: pa.Array | pa.ChunkedArray) -> tuple[Moments, list[Faul
 
 
 def infer_kind(values: pa.Array | pa.ChunkedArray) -> FieldKind | None:
-    """What a column looks like, from its type and its values; None if it is empty throughout.
+    """What a column looks like, from its type and its values; None if that is nothing to tell.
 
     Numbers and dates may be written as text. Few different words that come back are a category,
-    other words are text. A list is never guessed from text.
+    other words are text. A list is never guessed from text, and one of fractions (a vector) or of
+    lists and objects is nothing to tell, as a column that is empty throughout.
     """
     values = _plain(values)
     kind = values.type
     if values.null_count == len(values):
         return None
     if pa.types.is_list(kind):
-        return "list"
+        of = kind.value_type
+        return None if pa.types.is_floating(of) or pa.types.is_nested(of) else "list"
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return "time"
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return "number"
-    words = _read_text(values)[0].drop_null()
+    read, faults = _read_text(values)
+    words = read.drop_null()
     if not len(words):
-        return None
+        # Text of which nothing can be read is for its reader to name.
+        is_text = pa.types.is_string(kind) and any(fault.rows.any() for fault in faults)
+        return "text" if is_text else None
     if np.isfinite(_numbers(words)).all():
         return "number"
     if pc.all(pc.match_substring_regex(words, _ISO_DATE)).as_py():
@@ -102,6 +114,61 @@ def infer_kind(values: pa.Array | pa.ChunkedArray) -> FieldKind | None:
     num_different = len(words.unique())
     few = num_different <= _MAX_CATEGORIES and 2 * num_different <= len(words)
     return "category" if few else "text"
+
+
+def are_amounts(values: pa.Array | pa.ChunkedArray) -> bool:
+    """Whether all that a column of words holds are numbers but for a comma or a currency.
+
+    Example:
+        >>> are_amounts(pa.array(["12,50", "€ 1.234,00", None])), are_amounts(pa.array(["1.2.3"]))
+        (True, False)
+    """
+    words = _read_text(_plain(values))[0].drop_null()
+    return len(words) > 0 and bool(pc.all(pc.match_substring_regex(words, _AMOUNT)).as_py())
+
+
+def put_for(
+    values: pa.Array | pa.ChunkedArray, words: Mapping[str | float | bool, str]
+) -> pa.Array:
+    """Values as the words that stand for them; what none stands for is left as it is.
+
+    Args:
+        values: n values of any Arrow type.
+        words: a value → its word. Text is matched as it stands, a number by how much it is, and
+            true and false by what YAML reads as such.
+
+    Example:
+        >>> put_for(pa.array(["5.0", "4", "x"]), {5: "loved", 4: "liked"}).to_pylist()
+        ['loved', 'liked', 'x']
+    """
+    values = _plain(values)
+    text, faults = _read_text(values)
+    if text.null_count == len(text):
+        return values
+    texts = {value: word for value, word in words.items() if isinstance(value, str)}
+    truths = {
+        said: word
+        for value, word in words.items()
+        if isinstance(value, bool)
+        for said in _SAID[value]
+    }
+    numbers = {
+        float(value): word for value, word in words.items() if not isinstance(value, str | bool)
+    }
+    found = text.dictionary_encode()
+    different, amounts = found.dictionary.to_pylist(), _numbers(found.dictionary).tolist()
+    told = [
+        texts.get(one) or numbers.get(amount) or truths.get(one.lower()) or one
+        for one, amount in zip(different, amounts, strict=True)
+    ]
+    put = pa.array(told, pa.string()).take(found.indices)
+    if pa.types.is_string(values.type) or pa.types.is_binary(values.type):
+        [not_utf8] = faults
+        if not_utf8.rows.any():
+            # Left as they are, for the reader of the column to name.
+            bad = pa.array(not_utf8.rows)
+            put = pc.if_else(bad, values.cast(pa.binary()), put.cast(pa.binary()))
+    return put
 
 
 def _plain(values: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -226,7 +293,7 @@ def _read_moments(values: pa.Array) -> tuple[Moments, list[Fault]]:
     too_large = ~unread & ~null & (np.abs(moments) > MAX_SECONDS)
     compact = ~unread & ~null & _is_compact_date(moments)
     faults += [
-        Fault(rows=compact, reason="looks like a date; write it as 2024-01-31, with dashes"),
+        Fault(rows=compact, reason=_NO_DASHES),
         Fault(rows=unread, reason="is not a time; give seconds since 1970 or an ISO 8601 date"),
         Fault(rows=too_large, reason="looks like milliseconds; divide by 1000 to give seconds"),
     ]
@@ -263,13 +330,19 @@ def _dates(text: pa.Array) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
 
 
 def _is_compact_date(moments: NDArray[Any]) -> Any:
-    """Whether each number is a date of our days without dashes; as seconds all lie in 1970."""
-    may_be = (moments >= 1900_01_01) & (moments < 2100_01_01) & (moments == np.floor(moments))
-    if not may_be.any():
-        return may_be
-    text = pd.Series(np.where(may_be, moments, 0)).astype(np.int64).astype(str)
-    dates = pd.to_datetime(text, errors="coerce", format="%Y%m%d")
-    return may_be & np.asarray(dates.notna(), np.bool_)
+    """Whether each number is a date of our days without dashes, with or without the time of day.
+
+    As seconds such dates all lie in 1970, and with the time beyond what seconds may be.
+    """
+    are_dates = np.zeros(len(moments), np.bool_)
+    for num_digits, form in _COMPACT.items():
+        unit = 10 ** (num_digits - 4)
+        may_be = (moments >= 1900 * unit) & (moments < 2100 * unit) & (moments == np.floor(moments))
+        if not may_be.any():
+            continue
+        text = pd.Series(moments[may_be]).astype(np.int64).astype(str)
+        are_dates[may_be] = pd.to_datetime(text, errors="coerce", format=form).notna()
+    return are_dates
 
 
 def _read_list(values: pa.Array) -> Column:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
+from promptify.cuts import tell_cuts
 from promptify.inline import HistoryEvent, one_row
 from promptify.interactions import Interactions
 from promptify.layout import UNKNOWN_TIME
@@ -160,7 +161,9 @@ class Prompter:
                 label_words=read_words(tasks),
                 vocab_size=config.vocab_size,
             )
-        return cls(tasks=tasks, config=config, tokenizer=tokenizer, words=words)
+        prompter = cls(tasks=tasks, config=config, tokenizer=tokenizer, words=words)
+        tell_cuts(prompter, interactions, item_rows)
+        return prompter
 
     def task_label_index(self, task: int) -> NDArray[np.int64]:
         """Where the actions of a task stand in `label_words`, int64 [A], in the task's order."""

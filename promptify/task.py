@@ -62,7 +62,7 @@ class Task:
             if not isinstance(words, list | tuple):
                 raise BadInput(f"Task.{name}={shown(words)} must be a list of words.")
             for place, word in enumerate(words):
-                _check_text(f"Task.{name}[{place}]", word)
+                _check_word(f"Task.{name}[{place}]", word)
             # Frozen: coerce lists (from YAML and JSON) to tuples through object.__setattr__.
             object.__setattr__(self, name, tuple(words))
         for name in ("name", "instruction", "item_kind"):
@@ -71,7 +71,8 @@ class Task:
         if len(self.actions) < 2 or len(set(self.actions)) != len(self.actions):
             raise ValueError(
                 f"Task.actions={self.actions!r} of task {self.name!r} must be two or more "
-                "different words."
+                "different words; one that never occurs may be among them: [viewed, skipped] of a "
+                "log of views alone."
             )
         stray = [action for action in self.positive if action not in self.actions]
         if stray or not 0 < len(self.positive) < len(self.actions):
@@ -125,11 +126,56 @@ class Task:
         return cls(**values)
 
 
+def _check_word(where: str, word: object) -> None:
+    """An action or a grade: the model reads it as one token."""
+    if isinstance(word, bool):
+        other = {True: "true: liked", False: "false: disliked"}[word]
+        raise BadInput(
+            f"{where}={word} must be text; quote it: {_yes(word)!r}. Where a table holds true "
+            f"and false, name actions of your own and add values: {{action: {{{other}, …}}}}."
+        )
+    if not isinstance(word, str) or not word.isalpha():
+        raise BadInput(
+            f"{where}={shown(word)} must be one word of letters, such as 'liked'. Where a table "
+            "holds something else, add values: {action: {5: loved, 4: liked, …}} to the task's "
+            "file."
+        )
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
 def _check_text(where: str, value: object) -> None:
     if not isinstance(value, str):
         # What YAML reads of a bare yes or no; of other words it keeps what was written.
-        word = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+        word = _yes(value) if isinstance(value, bool) else value
         raise BadInput(f"{where}={shown(value)} must be text; quote it: {shown(str(word))}.")
+
+
+def check_best_first(task: Task) -> None:
+    """Hold a task to the order of its actions: with an item that was shown, the first counts.
+
+    Raises:
+        BadInput: a positive action stands behind one that is not.
+    """
+    behind = [
+        (good, other)
+        for place, other in enumerate(task.actions)
+        for good in task.actions[place + 1 :]
+        if good in task.positive and other not in task.positive
+    ]
+    if behind:
+        good, other = behind[0]
+        best_first = task.actions[::-1]
+        if set(best_first[: len(task.positive)]) != set(task.positive):
+            # No funnel that only needs turning round.
+            best_first = tuple(dict.fromkeys((*task.positive, *task.actions)))
+        raise BadInput(
+            f"Task.actions of task {task.name!r} must be best first, but {good!r}, which is "
+            f"positive, stands behind {other!r}, which is not; of what is done with one item that "
+            f"was shown the first counts. Write actions: [{', '.join(best_first)}]."
+        )
 
 
 def distinct(tasks: Sequence[Task]) -> tuple[Task, ...]:

@@ -13,12 +13,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from promptify.validation import LINE, BadInput, BadRows, located
+from promptify.validation import LINE, BadInput, BadRows, located, shown
 
 MAX_BATCH_ROWS = 250_000
 """Rows of a file that are read at once."""
 _MAX_CELL = 2**31 - 1
 """Characters of a cell; what Arrow holds."""
+_SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
+"""What a header that is one column may have been parted by."""
 
 
 def read_table(
@@ -27,7 +29,8 @@ def read_table(
     """A whole file as one raw table.
 
     Args:
-        path: a ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` file.
+        path: a ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` file; a ``.json`` one holds an object
+            on each line, too.
         renames: our name of a column → its name in the file, where they differ; no two alike.
         found: our names of the columns that were there under another are added to it.
         bad_rows: where lines that cannot be read are reported.
@@ -68,17 +71,18 @@ def _read(
     batch_rows: int | None,
 ) -> Iterator[pa.Table]:
     path = Path(path)
-    if path.suffix not in _READERS:
+    ending = path.suffix.lower()
+    if ending not in _READERS:
         raise BadInput(f"{path} must end in {', '.join(_READERS)}; save it as one of these.")
     if not path.is_file():
         raise BadInput(f"{path} is not a file; check the path.")
     num_batches = 0
-    for table in _READERS[path.suffix](path, bad_rows, batch_rows or 2**62):
+    for table in _READERS[ending](path, bad_rows, batch_rows or 2**62):
         num_batches += 1
         yield _renamed(table, renames, found)
     if not num_batches:
         bad_rows.settle()
-        if path.suffix == ".jsonl":
+        if _READERS[ending] is _jsonl:
             raise BadInput(f"{path} holds no line that is a JSON object; write one on each line.")
         raise BadInput(f"{path} is empty; give it a header and at least one row.")
 
@@ -102,6 +106,15 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
             raise BadInput(f"{path} has a header that is not UTF-8; save the file as UTF-8.")
 
 
+def _check_separated(path: Path, header: Sequence[str]) -> None:
+    for character, name in _SEPARATORS.items():
+        if len(header) == 1 and character in header[0]:
+            raise BadInput(
+                f"{path} has one column, {shown(header[0])}: are its columns separated by {name}? "
+                "Save them separated by commas (.csv) or tabs (.tsv)."
+            )
+
+
 def _delimited(delimiter: str) -> "_Reader":
     def read(path: Path, bad_rows: BadRows, batch_rows: int) -> Iterator[pa.Table]:
         # Of the process; csv refuses longer cells, where a job's description may be as long.
@@ -114,6 +127,7 @@ def _delimited(delimiter: str) -> "_Reader":
             except csv.Error as error:
                 raise BadInput(f"{path} line 1: the header is not CSV ({error}).") from error
             _check_names(path, header)
+            _check_separated(path, header)
             rows: list[list[str]] = []
             lines: list[int] = []
 
@@ -166,7 +180,10 @@ def _text(values: Sequence[str]) -> pa.Array:
     try:
         return pa.array(values, pa.string())
     except UnicodeEncodeError:
-        return pa.array([value.encode("utf-8", "surrogateescape") for value in values])
+        # Text all the same, of which the readers say what is not UTF-8.
+        return pa.array([value.encode("utf-8", "surrogateescape") for value in values]).view(
+            pa.string()
+        )
 
 
 def _jsonl(path: Path, bad_rows: BadRows, batch_rows: int) -> Iterator[pa.Table]:
@@ -275,5 +292,6 @@ _READERS: dict[str, _Reader] = {
     ".csv": _delimited(","),
     ".tsv": _delimited("\t"),
     ".jsonl": _jsonl,
+    ".json": _jsonl,
     ".parquet": _parquet,
 }

@@ -6,6 +6,7 @@
     positive: [apply]
     item_kind: job
     columns: {user_id: member, timestamp: shown_at}   # ours: theirs, where they differ
+    values: {action: {2: apply, 1: view, 0: dismiss}} # theirs: ours; may be left out
     schema:                                           # may be left out: the kinds are inferred
       user: [{name: seniority, kind: category}]
       items: {job: [{name: title, kind: text}, {name: pay, kind: number, label: pay}]}
@@ -17,17 +18,17 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
-from promptify.columns import infer_kind, read_text
+from promptify.columns import are_amounts, infer_kind, put_for, read_text
 from promptify.interactions import Interactions
 from promptify.schema import Field, Schema
 from promptify.sources import SourceData
 from promptify.sources.files import read_batches, read_table
+from promptify.sources.task_file import TaskFile
 from promptify.task import Task
 from promptify.validation import LINE, BadInput, BadRows, OnBadRows
 
@@ -42,6 +43,8 @@ _OURS = {
                *_CONTEXT_COLUMNS),
 }  # fmt: skip
 """The columns of each table that are no fields."""
+_LIKELY_SINCE = 315_532_800
+"""1980: no log is older, but days, minutes and the dates of Excel are where seconds are meant."""
 
 
 def table(
@@ -72,12 +75,8 @@ def table(
         BadInput: a file is absent or damaged, a column is missing, a row does not fit, or the
             task and the tables disagree.
     """
-    columns: dict[str, str] = {}
-    if isinstance(task, Task):
-        tasks: tuple[Task, ...] = (task,)
-    else:
-        tasks, columns, stated = _read_task_file(Path(task))
-        schema = schema or stated
+    stated = TaskFile(tasks=(task,)) if isinstance(task, Task) else TaskFile.read(Path(task))
+    tasks, columns, schema = stated.tasks, stated.columns, schema or stated.schema
     with BadRows(on_bad_rows=on_bad_rows, quarantine=quarantine) as bad_rows:
         found: set[str] = set()
         renames = {name: _renames(columns, name) for name in _OURS}
@@ -89,8 +88,9 @@ def table(
         interactions = Interactions.from_tables(
             users=user_table,
             items=item_table,
-            events=_with_context(
-                read_batches(events, renames=renames["events"], found=found, bad_rows=bad_rows)
+            events=_told(
+                read_batches(events, renames=renames["events"], found=found, bad_rows=bad_rows),
+                stated,
             ),
             schema=schema or infer_schema(user_table, item_table),
             actions={t.name: t.actions for t in tasks},
@@ -104,6 +104,7 @@ def table(
                 f"No table has the column named by columns {{{', '.join(unused)}}}; correct its "
                 "name, give it to one of ours alone, or leave it out."
             )
+    _tell_span(interactions, Path(events).name)
     return SourceData(interactions=interactions, tasks=tasks, set_aside=bad_rows.counts)
 
 
@@ -140,7 +141,7 @@ def infer_schema(users: pa.Table, items: pa.Table) -> Schema:
         file = (items.schema.metadata or {}).get(b"file", b"items").decode()
         raise BadInput(f"{file} holds no rows that fit; give it at least one.")
     for raw in (users, items):
-        _warn_of_untold(raw)
+        _warn_of_values(raw)
     return Schema(
         user=_infer_fields(users),
         items={
@@ -168,65 +169,91 @@ def _infer_fields(raw: pa.Table, of: pa.Array | None = None) -> tuple[Field, ...
     return tuple(fields)
 
 
-def _warn_of_untold(raw: pa.Table) -> None:
-    """Say which columns hold something that no prompt can tell, such as objects."""
+def _warn_of_values(raw: pa.Table) -> None:
+    """Say which columns hold what no prompt can tell, such as objects, or tells as mere words."""
     for name in raw.column_names:
         values = raw[name]
-        is_empty = values.null_count == len(values) or pa.types.is_string(values.type)
-        if name not in _NOT_FIELDS and not is_empty and infer_kind(values) is None:
+        if name in _NOT_FIELDS or values.null_count == len(values):
+            continue
+        kind = infer_kind(values)
+        if kind is None and not pa.types.is_string(values.type):
             logger.warning(
                 "%s: nothing is told of the column %s, which holds neither words nor numbers (%s); "
-                "put it in words, such as '12.50 EUR'.",
+                "put in words what of it should be told.",
                 _file_of(raw),
                 name,
                 values.type,
             )
+        elif kind in ("text", "category") and are_amounts(values):
+            logger.warning(
+                "%s: the column %s is told as words, but all that is in it are numbers with a "
+                "comma or a currency; write them as 12.50 to have them told as numbers.",
+                _file_of(raw),
+                name,
+            )
 
 
-def _file_of(raw: pa.Table) -> str:
+def _file_of(raw: pa.Table | pa.RecordBatch) -> str:
     named: bytes = (raw.schema.metadata or {}).get(b"file", b"the table")
     return named.decode()
 
 
-def _with_context(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The column of words for a request is `context` from here on."""
+def _told(batches: Iterator[pa.RecordBatch], stated: TaskFile) -> Iterator[pa.RecordBatch]:
+    """Events with the actions that a task's file says, and words for a request as `context`."""
+    is_first = True
     for batch in batches:
         names = batch.schema.names
         found = [name for name in ("context", *_CONTEXT_COLUMNS) if name in names]
         if len(found) > 1:
             raise BadInput(f"The events have both {' and '.join(found)}; keep one column of words.")
+        if is_first:
+            _tell_unread(batch, has_context=bool(found))
+            is_first = False
         renamed = batch.rename_columns(["context" if name in found else name for name in names])
+        if stated.actions and "action" in names:
+            actions = put_for(batch["action"], stated.actions)
+            renamed = renamed.set_column(names.index("action"), "action", actions)
         # Renaming drops the metadata that says which file the batch is from.
         yield renamed.replace_schema_metadata(batch.schema.metadata)
 
 
-def _read_task_file(path: Path) -> tuple[tuple[Task, ...], dict[str, str], Schema | None]:
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise BadInput(f"{path} cannot be read as a YAML task ({reason}).") from error
-    if not isinstance(document, dict):
-        raise BadInput(f"{path} must hold a task's fields: name, instruction, actions, ….")
-    schema = document.pop("schema", None)
-    columns = document.pop("columns", None) or {}
-    if not isinstance(columns, Mapping) or not all(
-        isinstance(word, str) for pair in columns.items() for word in pair
-    ):
-        raise BadInput(f"{path}: columns={columns!r} must map our names to yours, as text.")
-    listed: Any = document.pop("tasks", None)
-    if listed is None:
-        listed = [document]
-    elif document:
-        raise BadInput(f"{path} has `tasks:` and beside it {', '.join(map(str, document))}.")
-    try:
-        tasks = tuple(Task.from_dict(values) for values in listed)
-    except (TypeError, AttributeError, ValueError) as error:
-        raise BadInput(f"{path}: {error}") from error
-    if not tasks:
-        raise BadInput(f"{path} lists no tasks; give it one.")
-    try:
-        stated = None if schema is None else Schema.from_dict(schema)
-    except ValueError as error:
-        raise BadInput(f"{path}: {error}") from error
-    return tasks, dict(columns), stated
+def _tell_unread(events: pa.RecordBatch, *, has_context: bool) -> None:
+    """Name the columns of events that are none of ours: one of them may be, under another name."""
+    names = events.schema.names
+    unread = [name for name in names if name not in (*_OURS["events"], LINE) and name.strip()]
+    if not unread:
+        return
+    lacking = {
+        "shown_with": "names what was shown together",
+        "context": "the words of a request",
+    }
+    offers = [
+        f"{{{ours}: …}} {what}"
+        for ours, what in lacking.items()
+        if not (has_context if ours == "context" else ours in names)
+    ]
+    logger.info(
+        "%s: nothing is read of the columns %s%s",
+        _file_of(events),
+        ", ".join(unread),
+        f"; in a task file, columns: {', '.join(offers)}" if offers else "",
+    )
+
+
+def _tell_span(log: Interactions, file: str) -> None:
+    """Say from when to when the events are: a wrong unit is seen there."""
+    ends = np.array([log.event_timestamp.min(), log.event_timestamp.max()])
+    first, last = (
+        str(moment).replace("T", " ")
+        for moment in np.datetime_as_string(ends.astype("datetime64[s]"), unit="m")
+    )
+    if ends[1] < _LIKELY_SINCE:
+        logger.warning(
+            "%s: all times lie before 1980, from %s to %s: are they days, minutes or the dates of "
+            "Excel? Give seconds since 1970, or dates such as 2024-01-31.",
+            file,
+            first,
+            last,
+        )
+    else:
+        logger.info("%s: %s events from %s to %s", file, f"{log.num_events:,}", first, last)

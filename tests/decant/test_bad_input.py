@@ -138,6 +138,15 @@ def test_a_file_that_does_not_fit(refused, tables, file, text, message):
     assert not (tables.parent / "out").exists()
 
 
+def test_a_task_that_cannot_be_is_named_before_a_table_is_read(refused, tables):
+    (tables / "task.yaml").write_text(TASK.replace("[liked, disliked]", "[5, 4]"))
+    (tables / "events.csv").write_text("")
+    for more in ([], ["--dry-run"]):
+        said = refused(*run_table(tables, *more))
+        assert "Task.actions[0]=5 must be one word of letters" in said
+        assert "values: {action: {5: loved" in said
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -147,6 +156,8 @@ def test_a_file_that_does_not_fit(refused, tables, file, text, message):
         (["--seed", "-1", "--dry-run"], "seed=-1 must be a whole number"),
         (["--seed", "4294967296"], "seed=4294967296 must be a whole number"),
         (["--model", "some/model"], "exclude each other"),
+        (["--max-item-tokens", "7"], "--max-item-tokens 7 must be from 8 to 128"),
+        (["--max-item-tokens", "129"], "--max-item-tokens 129 must be from 8 to 128"),
         (["--users", "missing.csv"], "missing.csv: no such file or folder"),
         (["--users", "."], ".: this is a folder"),
     ],
@@ -165,6 +176,7 @@ def test_an_option_that_does_not_fit(refused, tables, options, message):
         (["--model", "some/model"], "--model some/model and --continue"),
         (["--form", "slot"], "--form slot and --continue"),
         (["--text-encoder", "minilm"], "leave --text-encoder out"),
+        (["--max-item-tokens", "96"], "leave --max-item-tokens out"),
     ],
     ids=lambda value: value[0] if value and isinstance(value, list) else "",
 )

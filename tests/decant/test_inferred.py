@@ -32,7 +32,7 @@ def source(tmp_path: Path) -> Source:
     users = [",".join(USERS), *(",".join(row) for row in columns)]
     (tmp_path / "users.csv").write_text("\n".join(users))
     (tmp_path / "items.csv").write_text("item_id,title,isbn\ni0,A,978-3-16-148410-0\ni1,B,\n")
-    events = [f"u{user},i{item},liked,{at}" for at, (user, item) in enumerate([(0, 0), (1, 1)])]
+    events = [f"u{at},i{at},liked,{1_700_000_000 + at}" for at in range(2)]
     (tmp_path / "events.csv").write_text("\n".join(["user_id,item_id,action,timestamp", *events]))
     (tmp_path / "task.yaml").write_text(TASK)
     names = ("users", "items", "events")
@@ -71,11 +71,30 @@ def test_notes_of_requests_are_looked_at_too(
     source: Source, caplog: pytest.LogCaptureFixture
 ) -> None:
     source.files["events"].write_text(
-        "user_id,item_id,action,timestamp,query\nu0,i0,liked,1,film for dee@example.org\n"
+        "user_id,item_id,action,timestamp,query\nu0,i0,liked,1700000000,film for dee@example.org\n"
     )
     with caplog.at_level("INFO", logger="decant"):
         source.load()
     assert "mail, about, query or note (e-mail addresses)" in caplog.messages[1]
+
+
+def test_a_kind_of_item_without_a_list_is_passed_over(
+    source: Source, caplog: pytest.LogCaptureFixture
+) -> None:
+    source.files["items"].with_suffix(".jsonl").write_text(
+        '{"item_id": "i0", "kind": "film", "cast": ["ann@example.org", null]}\n'
+        '{"item_id": "i1", "kind": "song", "title": "B"}\n'
+    )
+    songs = TASK.replace("films", "songs").replace(": film", ": song")
+    tasks = [text.strip().replace("\n", "\n  ") for text in (TASK, songs)]
+    source.files["task"].write_text("tasks:\n" + "".join(f"- {text}\n" for text in tasks))
+    source.files["events"].write_text(
+        "user_id,item_id,action,timestamp,surface\n"
+        "u0,i0,liked,1700000000,films\nu1,i1,liked,1700000000,songs\n"
+    )
+    files = {**source.files, "items": source.files["items"].with_suffix(".jsonl")}
+    Source(name="table", files=files).load()
+    assert "cast" in caplog.messages[0]
 
 
 def test_tables_that_do_not_fit_tell_nothing(

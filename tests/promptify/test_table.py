@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptify.columns import infer_kind, read_column, read_moments, read_text
+from promptify.columns import infer_kind, put_for, read_column, read_moments, read_text
 from promptify.schema import Field, Schema
 from promptify.sources.files import read_table
 from promptify.sources.table import table
@@ -121,6 +123,20 @@ def test_the_nanoseconds_that_have_passed_of_a_second_are_read_beside_it() -> No
         assert nanoseconds.tolist() == [500_000_000, 0, 2_000_000]
 
 
+def test_a_date_without_dashes_is_no_number_of_milliseconds() -> None:
+    dates = [20210912, 202109120440, 20210912044000, "202109120440", 20210912.0]
+    for date in dates:
+        _, faults = read_moments(pa.array([date, 1_600_000_000 if date != dates[3] else None]))
+        [first, *_] = [fault.reason for fault in faults if fault.rows.any()]
+        assert (
+            first == "looks like a date; write it as 2024-01-31, or 2024-01-31T07:45, with dashes"
+        )
+        assert not any(fault.rows[1] for fault in faults)
+    for number in (1_600_000_000_000, 209_913_010_000, 20_211_312_044_000):
+        [fault] = [fault for fault in read_moments(pa.array([number]))[1] if fault.rows.any()]
+        assert "milliseconds" in fault.reason
+
+
 @pytest.mark.parametrize("kind", [pa.list_(pa.string(), 2), pa.list_(pa.float32(), 2)], ids=str)
 def test_a_list_of_fixed_size_may_be_missing(kind: pa.DataType) -> None:
     a, b, c, d = ("a", "b", "c", "d") if kind.value_type == pa.string() else (1, 2, 3, 4)
@@ -131,7 +147,8 @@ def test_a_list_of_fixed_size_may_be_missing(kind: pa.DataType) -> None:
         assert read_column(cut, "list")[0].to_pylist() == wanted[part]
         in_chunks = pa.chunked_array([cut, cut])
         assert read_column(in_chunks, "list")[0].to_pylist() == wanted[part] * 2
-    assert infer_kind(values) == "list"
+    # Numbers with fractions are a vector, which no prompt tells.
+    assert infer_kind(values) == ("list" if kind.value_type == pa.string() else None)
 
 
 def test_lists_come_from_parquet_json_and_from_bars_in_csv(tmp_path: Path) -> None:
@@ -251,6 +268,132 @@ def test_a_task_file_that_does_not_fit_is_named(tmp_path: Path, text: str, messa
     events = [{"member": "1", "item_id": "a", "action": "view", "at": 1}]
     with pytest.raises(BadInput, match=message):
         table(**write_all(tmp_path, users=users, events=events), task=task)
+
+
+def test_a_positive_action_behind_another_is_refused_before_a_table_is_read(
+    tmp_path: Path,
+) -> None:
+    """Of what is shown together it would be set aside for the other."""
+    task = tmp_path / "task.yaml"
+    task.write_text(TASK_FILE.replace("[apply, view]", "[view, apply]"))
+    none = tmp_path / "none.csv"
+    for stated in (task, replace(TASK, actions=("view", "apply"))):
+        with pytest.raises(BadInput, match=r"'apply'.* stands behind 'view'.*\[apply, view\]"):
+            table(users=none, items=none, events=none, task=stated)
+
+
+STARS = """
+name: jobs
+instruction: Predict.
+actions: [loved, fine]
+positive: [loved]
+item_kind: job
+columns: {action: stars}
+values: {action: {5: loved, 2.5: fine}}
+"""
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+@pytest.mark.parametrize(
+    ("mapping", "values"),
+    [
+        ("{5: loved, 2.5: fine}", [5, 2.5]),
+        ("{5: loved, 2: fine}", [5.0, 2.0]),
+        ("{5.0: loved, 2: fine}", [5, 2]),
+        ("{5: loved, 2: fine}", ["5.0", "02"]),
+        ("{true: loved, false: fine}", [True, False]),
+        ("{true: loved, false: fine}", ["TRUE", "False"]),
+        ("{yes: loved, no: fine}", ["Yes", "no"]),
+        ("{'thumbs up': loved}", ["thumbs up", "fine"]),
+    ],
+    ids=str,
+)
+def test_values_of_a_table_are_put_for_by_the_actions_of_a_task_file(
+    tmp_path: Path, ending: str, mapping: str, values: list[Any]
+) -> None:
+    task = tmp_path / "task.yaml"
+    task.write_text(STARS.replace("{5: loved, 2.5: fine}", mapping))
+    rows = zip(EVENTS, values, strict=False)
+    events = [
+        {"user_id": row["user_id"], "item_id": row["item_id"], "stars": value, "timestamp": at}
+        for at, (row, value) in enumerate(rows)
+    ]
+    files = write_all(tmp_path, ending, events=events)
+    log = table(**files, task=task).interactions
+    assert [log.actions[action] for action in log.event_action] == ["loved", "fine"]
+
+
+def test_a_value_that_nothing_is_put_for_is_named_by_line(tmp_path: Path) -> None:
+    task = tmp_path / "task.yaml"
+    task.write_text(STARS.replace("columns: {action: stars}\n", ""))
+    files = write_all(tmp_path)
+    for said, message in ((b"3", "action '3'"), (b"\xe9", "is not UTF-8"), (b"", "is missing")):
+        files["events"].write_bytes(HEADER + b"1,a,5,7\n1,b," + said + b",8\n")
+        with pytest.raises(BadInput, match=rf"events\.csv line 3: .*{message}"):
+            table(**files, task=task)
+        assert table(**files, task=task, on_bad_rows="skip").interactions.num_events == 1
+    nested = pa.array([["5"]])
+    assert put_for(nested, {5: "loved"}).equals(nested)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("5", r"values=5 must map what the column action holds"),
+        ("{stars: {5: loved}}", "must map what the column action holds"),
+        ("{action: [loved]}", "must map what the column action holds"),
+        ("{action: {null: loved}}", "must map what the column action holds"),
+        ("{action: {5: lovd}}", r"values\.action\[5\]='lovd' must be one of .* loved, fine"),
+        ("{action: {5: [a]}}", r"values\.action\[5\]=\['a'\] must be one of"),
+    ],
+)
+def test_values_that_map_to_no_action_are_refused(
+    tmp_path: Path, values: str, message: str
+) -> None:
+    task = tmp_path / "task.yaml"
+    task.write_text(STARS.replace("{action: {5: loved, 2.5: fine}}", values))
+    with pytest.raises(BadInput, match=message):
+        table(**write_all(tmp_path), task=task)
+
+
+def test_columns_of_events_that_are_not_read_are_named_with_what_they_may_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr("promptify.sources.files.MAX_BATCH_ROWS", 1)
+    more = {"session_id": "s", "Query": "cheap", "shown_with": "s"}
+    files = write_all(tmp_path, events=[row | more for row in EVENTS])
+    table(**files, task=TASK)
+    write_all(tmp_path, events=[{**row, "position": 1} | {"query": row["query"]} for row in EVENTS])
+    table(**files, task=TASK)
+    bare = [{k: v for k, v in row.items() if k != "query"} | {"dwell": 3} for row in EVENTS]
+    write_all(tmp_path, events=bare)
+    table(**files, task=TASK)
+    assert [one for one in caplog.messages if "nothing is read" in one] == [
+        "events.csv: nothing is read of the columns session_id, Query",
+        "events.csv: nothing is read of the columns position; in a task file, columns: "
+        "{shown_with: …} names what was shown together",
+        "events.csv: nothing is read of the columns dwell; in a task file, columns: "
+        "{shown_with: …} names what was shown together, {context: …} the words of a request",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        ((44_214, 44_579), "before 1980, from 1970-01-01 12:16 to 1970-01-01 12:22: are they days"),
+        ((0, 0), "before 1980, from 1970-01-01 00:00 to 1970-01-01 00:00"),
+        ((0, 1_609_459_200), "events.csv: 3 events from 1970-01-01 00:00 to 2021-01-01 00:00"),
+    ],
+)
+def test_the_first_and_the_last_time_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, times: tuple[int, int], said: str
+) -> None:
+    caplog.set_level("INFO")
+    events = [row | {"timestamp": times[at == 2]} for at, row in enumerate(EVENTS)]
+    table(**write_all(tmp_path, events=events), task=TASK)
+    [one] = [one for one in caplog.records if said in one.getMessage()]
+    assert (one.levelname == "WARNING") == ("before 1980" in said)
 
 
 def test_a_column_that_is_misspelt_is_named_where_there_is_one_of_our_name(tmp_path: Path) -> None:
@@ -385,6 +528,42 @@ def test_parquet_rows_that_do_not_fit_are_named_by_row(
     files = write_all(tmp_path, "parquet", events=[*EVENTS, EVENTS[0] | {"action": "meh"}])
     with pytest.raises(BadInput, match=r"events\.parquet row 4: action 'meh'"):
         table(**files, task=TASK)
+
+
+def test_endings_are_read_as_what_they_are(tmp_path: Path) -> None:
+    wanted = table(**write_all(tmp_path, "jsonl"), task=TASK).interactions
+    for ending, other in (("jsonl", "json"), ("jsonl", "JSONL"), ("csv", "CSV"), ("tsv", "Tsv")):
+        files = write_all(tmp_path, ending)
+        renamed = {name: path.rename(path.with_suffix(f".{other}")) for name, path in files.items()}
+        log = table(**renamed, task=TASK).interactions
+        assert log.events.data.table.equals(wanted.events.data.table)
+
+
+@pytest.mark.parametrize(
+    ("ending", "separator", "name"),
+    [("csv", ";", "semicolons"), ("csv", "\t", "tabs"), ("tsv", ",", "commas")],
+)
+@pytest.mark.parametrize("on_bad_rows", ["fail", "skip"])
+def test_columns_that_something_else_separates_are_named_once(
+    tmp_path: Path, ending: str, separator: str, name: str, on_bad_rows: Any
+) -> None:
+    files = write_all(tmp_path, ending)
+    text = "item_id,title\n" + "a,1,5\n" * 9
+    files["items"].write_text(text.replace(",", separator))
+    with pytest.raises(BadInput, match=rf"items\.{ending} has one column, .* by {name}\?") as error:
+        table(**files, task=TASK, on_bad_rows=on_bad_rows)
+    assert "fields" not in str(error.value)
+
+
+def test_a_column_that_is_not_utf_8_throughout_is_named_as_a_cell_is(tmp_path: Path) -> None:
+    files = write_all(tmp_path)
+    files["items"].write_bytes(b"item_id,title,pay\na,K\xf6ln,1\nb,,2\nc,B\xe4r,3\n")
+    with pytest.raises(BadInput, match=r"items\.csv line 2: title 'K\\\\xf6ln' is not UTF-8"):
+        table(**files, task=TASK)
+    # Bytes of a typed file need not be a text.
+    items = [row | {"image": b"\x89PNG"} for row in ITEMS]
+    log = table(**write_all(tmp_path, "parquet", items=items), task=TASK).interactions
+    assert "image" not in [field.name for field in log.schema.items["job"]]
 
 
 def test_headers_that_do_not_fit_are_named(tmp_path: Path) -> None:
@@ -579,3 +758,37 @@ def test_a_column_of_objects_is_told_by_nobody_and_said(
     [said] = [one for one in caplog.messages if "nothing is told" in one]
     assert "items.jsonl: nothing is told of the column price" in said
     assert "struct<" in said
+
+
+def test_vectors_and_lists_of_lists_are_told_by_nobody_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    more = {"vector": [0.5, 1.5], "paths": [["Home", "Storage"], ["Home"]], "tags": [1, 2]}
+    for ending in ("jsonl", "parquet"):
+        caplog.clear()
+        items = [{**item, **more} for item in ITEMS]
+        log = table(**write_all(tmp_path, ending, items=items), task=TASK).interactions
+        told = [field.name for field in log.schema.items["job"]]
+        assert told == ["title", "pay", "posted", "tags"]
+        said = [one for one in caplog.messages if "nothing is told" in one]
+        assert [re.findall("column (\\w+)", one) for one in said] == [["vector"], ["paths"]]
+
+
+def test_numbers_with_a_comma_or_a_currency_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    columns = {
+        "comma": ["12,50", "1.234,00", "7"],
+        "dollars": ["$12.99", "$5", ""],
+        "euros": ["12,50 €", "3 EUR", "4€"],
+        "isbn": ["978-3-16-148410-0", "978-3-16-148411-0", ""],
+        "version": ["1.2.3", "1.2.4", "1.3.0"],
+        "words": ["12,50", "unknown", ""],
+        "plain": ["12.50", "3", "4"],
+    }
+    items = [
+        row | {name: values[at] for name, values in columns.items()} for at, row in enumerate(ITEMS)
+    ]
+    table(**write_all(tmp_path, items=items), task=TASK)
+    said = [one for one in caplog.messages if "told as words" in one]
+    assert [re.findall("column (\\w+)", one) for one in said] == [["comma"], ["dollars"], ["euros"]]
