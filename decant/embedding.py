@@ -84,6 +84,11 @@ class ShardFolder:
         """The items of a shard, and what was read of them."""
         return self.folder / "items" / f"{shard:05}.parquet"
 
+    def holds(self, shard: int, plan: ShardPlan) -> bool:
+        """Whether a shard is there with all that its plan asks for."""
+        kept = [self.vectors(shard), *([self.items(shard)] if plan.with_items else [])]
+        return all(path.exists() for path in kept)
+
     def start(self, plan: ShardPlan) -> None:
         """Make room for a plan's shards; those of another plan are deleted, its own are kept.
 
@@ -91,18 +96,23 @@ class ShardFolder:
             BadInput: the folder holds something that is not ours.
         """
         path = self.folder / _PLAN
-        if self.folder.exists() and not path.exists() and any(self.folder.iterdir()):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Hidden is what a kill left of a first write.
+        theirs = [entry for entry in self.folder.iterdir() if not entry.name.startswith(".")]
+        if theirs and not path.exists():
             raise BadInput(
-                f"{self.folder} holds other files than shards of vectors; choose another folder."
+                f"{self.folder} holds other files than shards of vectors; choose another folder, "
+                "or delete this one first."
             )
         wanted = json.dumps(asdict(plan), indent=2) + "\n"
         if path.exists() and path.read_text("utf-8") != wanted:
             logger.info("%s holds shards of another file or model; they are made anew", self.folder)
             for name in ("vectors", "items"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
-        for name in ("vectors", "items"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        # First: by it the folder is known for ours.
         write_whole(path, wanted)
+        for name in ("vectors", "items"):
+            (self.folder / name).mkdir(exist_ok=True)
 
 
 def look_through(
@@ -183,7 +193,7 @@ def embed_shards(
     prompter = foundation.prompter
     row_of = {item: row for row, item in enumerate(foundation.item_ids)}
     mine = range(process, plan.num_shards, num_processes)
-    missing = {shard for shard in mine if not out.vectors(shard).exists()}
+    missing = {shard for shard in mine if not out.holds(shard, plan)}
     total = min(len(mine) * plan.shard_items, plan.num_items)
     done = min((len(mine) - len(missing)) * plan.shard_items, total)
     if done:

@@ -4,7 +4,6 @@ Legend: N items of the file.
 """
 
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -28,6 +27,7 @@ from decant.pipeline import index_again
 from decant.run_data import load_book, load_model, sample_targets
 from decant.served import Served, told_table
 from decant.serving_cli import index_parser
+from decant.stages import remove_whole
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
 from foundation.int8 import is_int8
@@ -91,7 +91,7 @@ def index(options: Namespace) -> list[str]:
         said = [_said(built, options.run if serves else out / "index")]
         if layout is not None and serves:
             _serve(layout, foundation, plan, shards)
-            shutil.rmtree(out)
+            remove_whole(out)
     return said
 
 

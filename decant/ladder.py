@@ -37,6 +37,7 @@ from decant.run_record import RunRecord
 from decant.stages import Stages
 from decant.waivers import read_waivers, sign_waivers
 from distill.anatomy import shape_of
+from distill.gate import GateVerdict
 from distill.ladder import Hands, Ladder, Rung, body_ratio, rungs_left
 from distill.ladder_config import LadderConfig
 from foundation import Foundation
@@ -45,7 +46,7 @@ from foundation.predictions import Predictions, predict_targets
 from promptify.assembly import PromptBook
 from promptify.splits import Split, Targets
 from promptify.validation import BadInput
-from promptify.whole import put, write_whole
+from promptify.whole import whole_folder, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +220,7 @@ def _rungs(
             rung = ladder.step_down(above, scratch=scratch, step=step)
             if rung.folder is None:
                 raise _NoStepPassesError(rung)
-            keep_rung(rung, on_test, out, name=name, above_name=above_name)
+            keep_rung(rung, on_test, out, name=name, above_name=above_name, serves=False)
 
         try:
             stages.run(
@@ -245,7 +246,8 @@ def _rungs(
             )
             return made, f"below {above_name} no step passes (tried {tried}: {why})"
         # It serves from now on, if it may, while the rungs below it are made.
-        index_if_stale(layout)
+        waits = not layout.is_accepted(name) and _passes(layout, name)
+        index_if_stale(layout, accepting=name if waits else None)
         record = rung_record(layout, name)
         step = record["step"]
         if len(record["attempts"]) == 1:
@@ -254,6 +256,12 @@ def _rungs(
         above, above_name = load_model(layout.model(name)), name
         made.append(name)
     return made, f"{_MOST_RUNGS} rungs are the most that are made"
+
+
+def _passes(layout: RunLayout, name: str) -> bool:
+    """Whether the gate let a rung through against both that it is judged by."""
+    verdicts = (f"verdict-{against}.json" for against in ("above", "top"))
+    return all(GateVerdict.load(layout.folder / name / path).accepted for path in verdicts)
 
 
 def _bearing_on(config: LadderConfig, ratio: float, step: float) -> dict[str, Any]:
@@ -327,7 +335,9 @@ def _settle(
         fit_on_validation(model, book, valid, task=task, requests=requests, predict=predict)
 
 
-def keep_rung(rung: Rung, on_test: OnTest, out: Path, *, name: str, above_name: str) -> None:
+def keep_rung(
+    rung: Rung, on_test: OnTest, out: Path, *, name: str, above_name: str, serves: bool = True
+) -> None:
     """Write a rung's stage: its model, its verdicts and its record.
 
     Args:
@@ -336,6 +346,8 @@ def keep_rung(rung: Rung, on_test: OnTest, out: Path, *, name: str, above_name: 
         out: the stage's folder.
         name: of the rung.
         above_name: of the rung above.
+        serves: whether it may serve as soon as it is there, if the gate let it through; or once
+            `index_if_stale` accepts it.
     """
     assert rung.folder is not None
     assert rung.above is not None
@@ -359,7 +371,7 @@ def keep_rung(rung: Rung, on_test: OnTest, out: Path, *, name: str, above_name: 
         "attempts": [asdict(attempt) for attempt in rung.attempts],
         "num_targets": taken.num_targets,
         "status": taken.status,
-        "accepted": rung.above.accepted and rung.top.accepted,
+        "accepted": serves and rung.above.accepted and rung.top.accepted,
         "latency_ms": {
             "rung": latency.candidate,
             "above": latency.reference,
@@ -389,12 +401,7 @@ def _copy_run(folder: Path, out: Path) -> None:
                 "folder, or delete this one first."
             )
         return
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    shutil.copyfile(folder / "recipe.json", partial / "recipe.json")
-    for stage in (DATA, PROMPTER, FOUNDATION):
-        shutil.copytree(folder / stage, partial / stage)
-    if out.exists():
-        out.rmdir()
-    put(partial, out)
+    with whole_folder(out) as partial:
+        shutil.copyfile(folder / "recipe.json", partial / "recipe.json")
+        for stage in (DATA, PROMPTER, FOUNDATION):
+            shutil.copytree(folder / stage, partial / stage)

@@ -131,14 +131,22 @@ class RunLayout:
 
         The rung that a run makes itself has no such record, and may whatever its verdict is.
         """
-        path = self.folder / name / RUNG_RECORD
-        return not path.is_file() or bool(json.loads(path.read_text("utf-8"))["accepted"])
+        from decant.run_data import reading  # It imports this module.
 
-    def served(self) -> str:
+        path = self.folder / name / RUNG_RECORD
+        if not path.is_file():
+            return True
+        with reading(path):
+            return bool(json.loads(path.read_text("utf-8"))["accepted"])
+
+    def served(self, *, accepting: str | None = None) -> str:
         """The model that serves: the lowest rung that may, and no teacher.
 
         Of the rungs of a ladder, and of few bits, those that the gate let through may. The run's
         own rung serves whatever the gate said of it, which the run tells where it ends.
+
+        Args:
+            accepting: a rung that is about to be let through, and counts as one that was.
 
         Raises:
             BadInput: the folder is missing, is no run, or no model is finished.
@@ -153,7 +161,7 @@ class RunLayout:
                 f"{self.folder} holds no finished model yet. "
                 f"Give the same `decant run` command again."
             )
-        return [name for name in names if self.is_accepted(name)][-1]
+        return [name for name in names if name == accepting or self.is_accepted(name)][-1]
 
 
 def _number(name: str) -> int | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from filelock import FileLock
 
 from decant.catalogue import SavedCatalogue
 from decant.concluding import Finished, conclude
@@ -25,6 +26,7 @@ from decant.layout import (
     INDEX,
     PROMPTER,
     RUNG,
+    RUNG_RECORD,
     TRAINED_ON,
     RunLayout,
 )
@@ -44,6 +46,7 @@ from decant.run_data import (
     load_split,
     load_tasks,
     reading,
+    rung_record,
     split_of,
 )
 from decant.run_record import RunRecord
@@ -369,7 +372,8 @@ def index_catalogue(
 def index_again(layout: RunLayout, *, width: int | None = None) -> int:
     """Embed a finished run's catalogue again, with what became of it since, and replace its index.
 
-    The new index is of the kind, storage and target recall of the one that it replaces.
+    The new index is of the kind, storage and target recall of the one that it replaces. Another
+    process that indexes the run is waited for.
 
     Args:
         layout: the run.
@@ -381,13 +385,52 @@ def index_again(layout: RunLayout, *, width: int | None = None) -> int:
     Raises:
         ValueError: the folder holds no finished model, or one that was not trained at that width.
     """
-    path = layout.model(layout.served())
+    layout.served()  # What is no run is refused before a lock is put there.
+    with _indexing_alone(layout):
+        _index_for(layout, layout.served(), width=width)
+        return len(Recommender.load(layout.folder).index)
+
+
+def index_if_stale(layout: RunLayout, *, accepting: str | None = None) -> None:
+    """Index a run's catalogue again where the index is not of the model that serves.
+
+    Args:
+        layout: the run.
+        accepting: a rung that the gate let through. It serves once this is done; until then what
+            served before does, from an index of its own.
+    """
+    with _indexing_alone(layout):
+        name = layout.served(accepting=accepting)
+        there = index_manifest(layout.index)
+        if there is None or there.model_hash != weights_hash(layout.model(name)):
+            _index_for(layout, name)
+        if accepting is not None:
+            record = rung_record(layout, accepting) | {"accepted": True}
+            text = json.dumps(record, indent=2) + "\n"
+            write_whole(layout.folder / accepting / RUNG_RECORD, text)
+
+
+def _indexing_alone(layout: RunLayout) -> FileLock:
+    """Held from the choice of what is indexed until it is: two at once would sweep up each other's.
+
+    Not the run's own lock, which a ladder holds for hours.
+    """
+    return FileLock(layout.folder / ".index.lock")
+
+
+def _index_for(layout: RunLayout, name: str, *, width: int | None = None) -> None:
+    """Replace a run's index, and that of its saved catalogue, by those of a model of it."""
+    path = layout.model(name)
+    foundation, made_with = load_model(path), weights_hash(path)
     catalogue = SavedCatalogue(layout.catalogue)
     book, _ = load_book(layout)
     saved = catalogue.read(book.interactions.schema)
+    of_log = build_index(
+        foundation, model_hash=made_with, width=width, like=index_manifest(layout.index)
+    )
+    # Embedding takes long: both are made before either takes its place.
     if saved is not None:
-        made_with = weights_hash(path)
-        foundation, book = saved.put_into(load_model(path), book, model_hash=made_with)
+        foundation, book = saved.put_into(foundation, book, model_hash=made_with)
         index = build_index(
             foundation,
             model_hash=made_with,
@@ -397,15 +440,7 @@ def index_again(layout: RunLayout, *, width: int | None = None) -> int:
         )
         catalogue.write(Served.of(foundation, book, index, told=saved.told), index)
     # Last: where this was cut short, `index_if_stale` begins again.
-    index_catalogue(layout, layout.folder / INDEX, width=width, like=index_manifest(layout.index))
-    return len(Recommender.load(layout.folder).index)
-
-
-def index_if_stale(layout: RunLayout) -> None:
-    """Index a run's catalogue again where the index is not of the model that serves."""
-    there = index_manifest(layout.index)
-    if there is None or there.model_hash != weights_hash(layout.model(layout.served())):
-        index_again(layout)
+    of_log.save(layout.index)
 
 
 def index_manifest(index: Path) -> IndexManifest | None:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow as pa
 from safetensors import SafetensorError
 
 from decant.layout import DATA, PROMPTER, RUNG_RECORD, RunLayout
+from decant.stages import remove_whole, sweep
 from promptify.interactions import Interactions
 from promptify.splits import Split, Targets, leave_last, leave_one_out
 from promptify.task import Task
@@ -138,7 +138,9 @@ def drop_rungs(layout: RunLayout, *, but: Collection[str], keep_ladder: bool = F
             there.add(weights_hash(layout.model(name)))
             continue
         logger.info("%s was made of other models, and is removed", name)
-        shutil.rmtree(layout.folder / name)
+        # Whole: of a ladder's rung without its record nobody would know that the gate failed it.
+        remove_whole(layout.folder / name)
+    sweep(layout.folder, "rung-*")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ Layout of a run folder::
 import json
 import logging
 import re
+import secrets
 import shutil
 import tempfile
 import time
@@ -285,7 +286,11 @@ class Stages:
                     f"folder {self.folder} holds another run ({_difference(like, wanted)}); "
                     "choose another folder, or delete this one first"
                 )
-        elif self.folder.exists() and any(entry.name != ".lock" for entry in self.folder.iterdir()):
+        elif self.folder.exists() and any(
+            # Hidden is our lock, and what a kill left of a first write.
+            not entry.name.startswith(".")
+            for entry in self.folder.iterdir()
+        ):
             raise ValueError(
                 f"folder {self.folder} is not empty and holds no run; choose an empty or a new one"
             )
@@ -338,14 +343,48 @@ class Stages:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        delete(old)
         put(partial, out, aside=old)
-        shutil.rmtree(old, ignore_errors=True)
+        delete(old)
 
     def _drop_scratch(self, name: str, *, but: Path | None = None) -> None:
         for folder in (self.folder / ".scratch").glob(f"{name}-*"):
             if folder.name.rpartition("-")[0] == name and folder != but:
                 shutil.rmtree(folder)
+
+
+def remove_whole(folder: Path) -> None:
+    """Remove a folder at once: whenever this is killed, nobody finds half of it.
+
+    What a kill left of it under a hidden name goes with it, or by `sweep`.
+
+    Args:
+        folder: is there; of a link to one, the link alone is removed.
+    """
+    folder.rename(folder.with_name(f".{folder.name}.removed-{secrets.token_hex(4)}"))
+    sweep(folder.parent, folder.name)
+
+
+def sweep(parent: Path, pattern: str) -> None:
+    """Delete what is left of folders that were removed.
+
+    Args:
+        parent: where they were.
+        pattern: of their names.
+    """
+    for left in parent.glob(f".{pattern}.removed-*"):
+        delete(left)
+
+
+def delete(folder: Path) -> None:
+    """Delete a folder that nobody looks into any more, or what can be deleted of it.
+
+    Of a link to one, which may lie on another disk, the link alone.
+    """
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _holds_files(folder: Path) -> bool:

@@ -23,7 +23,7 @@ from foundation.batches import take_rows
 from promptify.assembly import PromptBook
 from promptify.splits import Targets
 from promptify.validation import BadInput
-from promptify.whole import put, write_whole
+from promptify.whole import whole_folder, write_whole
 
 TRIMMED = "trimmed.json"
 _MOST_DIFFERENCE = 1e-4
@@ -82,8 +82,7 @@ def trim(
     layout = RunLayout(folder)
     name = model or layout.served()
     before = load_model(layout.model(name))
-    if out.exists() and any(out.iterdir()):
-        raise BadInput(f"--out {out} holds something; choose another folder.")
+    _check_empty(out)
     book, split = load_book(layout)
     small = trim_vocabulary(before, book, texts=texts)
     difference, requests = _difference(before, book, small, split.valid)
@@ -101,20 +100,21 @@ def trim(
         largest_difference=difference,
         requests=requests,
     )
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    shutil.copyfile(folder / "recipe.json", partial / "recipe.json")
-    for stage in (DATA, PROMPTER, layout.top):
-        shutil.copytree(folder / stage, partial / stage)
-    small.prompter.save(partial / PROMPTER)
-    small.save_pretrained(partial / layout.top / "model")
-    write_whole(partial / TRIMMED, json.dumps(asdict(found), indent=2) + "\n")
-    index_catalogue(RunLayout(partial), partial / INDEX, like=index_manifest(layout.index))
-    if out.exists():
-        out.rmdir()
-    put(partial, out)
+    with whole_folder(out) as partial:
+        shutil.copyfile(folder / "recipe.json", partial / "recipe.json")
+        for stage in (DATA, PROMPTER, layout.top):
+            shutil.copytree(folder / stage, partial / stage)
+        small.prompter.save(partial / PROMPTER)
+        small.save_pretrained(partial / layout.top / "model")
+        write_whole(partial / TRIMMED, json.dumps(asdict(found), indent=2) + "\n")
+        index_catalogue(RunLayout(partial), partial / INDEX, like=index_manifest(layout.index))
+        _check_empty(out)  # Another may have been trimmed there meanwhile.
     return found
+
+
+def _check_empty(out: Path) -> None:
+    if out.exists() and any(out.iterdir()):
+        raise BadInput(f"--out {out} holds something; choose another folder.")
 
 
 def _parameters(model: Foundation) -> int:

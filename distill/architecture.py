@@ -431,7 +431,8 @@ def check_folder(folder: Path) -> None:
     """
     if not folder.exists() or (folder / _RECORD).exists():
         return
-    if not folder.is_dir() or any(path.name != ".lock" for path in folder.iterdir()):
+    # Hidden is our lock, and what a kill left of a first write.
+    if not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir()):
         raise BadInput(
             f"{folder} holds something else than a search; give another --out, or delete this "
             "one first."

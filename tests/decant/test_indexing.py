@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,12 @@ import pytest
 import torch
 
 import decant.embedding
+import retrieval.folder
 from decant import Recommender, processes
 from decant.cli import main
+from decant.embedding import ShardFolder, ShardPlan
 from decant.layout import RunLayout
-from decant.pipeline import index_if_stale
+from decant.pipeline import index_again, index_if_stale
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
 from foundation.int8 import to_int8
@@ -234,6 +237,89 @@ def test_a_run_recommends_the_items_of_the_file_and_no_others(
     third = Recommender.load(run)
     assert third.predict_next_actions(PROFILE, allow=["newest"]) == []
     assert third.predict_next_actions(PROFILE, [{"item": "newest", "action": "apply"}])
+
+
+def test_killed_before_its_first_shard_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = ShardPlan(
+        model_hash="of a model",
+        file="of a file",
+        shard_items=8,
+        width=16,
+        with_items=True,
+        num_items=35,
+        num_shards=5,
+        repeated_lines=(),
+    )
+
+    def killed(path: Path, content: str) -> None:
+        path.with_name(f".{path.name}.partial-1").write_text(content[:9])
+        raise KeyboardInterrupt
+
+    folder = ShardFolder(folder=tmp_path / "shards")
+    with monkeypatch.context() as patch:
+        patch.setattr("decant.embedding.write_whole", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.start(plan)
+    folder.start(plan)
+    assert folder.vectors(0).parent.is_dir()
+
+
+def test_a_run_that_was_killed_goes_on_wherever_that_was(
+    capsys: Any, run: Path, items: Path, jobs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [run, "--items", items, "--shard-items", 8]
+    plain = shutil.rmtree
+
+    def killed(folder: Path, **options: Any) -> None:
+        plan = Path(folder) / "shards.json"
+        if not plan.exists():
+            return plain(folder, **options)
+        plan.unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(SystemExit) as leaving:
+            said(capsys, *command)
+    assert leaving.value.code == 130
+    with monkeypatch.context() as patch:
+        patch.setattr("decant.indexing._build", killed_there)
+        with pytest.raises(SystemExit):
+            said(capsys, *command)
+    # The last of a shard's two files alone says nothing of the other.
+    scratch = ShardFolder(folder=RunLayout(run).catalogue_scratch)
+    scratch.items(1).unlink()
+    assert "indexed 35 items" in said(capsys, *command)
+    assert list((run / ".scratch").glob("*/*")) == []
+    found = Recommender.load(run).predict_next_actions(PROFILE, HISTORY, k=10_000)
+    assert {one.item_id for one in found} == {row["item_id"] for row in jobs}
+
+
+def killed_there(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_two_that_index_a_run_at_once_leave_it_whole(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, second = retrieval.folder.commit, threading.Event()
+    indexed: list[int] = []
+
+    def commit(folder: Path, manifest: IndexManifest) -> None:
+        if other.ident is None:
+            other.start()
+            second.wait(timeout=1)  # The first has written its files; the other overtakes it.
+        else:
+            second.set()
+        plain(folder, manifest)
+
+    monkeypatch.setattr(retrieval.folder, "commit", commit)
+    other = threading.Thread(target=lambda: indexed.append(index_again(RunLayout(run))))
+    indexed.append(index_again(RunLayout(run)))
+    other.join()
+    assert indexed == [len(Recommender.load(run).index)] * 2
 
 
 @pytest.fixture

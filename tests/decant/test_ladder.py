@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from decant import ladder as ladders
-from decant import ladder_report, on_validation, quantising
+from decant import ladder_report, on_validation, pipeline, quantising
 from decant.cli import main
 from decant.judging import Remembered
 from decant.ladder import descend, ladder_config
@@ -289,6 +289,33 @@ def test_what_a_ladder_goes_down_from_is_copied_onto_the_disk(tmp_path: Path, no
     assert not_synced(out) == []
 
 
+def test_another_that_copies_to_the_same_folder_takes_nothing_from_it(
+    tmp_path: Path, monkeypatch
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "ladder"
+    for stage in (DATA, PROMPTER, FOUNDATION):
+        (run / stage).mkdir(parents=True)
+        (run / stage / "stage.json").write_text("{}")
+    (run / "recipe.json").write_text("{}")
+    copied: list[str] = []
+    plain = shutil.copytree
+
+    def copytree(source: Path, target: Path) -> None:
+        copied.append(source.name)
+        if len(copied) == 4:
+            raise KeyboardInterrupt
+        plain(source, target)
+        if len(copied) == 3:
+            with pytest.raises(KeyboardInterrupt):
+                ladders._copy_run(run, out)
+
+    monkeypatch.setattr(shutil, "copytree", copytree)
+    ladders._copy_run(run, out)
+    assert copied == [DATA, PROMPTER, FOUNDATION, DATA]
+    assert all((out / stage / "stage.json").exists() for stage in copied)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ladder", "run"]
+
+
 def test_what_serves_after_another_ladder_is_what_is_indexed(
     laddered: Path, top_run: Path, tmp_path: Path, monkeypatch
 ) -> None:
@@ -408,7 +435,16 @@ def test_the_run_serves_while_a_ladder_goes_down_and_after_it_was_killed(
             raise KeyboardInterrupt
         return step_down(ladder, above, **options)
 
+    def killed_as_it_embeds(*_: object, **__: object) -> None:
+        assert serves() == "rung-1"
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(steps, "verdict", passes)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "build_index", killed_as_it_embeds)
+        with pytest.raises(KeyboardInterrupt):
+            descend(out, config=lenient(out), timed_requests=3)
+    assert serves() == "rung-1"
     monkeypatch.setattr(steps.Ladder, "step_down", killed_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         descend(out, config=lenient(out), timed_requests=3)

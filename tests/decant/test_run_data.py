@@ -7,7 +7,7 @@ import pytest
 
 from decant.layout import RunLayout
 from decant.recipes import Recipe, demo, recipe_of
-from decant.run_data import load_book, load_model
+from decant.run_data import drop_rungs, load_book, load_model
 from foundation import Foundation
 from promptify.validation import BadInput
 
@@ -102,3 +102,45 @@ def test_rungs_are_in_order_of_their_numbers(tmp_path):
     for name, accepted in (("rung-2", True), ("rung-10", False)):
         (tmp_path / name / "rung.json").write_text(json.dumps({"accepted": accepted}))
     assert layout.served() == "rung-2"
+
+
+def test_a_rung_that_was_cut_is_named(tmp_path):
+    for name in ("foundation", "rung-1"):
+        (tmp_path / name / "model").mkdir(parents=True)
+    (tmp_path / "recipe.json").touch()
+    for cut in ('{"name": ', "[]", "{}"):
+        (tmp_path / "rung-1" / "rung.json").write_text(cut)
+        with pytest.raises(BadInput, match=r"rung-1.rung\.json is damaged"):
+            RunLayout(tmp_path).served()
+
+
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_killed_while_a_rung_is_removed_it_never_serves(tmp_path, monkeypatch, is_linked):
+    run = tmp_path / "run"
+    for name in ("foundation", "rung-1"):
+        (run / name / "model").mkdir(parents=True)
+    (run / "recipe.json").touch()
+    made_of = {"ladder": {}, "above": "another", "top": "another"}
+    (run / "rung-1" / "stage.json").write_text(json.dumps({"inputs": made_of}))
+    (run / "rung-1" / "rung.json").write_text(json.dumps({"accepted": False}))
+    if is_linked:
+        (run / "rung-1").rename(tmp_path / "elsewhere")
+        (run / "rung-1").symlink_to(tmp_path / "elsewhere")
+
+    def killed(folder, **_):
+        (Path(folder) / "rung.json").unlink()
+        raise KeyboardInterrupt
+
+    layout = RunLayout(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        if is_linked:
+            drop_rungs(layout, but=["foundation"])
+            assert (tmp_path / "elsewhere" / "rung.json").exists()
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                drop_rungs(layout, but=["foundation"])
+    assert layout.models() == ["foundation"]
+    assert layout.served() == "foundation"
+    drop_rungs(layout, but=["foundation"])
+    assert sorted(path.name for path in run.iterdir()) == ["foundation", "recipe.json"]

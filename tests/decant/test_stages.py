@@ -272,6 +272,27 @@ def test_a_folder_that_is_no_run_is_refused_and_left_as_it_was(tmp_path):
     assert not (tmp_path / "recipe.json").exists()
 
 
+def test_killed_in_its_first_write_a_run_goes_on(tmp_path):
+    (tmp_path / ".recipe.json.partial-1f").write_text('{"seed": ')
+    for _ in range(2):
+        with Stages(tmp_path, recipe={"seed": 1}):
+            pass
+
+
+def test_a_stage_that_lies_on_another_disk_is_made_anew_as_often_as_it_must(tmp_path):
+    run, disk, log = tmp_path / "run", tmp_path / "disk", []
+    for version in range(3):
+        with Stages(run, recipe={}) as stages:
+            out = stages.run("data", make(log, f"version {version}"), inputs={"v": version})
+        assert (out / "file.txt").read_text() == f"version {version}"
+        if version == 0:
+            out.rename(disk)
+            out.symlink_to(disk)
+    # What a link shows is not ours to delete.
+    assert (disk / "file.txt").read_text() == "version 0"
+    assert {path.name for path in run.iterdir()} - {".lock", ".scratch"} == {"recipe.json", "data"}
+
+
 def test_a_recipe_that_was_cut_in_half_is_named(tmp_path):
     (tmp_path / "recipe.json").write_text('{"seed": ')
     with pytest.raises(ValueError, match=r"recipe\.json is not a JSON object"):

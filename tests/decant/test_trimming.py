@@ -70,6 +70,36 @@ def test_what_stands_there_is_left_alone(tiny_run: Path, tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+def test_another_that_is_trimmed_to_the_same_folder_takes_nothing_from_it(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, indexed = tmp_path / "small", []
+    plain = trimming.index_catalogue
+
+    def index(*given, **options):
+        indexed.append(given)
+        if len(indexed) == 2:
+            raise KeyboardInterrupt
+        plain(*given, **options)
+        if len(indexed) == 1:
+            with pytest.raises(KeyboardInterrupt):
+                trimming.trim(tiny_run, out)
+
+    monkeypatch.setattr(trimming, "index_catalogue", index)
+    trimming.trim(tiny_run, out)
+    assert (out / "index" / "items").exists()
+    assert len(Recommender.load(out).predict_user("member-00001", k=3)) == 3
+
+    def taken(*_given, **_options):
+        (tmp_path / "taken").mkdir()
+        (tmp_path / "taken" / "mine").write_text("x")
+
+    monkeypatch.setattr(trimming, "index_catalogue", taken)
+    with pytest.raises(BadInput, match="holds something"):
+        trimming.trim(tiny_run, tmp_path / "taken")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "taken"]
+
+
 def test_another_score_stops_it(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,6 +198,11 @@ def test_a_folder_that_holds_something_else_is_left_as_it_is(
     assert [path.name for path in tmp_path.rglob("*")] == ["trial", "mine.txt"]
 
 
+def test_a_search_that_was_killed_in_its_first_write_goes_on(tmp_path: Path) -> None:
+    (tmp_path / ".draws.json.partial-1f").write_text("[")
+    architecture.check_folder(tmp_path)
+
+
 def test_a_search_that_was_killed_at_once_leaves_the_folder_to_another(
     look: Callable[..., ArchitectureSearch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
