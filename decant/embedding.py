@@ -229,7 +229,7 @@ def _parts(path: Path, schema: Schema, shard_items: int, bad_rows: BadRows) -> I
         path, renames={}, found=set(), bad_rows=bad_rows, batch_rows=shard_items
     ):
         part = pa.Table.from_batches([batch])
-        if path.suffix == ".jsonl":
+        if path.suffix.lower() in (".jsonl", ".json"):
             # A name that none of these objects has may stand in the next ones.
             for field in schema.item_columns:
                 if field.name not in part.column_names:

@@ -220,7 +220,7 @@ def _rungs(
             rung = ladder.step_down(above, scratch=scratch, step=step)
             if rung.folder is None:
                 raise _NoStepPassesError(rung)
-            keep_rung(rung, on_test, out, name=name, above_name=above_name, serves=False)
+            keep_rung(rung, on_test, out, name=name, above_name=above_name)
 
         try:
             stages.run(
@@ -245,9 +245,8 @@ def _rungs(
                 else f"the gate fails each, by {' and '.join(failed)}"
             )
             return made, f"below {above_name} no step passes (tried {tried}: {why})"
-        # It serves from now on, if it may, while the rungs below it are made.
-        waits = not layout.is_accepted(name) and _passes(layout, name)
-        index_if_stale(layout, accepting=name if waits else None)
+        # While the rungs below it are made.
+        let_serve(layout, name)
         record = rung_record(layout, name)
         step = record["step"]
         if len(record["attempts"]) == 1:
@@ -258,10 +257,12 @@ def _rungs(
     return made, f"{_MOST_RUNGS} rungs are the most that are made"
 
 
-def _passes(layout: RunLayout, name: str) -> bool:
-    """Whether the gate let a rung through against both that it is judged by."""
+def let_serve(layout: RunLayout, name: str) -> None:
+    """Let a rung serve from now on, if the gate let it through, once the catalogue is indexed."""
     verdicts = (f"verdict-{against}.json" for against in ("above", "top"))
-    return all(GateVerdict.load(layout.folder / name / path).accepted for path in verdicts)
+    passes = all(GateVerdict.load(layout.folder / name / path).accepted for path in verdicts)
+    waits = passes and not layout.is_accepted(name)
+    index_if_stale(layout, accepting=name if waits else None)
 
 
 def _bearing_on(config: LadderConfig, ratio: float, step: float) -> dict[str, Any]:
@@ -335,10 +336,8 @@ def _settle(
         fit_on_validation(model, book, valid, task=task, requests=requests, predict=predict)
 
 
-def keep_rung(
-    rung: Rung, on_test: OnTest, out: Path, *, name: str, above_name: str, serves: bool = True
-) -> None:
-    """Write a rung's stage: its model, its verdicts and its record.
+def keep_rung(rung: Rung, on_test: OnTest, out: Path, *, name: str, above_name: str) -> None:
+    """Write a rung's stage: its model, its verdicts and its record; `let_serve` lets it serve.
 
     Args:
         rung: that was taken.
@@ -346,8 +345,6 @@ def keep_rung(
         out: the stage's folder.
         name: of the rung.
         above_name: of the rung above.
-        serves: whether it may serve as soon as it is there, if the gate let it through; or once
-            `index_if_stale` accepts it.
     """
     assert rung.folder is not None
     assert rung.above is not None
@@ -371,7 +368,7 @@ def keep_rung(
         "attempts": [asdict(attempt) for attempt in rung.attempts],
         "num_targets": taken.num_targets,
         "status": taken.status,
-        "accepted": serves and rung.above.accepted and rung.top.accepted,
+        "accepted": False,
         "latency_ms": {
             "rung": latency.candidate,
             "above": latency.reference,

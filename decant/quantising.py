@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decant.judging import check_timed_requests
-from decant.ladder import CODE_OF_RUNGS, keep_rung, ladder_below, ladder_config
+from decant.ladder import CODE_OF_RUNGS, keep_rung, ladder_below, ladder_config, let_serve
 from decant.layout import RUNG_RECORD, RunLayout
 from decant.on_test import OnTest
 from decant.pipeline import index_if_stale
@@ -231,6 +231,7 @@ def quantise(
             )
         except _GateFailsError as stopped:
             return stopped.found
+        let_serve(layout, name)
         try:
             sign_waivers(layout)
         finally:  # A waiver that is refused leaves a run that serves.

@@ -151,10 +151,15 @@ def reading(path: Path) -> Iterator[None]:
         path: a file or folder inside a stage's folder.
 
     Raises:
-        BadInput: what is read inside is not what the stage wrote.
+        BadInput: what is read inside is not what the stage wrote, or this user may not read it.
     """
     try:
         yield
+    except PermissionError as error:
+        raise BadInput(
+            f"{error.filename or path} may not be read by this user; have its owner let others "
+            "read it, or copy the run as one who may."
+        ) from error
     except (ValueError, KeyError, TypeError, OSError, pa.ArrowException, SafetensorError) as error:
         said = " ".join(str(error).split()).rstrip(".")
         raise BadInput(

@@ -1,6 +1,7 @@
 """Hugging Face's `Trainer`, with summed losses, planned batches and learning rates of their own."""
 
 import copy
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from foundation.model import Foundation
     from foundation.training import FitConfig
 
+
+logger = logging.getLogger(__name__)
 
 RATE_WIDTH = 64
 """Hidden width of the decoder that `FitConfig.learning_rate` is stated for."""
@@ -72,8 +75,29 @@ class FoundationTrainer(Trainer):
         self._step_batches: list[dict[str, Tensor]] = []
         self._step_losses: list[Tensor] = []
         self._since_log = SinceLog(list(loss_weights), self.args.device)
+        self._refresh_steps = self._steps_between_readings()
         self._refreshed_at = -1
         self._validated_at = -1
+
+    def _steps_between_readings(self) -> int:
+        """Optimiser steps between two readings of the catalogue, which takes no more than they do.
+
+        A large one, read as often as is asked for, would take longer than all that is trained on.
+        """
+        asked, positions = self.config.refresh_steps, self.config.positions_per_batch
+        if "reading" not in self.foundation.settings.slot_parts:
+            return asked
+        catalogue = int(self.foundation.item_pieces.lengths.sum())
+        as_many = -(-catalogue // (positions * self.config.accumulate))
+        if as_many <= asked:
+            return asked
+        logger.info(
+            "the catalogue is read again every %s steps instead of %s: it holds as many positions "
+            "as they do",
+            f"{as_many:,}",
+            f"{asked:,}",
+        )
+        return as_many
 
     def _shard_anew(self) -> None:
         self.model = self.model_wrapped = copy.deepcopy(self.whole)
@@ -119,7 +143,7 @@ class FoundationTrainer(Trainer):
     ) -> Any:
         """Weighted sum of the losses, each divided by its count in the whole optimiser step."""
         if (
-            self.state.global_step % self.config.refresh_steps == 0
+            self.state.global_step % self._refresh_steps == 0
             and self._refreshed_at != self.state.global_step
         ):
             self._refresh()

@@ -72,7 +72,8 @@ class FitConfig:
             instructions repeat, and the product with the vocabulary is dear.
         reread_items: items of the retrieval softmax whose text each micro-batch reads again with
             gradient, drawn from all of them alike (decision 69).
-        refresh_steps: optimiser steps between two readings of the whole catalogue.
+        refresh_steps: optimiser steps between two readings of the whole catalogue; more where it
+            holds more positions than so many steps.
         full_softmax_items: largest catalogue whose retrieval softmax runs over every item.
         num_negatives: sampled items per optimiser step for larger catalogues.
         num_hard_negatives: most items per optimiser step, of those that were mined for its events,

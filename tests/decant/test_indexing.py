@@ -55,7 +55,7 @@ def jobs(recommender: Recommender) -> list[dict[str, Any]]:
 
 
 def write(rows: list[dict[str, Any]], path: Path) -> Path:
-    if path.suffix == ".jsonl":
+    if path.suffix in (".jsonl", ".json"):
         told = [{k: v for k, v in row.items() if v is not None} for row in rows]
         path.write_text("\n".join(map(json.dumps, told)) + "\n")
     elif path.suffix == ".parquet":
@@ -128,7 +128,7 @@ def test_a_model_for_processors_stays_on_one(
     assert len(ItemIndex.load(out / "index", model_hash=weights_hash(tmp_path / "small"))) > 0
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json"])
 def test_the_format_of_the_file_makes_no_difference(
     capsys: Any, whole: Path, model: Path, jobs: Any, tmp_path: Path, suffix: str
 ) -> None:
@@ -405,7 +405,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return command
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])
 @pytest.mark.parametrize(
     ("place", "changes", "message"),
     [

@@ -7,7 +7,7 @@ import pytest
 
 from decant.layout import RunLayout
 from decant.recipes import Recipe, demo, recipe_of
-from decant.run_data import drop_rungs, load_book, load_model
+from decant.run_data import drop_rungs, load_book, load_model, reading
 from foundation import Foundation
 from promptify.validation import BadInput
 
@@ -144,3 +144,12 @@ def test_killed_while_a_rung_is_removed_it_never_serves(tmp_path, monkeypatch, i
     assert layout.served() == "foundation"
     drop_rungs(layout, but=["foundation"])
     assert sorted(path.name for path in run.iterdir()) == ["foundation", "recipe.json"]
+
+
+def test_what_this_user_may_not_read_is_not_called_damaged(tmp_path):
+    path = tmp_path / "source.json"
+    with (
+        pytest.raises(BadInput, match=r"source\.json may not be read by this user; have its owner"),
+        reading(path),
+    ):
+        raise PermissionError(13, "Permission denied", str(path))

@@ -493,6 +493,33 @@ def test_validation_and_the_catalogue_are_read_uncompiled(
     assert is_compiled()
 
 
+@pytest.mark.parametrize(("positions", "times"), [(8192, 5), (128, 1)])
+def test_a_large_catalogue_is_read_no_longer_than_is_trained(
+    make: Any,
+    books: dict[str, PromptBook],
+    split: Split,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    positions: int,
+    times: int,
+) -> None:
+    foundation: Foundation = make("slot")
+    num_steps, read = 5, list[int]()
+    monkeypatch.setattr(type(foundation), "refresh_readings", lambda _: read.append(1))
+    config = changed(QUICK, epochs=1, positions_per_batch=positions, refresh_steps=1)
+    of_epoch = TrainingPlan(books["slot"], split.train, config).num_batches
+    config = changed(config, epochs=(num_steps - 0.5) / of_epoch)
+    catalogue = int(foundation.item_pieces.lengths.sum())
+    assert (catalogue <= positions) == (times == num_steps)
+    with caplog.at_level("INFO"):
+        assert foundation.fit(books["slot"], split, config=config, out=tmp_path).steps == num_steps
+    # And once when it is over.
+    assert len(read) == times + 1
+    said = f"the catalogue is read again every {-(-catalogue // positions):,} steps instead of 1"
+    assert any(said in message for message in caplog.messages) == (times < num_steps)
+
+
 @pytest.mark.parametrize(("num_steps", "rates"), [(1, [3e-3]), (2, [0.0, 3e-3])])
 def test_a_training_of_one_step_learns(
     make: Any,
