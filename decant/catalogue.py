@@ -33,6 +33,7 @@ from foundation import Foundation
 from foundation.told_items import ItemReadings
 from promptify.assembly import PromptBook
 from promptify.ingest import item_types, read_items
+from promptify.inline import is_missing
 from promptify.schema import Schema
 from promptify.sources.files import json_columns
 from promptify.validation import BadInput, BadRows, OnBadRows, shown
@@ -122,7 +123,8 @@ class SavedCatalogue:
             schema: of the items.
 
         Raises:
-            BadInput: a file is missing, cut or changed, or its columns are not those of the schema.
+            BadInput: a file is missing, cut or changed, or may not be read by this user, or its
+                columns are not those of the schema.
         """
         if not (self.folder / _CURRENT).exists():
             return None
@@ -135,6 +137,11 @@ class SavedCatalogue:
                 if (now := self._read_current()) == current:
                     raise
                 current, saved = now, self._read_version(now, schema)
+        except PermissionError as error:
+            raise BadInput(
+                f"{self.folder} may not be read by this user (PermissionError: {error.filename}); "
+                "have its owner let others read it."
+            ) from error
         except _UNREADABLE as error:
             said = " ".join(str(error).split()).rstrip(".")
             raise BadInput(
@@ -264,7 +271,7 @@ def read_new_items(
     """Items from outside as the columns of `items`.
 
     Args:
-        items: mappings, in which any field may be missing, or a table.
+        items: mappings, in which any field may be missing, None or NaN, or a table.
         schema: what the fields are.
         on_bad_rows: ``"fail"`` or ``"skip"``.
 
@@ -275,7 +282,7 @@ def read_new_items(
         items = pa.Table.from_pandas(items, preserve_index=False)
     if not isinstance(items, pa.Table):
         items = _table_of(items, schema)
-    with BadRows(on_bad_rows=on_bad_rows) as bad_rows:
+    with BadRows(on_bad_rows=on_bad_rows, remedy="on_bad_rows='skip'") as bad_rows:
         return read_items(items, schema, bad_rows)
 
 
@@ -290,7 +297,12 @@ def _table_of(items: Sequence[Mapping[str, Any]], schema: Schema) -> pa.Table:
             raise BadInput(
                 f"items[{place}] has no field {shown(unknown[0])}; an item has {', '.join(known)}."
             )
-    columns = json_columns(items)
+    columns = json_columns(
+        [
+            {name: None if is_missing(value) else value for name, value in item.items()}
+            for item in items
+        ]
+    )
     only_kind = len(schema.items) == 1
     for name, kind in known.items():
         if name not in columns and not (name == "kind" and not only_kind):

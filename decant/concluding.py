@@ -6,6 +6,7 @@ from pathlib import Path
 
 from decant.gate_tables import in_words
 from decant.layout import EVALUATION, FOUNDATION, RunLayout
+from decant.measure import NEIGHBOURS
 from decant.recipes import Recipe
 from decant.reporting import write_run_report
 from decant.run_record import RunRecord
@@ -20,7 +21,8 @@ class Finished:
     Attributes:
         stages: which ran, or would, and why.
         table: the final table as text; empty after a dry run.
-        verdict: what the gate says of what serves, in a line; empty after a dry run.
+        verdict: what the gate says of what serves, in a line, and in another which baseline is
+            beyond doubt better, where one is; empty after a dry run.
     """
 
     stages: tuple[PlannedStage, ...]
@@ -49,7 +51,8 @@ def conclude(
     """
     kept = None if any(stage.runs for stage in plan) else _kept_record(layout, plan)
     table = write_run_report(layout, recipe, kept or record.finish(), continued_from=continued_from)
-    return Finished(stages=plan, table=table, verdict=told_by_gate(layout))
+    said = [told_by_gate(layout), told_by_baselines(layout, recipe)]
+    return Finished(stages=plan, table=table, verdict="\n".join(filter(None, said)))
 
 
 def _kept_record(layout: RunLayout, plan: tuple[PlannedStage, ...]) -> RunRecord | None:
@@ -83,3 +86,22 @@ def told_by_gate(layout: RunLayout) -> str:
         else ""
     )
     return f"{said} It serves all the same{below}."
+
+
+def told_by_baselines(layout: RunLayout, recipe: Recipe) -> str:
+    """That what serves is behind a baseline on NDCG@10; empty where their intervals overlap."""
+    metrics = json.loads((layout.folder / EVALUATION / "metrics.json").read_text("utf-8"))
+    found = {one["model"]: one["metrics"].get("ndcg@10") for one in metrics["systems"]}
+    # A rung of a ladder was measured when it was made, and not with the baselines.
+    ours = found["system"] if layout.served() == layout.compared()[-1] else None
+    theirs = {name: found[name] for name in ("popularity", *NEIGHBOURS) if found.get(name)}
+    if not ours or not theirs:
+        return ""
+    best = max(theirs, key=lambda name: theirs[name]["value"])
+    if theirs[best]["low"] <= ours["high"]:
+        return ""
+    values = [f"{one['value']:.3f}".removeprefix("0") for one in (ours, theirs[best])]
+    return (
+        f"What serves is behind {best} on NDCG@10 ({' for '.join(values)}, and their intervals do "
+        f"not overlap); train longer: --epochs {10 * recipe.fit.epochs:g}."
+    )

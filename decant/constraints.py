@@ -12,6 +12,8 @@ step, each on what the one before it left.
 Legend: C candidates, best first.
 """
 
+from bisect import insort
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -113,20 +115,41 @@ class AtMost:
                 f"{', '.join(items.column_names)}."
             )
         values = [_values(value) for value in items[self.column].take(rows_C).to_pylist()]
-        left, chosen = list(range(len(rows_C))), list[int]()
-        while left:
-            start = 0 if self.among is None else max(0, len(chosen) - self.among + 1)
-            counts: dict[object, int] = {}
-            for place in chosen[start:]:
-                for value in values[place]:
-                    counts[value] = counts.get(value, 0) + 1
-            allowed = (
-                at
-                for at, place in enumerate(left)
-                if all(counts.get(value, 0) < self.num for value in values[place])
-            )
-            chosen.append(left.pop(next(allowed, 0)))
-        return np.array(chosen, np.int64)
+        order = self._of_all(values) if self.among is None else self._of_near(values, self.among)
+        return np.array(order, np.int64)
+
+    def _of_all(self, values: Sequence[tuple[object, ...]]) -> list[int]:
+        # Counts only grow: what is refused once is refused until nothing else is left.
+        counts = Counter[object]()
+        chosen, refused = list[int](), list[int]()
+        for place, its in enumerate(values):
+            if self._allows(its, counts):
+                chosen.append(place)
+                counts.update(its)
+            else:
+                refused.append(place)
+        return chosen + refused
+
+    def _of_near(self, values: Sequence[tuple[object, ...]], among: int) -> list[int]:
+        # Items of the same values stand in one queue: what refuses the best of them refuses all.
+        queues: dict[tuple[object, ...], deque[int]] = {}
+        for place, its in enumerate(values):
+            queues.setdefault(its, deque()).append(place)
+        best = [(queue[0], its) for its, queue in queues.items()]
+        counts, chosen = Counter[object](), list[int]()
+        while best:
+            if len(chosen) >= among:
+                counts.subtract(values[chosen[-among]])
+            allowed = (at for at, (_, its) in enumerate(best) if self._allows(its, counts))
+            _, its = best.pop(next(allowed, 0))
+            chosen.append(queues[its].popleft())
+            counts.update(its)
+            if queues[its]:
+                insort(best, (queues[its][0], its))
+        return chosen
+
+    def _allows(self, its: tuple[object, ...], counts: Counter[object]) -> bool:
+        return all(counts[value] < self.num for value in its)
 
 
 def _is_whole(value: object) -> bool:

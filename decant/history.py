@@ -5,9 +5,15 @@ from typing import Any
 
 import pydantic
 
+from promptify.inline import is_missing, one_row
 from promptify.prompter import HistoryEvent
-from promptify.schema import MAX_SECONDS
-from promptify.validation import BadInput
+from promptify.schema import MAX_SECONDS, Field
+from promptify.validation import BadInput, shown
+
+_TIMESTAMP = Field(name="timestamp", kind="time")
+# In 1973; a date without dashes (20240131) is a smaller number.
+_SURELY_SECONDS = 100_000_000
+_AN_EVENT = "an event is {'item': …, 'action': …} and may have timestamp, task, shown_with, context"
 
 
 class HistoryItem(pydantic.BaseModel):
@@ -37,31 +43,47 @@ def history_event(event: HistoryItem | Mapping[str, Any], place: int) -> History
     """An event of a request as a prompt takes it.
 
     Args:
-        event: a `HistoryItem` or a mapping with its keys.
+        event: a `HistoryItem` or a mapping with its keys, in which what is None or NaN counts as
+            left out, and `timestamp` may be whatever is a time in a file: a date, ISO 8601 text,
+            a time of numpy or pandas, in UTC where it names no zone. Of a second only the whole
+            counts.
         place: of the event in its history, for messages.
 
     Raises:
         BadInput: a key is missing or unknown, or a value does not fit.
     """
-    if not isinstance(event, HistoryItem):
-        try:
-            event = HistoryItem.model_validate(dict(event))
-        except (pydantic.ValidationError, TypeError, ValueError) as error:
-            raise BadInput(f"history[{place}]: {_first_problem(error)}") from None
-    if event.timestamp is not None and abs(event.timestamp) > MAX_SECONDS:
-        raise BadInput(
-            f"history[{place}]: timestamp {event.timestamp} looks like milliseconds; divide by "
-            f"1000 to give seconds."
-        )
-    return HistoryEvent(**dict(event))
+    where = f"history[{place}]"
+    try:
+        given = {key: value for key, value in dict(event).items() if not is_missing(value)}
+    except (TypeError, ValueError):
+        raise BadInput(f"{where}={shown(event)} is no event; {_AN_EVENT}.") from None
+    if "timestamp" in given:
+        given["timestamp"] = _seconds(given["timestamp"], where)
+    try:
+        told = HistoryItem.model_validate(given)
+    except pydantic.ValidationError as error:
+        raise BadInput(f"{where}: {_first_problem(error, given)}") from None
+    return HistoryEvent(**dict(told))
 
 
-def _first_problem(error: Exception) -> str:
-    if isinstance(error, pydantic.ValidationError):
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
+def _seconds(moment: Any, where: str) -> Any:
+    # Reading one as a file's takes a quarter of a millisecond, and a history may have thousands.
+    if type(moment) is int and _SURELY_SECONDS < moment <= MAX_SECONDS:
+        return moment
+    [seconds] = one_row({"timestamp": moment}, [_TIMESTAMP], where)["timestamp"]
+    return seconds
+
+
+def _first_problem(error: pydantic.ValidationError, given: Mapping[Any, Any]) -> str:
+    problem = error.errors()[0]
+    key = problem["loc"][0]
+    if key not in given or key not in HistoryItem.model_fields:
+        what = "is missing" if key not in given else "is unknown"
+        return f"{key} {what}; you gave {', '.join(map(str, given)) or 'nothing'}; {_AN_EVENT}."
+    value = given[key]
+    if key == "item":
         return (
-            f"{where}: {problem['msg']}; an event has item, action, and optional timestamp, task, "
-            "shown_with, context."
+            f"item={shown(value)} must be an item's id, which is text ({shown(str(value))}), or "
+            "the fields of an item that is not in the catalogue."
         )
-    return f"{error}; an event is an object with item and action."
+    return f"{key}={shown(value)} must be text ({shown(str(value))}); {_AN_EVENT}."

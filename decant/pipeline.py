@@ -292,9 +292,9 @@ def _tell_seen(interactions: Interactions, split: Split) -> None:
     if share > _MOST_SEEN:
         logger.warning(
             "%.0f%% of the held-out events are on items that their history holds: seen items are "
-            "left out of answers unless exclude_seen=False asks for them, so that these events are "
-            "no ranking targets. Where a look and a purchase are two events, tell them as one, "
-            "with shown_with.",
+            "left out of answers unless exclude_seen=False (--include-seen) asks for them, so that "
+            "these events are no ranking targets. Where a look and a purchase are two events, tell "
+            "them as one, with shown_with.",
             100 * share,
         )
 

@@ -51,6 +51,7 @@ def predict(options: Namespace) -> list[str]:
     users = _user_ids(options.users) if options.users else []
     profile = _json_object(options.profile) if options.profile else {}
     history = _history(options.history) if options.history else []
+    exclude_seen = not options.include_seen
     recommender = Recommender.load(options.run, model=options.model)
     num_items = len(recommender.index)
     if options.k > num_items:
@@ -67,6 +68,7 @@ def predict(options: Namespace) -> list[str]:
             k=options.k,
             where=options.where,
             blend=options.blend,
+            exclude_seen=exclude_seen,
         )
         return [f"{len(users):,} people → {options.out}"]
     if options.user is not None:
@@ -77,6 +79,7 @@ def predict(options: Namespace) -> list[str]:
             k=options.k,
             where=options.where,
             blend=options.blend,
+            exclude_seen=exclude_seen,
         )
     else:
         found = recommender.predict_next_actions(
@@ -87,6 +90,7 @@ def predict(options: Namespace) -> list[str]:
             k=options.k,
             where=options.where,
             blend=options.blend,
+            exclude_seen=exclude_seen,
         )
     if options.json:
         return [json.dumps(asdict(one), ensure_ascii=False) for one in found]
@@ -126,6 +130,7 @@ def write_predictions(
     query: str | None = None,
     where: str | None = None,
     blend: float | None = None,
+    exclude_seen: bool = True,
 ) -> None:
     """Predict for many people of the log into a Parquet file, written whole or not at all.
 
@@ -138,12 +143,20 @@ def write_predictions(
         query: a query or a note for all of them.
         where: only items like this.
         blend: how much policy counts.
+        exclude_seen: leave out items of each history.
 
     Raises:
         ValueError: a user is unknown, or `where` or `blend` does not fit; nothing is written then.
     """
     predictions = recommender.predict_many(
-        user_ids, task=task, query=query, k=k, where=where, blend=blend, progress=True
+        user_ids,
+        task=task,
+        query=query,
+        k=k,
+        where=where,
+        blend=blend,
+        exclude_seen=exclude_seen,
+        progress=True,
     )
     with whole_file(out) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
         batch: list[dict[str, Any]] = []
@@ -209,12 +222,20 @@ def _history(path: Path) -> list[Any]:
     events = _json_lines(path)
     if not events:
         raise BadInput(f"{path} holds no event; leave --history out for somebody who has none.")
+    # Equal events are alike in all that is no list and no object, and few others are.
+    alike: dict[frozenset[Any], list[int]] = {}
     for place, event in enumerate(events):
         # Without a time, the same action on the same item may well have happened twice.
-        if isinstance(event, dict) and "timestamp" in event and event in events[:place]:
-            raise BadInput(
-                f"{path}: event {place + 1} repeats event {events.index(event) + 1}; leave one out."
-            )
+        if not isinstance(event, dict) or "timestamp" not in event:
+            continue
+        plain = [pair for pair in event.items() if not isinstance(pair[1], list | dict)]
+        before = alike.setdefault(frozenset(plain), [])
+        for other in before:
+            if events[other] == event:
+                raise BadInput(
+                    f"{path}: event {place + 1} repeats event {other + 1}; leave one out."
+                )
+        before.append(place)
     return events
 
 

@@ -43,6 +43,20 @@ class RungConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     calibration_rows: int = 1000
 
+    def below(self, size: str | None) -> "RungConfig":
+        """The same step, or half of the neurons where it would cut nothing.
+
+        Args:
+            size: of the decoder above, a name in `foundation.sizes.SHAPES`; None for a pretrained
+                one, whose shape is not known here.
+        """
+        if size is None:
+            return self
+        layers, _, neurons, *_ = SHAPES[size]
+        if (self.num_layers or layers) < layers or (self.intermediate_size or neurons) < neurons:
+            return self
+        return replace(self, num_layers=None, intermediate_size=neurons // 2)
+
 
 FOLDERS = ("model", "text_encoder")
 """Fields of a recipe that may name a folder."""
@@ -139,7 +153,8 @@ class Recipe:
     def with_model(self, *, size: str | None, model: str | None) -> "Recipe":
         """The same recipe with another decoder; as it is when neither is given.
 
-        A folder is named in full, so that the run is the same wherever it is gone on with.
+        A folder is named in full, so that the run is the same wherever it is gone on with. Of a
+        size that has no more layers than the rung keeps, the rung keeps half of the neurons.
 
         Raises:
             BadInput: both are given, or the size is unknown.
@@ -152,7 +167,7 @@ class Recipe:
             raise BadInput(f"--size {size} is unknown; choose one of {', '.join(SHAPES)}.")
         if model is not None and Path(model).is_dir():
             model = str(Path(model).absolute())
-        return replace(self, size=size, model=model)
+        return replace(self, size=size, model=model, rung=self.rung.below(size))
 
     def with_model_of(self, old: "Recipe") -> "Recipe":
         """The same recipe for the model of an older run: its decoder, prompts and text encoder."""
@@ -207,6 +222,8 @@ class Recipe:
     def with_epochs(self, epochs: float | None) -> "Recipe":
         """The same recipe with another number of epochs for both trainings; as it is when None.
 
+        What was asked for is what is trained: no least number of steps stands beside it.
+
         Raises:
             BadInput: there are none.
         """
@@ -216,8 +233,8 @@ class Recipe:
             raise BadInput(f"--epochs {epochs:g} must be above 0; a share such as 0.5 will do.")
         return replace(
             self,
-            fit=replace(self.fit, epochs=epochs),
-            rung=replace(self.rung, fit=replace(self.rung.fit, epochs=epochs)),
+            fit=replace(self.fit, epochs=epochs, least_steps=0),
+            rung=replace(self.rung, fit=replace(self.rung.fit, epochs=epochs, least_steps=0)),
         )
 
 
@@ -348,12 +365,14 @@ def ml100k(form: Form = "slot") -> Recipe:
 
 def table(form: Form = "slot") -> Recipe:
     """Anyone's tables: a middling schedule; lengths suit items of a line or two."""
-    fit = FitConfig(epochs=6, evaluate_steps=100)
+    # A log of a few thousand events would be a dozen steps.
+    fit = FitConfig(epochs=6, least_steps=100, evaluate_steps=100)
+    rung_fit = replace(fit, epochs=2, least_steps=50, learning_rate=5e-4)
     return Recipe(
         name="table",
         prompter=PrompterConfig(form=form, max_prompt_tokens=512, max_item_tokens=64),
         fit=fit,
-        rung=RungConfig(num_layers=2, fit=replace(fit, epochs=2, learning_rate=5e-4)),
+        rung=RungConfig(num_layers=2, fit=rung_fit),
         measured_users=1000,
     )
 

@@ -100,6 +100,7 @@ class Recommender:
         # Every request reads this once: it goes on with what it saw, whatever comes in its place.
         self._served = Served.of(foundation, book, index, told=told, model_hash=model_hash)
         self._search_words: dict[int, SearchWords] = {}
+        self._making_words = threading.Lock()
 
     @property
     def foundation(self) -> Foundation:
@@ -182,8 +183,8 @@ class Recommender:
 
         Args:
             items: `item_id`, `kind` where there are several, and the fields of the schema: as
-                mappings, in which any field may be missing, or as a table of Arrow or pandas. Of
-                none nothing is asked.
+                mappings, in which any field may be missing, None or NaN, or as a table of Arrow or
+                pandas. Of none nothing is asked.
             on_bad_rows: ``"fail"``, or ``"skip"`` to leave out what does not fit.
 
         Raises:
@@ -272,7 +273,8 @@ class Recommender:
 
         Args:
             profile: profile fields of the schema; any may be missing, and it may be empty.
-            history: events, oldest first, as `HistoryItem` or mappings with its keys; may be empty.
+            history: events, oldest first, as `HistoryItem` or mappings with its keys, whose
+                `timestamp` may be a date as well; may be empty.
             task: the surface that is asked about; the first of the model when left out.
             query: a query or a note for this request, in words.
             candidates: item ids to rank; retrieved from the index when left out. One that is given
@@ -285,7 +287,7 @@ class Recommender:
             blend: how much policy counts in the order, in [0, 1]: 0 is clicks alone, 1 policy
                 alone, of what retrieval found; clicks alone when left out.
             constraints: rules on the answer, one after the other; see `decant.constraints`.
-            exclude_seen: leave out items of the history.
+            exclude_seen: leave out items of the history; False where people come back to things.
 
         Raises:
             ValueError: `k` is below 1, an id, a field, a task or an action is unknown, `where` or a
@@ -441,6 +443,7 @@ class Recommender:
         where: str | Where | None = None,
         blend: float | None = None,
         constraints: Sequence[Constraint] = (),
+        exclude_seen: bool = True,
         progress: bool = False,
     ) -> Iterator[tuple[str, list[Prediction]]]:
         """Predictions for many people of the log, one after another.
@@ -453,6 +456,7 @@ class Recommender:
             where: only items like this.
             blend: how much policy counts.
             constraints: rules on the answer.
+            exclude_seen: leave out items of each history.
             progress: show a bar.
 
         Yields:
@@ -477,6 +481,7 @@ class Recommender:
                     where=where,
                     blend=blend,
                     constraints=constraints,
+                    exclude_seen=exclude_seen,
                 ),
             )
 
@@ -529,13 +534,13 @@ class Recommender:
             def prefix_of(context: str | None) -> Rows:
                 return book.of_user(row, start, end, task=asked, context=context)
 
-        open_I = open_items(now, asked, where)
+        open_I, words = open_items(now, asked, where), self._words_of(now, asked)
         with self._turns.turn():
             return search(
                 now,
                 self.prefix_cache,
                 query,
-                words=self._words_of(now, asked),
+                words=words,
                 prefix_of=prefix_of,
                 task=asked,
                 k=k,
@@ -549,10 +554,12 @@ class Recommender:
         return self._words_of(self._served, task)
 
     def _words_of(self, now: Served, task: int) -> SearchWords:
-        known = self._search_words.get(task)
-        if known is None or known.interactions is not now.interactions:
-            known = self._search_words[task] = SearchWords(now, task, known)
-        return known
+        # One makes them, in nobody's turn: of a large catalogue that takes minutes.
+        with self._making_words:
+            known = self._search_words.get(task)
+            if known is None or known.interactions is not now.interactions:
+                known = self._search_words[task] = SearchWords(now, task, known)
+            return known
 
     def whole_scores(
         self,

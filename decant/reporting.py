@@ -415,8 +415,8 @@ def _notes(
     if num_seen:
         notes.append(
             f"{num_seen:,} held-out events are on items that the history holds, with which no "
-            "request is answered unless exclude_seen=False asks for them: their actions are "
-            "predicted, and they are no ranking targets."
+            "request is answered unless exclude_seen=False or `decant predict --include-seen` asks "
+            "for them: their actions are predicted, and they are no ranking targets."
         )
     ranked = {
         system["model"]: system["metrics"]["ndcg@10"]["n"]

@@ -46,6 +46,12 @@ def predict_parser() -> ArgumentParser:
         help="how much policy counts, from 0, clicks alone, to 1, policy alone; of a task with "
         "grades",
     )
+    parser.add_argument(
+        "--include-seen",
+        action="store_true",
+        help="answer with items of the history too: where people come back to things, as to a "
+        "shop where they buy the same again, or to a song. They are left out by default",
+    )
     parser.add_argument("--model", type=str, help="foundation or a rung; what serves by default")
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     return parser

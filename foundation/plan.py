@@ -85,13 +85,15 @@ class TrainingPlan(Dataset[dict[str, Tensor]]):
         # Micro-batches, accumulated or on other processes, that share one draw of negatives,
         # because they belong to one optimiser step.
         self.steps_share = config.accumulate * processes
-        self._epochs = []
-        for epoch in range(math.ceil(config.epochs)):
+        self._epochs: list[tuple[Windows, list[NDArray[np.int64]]]] = []
+        epochs = config.epochs
+        while (epoch := len(self._epochs)) < epochs:
             windows = book.windows(
                 train, seed=config.seed, epoch=epoch, short_share=config.short_window_share
             )
             groups = self._groups(book.lengths(windows), epoch)
-            share = min(1.0, config.epochs - epoch)
+            epochs = max(epochs, self.steps_share * config.least_steps / max(1, len(groups)))
+            share = min(1.0, epochs - epoch)
             self._epochs.append((windows, groups[: math.ceil(share * len(groups))]))
         self._first = np.cumsum([0] + [len(groups) for _, groups in self._epochs])
         counts_I = np.bincount(

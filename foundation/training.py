@@ -57,6 +57,8 @@ class FitConfig:
         short_window_share: share of the training windows that are cut short at a log-uniform
             length, so that short histories are learned as well as long ones.
         positions_per_batch: positions of one micro-batch, padding among them.
+        least_steps: optimiser steps; a log of which `epochs` passes are fewer is passed over more
+            often.
         accumulate: micro-batches per optimiser step, of each process.
         learning_rate: peak of a cosine schedule with a linear warm-up, of a decoder up to 64 wide.
             Matrices of a wider one learn at 64 / width of it (as in μP, arXiv 2203.03466), so that
@@ -97,6 +99,7 @@ class FitConfig:
     epochs: float = 4
     short_window_share: float = 0.25
     positions_per_batch: int = 8192
+    least_steps: int = 0
     accumulate: int = 1
     learning_rate: float = 1e-3
     table_rate: float = 10.0
@@ -132,6 +135,7 @@ class FitConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"FitConfig.{name}={getattr(self, name)} must be at least 1.")
         for name in (
+            "least_steps",
             "reread_items",
             "text_positions",
             "evaluate_steps",

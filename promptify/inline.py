@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from promptify.columns import read_column
 from promptify.schema import Field, FieldKind
@@ -136,17 +136,25 @@ def one_row(values: Mapping[str, Any], fields: Sequence[Field], owner: str) -> C
     if unknown:
         raise BadInput(f"{owner} has no field {', '.join(unknown)}; it knows {', '.join(kinds)}.")
     return {
-        name: [None if value is None else _read(f"{owner}: {name}", kinds[name], value)]
+        name: [None if is_missing(value) else _read(f"{owner}: {name}", kinds[name], value)]
         for name, value in values.items()
     }
 
 
+def is_missing(value: Any) -> bool:
+    """Whether a value says nothing: None, or what pandas has in its place (NaN, NaT, NA).
+
+    Example:
+        >>> [is_missing(value) for value in (None, float("nan"), "", 0, [None])]
+        [True, True, False, False, False]
+    """
+    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
+
+
 def _read(where: str, kind: FieldKind, value: Any) -> Any:
-    # Text that no file can hold is told as well as may be; pandas has NaN for what is missing.
+    # Text that no file can hold is told as well as may be.
     if isinstance(value, str) and kind in ("text", "category", "name"):
         return value
-    if isinstance(value, float | np.floating) and np.isnan(value):
-        return None
     try:
         column = json_columns([{"value": value}])["value"]
     except TypeError:

@@ -58,6 +58,7 @@ class BadRows:
         quarantine: the JSONL file they are written to: file, line, column, value, reason, row.
             It appears when the context ends without an error; where no row is bad, one that an
             earlier run left is removed.
+        remedy: what sets bad rows aside, for the message of ``"fail"``.
 
     Raises:
         BadInput: `on_bad_rows` is not one of the three, or ``"quarantine"`` has no file.
@@ -70,7 +71,13 @@ class BadRows:
         {'users: age is not a number': 1}
     """
 
-    def __init__(self, *, on_bad_rows: OnBadRows = "fail", quarantine: Path | None = None):
+    def __init__(
+        self,
+        *,
+        on_bad_rows: OnBadRows = "fail",
+        quarantine: Path | None = None,
+        remedy: str = "on_bad_rows='skip' or 'quarantine' (--on-bad-rows on the command line)",
+    ):
         if on_bad_rows not in get_args(OnBadRows):
             raise BadInput(
                 f"on_bad_rows={on_bad_rows!r} must be one of {', '.join(get_args(OnBadRows))}."
@@ -82,6 +89,7 @@ class BadRows:
             )
         self.on_bad_rows = on_bad_rows
         self.quarantine = quarantine
+        self._remedy = remedy
         self._counts: Counter[str] = Counter()
         self._num_fatal = 0
         self._examples: list[str] = []
@@ -152,8 +160,7 @@ class BadRows:
             raise BadInput(
                 "; ".join(self._examples)
                 + (f"; and {more:,} more rows that do not fit" if more else "")
-                + ". Mend them, or set them aside with on_bad_rows='skip' or 'quarantine' "
-                + "(--on-bad-rows on the command line)."
+                + f". Mend them, or set them aside with {self._remedy}."
             )
 
     @property

@@ -1,6 +1,7 @@
 """Policy and clicks from one student, mixed by the request; and rules on what comes back."""
 
 import json
+import time
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -176,13 +177,8 @@ def test_constraints_are_steps_one_after_the_other(graded):
     more=st.one_of(st.none(), st.integers(1, 4)),
 )
 def test_the_rule_holds_wherever_it_can(values, num, more):
-    table = pa.table(
-        {"item_id": list(map(str, range(len(values)))), "of": pa.array(values, pa.string())}
-    )
-    items = SimpleNamespace(data=SimpleNamespace(table=table))
-    now = SimpleNamespace(interactions=SimpleNamespace(items=items))
     rule = AtMost(num=num, column="of", among=None if more is None else num + more)
-    order = rule.order(np.arange(len(values)), now).tolist()
+    order = rule.order(np.arange(len(values)), served(values, pa.string())).tolist()
     assert sorted(order) == list(range(len(values)))
     for at, place in enumerate(order):
         start = 0 if rule.among is None else max(0, at - rule.among + 1)
@@ -190,6 +186,51 @@ def test_the_rule_holds_wherever_it_can(values, num, more):
         allowed = [p for p in order[at:] if values[p] is None or before[values[p]] < num]
         # The best that is allowed; where none is, the best there is.
         assert place == min(allowed or order[at:])
+
+
+def recounted(values, num, among):
+    """The rule as it reads: at each place all that stands before it is counted anew."""
+    left, chosen = list(range(len(values))), []
+    while left:
+        near = chosen if among is None else chosen[max(0, len(chosen) - among + 1) :]
+        counts = Counter(value for place in near for value in values[place])
+        allowed = [p for p in left if all(counts[value] < num for value in values[p])]
+        chosen.append((allowed or left)[0])
+        left.remove(chosen[-1])
+    return chosen
+
+
+def served(values, arrow_type):
+    """What a rule reads of what is served: the items, with a column."""
+    table = pa.table(
+        {"item_id": list(map(str, range(len(values)))), "of": pa.array(values, arrow_type)}
+    )
+    items = SimpleNamespace(data=SimpleNamespace(table=table))
+    return SimpleNamespace(interactions=SimpleNamespace(items=items))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    values=st.lists(st.lists(st.sampled_from(["a", "b", "c", None]), max_size=3), max_size=14),
+    num=st.integers(1, 3),
+    more=st.one_of(st.none(), st.integers(1, 4)),
+)
+def test_counts_that_are_kept_say_what_counting_anew_says(values, num, more):
+    rule = AtMost(num=num, column="of", among=None if more is None else num + more)
+    order = rule.order(np.arange(len(values)), served(values, pa.list_(pa.string())))
+    assert order.dtype == np.int64
+    assert order.tolist() == recounted(values, num, rule.among)
+
+
+def test_very_many_candidates_are_looked_at_once_each():
+    values = [f"company {at % 300}" for at in range(4000)]
+    now = served(values, pa.string())
+    began = time.process_time()
+    assert AtMost(num=2, column="of").order(np.arange(4000), now).tolist() == list(range(4000))
+    near = AtMost(num=1, column="of", among=9)
+    assert near.order(np.arange(4000), served(["c"] * 4000, pa.string())).tolist()[-1] == 3999
+    # Where each is held against all others: several seconds.
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize(

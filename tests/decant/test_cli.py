@@ -38,6 +38,7 @@ def said(capsys, *arguments: object) -> str:
         (["run", "ml100k"], ["--data", "--form", "--continue", "zip"]),
         (["run", "table"], ["--task", "--on-bad-rows", "--epochs", "positive", "quarantine"]),
         (["predict"], ["--user", "--profile", "--history", "--json", "--users", "-k", "--where"]),
+        (["predict"], ["--include-seen", "where people come back to things", "buy the same again"]),
         (["ladder"], ["--to", "--max-loss", "--max-step", "--minutes-per-rung", "--out", "waiver"]),
         (["ladder"], ["The gate asks about the first task alone"]),
         (["sweep"], ["--grid", "--out", "--model", "validation", "goes on", "seed=0,1,2"]),
@@ -140,6 +141,27 @@ def test_a_nightly_batch_is_a_parquet_file(capsys, tiny_run, tmp_path, recommend
     [wanted] = recommender.predict_user(people[0], k=1, query="near home")
     assert (first["item_id"], first["score"]) == (wanted.item_id, pytest.approx(wanted.score))
     assert first["score"] != pytest.approx(rows[0]["score"])
+
+
+def test_what_the_history_holds_is_answered_where_that_is_asked_for(
+    capsys, tiny_run, tmp_path, recommender
+):
+    history = [{"item": "job-00001", "action": "apply"}]
+    (tmp_path / "h.jsonl").write_text(json.dumps(history[0]))
+    user = recommender.interactions.user_ids[0]
+    (tmp_path / "people.txt").write_text(user)
+    out = tmp_path / "tonight.parquet"
+    k = len(recommender.predict_next_actions({}, exclude_seen=False, k=10_000))
+
+    def asked(*who: object) -> list[str]:
+        found = said(capsys, "predict", tiny_run, *who, "--include-seen", "-k", k, "--json")
+        return [json.loads(line)["item_id"] for line in found.splitlines()]
+
+    assert "job-00001" in asked("--history", tmp_path / "h.jsonl")
+    assert len(asked("--user", user)) == k
+    files = ["--users", tmp_path / "people.txt", "--out", out]
+    said(capsys, "predict", tiny_run, *files, "--include-seen", "-k", k)
+    assert pq.read_table(out).num_rows == k
 
 
 def test_the_catalogue_is_indexed_again(capsys, tiny_run, recommender):

@@ -487,6 +487,23 @@ def test_what_is_saved_is_on_the_disk_before_it_counts(
     recommender.save()
     (version,) = RunLayout(run).catalogue.glob("v*-*")
     assert not_synced(version) == []
+    modes = {path.stat().st_mode for path in version.rglob("*") if path.is_file()}
+    assert modes == {(version.parent / "current.json").stat().st_mode}
+
+
+def test_who_may_not_read_what_was_saved_is_told_that(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = Recommender.load(run)
+    served.add_items([NURSE])
+    served.save()
+
+    def refused(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("decant.catalogue.sha256_of", refused)
+    with pytest.raises(BadInput, match=r"may not be read by this user \(PermissionError: .*v1-"):
+        Recommender.load(run)
 
 
 def test_a_save_that_is_cut_short_leaves_what_was_there(
@@ -636,6 +653,20 @@ def test_an_item_that_does_not_fit_is_named_and_nothing_changes(
     with pytest.raises(ValueError, match=message):
         recommender.add_items(items)
     assert (len(recommender.index), recommender.interactions.item_ids) == before
+
+
+def test_a_row_of_pandas_is_an_item_and_what_it_lacks_is_missing(fresh: Recommender) -> None:
+    table = pd.DataFrame([NURSE, {**ADVISER, "years": 7}])
+    assert table.isna().any(axis=None)
+    table["posted"] = pd.to_datetime(table["posted"])
+    fresh.add_items([row.to_dict() for _, row in table.iterrows()])
+    assert "job-nurse" in jobs_of(fresh)
+    assert ids(fresh.predict_next_actions(PROFILE, task="people", allow=["person-adviser"]))
+
+
+def test_what_mends_a_bad_item_is_no_option_of_the_command_line(recommender: Recommender) -> None:
+    with pytest.raises(BadInput, match=r"set them aside with on_bad_rows='skip'\.$"):
+        recommender.add_items([{**NURSE, "pay": "much"}])
 
 
 def test_of_no_items_nothing_comes(recommender: Recommender) -> None:

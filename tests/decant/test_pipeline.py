@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from decant import concluding, evaluation, making, on_validation, pipeline, taught
-from decant.concluding import Finished, told_by_gate
+from decant.concluding import Finished, told_by_baselines, told_by_gate
 from decant.gate_tables import in_words
 from decant.layout import (
     CLICK_TEACHER,
@@ -196,8 +197,8 @@ def test_the_report_says_how_many_events_the_task_does_not_rank(
     told = _notes([], recipe, top=FOUNDATION, tasks=["jobs"], num_seen=1234)
     assert [note for note in told if note not in notes] == [
         "1,234 held-out events are on items that the history holds, with which no request is "
-        "answered unless exclude_seen=False asks for them: their actions are predicted, and they "
-        "are no ranking targets."
+        "answered unless exclude_seen=False or `decant predict --include-seen` asks for them: "
+        "their actions are predicted, and they are no ranking targets."
     ]
 
 
@@ -324,6 +325,34 @@ def test_w_is_chosen_on_as_many_requests_as_the_recipe_says(
     making.finish_model(rung, result, book, split, tmp_path, tmp_path / "none", recipe=few)
     assert asked == [7, 7]  # Of each task.
     assert pipeline.top_inputs(few) != pipeline.top_inputs(recipe)
+
+
+def test_nobody_is_ranked_whose_rank_nobody_asks_for(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = RunLayout(tiny_run)
+    book, split = load_book(layout)
+    rung = load_model(layout.model(RUNG))
+    ranked: list[int] = []
+    rank = predictions.rank_catalogue
+    monkeypatch.setattr(
+        predictions,
+        "rank_catalogue",
+        lambda *given, seen, **more: ranked.append(len(seen)) or rank(*given, seen=seen, **more),
+    )
+    fit = partial(on_validation.fit_on_validation, rung, book, split.valid, task=0)
+    fit(requests=10, predict=predict_targets)
+    calibration, weight = rung.calibration(0), rung.rank_weight(0)
+    people = len(split.valid)
+    assert ranked == [people, 10] != [10, 10]
+    fit(requests=10)
+    assert ranked == [people, 10, 10]
+    assert (rung.calibration(0), rung.rank_weight(0)) == (calibration, weight)
+    fit(requests=0)
+    assert ranked == [people, 10, 10]
+    fit(requests=10**6)
+    assert ranked == [people, 10, 10, people]
+    assert rung.calibration(0) == calibration
 
 
 def test_a_model_is_calibrated_on_validation_and_keeps_what_cannot_be_fitted(tiny_run):
@@ -489,6 +518,7 @@ def test_what_is_published_names_no_folder_and_what_resumes_does(
     monkeypatch.setattr(Stages, "run", lambda *_, **__: None)
     monkeypatch.setattr(pipeline, "check_model", lambda *_: None)
     monkeypatch.setattr(concluding, "told_by_gate", lambda _: "")
+    monkeypatch.setattr(concluding, "told_by_baselines", lambda *_: "")
     monkeypatch.setattr(pipeline, "encoder_hash", lambda _: "hash")
     monkeypatch.setattr(
         concluding, "write_run_report", lambda _, recipe, record, **__: told.append(record) or ""
@@ -603,6 +633,49 @@ def test_the_runs_own_rung_serves_and_the_gates_word_is_told(finished, tmp_path)
     assert told("undecided") == f"rung-1: the gate is undecided ({lost}). {serves}"
     assert told("fail", "rung-2").endswith("let through). rung-2 serves.")
     assert told("pass") == "rung-1: the gate lets it through."
+
+
+def test_a_baseline_that_is_better_beyond_doubt_is_told_at_the_end(tiny_run, tmp_path, recipe):
+    layout = RunLayout(tmp_path / "run")
+    shutil.copytree(tiny_run, layout.folder)
+    path = layout.folder / "evaluation" / "metrics.json"
+    metrics = json.loads(path.read_text())
+
+    def told(low: float, served: str = RUNG) -> str:
+        values = {
+            "system": {"value": 0.285, "low": 0.237, "high": 0.333},
+            "last_item_transitions": {"value": 0.445, "low": low, "high": 0.5},
+            "item_knn": {"value": 0.4, "low": 0.38, "high": 0.42},
+        }
+        for system in metrics["systems"]:
+            nothing = {"value": 0.1, "low": 0.1, "high": 0.1}
+            system["metrics"]["ndcg@10"] = values.get(system["model"], nothing)
+        path.write_text(json.dumps(metrics))
+        for name in (RUNG, served):
+            (layout.folder / name / "model").mkdir(parents=True, exist_ok=True)
+        return told_by_baselines(layout, recipe)
+
+    assert told(0.334) == (
+        "What serves is behind last_item_transitions on NDCG@10 (.285 for .445, and their "
+        "intervals do not overlap); train longer: --epochs 10."
+    )
+    assert told(0.333) == ""
+    # A rung of a ladder serves, which the baselines do not stand beside.
+    assert told(0.334, "rung-2") == ""
+    for system in metrics["systems"]:
+        del system["metrics"]["ndcg@10"]
+    path.write_text(json.dumps(metrics))
+    shutil.rmtree(layout.folder / "rung-2")
+    assert told_by_baselines(layout, recipe) == ""
+
+
+def test_a_run_ends_with_the_words_of_gate_and_baselines(tiny_run, job_of, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(tiny_run, out)
+    monkeypatch.setattr(concluding, "told_by_gate", lambda _: "It passes.")
+    for said, wanted in (("It is behind.", "It passes.\nIt is behind."), ("", "It passes.")):
+        monkeypatch.setattr(concluding, "told_by_baselines", lambda *_, said=said: said)
+        assert run(job_of(out)).verdict == wanted
 
 
 def test_a_ladders_first_rung_is_not_lost_to_the_runs_own(tiny_run, job_of, tmp_path):

@@ -272,7 +272,7 @@ def test_ids_may_stand_in_any_list(recommender, listed):
         ({"history": ["job-00001"]}, r"history\[0\]"),
         ({"history": [{**HISTORY[0], "when": 3}]}, r"history\[0\]: when"),
         ({"history": [{**HISTORY[0], "timestamp": 1_740_000_000_000}]}, "milliseconds"),
-        ({"history": [{**HISTORY[0], "timestamp": 1.5}]}, r"history\[0\]: timestamp"),
+        ({"history": [{**HISTORY[0], "timestamp": "soon"}]}, r"history\[0\]: timestamp"),
         ({"profile": {"headlin": "Nurse"}}, "headlin"),
         ({"profile": {"years": "many"}}, "years"),
     ],
@@ -346,6 +346,15 @@ def test_many_people_are_served_in_their_order_as_one_by_one(recommender):
     assert found[people[1]] == recommender.predict_user(people[1], k=3)
     with pytest.raises(ValueError, match="unknown user 'nobody'"):
         next(recommender.predict_many([people[0], "nobody"], k=3))
+
+
+def test_many_people_are_answered_with_what_they_know_where_that_is_asked_for(recommender):
+    [user] = recommender.interactions.user_ids[:1]
+    for exclude_seen in (True, False):
+        [(_, found)] = recommender.predict_many([user], k=10_000, exclude_seen=exclude_seen)
+        wanted = recommender.predict_user(user, k=10_000, exclude_seen=exclude_seen)
+        assert ids(found) == ids(wanted)
+    assert len(wanted) > len(recommender.predict_user(user, k=10_000))
 
 
 def test_the_foundation_may_serve_in_the_place_of_its_rung(tiny_run):

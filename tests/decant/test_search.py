@@ -2,17 +2,21 @@
 
 import json
 import re
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from decant import recommender as recommending
 from decant import search
 from decant.cli import main
 from decant.recommender import Recommender, build_index
 from decant.search import FACET_BONUS, Found
+from decant.turns import Turns
 from foundation import Foundation, FoundationConfig
 from promptify.prompter import Prompter, PrompterConfig
 from promptify.sources.job_market import TASKS, job_market
@@ -266,6 +270,36 @@ def test_where_and_who_asks(recommender: Recommender, persons: np.ndarray) -> No
 def test_refuses(recommender: Recommender, arguments: dict, said: str) -> None:
     with pytest.raises(BadInput, match=re.escape(said)):
         recommender.search(**arguments)
+
+
+def test_what_a_catalogue_says_is_read_once_and_holds_nobody_up(
+    recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large one that takes minutes, which everybody would wait for."""
+    served = recommender._served
+    asked = Recommender(served.foundation, served.index, served.book)
+    monkeypatch.setattr(asked, "_turns", Turns(lambda: 1))
+    reading, others = threading.Event(), threading.Event()
+    made: list[int] = []
+
+    class Slow(search.SearchWords):
+        def __init__(self, *what: Any) -> None:
+            made.append(1)
+            reading.set()
+            assert others.wait(20)
+            super().__init__(*what)
+
+    monkeypatch.setattr(recommending, "SearchWords", Slow)
+    searching = [threading.Thread(target=asked.search, args=(QUERY,)) for _ in range(3)]
+    for thread in searching:
+        thread.start()
+    assert reading.wait(20)
+    with asked._turns.turn():
+        others.set()
+    for thread in searching:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert len(made) == 1
 
 
 def test_words_nobody_knows_and_ten_thousand_letters(recommender: Recommender) -> None:

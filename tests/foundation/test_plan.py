@@ -62,6 +62,21 @@ def test_no_batch_is_longer_than_its_budget(plan_of: Any) -> None:
         assert rows * width <= SMALL["positions_per_batch"] or rows == 1
 
 
+def test_a_small_log_is_passed_over_until_its_steps_are_there_and_a_large_one_stays(
+    plan_of: Any,
+) -> None:
+    before = plan_of()
+    for shared in ({"processes": 2}, {"accumulate": 2}, {}):
+        more = plan_of(least_steps=2 * len(before), **shared)
+        steps = more.num_batches / more.steps_share
+        assert 2 * len(before) <= steps < 2 * len(before) * 1.2
+    for least_steps in (0, len(before)):
+        enough = plan_of(least_steps=least_steps)
+        assert len(enough) == len(before)
+        assert all(same(enough[step], before[step]) for step in range(len(before)))
+    assert all(same(more[step], before[step]) for step in range(len(before)))
+
+
 def test_epochs_differ(plan_of: Any) -> None:
     plan = plan_of()
     first = [tuple(plan[step]["ids_RT"].shape) for step in range(int(plan._first[1]))]

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -60,7 +61,7 @@ def test_numbers_and_times_read_as_those_of_a_file(kind: Any, value: Any) -> Non
 
 
 def test_what_pandas_has_for_nothing_is_nothing() -> None:
-    for nothing in (float("nan"), np.float64("nan"), np.float32("nan")):
+    for nothing in (float("nan"), np.float64("nan"), np.float32("nan"), pd.NaT, pd.NA):
         for kind in ("number", "time", "text", "list"):
             field = Field(name="years", kind=kind)
             assert one_row({"years": nothing}, [field], "profile") == {"years": [None]}

@@ -8,6 +8,7 @@ import pytest
 
 from foundation.evaluation import (
     ItemNeighbours,
+    baselines,
     popularity,
     rank_metrics,
     rank_of_targets,
@@ -40,6 +41,22 @@ def test_cosine_by_hand():
     similarity = ItemNeighbours.fit_cosine(user, item, 3).similarity.toarray()
     np.testing.assert_allclose(similarity[0], [0, 2 / np.sqrt(2 * 3), 0], rtol=1e-6)
     np.testing.assert_allclose(similarity, similarity.T)
+
+
+def test_of_very_many_items_of_a_person_the_newest_are_counted(monkeypatch):
+    user = np.array([7, 7, 7, 7, 7, 7, 9, 9, 9, 9])
+    item = np.array([0, 1, 2, 3, 0, 4, 1, 2, 2, 3])
+    newest = np.array([3, 4, 5, 6, 7, 8, 9])
+    whole = ItemNeighbours.fit_cosine(user, item, 5)
+    monkeypatch.setattr(baselines, "MOST_ITEMS_OF_A_PERSON", 3)
+    found = ItemNeighbours.fit_cosine(user, item, 5)
+    expected = ItemNeighbours.fit_cosine(user[newest], item[newest], 5)
+    np.testing.assert_array_equal(found.similarity.toarray(), expected.similarity.toarray())
+    assert found.similarity.nnz < whole.similarity.nnz
+    # How popular an item is, all events say.
+    assert (found.tie_break[0] > found.tie_break[4]) & (
+        expected.tie_break[0] == expected.tie_break[4]
+    )
 
 
 @pytest.mark.parametrize("fit", [ItemNeighbours.fit, ItemNeighbours.fit_cosine])

@@ -75,6 +75,15 @@ def test_fellow_targets_do_not_stand_in_each_others_way():
     assert ranks.tolist() == [1, 2, 2, 4]
 
 
+def test_the_places_of_a_catalogue_are_not_sorted_for_every_slice(monkeypatch):
+    scores = np.zeros((2, 4))
+    by_id = np.array([2, 0, 3, 1])
+    expected = top_items(scores, 4, tie_order=by_id)
+    monkeypatch.setattr(np, "unique", None)
+    np.testing.assert_array_equal(top_items(scores, 4, tie_order=by_id), expected)
+    assert rank_of_targets(scores, np.array([0, 3]), tie_order=by_id).tolist() == [3, 2]
+
+
 def test_metrics_agree_with_ir_measures():
     rng = np.random.default_rng(0)
     scores = np.stack([rng.permutation(150) for _ in range(40)]).astype(np.float32)
@@ -137,6 +146,8 @@ def test_seen_items_are_the_histories():
         ({"exclude": (np.array([0, 1, 1]), np.array([1]))}, "indptr has 3 entries"),
         ({"tie_order": np.array([1, 1])}, "place of its own"),
         ({"tie_order": np.array([1])}, "place of its own"),
+        ({"tie_order": np.array([-1, -1])}, "2 entries, 1 of them different"),
+        ({"tie_order": np.array([7, 7])}, "2 entries, 1 of them different"),
     ],
 )
 def test_bad_arguments_are_named(arguments, says):
