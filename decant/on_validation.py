@@ -17,9 +17,15 @@ from decant.run_data import sample_targets
 from foundation import Foundation
 from foundation.calibration import fit_calibration
 from foundation.evaluation import auc, ndcg
-from foundation.predictions import Predictions, positive_actions, predict_targets
+from foundation.predictions import (
+    Predictions,
+    action_labels,
+    positive_actions,
+    predict_targets,
+    read_pairs,
+)
 from promptify.assembly import PromptBook
-from promptify.splits import Targets
+from promptify.splits import Targets, slate_events
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +55,7 @@ def fit_on_validation(
     *,
     task: int,
     requests: int,
-    predict: Callable[..., Predictions] = predict_targets,
+    predict: Callable[..., Predictions] | None = None,
 ) -> None:
     """Set a task's calibration, then its `w`, which weighs calibrated probabilities.
 
@@ -61,24 +67,28 @@ def fit_on_validation(
         valid: held-out slates.
         task: index of the task.
         requests: that `w` is chosen on, at most; 0 leaves `w` as it is.
-        predict: `predict_targets`, or one that remembers what it read.
+        predict: a `predict_targets` that remembers what it read, for whom else asks; without one
+            nobody is ranked whom `w` is not chosen on.
     """
     log = book.interactions
     surface_n = np.array(log.surfaces)[log.event_surface[valid.first_event]]
     mine = valid[surface_n == book.prompter.tasks[task].name]
     if len(mine) == 0:
         return
-    predictions = predict(foundation, book, mine, task=task)
-    calibration = fit_calibration(
-        predictions.action_log_probs, predictions.action_label, predictions.action_user
-    )
+    asks_all, rank = requests >= len(mine), None
+    if predict is None and not asks_all:
+        said = _actions(foundation, book, mine, task=task)
+    else:
+        found = (predict or predict_targets)(foundation, book, mine, task=task)
+        said = (found.action_log_probs, found.action_label, found.action_user)
+        rank = found.rank if asks_all else None
+    calibration = fit_calibration(*said)
     tasks = range(len(book.prompter.tasks))
     calibrations = [calibration if t == task else foundation.calibration(t) for t in tasks]
     foundation.settings = replace(foundation.settings, calibration=tuple(calibrations))
     if requests:
         some = sample_targets(mine, requests)
-        ranked = None if len(some) < len(mine) else predictions.rank
-        weight = fit_rank_weight(foundation, book, some, task=task, ranked=ranked)
+        weight = fit_rank_weight(foundation, book, some, task=task, ranked=rank)
         weights = [weight if t == task else foundation.rank_weight(t) for t in tasks]
         foundation.settings = replace(foundation.settings, rank_weight=tuple(weights))
     logger.info(
@@ -87,6 +97,19 @@ def fit_on_validation(
         calibration.method,
         foundation.rank_weight(task),
     )
+
+
+def _actions(
+    foundation: Foundation, book: PromptBook, targets: Targets, *, task: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """Of each event of the slates: log-probabilities, the action taken, and whose it is."""
+    event = slate_events(targets)
+    request = np.repeat(np.arange(len(targets)), targets.last_event - targets.first_event)
+    items = book.interactions.event_item[event]
+    rows = book.prefixes(targets, task=task)
+    _, log_probs_eA = read_pairs(foundation, rows, request, items, task=task)
+    label_e = action_labels(book, event, task=task)
+    return log_probs_eA, label_e, targets.user[request].astype(np.int64)
 
 
 def fit_rank_weight(

@@ -106,6 +106,13 @@ def positive_actions(book: "PromptBook", task: int) -> NDArray[np.bool_]:
     return np.array([action in wanted for action in book.interactions.actions])
 
 
+def action_labels(book: "PromptBook", event: NDArray[np.int64], *, task: int) -> NDArray[np.int64]:
+    """The action taken at events of the log, int64 [e], an index into the task's; else −1."""
+    names, log = book.prompter.tasks[task].actions, book.interactions
+    index = [names.index(action) if action in names else -1 for action in log.actions]
+    return np.array(index, dtype=np.int64)[log.event_action[event]]
+
+
 def log_positive(
     log_probs_CA: NDArray[np.float32], is_positive_A: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
@@ -176,15 +183,11 @@ def predict_targets(
         seen=seen,
         task=task,
     )
-    names = book.prompter.tasks[task].actions
-    action_index = np.array(
-        [names.index(a) if a in names else -1 for a in interactions.actions], dtype=np.int64
-    )
     return Predictions(
         user=np.asarray(targets.user, dtype=np.int64)[wanted.request],
         rank=rank,
         action_user=np.asarray(targets.user, dtype=np.int64)[request],
-        action_label=action_index[interactions.event_action[event]],
+        action_label=action_labels(book, event, task=task),
         action_log_probs=log_probs,
     )
 

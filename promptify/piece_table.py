@@ -3,7 +3,7 @@
 Legend: E events of the log, U users, I items, R rows, M events.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -17,6 +17,9 @@ from promptify.prompter import Prompter
 from promptify.words import columns_of, item_texts, span_index
 
 Int64 = NDArray[np.int64]
+
+# Words as Python holds them take many times the room of their tokens.
+_ROWS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,15 +41,20 @@ class LogPieces:
     @classmethod
     def of(cls, prompter: Prompter, log: Interactions) -> Self:
         """Put people, items and contexts in words, and tokenize them."""
-        items, users = np.arange(log.num_items), np.arange(log.num_users)
-        profiles = prompter.words.profiles(
-            columns_of(log.users, log.schema.user, users), num_rows=len(users)
-        )
+        words = prompter.words
+
+        def item_pieces(rows: Int64) -> Pieces:
+            return prompter.item_pieces(item_texts(words, log, rows))
+
+        def profile_pieces(rows: Int64) -> Pieces:
+            columns = columns_of(log.users, log.schema.user, rows)
+            return prompter.profile_pieces(words.profiles(columns, num_rows=len(rows)))
+
         return cls(
-            items=prompter.item_pieces(item_texts(prompter.words, log, items)),
-            profiles=prompter.profile_pieces(profiles),
+            items=_in_parts(item_pieces, log.num_items),
+            profiles=_in_parts(profile_pieces, log.num_users),
             contexts=prompter.context_pieces(map(prompter.context_text, log.contexts)),
-            item_time=_item_times(log, items),
+            item_time=_item_times(log, np.arange(log.num_items)),
         )
 
     def with_items(self, prompter: Prompter, log: Interactions, rows: Int64) -> Self:
@@ -242,6 +250,14 @@ def _tasks_and_labels(prompter: Prompter, log: Interactions) -> tuple[Int64, Int
         tasks[surface] = prompter.task_index(log.surfaces[surface])
         labels[action] = prompter.label_index(int(tasks[surface]), log.actions[action])
     return tasks, labels
+
+
+def _in_parts(pieces_of: Callable[[Int64], Pieces], num_rows: int) -> Pieces:
+    """The pieces of all rows, a part of them at a time in words."""
+    starts = range(0, max(1, num_rows), _ROWS_AT_ONCE)
+    return Pieces.joined(
+        [pieces_of(np.arange(at, min(at + _ROWS_AT_ONCE, num_rows))) for at in starts]
+    )
 
 
 def _item_times(log: Interactions, rows: Int64) -> Int64:

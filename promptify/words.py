@@ -168,12 +168,14 @@ class Words:
     ) -> list[str]:
         label = f"{self.neutralize(field.label)}: " if field.label else ""
         if field.kind == "number":
-            # A label may be a band's own word: "low".
-            told = {band: self.neutralize(band) for band in ("", *BANDS)}
-            words = [told[band] for band in percentile_words(values, cuts or ())]
+            texts = percentile_words(values, cuts or ())
         else:
-            words = [self.neutralize(in_words(value)) for value in values]
-        return [label + word if word else "" for word in words]
+            texts = [in_words(value) for value in values]
+        # Many rows share a value, and neutralising one takes longer than all else here. A band is
+        # neutralised too: a label may be its own word, "low".
+        told = {text: self.neutralize(text) for text in set(texts)}
+        phrases = {text: label + word if word else "" for text, word in told.items()}
+        return [phrases[text] for text in texts]
 
 
 def columns_of(

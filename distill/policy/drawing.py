@@ -3,7 +3,7 @@
 Of pairs drawn at random most are no match at all, so a teacher learns little from them. Those whose
 words resemble each other hold the near misses: close by what retrieval sees, and not by the rules.
 
-Legend: U users, C candidates, n pairs.
+Legend: N people, C candidates, n pairs.
 """
 
 from dataclasses import dataclass
@@ -27,6 +27,9 @@ SOURCES = ("shown", "similar", "random")
 _DEFAULT_SHARES = (0.3, 0.4, 0.3)
 _LEAST_SIMILAR, _SIMILAR_PER_NEEDED = 10, 2
 _SCORES_AT_ONCE = 4_000_000
+# Up to so many scores everybody is compared with every item, which takes seconds. Where there are
+# more, so many people are as that allows, but no fewer than have enough pairs.
+_MOST_COMPARED = 100_000_000
 # Up to so many pairs are there to be numbered and shuffled; of more, some are drawn and compared.
 _MOST_NUMBERED = 20_000_000
 _WORDS_OF = ("text", "category", "list")
@@ -91,7 +94,9 @@ def draw_pairs(
         if source == 0:
             free = draw.permutation(shown)
         elif source == 1:
-            free = draw.permutation(_similar(tables, wanted)) if wanted else np.zeros(0, np.int64)
+            free = np.zeros(0, np.int64)
+            if wanted:
+                free = draw.permutation(_similar(tables, wanted, _compared(tables, wanted, draw)))
         else:
             free = _at_random(tables, wanted, taken, draw)
         chosen = free[~np.isin(free, taken)][:wanted]
@@ -124,25 +129,34 @@ def _contexts_of(keys: Int64, shown: Int64, contexts: Int64) -> Int64:
     return np.where(shown[place] == keys, contexts[place], -1)
 
 
-def _similar(tables: PolicyTables, wanted: int) -> Int64:
+def _compared(tables: PolicyTables, wanted: int, draw: np.random.Generator) -> Int64:
+    """Whose items are compared for so many alike pairs, rising: everybody's, if few enough."""
+    least = -(-_SIMILAR_PER_NEEDED * wanted // min(_LEAST_SIMILAR, len(tables.candidates)))
+    num = max(least, _MOST_COMPARED // len(tables.candidates))
+    if num >= tables.num_users:
+        return np.arange(tables.num_users)
+    return np.sort(draw.choice(tables.num_users, num, replace=False))
+
+
+def _similar(tables: PolicyTables, wanted: int, users: Int64) -> Int64:
     """Keys of each user's items whose words are most like theirs and what they did well with."""
-    each = max(_LEAST_SIMILAR, -(-_SIMILAR_PER_NEEDED * wanted // tables.num_users))
+    each = max(_LEAST_SIMILAR, -(-_SIMILAR_PER_NEEDED * wanted // len(users)))
     each = min(each, len(tables.candidates))
-    user_vectors, item_vectors = _vectors(tables)
+    user_vectors, item_vectors = _vectors(tables, users)
     found = []
     at_once = max(1, _SCORES_AT_ONCE // len(tables.candidates))
-    for begin in tqdm(range(0, tables.num_users, at_once), desc="alike", leave=False):
+    for begin in tqdm(range(0, len(users), at_once), desc="alike", leave=False):
         scores = (user_vectors[begin : begin + at_once] @ item_vectors.T).toarray()
         nearest = np.argpartition(-scores, each - 1, axis=1)[:, :each]
-        users = np.arange(begin, begin + len(scores))
-        found.append((users[:, None] * tables.num_items + tables.candidates[nearest]).ravel())
+        own = users[begin : begin + at_once, None] * tables.num_items
+        found.append((own + tables.candidates[nearest]).ravel())
     return np.concatenate(found)
 
 
-def _vectors(tables: PolicyTables) -> tuple[sp.csr_array, sp.csr_array]:
-    """TF-IDF vectors of people, [U, words], and of candidates, [C, words], of length 1."""
+def _vectors(tables: PolicyTables, users: Int64) -> tuple[sp.csr_array, sp.csr_array]:
+    """TF-IDF vectors of some people, [N, words], and of candidates, [C, words], of length 1."""
     log = tables.interactions
-    user_texts = _texts(log.users, log.schema.user, np.arange(log.num_users))
+    user_texts = _texts(log.users, log.schema.user, users)
     item_fields = log.schema.items[tables.task.item_kind]
     item_texts = _texts(log.items, item_fields, tables.candidates)
     vectorizer = TfidfVectorizer(max_df=0.3, dtype=np.float32)
@@ -150,14 +164,14 @@ def _vectors(tables: PolicyTables) -> tuple[sp.csr_array, sp.csr_array]:
         item_vectors = sp.csr_array(vectorizer.fit_transform(item_texts))
     except ValueError:  # no word is left: every item alike
         empty = sp.csr_array((len(tables.candidates), 1), dtype=np.float32)
-        return sp.csr_array((log.num_users, 1), dtype=np.float32), empty
+        return sp.csr_array((len(users), 1), dtype=np.float32), empty
     own = sp.csr_array(vectorizer.transform(user_texts))
     liked, offsets = tables.liked
     row_of = np.zeros(log.num_items, np.int64)
     row_of[tables.candidates] = np.arange(len(tables.candidates))
     shape = (log.num_users, len(tables.candidates))
     did = sp.csr_array((np.ones(len(liked), np.float32), row_of[liked], offsets), shape=shape)
-    return normalize(own + normalize(did @ item_vectors)), item_vectors
+    return normalize(own + normalize(did[users] @ item_vectors)), item_vectors
 
 
 def _texts(table: Any, fields: tuple[Field, ...], rows: Int64) -> list[str]:

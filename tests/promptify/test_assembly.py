@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from promptify import piece_table
 from promptify.assembly import PromptBook
 from promptify.interactions import Interactions
 from promptify.pieces import Pieces
@@ -356,6 +357,32 @@ def test_another_task_may_be_asked_about(make_market: Any, fit_market: Any) -> N
     book = fit_market(form="slot").book(log)
     rows = book.prefixes(slate_targets(log), task=1)
     assert book.render(rows, 0).startswith("Predict how well each person fits")
+
+
+def test_few_people_and_items_at_a_time_are_held_in_words(
+    make_market: Any, fit_market: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompter = fit_market(form="text")
+    log = make_market([(0, "jobs", "pay first.", [(0, "view")])], more_jobs=3)
+    whole = piece_table.LogPieces.of(prompter, log)
+    held: list[int] = []
+
+    def counted(name: str) -> None:
+        told = getattr(Prompter, name)
+        monkeypatch.setattr(
+            Prompter, name, lambda self, texts: held.append(len(texts)) or told(self, texts)
+        )
+
+    counted("profile_pieces")
+    counted("item_pieces")
+    monkeypatch.setattr(piece_table, "_ROWS_AT_ONCE", 2)
+    parts = piece_table.LogPieces.of(prompter, log)
+    assert sorted(held) == [1, 1, 2, 2, 2, 2, 2, 2, 2]
+    for name in ("items", "profiles", "contexts"):
+        ours, theirs = getattr(parts, name), getattr(whole, name)
+        np.testing.assert_array_equal(ours.ids, theirs.ids)
+        np.testing.assert_array_equal(ours.offsets, theirs.offsets)
+    np.testing.assert_array_equal(parts.item_time, whole.item_time)
 
 
 def test_no_targets_make_no_rows(make_market: Any, fit_market: Any) -> None:

@@ -203,6 +203,36 @@ def test_lines_follow_the_schema_and_leave_out_what_is_missing() -> None:
     assert words.items("film", {"title": ["Up", ""]}, num_rows=2) == ["title: Up", ""]
 
 
+def test_a_value_of_many_rows_is_put_in_words_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = Schema(
+        user=(
+            Field(name="work", kind="category", label="work"),
+            Field(name="skills", kind="list"),
+            Field(name="age", kind="number"),
+        ),
+        items={"film": (Field(name="title", kind="text"),)},
+    )
+    users = {
+        "work": ["nurse => x", None, "cook"] * 50,
+        "skills": [["liked", "b"], [], None] * 50,
+        "age": [1, 2, 99] * 50,
+    }
+    words = Words.fit(schema, users=users, items={"title": []}, neutralize=NEUTRALIZE)
+    expected = [
+        "work: nurse → x · 'liked, b · low",
+        "middle",
+        "work: cook · high",
+    ]
+    asked: list[str] = []
+    plain = Neutralizer.__call__
+    monkeypatch.setattr(
+        Neutralizer, "__call__", lambda self, text: asked.append(text) or plain(self, text)
+    )
+    assert words.profiles(users, num_rows=150) == expected * 50
+    texts = ["", "", "cook", "high", "liked, b", "low", "middle", "nurse => x", "work"]
+    assert sorted(asked) == texts
+
+
 @given(st.integers(0, 10**9))
 def test_a_span_is_the_longest_that_has_passed(seconds: int) -> None:
     units = {"hour": 3600, "day": 86400, "week": 604800, "month": 30 * 86400, "year": 365 * 86400}

@@ -225,3 +225,19 @@ def test_of_very_many_pairs_some_are_compared(market_tables, monkeypatch):
     drawn = draw_pairs(market_tables, 3000, seed=4, shares=(0, 0, 1))
     assert len(np.unique(pair_keys(drawn.pairs, market_tables))) == 3000
     assert np.isin(drawn.pairs.items, market_tables.candidates).all()
+
+
+def test_for_few_alike_pairs_of_very_many_some_people_are_compared(market_tables, monkeypatch):
+    monkeypatch.setattr("distill.policy.drawing._MOST_COMPARED", 1000)
+    few = draw_pairs(market_tables, 80, seed=4, shares=(0, 0.5, 0.5))
+    assert np.bincount(few.source).tolist() == [0, 40, 40]
+    people = np.unique(few.pairs.users[few.source == SOURCES.index("similar")])
+    # Eight have ten each, twice as many as are wanted.
+    assert 4 <= len(people) <= 8
+    assert people.max() > 20
+    again = draw_pairs(market_tables, 80, seed=4, shares=(0, 0.5, 0.5))
+    assert (pair_keys(again.pairs, market_tables) == pair_keys(few.pairs, market_tables)).all()
+    many = draw_pairs(market_tables, 4000, seed=4, shares=(0, 0.5, 0.5))
+    monkeypatch.undo()
+    whole = draw_pairs(market_tables, 4000, seed=4, shares=(0, 0.5, 0.5))
+    assert (pair_keys(many.pairs, market_tables) == pair_keys(whole.pairs, market_tables)).all()
