@@ -27,13 +27,13 @@ from decant.pipeline import index_again
 from decant.run_data import load_book, load_model, sample_targets
 from decant.served import Served, told_table
 from decant.serving_cli import index_parser
-from decant.stages import remove_whole
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
 from foundation.int8 import is_int8
 from foundation.told_items import ItemReadings
 from promptify.ingest import item_types
 from promptify.validation import BadInput, BadRows
+from promptify.whole import remove_whole
 from retrieval import IndexManifest, ItemIndex
 from retrieval.shards import Shards
 from retrieval.streaming import build_from_shards

@@ -12,11 +12,11 @@ import pyarrow as pa
 from safetensors import SafetensorError
 
 from decant.layout import DATA, PROMPTER, RUNG_RECORD, RunLayout
-from decant.stages import remove_whole, sweep
 from promptify.interactions import Interactions
 from promptify.splits import Split, Targets, leave_last, leave_one_out
 from promptify.task import Task
 from promptify.validation import BadInput
+from promptify.whole import remove_whole, sweep
 
 if TYPE_CHECKING:
     from foundation import Foundation

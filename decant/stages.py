@@ -11,7 +11,6 @@ Layout of a run folder::
 import json
 import logging
 import re
-import secrets
 import shutil
 import tempfile
 import time
@@ -26,7 +25,7 @@ from filelock import FileLock, Timeout
 from decant import processes
 from decant.fingerprints import code_hashes, fingerprint
 from decant.run_record import json_hash, utc_now
-from promptify.whole import put, write_whole
+from promptify.whole import delete, put, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -351,40 +350,6 @@ class Stages:
         for folder in (self.folder / ".scratch").glob(f"{name}-*"):
             if folder.name.rpartition("-")[0] == name and folder != but:
                 shutil.rmtree(folder)
-
-
-def remove_whole(folder: Path) -> None:
-    """Remove a folder at once: whenever this is killed, nobody finds half of it.
-
-    What a kill left of it under a hidden name goes with it, or by `sweep`.
-
-    Args:
-        folder: is there; of a link to one, the link alone is removed.
-    """
-    folder.rename(folder.with_name(f".{folder.name}.removed-{secrets.token_hex(4)}"))
-    sweep(folder.parent, folder.name)
-
-
-def sweep(parent: Path, pattern: str) -> None:
-    """Delete what is left of folders that were removed.
-
-    Args:
-        parent: where they were.
-        pattern: of their names.
-    """
-    for left in parent.glob(f".{pattern}.removed-*"):
-        delete(left)
-
-
-def delete(folder: Path) -> None:
-    """Delete a folder that nobody looks into any more, or what can be deleted of it.
-
-    Of a link to one, which may lie on another disk, the link alone.
-    """
-    if folder.is_symlink():
-        folder.unlink()
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _holds_files(folder: Path) -> bool:

@@ -5,6 +5,7 @@
         pq.write_table(table, partial)
     with whole_folder(folder) as partial:
         ...
+    remove_whole(folder)
 
 What is being written stands beside its place, under a hidden name with `partial` in it, and is
 renamed when it is whole and on the disk: a name may reach the disk before what it names, and a
@@ -101,6 +102,40 @@ def put(partial: Path, path: Path, *, aside: Path | None = None) -> None:
         os.replace(path, aside)
     os.replace(partial, path)
     _sync_folder(path.parent)
+
+
+def remove_whole(folder: Path) -> None:
+    """Remove a folder at once: whenever this is killed, nobody finds half of it.
+
+    What a kill left of it under a hidden name goes with it, or by `sweep`.
+
+    Args:
+        folder: is there; of a link to one, the link alone is removed.
+    """
+    folder.rename(folder.with_name(f".{folder.name}.removed-{secrets.token_hex(4)}"))
+    sweep(folder.parent, folder.name)
+
+
+def sweep(parent: Path, pattern: str) -> None:
+    """Delete what is left of folders that were removed.
+
+    Args:
+        parent: where they were.
+        pattern: of their names.
+    """
+    for left in parent.glob(f".{pattern}.removed-*"):
+        delete(left)
+
+
+def delete(folder: Path) -> None:
+    """Delete a folder that nobody looks into any more, or what can be deleted of it.
+
+    Of a link to one, which may lie on another disk, the link alone.
+    """
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
