@@ -85,13 +85,18 @@ def read_grid(path: Path, grid: Sequence[str]) -> tuple[Source, list[Combination
     files = {name: path.parent / content[name] for name in _FILE_KEYS if name in content}
     source = Source(name=str(content.get("source")), files=files)
     base = source.recipe(content.get("form", "slot")).to_dict()
-    for key, value in _flat(content.get("recipe") or {}).items():
+    told = _flat(content.get("recipe") or {})
+    axes = [_axis(one) for one in grid]
+    for key in (*told, *(key for key, _ in axes)):
+        if key in ("fit.epochs", "rung.fit.epochs"):
+            # As `--epochs`: what is asked for is what is trained, unless a least is asked for too.
+            _set(base, key.replace("epochs", "least_steps"), 0, where=str(path))
+    for key, value in told.items():
         _set(base, key, value, where=str(path))
     # As the files of the data; what the grid names lies where the command is given.
     for key in FOLDERS:
         if isinstance(base[key], str) and (path.parent / base[key]).is_dir():
             base[key] = str((path.parent / base[key]).absolute())
-    axes = [_axis(one) for one in grid]
     keys = [key for key, _ in axes]
     if len(set(keys)) < len(keys):
         raise BadInput(f"--grid names {', '.join(keys)}; give each field once, with all values.")
@@ -105,8 +110,8 @@ def read_grid(path: Path, grid: Sequence[str]) -> tuple[Source, list[Combination
         try:
             recipe = _checked(changed)
         except (TypeError, ValueError) as error:
-            told = Combination(settings=settings, recipe=source.recipe()).words
-            raise BadInput(f"{told}: {error}") from error
+            words = Combination(settings=settings, recipe=source.recipe()).words
+            raise BadInput(f"{words}: {error}") from error
         combinations.append(Combination(settings=settings, recipe=recipe))
     _check_different(combinations)
     return source, combinations

@@ -255,6 +255,16 @@ def test_a_model_of_the_recipe_lies_beside_it_and_one_of_the_grid_where_the_comm
     assert [one.recipe.model for one in found] == [str(elsewhere / "llama"), "hub/name"]
 
 
+def test_epochs_that_are_asked_for_are_what_is_trained(recipe: Path, tmp_path: Path) -> None:
+    def least(*grid: str) -> tuple[int, int]:
+        one = Sweep.of(recipe, grid, out=tmp_path).combinations[0].recipe
+        return one.fit.least_steps, one.rung.fit.least_steps
+
+    assert least() == (0, 50)
+    assert least("rung.fit.epochs=1,2") == (0, 0)
+    assert least("fit.least_steps=7", "fit.epochs=1,2") == (7, 50)
+
+
 def test_names_are_different_for_different_settings(recipe: Path, tmp_path: Path) -> None:
     grid = ["foundation.slot_parts=[reading],[reading,bag]", "size=tiny,mini"]
     found = Sweep.of(recipe, grid, out=tmp_path)
