@@ -127,7 +127,7 @@ def test_whoever_is_not_asked_is_trained_on_whole(
         leave_last(data, people=0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=logs, num=st.integers(2, 6), num_test=st.integers(1, 5), surface=surfaces)
 def test_leave_last_is_sound_and_holds_out_what_it_says(
     data: Interactions, num: int, num_test: int, surface: str | None
