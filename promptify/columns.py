@@ -79,6 +79,13 @@ def read_moments(values: pa.Array | pa.ChunkedArray) -> tuple[Moments, list[Faul
 
     A float tells the times of our days apart to a quarter of a microsecond, a timestamp to its
     unit.
+
+    Args:
+        values: n values of any Arrow type.
+
+    Returns:
+        Whole seconds since 1970, int64 [n], null where there is none; nanoseconds, int32 [n]; and
+        what is wrong with which rows.
     """
     return _read_moments(_plain(values))
 
