@@ -190,6 +190,15 @@ class Descent:
         taken = rung_record(layout, name)["latency_ms"]
         return float(taken["rung"] / taken["top"])
 
+    def passes(self, place: int) -> bool:
+        """Whether a rung of the gradual ladder passed the gate; the others are undecided.
+
+        Args:
+            place: of the rung, from 1.
+        """
+        layout = RunLayout(self.folder / "gradual")
+        return bool(rung_record(layout, layout.models()[place])["status"] == "pass")
+
     def _came_to(self) -> tuple[list[Shape], list[float]]:
         """Shapes and epochs of the gradual ladder's rungs."""
         self._gradual()
@@ -381,6 +390,7 @@ def measure(
                         params=descent.model(folder).num_parameters(),
                         is_last=is_last,
                         latency=timed if arm == "gradual" else None,
+                        passes=descent.passes(place) if arm == "gradual" else None,
                     )
     rows.add_means()
 

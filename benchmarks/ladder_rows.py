@@ -137,6 +137,7 @@ class LadderRows:
         params: int,
         is_last: bool,
         latency: Callable[[], float] | None = None,
+        passes: bool | None = None,
     ) -> None:
         """Rows of a model below a top that `add_top` has told of.
 
@@ -149,6 +150,7 @@ class LadderRows:
             is_last: whether the arm is held to what it came to.
             latency: measures a request's time as a share of the top's; None for an arm of the same
                 shapes as another's.
+            passes: whether it passed the gate, or else is undecided; None where none was asked.
         """
         model = f"{arm} rung-{place}"
         self._metrics(model, seed, answers, params)
@@ -158,6 +160,8 @@ class LadderRows:
             if (row.metric, row.seed, row.task) == ("body_parameters", seed, self.task)
         ]
         self._row("params_ratio", model, seed, _exactly(params / whole), params)
+        if passes is not None:
+            self._row("gate_passed", model, seed, _exactly(float(passes)), params)
         top = self._outcomes.ndcg(TOP, seed)
         assert top is not None
         assert answers.rank is not None

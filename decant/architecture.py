@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from decant.judging import milliseconds
 from decant.layout import FOUNDATION, RunLayout
 from decant.plots import SizePoint
@@ -70,7 +72,7 @@ class LatencyRatio:
         """See the class."""
         both = {"top": self._top, "model": self._served(model)}
         taken = milliseconds(both, self._targets, self._requests)
-        return taken["model"] / taken["top"]
+        return float(np.median(taken["model"]) / np.median(taken["top"]))
 
     def _served(self, model: Foundation) -> Recommender:
         return Recommender(model, build_index(model, model_hash="unsaved"), self._book)

@@ -9,10 +9,12 @@ evaluation/verdict.json                     the gate on what serves, against the
 import json
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from decant.judging import gate_measurements, milliseconds
@@ -111,7 +113,7 @@ def evaluate(
                 model=name,
                 params=foundation.num_parameters(),
                 answers=answers,
-                ms_per_request=timed[name],
+                ms_per_request=float(np.median(timed[name])),
             )
         )
     few, scored = _reranked(recommenders[served], asked, recipe.measured_users)
@@ -229,12 +231,12 @@ def _by_policy(
 
 
 def _judge(
-    recommenders: dict[str, Recommender], split: Split, timed: dict[str, float]
+    recommenders: dict[str, Recommender], split: Split, timed: Mapping[str, NDArray[np.float64]]
 ) -> GateVerdict:
     """The gate on what serves against the model above it, on validation targets."""
     measured = {
         name: gate_measurements(
-            recommender.foundation, recommender.book, split.valid, latency_ms=timed[name]
+            recommender.foundation, recommender.book, split.valid, taken_ms=timed[name]
         )
         for name, recommender in list(recommenders.items())[-2:]
     }

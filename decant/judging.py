@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 import xxhash
+from numpy.typing import NDArray
 
 from decant.measure import Asked
 from decant.recommender import Recommender, build_index
@@ -62,7 +63,7 @@ def gate_measurements(
     book: PromptBook,
     targets: Targets,
     *,
-    latency_ms: float | None = None,
+    taken_ms: NDArray[np.float64] | None = None,
     predict: Callable[..., Predictions] = predict_targets,
 ) -> Measurements:
     """What a model does on the targets that its calibration was fitted on, as served.
@@ -76,7 +77,7 @@ def gate_measurements(
         foundation: calibrated.
         book: pieces of the interactions.
         targets: held-out slates.
-        latency_ms: of a request, where it was measured.
+        taken_ms: float64 [n], milliseconds of each request that was timed.
         predict: `predict_targets`, or one that remembers.
     """
     asked = Asked(book, targets)
@@ -84,13 +85,13 @@ def gate_measurements(
     label_N, user_N = predictions.action_label, predictions.action_user
     method = fit_calibration(predictions.action_log_probs, label_N, user_N).method
     calibrate = partial(calibrate_others, label_N=label_N, group_N=user_N, method=method)
-    return asked.of(predictions, calibrate).for_gate(latency_ms=latency_ms)
+    return asked.of(predictions, calibrate).for_gate(taken_ms=taken_ms)
 
 
 def milliseconds(
     recommenders: Mapping[str, Recommender], targets: Targets, count: int
-) -> dict[str, float]:
-    """Median time of a whole request (retrieve and rank), the models asked in turn.
+) -> dict[str, NDArray[np.float64]]:
+    """Time of each whole request (retrieve and rank), float64 [n], the models asked in turn.
 
     Requests are those of people with the history before their target. Nobody was read before: a
     recommender's cache is emptied before each, as one person may be asked about several times.
@@ -110,7 +111,7 @@ def milliseconds(
             recommender.predict_target(one, k=10)
             if number >= 0:
                 taken[name].append((time.perf_counter() - began) * 1000)
-    return {name: float(np.median(times)) for name, times in taken.items()}
+    return {name: np.array(times) for name, times in taken.items()}
 
 
 class Judge:
@@ -147,7 +148,7 @@ class Judge:
         taken = milliseconds(recommenders, targets, self.timed_requests)
         return {
             name: gate_measurements(
-                model, self.book, targets, latency_ms=taken[marks[name]], predict=self.predict
+                model, self.book, targets, taken_ms=taken[marks[name]], predict=self.predict
             )
             for name, model in models.items()
         }

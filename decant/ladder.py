@@ -1,6 +1,7 @@
 """A ladder in a run folder: each rung a stage of it, gated; the report says where it breaks.
 
     decant ladder RUN --to 0.05 --max-loss 0.01
+    decant ladder RUN --p99-ms 20
 
 Rungs are numbered after those that the run made itself, past those of few bits that stay; the first
 goes down from the foundation.
@@ -38,7 +39,7 @@ from decant.stages import Stages
 from decant.waivers import read_waivers, sign_waivers
 from distill.anatomy import shape_of
 from distill.gate import GateVerdict
-from distill.ladder import Hands, Ladder, Rung, body_ratio, rungs_left
+from distill.ladder import Attempt, Hands, Ladder, Rung, body_ratio, rungs_left
 from distill.ladder_config import LadderConfig
 from foundation import Foundation
 from foundation.checkpoint import weights_hash
@@ -68,6 +69,7 @@ A repaired model is next to its teacher, and at the rate of a training the first
 further than the others lead it back (decision 63).
 """
 _MOST_RUNGS = 60
+_FEWEST_FOR_P99 = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +85,21 @@ class Descended:
     folder: Path
     table: str
     ended: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Bottom:
+    """Where a ladder ends.
+
+    Attributes:
+        made: names of its rungs.
+        ended: why it ends.
+        failed: steps that were tried below the last rung.
+    """
+
+    made: list[str]
+    ended: str
+    failed: tuple[Attempt, ...] = ()
 
 
 class _NoStepPassesError(Exception):
@@ -161,6 +178,11 @@ def descend(
     with reading(folder / "recipe.json"):
         recipe = json.loads((folder / "recipe.json").read_text("utf-8"))
     book, split = load_book(layout)
+    if config.p99_ms is not None and timed_requests < _FEWEST_FOR_P99:
+        raise BadInput(
+            f"timed_requests={timed_requests} must be at least {_FEWEST_FOR_P99} for p99_ms="
+            f"{config.p99_ms:g}: one request in a hundred is looked for."
+        )
     top = load_model(layout.model(FOUNDATION))
     ladder = ladder_below(
         top,
@@ -172,24 +194,32 @@ def descend(
     )
     on_test = OnTest(top, book, ladder.split, predict=predict)
     with Stages(folder, recipe=recipe) as stages:
-        made, ended = _rungs(stages, layout, ladder, on_test, timed_requests=timed_requests)
+        bottom = _rungs(stages, layout, ladder, on_test, timed_requests=timed_requests)
         own = [name for name in layout.models() if not layout.is_of_ladder(name)]
-        drop_rungs(layout, but=(*own, *made))
+        drop_rungs(layout, but=(*own, *bottom.made))
         try:
             sign_waivers(layout)
         finally:  # A waiver that is refused leaves a run that serves, and what was made is told.
             index_if_stale(layout)
-            records = [rung_record(layout, name) for name in made]
-            table = write_ladder_report(layout, records, config, ended=ended, run=record.finish())
-    return Descended(folder=folder, table=table, ended=ended)
+            records = [rung_record(layout, name) for name in bottom.made]
+            table = write_ladder_report(
+                layout,
+                records,
+                config,
+                ended=bottom.ended,
+                failed=[asdict(attempt) for attempt in bottom.failed],
+                run=record.finish(),
+            )
+    return Descended(folder=folder, table=table, ended=bottom.ended)
 
 
 def _rungs(
     stages: Stages, layout: RunLayout, ladder: Ladder, on_test: OnTest, *, timed_requests: int
-) -> tuple[list[str], str]:
-    """Step down until the end is reached or no step passes: names of the rungs, and why it ends."""
+) -> _Bottom:
+    """Step down until the end is reached or no step passes."""
     config, top = ladder.config, ladder.top
     end = config.to if config.shape is None else body_ratio(top, config.shape)
+    p99_ms = _p99_of_top(layout, ladder)
     has_own = (layout.folder / RUNG).is_dir() and not layout.is_of_ladder(RUNG)
     first = 2 if has_own else 1
     made: list[str] = []
@@ -197,8 +227,13 @@ def _rungs(
     began = time.monotonic()
     for number in range(first, first + _MOST_RUNGS):
         ratio = body_ratio(top, shape_of(above.decoder))
+        if config.p99_ms is not None and p99_ms is not None and p99_ms <= config.p99_ms:
+            return _Bottom(made=made, ended=f"{above_name} is within the time: {_time(p99_ms)}")
         if ratio <= end:
-            return made, f"{made[-1] if made else FOUNDATION} is at the end that was asked for"
+            ended = f"{above_name} is at the end that was asked for"
+            if p99_ms is not None:
+                ended += f", and not within {config.p99_ms:g} ms: {_time(p99_ms)}"
+            return _Bottom(made=made, ended=ended)
         left = rungs_left(end, ratio, step)
         said = f"about {left} {'rung' if left == 1 else 'rungs'} left"
         if made and (minutes := (time.monotonic() - began) / 60) > 0.1:
@@ -244,7 +279,10 @@ def _rungs(
                 if smallest.shape is None
                 else f"the gate fails each, by {' and '.join(failed)}"
             )
-            return made, f"below {above_name} no step passes (tried {tried}: {why})"
+            ended = f"below {above_name} no step passes (tried {tried}: {why})"
+            if p99_ms is not None:
+                ended += f", and {above_name} is not within {config.p99_ms:g} ms: {_time(p99_ms)}"
+            return _Bottom(made=made, ended=ended, failed=stopped.rung.attempts)
         # While the rungs below it are made.
         let_serve(layout, name)
         record = rung_record(layout, name)
@@ -253,8 +291,24 @@ def _rungs(
             # A gate may fail a step by chance: smaller ones that pass grow again.
             step = min(config.max_step, 2 * step)
         above, above_name = load_model(layout.model(name)), name
+        if config.p99_ms is not None:
+            p99_ms = record["p99_ms"]["rung"]
         made.append(name)
-    return made, f"{_MOST_RUNGS} rungs are the most that are made"
+    return _Bottom(made=made, ended=f"{_MOST_RUNGS} rungs are the most that are made")
+
+
+def _p99_of_top(layout: RunLayout, ladder: Ladder) -> float | None:
+    """What a budget of time begins at; None without one, and below a ladder that went on from it.
+
+    Timed again, a top that is as fast as the budget would come out on either side of it.
+    """
+    if ladder.config.p99_ms is None or any(map(layout.is_of_ladder, layout.models())):
+        return None
+    return ladder.hands.measure({"top": ladder.top}, ladder.split.valid)["top"].p99_ms
+
+
+def _time(p99_ms: float) -> str:
+    return f"one request in a hundred takes {p99_ms:.1f} ms or longer"
 
 
 def let_serve(layout: RunLayout, name: str) -> None:
@@ -268,7 +322,8 @@ def let_serve(layout: RunLayout, name: str) -> None:
 def _bearing_on(config: LadderConfig, ratio: float, step: float) -> dict[str, Any]:
     """The settings that a rung depends on: of `to`, only where a step may come as far.
 
-    So a ladder that is asked to go further down keeps the rungs that it would make again.
+    So a ladder that is asked to go further down keeps the rungs that it would make again. A budget
+    of time ends it, and shapes no rung.
 
     Args:
         config: of the ladder.
@@ -276,6 +331,7 @@ def _bearing_on(config: LadderConfig, ratio: float, step: float) -> dict[str, An
         step: share of them that may go.
     """
     settings = asdict(config)
+    del settings["p99_ms"]
     if config.shape is not None or (1 - step) * ratio > config.to:
         settings["to"] = None
     return settings
@@ -374,6 +430,7 @@ def keep_rung(rung: Rung, on_test: OnTest, out: Path, *, name: str, above_name: 
             "above": latency.reference,
             "top": from_top.reference,
         },
+        "p99_ms": dict(rung.p99_ms),
         "test": on_test.metrics_of(model),
     }
     write_whole(out / RUNG_RECORD, json.dumps(record, indent=2) + "\n")

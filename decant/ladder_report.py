@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from decant.gate_tables import METRIC_NAMES, gate_table
 from decant.layout import FOUNDATION, RunLayout
@@ -25,6 +25,7 @@ def write_ladder_report(
     config: LadderConfig,
     *,
     ended: str,
+    failed: Sequence[Mapping[str, Any]] = (),
     run: RunRecord,
 ) -> str:
     """Write `ladder.html`, its plots and `ladder.json` into the run folder.
@@ -34,6 +35,7 @@ def write_ladder_report(
         records: of the rungs, from the top down.
         config: of the ladder.
         ended: why it ends where it does.
+        failed: steps that were tried below the last rung, as a rung's record has its `attempts`.
         run: what was run, with what.
 
     Returns:
@@ -70,9 +72,9 @@ def write_ladder_report(
         summary=_summary(records, config, ended),
         facts=_facts(records),
         table=rows,
-        by_size=_points(records, rows, lambda row, _: row.params),
-        by_latency=_points(records, rows, lambda row, _: row.ms_per_request),
-        by_rung=_points(records, rows, lambda _, place: place),
+        by_size=_points(records, rows, failed, size="parameters"),
+        by_latency=_points(records, rows, failed, size="latency_ms"),
+        by_rung=_points(records, rows, failed, size="place"),
         gates=[
             gate_table(
                 verdicts[record["name"], against],
@@ -89,11 +91,18 @@ def write_ladder_report(
             "targets; what the test targets say is in the plots, and decided nothing.",
             "Parameters count the decoder's body: without embeddings, heads and the item table.",
             "ms / request is the median of retrieving 200 and ranking them, models asked in turn.",
+            "A filled point passed the gate, a hollow one is undecided, and a cross is a step that "
+            "failed, as it was when the ladder took a smaller one or ended.",
         ],
         run=run,
     )
     write_report(layout.folder, report, name="ladder")
-    content = {"ended": ended, "config": run.config["ladder"], "rungs": list(records)}
+    content = {
+        "ended": ended,
+        "config": run.config["ladder"],
+        "rungs": list(records),
+        "failed": list(failed),
+    }
     write_whole(layout.folder / "ladder.json", json.dumps(content, indent=2) + "\n")
     lines = [
         f"{record['name']}: {_verdict_word(record, verdicts)}"
@@ -140,7 +149,9 @@ def _note(record: Mapping[str, Any]) -> str:
     shape = ", ".join(f"{size} {what}" for what, size in record["shape"].items())
     tried = len(record["attempts"])
     times = "" if tried == 1 else f"; step {tried} that was tried"
-    return f"{record['ratio']:.1%} of the body: {shape}; {record['status']}{times}"
+    p99_ms = record["p99_ms"]["rung"]
+    slowest = "" if p99_ms is None else f"; p99 {p99_ms:.1f} ms"
+    return f"{record['ratio']:.1%} of the body: {shape}; {record['status']}{times}{slowest}"
 
 
 def _summary(records: Sequence[Mapping[str, Any]], config: LadderConfig, ended: str) -> str:
@@ -174,14 +185,24 @@ def _facts(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _points(
-    records: Sequence[Mapping[str, Any]], rows: Sequence[TableRow], size: Any
+    records: Sequence[Mapping[str, Any]],
+    rows: Sequence[TableRow],
+    failed: Sequence[Mapping[str, Any]],
+    *,
+    size: Literal["parameters", "latency_ms", "place"],
 ) -> list[SizePoint]:
-    """Quality on the test targets against some size; the top's by what the gate saw of it."""
+    """Quality against some size, on the test targets and as the gate saw it.
+
+    The gate's has the top and, as crosses, the steps that failed, which were not tested.
+    """
+    sizes = [
+        {"parameters": row.params, "latency_ms": row.ms_per_request, "place": place}[size]
+        for place, row in enumerate(rows)
+    ]
     points = []
-    for place, (record, row) in enumerate(zip(records, rows[1:], strict=True), start=1):
-        for metric in _SHOWN:
+    for metric in _SHOWN:
+        for record, row, at in zip(records, rows[1:], sizes[1:], strict=True):
             found = record["test"].get(metric)
-            at = size(row, place)
             if found and at is not None:
                 points.append(
                     SizePoint(
@@ -191,12 +212,13 @@ def _points(
                         value=found["value"],
                         low=found["low"],
                         high=found["high"],
+                        status=record["status"],
                     )
                 )
     for metric in _SHOWN:
-        for place, row in enumerate(rows):
+        statuses = ["pass", *(record["status"] for record in records)]
+        for row, at, status in zip(rows, sizes, statuses, strict=True):
             value = row.ndcg_at_10 if metric == "ndcg@10" else row.auc
-            at = size(row, place)
             if value is not None and at is not None:
                 points.append(
                     SizePoint(
@@ -204,8 +226,27 @@ def _points(
                         params=at,
                         metric=f"{METRIC_NAMES[metric]}, gate",
                         value=value,
+                        status=status,
                     )
                 )
+        for place, attempts in enumerate([*(r["attempts"] for r in records), failed], start=1):
+            for attempt in attempts:
+                at = {
+                    "parameters": attempt["parameters"] or None,
+                    "latency_ms": attempt["measured"].get("latency_ms"),
+                    "place": place,
+                }[size]
+                value = attempt["measured"].get(metric)
+                if attempt["status"] == "fail" and value is not None and at is not None:
+                    points.append(
+                        SizePoint(
+                            model="",
+                            params=at,
+                            metric=f"{METRIC_NAMES[metric]}, gate",
+                            value=value,
+                            status="fail",
+                        )
+                    )
     return points
 
 

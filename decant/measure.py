@@ -157,8 +157,12 @@ class Answers:
             action_probability=None,
         )
 
-    def for_gate(self, *, latency_ms: float | None = None) -> Measurements:
-        """What the gate looks at."""
+    def for_gate(self, *, taken_ms: NDArray[np.float64] | None = None) -> Measurements:
+        """What the gate looks at.
+
+        Args:
+            taken_ms: float64 [n], milliseconds of each request that was timed.
+        """
         return Measurements(
             target_user=self.user,
             target_ndcg=None if self.rank is None else ndcg(self.rank, 10),
@@ -166,7 +170,8 @@ class Answers:
             event_label=self.action_positive,
             event_probability=self.action_probability,
             event_score=self.uncalibrated_probability,
-            latency_ms=latency_ms,
+            latency_ms=None if taken_ms is None else float(np.median(taken_ms)),
+            p99_ms=None if taken_ms is None else float(np.quantile(taken_ms, 0.99)),
         )
 
 

@@ -145,6 +145,7 @@ def draw_intervals(
     color: str,
     marker: str,
     joined: bool = False,
+    hollow: bool = False,
 ) -> None:
     """Points with error bars.
 
@@ -155,6 +156,7 @@ def draw_intervals(
         color: of `look`.
         marker: of `look`.
         joined: by a line.
+        hollow: whether markers are drawn as outlines.
     """
     values = np.array([value for value, _, _ in points])
     low = np.array([value if low is None else low for value, low, _ in points])
@@ -165,6 +167,7 @@ def draw_intervals(
         yerr=np.stack([values - low, high - values]).clip(min=0),
         color=color,
         marker=marker,
+        markerfacecolor="none" if hollow else color,
         linestyle="-" if joined else "none",
         elinewidth=1.2,
         capsize=2.5,

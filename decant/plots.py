@@ -48,6 +48,8 @@ class SizePoint:
         value: the metric.
         low: lower end of the 95 % interval, or None.
         high: upper end of it, or None.
+        status: a gate's, if one was asked: undecided is hollow, and what failed is a cross without
+            a name.
     """
 
     model: str
@@ -56,6 +58,7 @@ class SizePoint:
     value: float
     low: float | None = None
     high: float | None = None
+    status: Literal["pass", "undecided", "fail"] = "pass"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,8 +169,12 @@ def quality_by_size(
                 axes.axhline(point.value, color=color, linestyle=(0, (4, 3)), linewidth=1.2)
                 lines.append((point.value, point.model, color))
                 continue
+            if point.status == "fail":
+                axes.plot([point.params], [point.value], color=MUTED, marker="x", linestyle="")
+                continue
             told = (point.value, point.low, point.high)
-            draw_intervals(axes, [point.params], [told], color=color, marker=marker)
+            hollow = point.status == "undecided"
+            draw_intervals(axes, [point.params], [told], color=color, marker=marker, hollow=hollow)
             axes.annotate(
                 point.model,
                 (point.params, point.value if point.high is None else point.high),

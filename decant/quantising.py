@@ -210,10 +210,19 @@ def quantise(
         taken = Attempt(
             step=0.0,
             shape=shape_of(small.decoder),
+            parameters=small.num_parameters(),
             status=judged["status"],
             num_targets=judged["num_targets"],
+            measured=judged["measured"],
+            p99_ms=judged["p99_ms"]["rung"],
         )
-        rung = Rung(folder=scratch / "model", attempts=(taken,), above=verdicts[0], top=verdicts[1])
+        rung = Rung(
+            folder=scratch / "model",
+            attempts=(taken,),
+            above=verdicts[0],
+            top=verdicts[1],
+            p99_ms=judged["p99_ms"],
+        )
         keep_rung(rung, OnTest(top, book, split), out, name=name, above_name=above_name)
         record = json.loads((out / RUNG_RECORD).read_text("utf-8"))
         record |= {"weights": weights, "top1": asdict(top1)}

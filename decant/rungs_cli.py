@@ -1,6 +1,7 @@
 """`decant ladder`, `quantise`, `trim` and `export`: other models, made of the one a run has.
 
 decant ladder runs/films --to 0.05 --max-loss 0.01
+decant ladder runs/films --p99-ms 20
 decant quantise runs/films --weights int8
 decant trim runs/films --out runs/films-trimmed
 decant export runs/films --out ranker
@@ -37,6 +38,13 @@ def ladder_parser() -> ArgumentParser:
         type=float,
         default=0.1,
         help="share of the foundation's body parameters to end at; embeddings are not counted",
+    )
+    parser.add_argument(
+        "--p99-ms",
+        type=float,
+        help="end at the first rung of whose requests, retrieving and ranking on this machine, no "
+        "more than one in a hundred takes longer than so many milliseconds; --to or --shape is "
+        "then as far as it goes",
     )
     parser.add_argument(
         "--shape",
@@ -166,6 +174,7 @@ def ladder(options: Namespace) -> Iterator[str]:
     config = ladder_config(
         options.run,
         to=options.to,
+        p99_ms=options.p99_ms,
         shape=None if options.shape is None else Shape.parse(options.shape),
         max_loss=options.max_loss,
         max_loss_vs_top=3 * options.max_loss,

@@ -76,7 +76,7 @@ def trim(
 
     Raises:
         BadInput: the folder is no finished run, `out` holds something, or the tokenizer is not a
-            byte-level BPE.
+            BPE with every byte, see `distill.vocabulary`.
         ArithmeticError: a score is not the same.
     """
     layout = RunLayout(folder)

@@ -144,6 +144,8 @@ class Measurements:
             were not made alike; `event_probability` when None.
         latency_ms: milliseconds per request, measured in turn with the other model's on the same
             requests.
+        p99_ms: milliseconds that one request in a hundred takes longer than; the gate does not look
+            at it.
     """
 
     target_user: Ints | None = None
@@ -153,6 +155,7 @@ class Measurements:
     event_probability: Floats | None = None
     event_score: Floats | None = None
     latency_ms: float | None = None
+    p99_ms: float | None = None
 
     def __post_init__(self) -> None:
         if self.latency_ms is not None and not 0 < self.latency_ms < np.inf:

@@ -20,7 +20,7 @@ attempt-1/taught/          the model, distilled and calibrated, and its verdicts
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -69,17 +69,24 @@ class Attempt:
         step: share of the body parameters that it might give up.
         shape: what it came to; None where no notch was small enough.
         epochs: of the distillation; 0 where repair was enough.
+        parameters: of its body.
         status: the gate's, against the rung above and the top together.
         failed: metrics that lost too much against either.
         num_targets: held-out slates that the gate rested on.
+        measured: what the gate read of it, by metric.
+        p99_ms: milliseconds that one in a hundred of its requests takes longer than; None where
+            none was timed.
     """
 
     step: float
     shape: Shape | None
     epochs: float = 0.0
+    parameters: int = 0
     status: Status = "fail"
     failed: tuple[str, ...] = ()
     num_targets: int = 0
+    measured: Mapping[str, float | None] = field(default_factory=dict)
+    p99_ms: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +98,7 @@ class Rung:
         attempts: all that was tried, the last one taken.
         above: the gate's verdict against the rung above.
         top: the gate's verdict against the top.
+        p99_ms: of requests to the ``top``, the rung ``above`` and the ``rung``, as `Attempt`'s.
         history: what the distillation logged, as `FitResult` has it.
     """
 
@@ -98,6 +106,7 @@ class Rung:
     attempts: tuple[Attempt, ...]
     above: GateVerdict | None = None
     top: GateVerdict | None = None
+    p99_ms: Mapping[str, float | None] = field(default_factory=dict)
     history: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -155,26 +164,31 @@ class Ladder:
         for halving in range(self.config.num_halvings + 1):
             folder = scratch / f"attempt-{halving + 1}"
             folder.mkdir(parents=True, exist_ok=True)
-            found, rung = self._attempt(above, importance, step / 2**halving, folder)
-            attempts.append(found)
-            if rung is not None:
-                return replace(rung, attempts=tuple(attempts))
-            if found.shape is None:
-                logger.info("no notch is as small as %.1f %%", 100 * found.step)
+            part = step / 2**halving
+            failed = {attempt.shape: attempt for attempt in attempts}
+            shape = self._start(above, importance, part, folder, but=failed)
+            if shape is None:
+                logger.info("no notch is as small as %.1f %%", 100 * part)
+                attempts.append(Attempt(step=part, shape=None))
                 break
+            if shape in failed:  # The same model would be made and fail again.
+                attempts.append(replace(failed[shape], step=part))
+            else:
+                found, rung = self._attempt(above, shape, part, folder)
+                attempts.append(found)
+                if rung is not None:
+                    return replace(rung, attempts=tuple(attempts))
             logger.info(
                 "a step of %.1f %% fails; %s",
-                100 * found.step,
+                100 * part,
                 "half of it is tried" if halving < self.config.num_halvings else "the ladder ends",
             )
         return Rung(folder=None, attempts=tuple(attempts))
 
     def _attempt(
-        self, above: Foundation, importance: Callable[[], Importance], step: float, folder: Path
+        self, above: Foundation, shape: Shape, step: float, folder: Path
     ) -> tuple[Attempt, Rung | None]:
-        shape = self._start(above, importance, step, folder)
-        if shape is None:
-            return Attempt(step=step, shape=None), None
+        """Make a model of a shape that `_start` began, and judge it."""
         tried: list[tuple[float, Path, dict[str, Any]]] = []
         for make in (self._repaired, self._taught) if self.config.repair else (self._taught,):
             epochs, made = make(above, folder)
@@ -186,9 +200,12 @@ class Ladder:
             step=step,
             shape=shape,
             epochs=epochs,
+            parameters=body_parameters(self.top.decoder, shape),
             status=judged["status"],
             failed=tuple(judged["failed"]),
             num_targets=judged["num_targets"],
+            measured=judged["measured"],
+            p99_ms=judged["p99_ms"]["rung"],
         )
         if attempt.status == "fail":
             return attempt, None
@@ -197,13 +214,20 @@ class Ladder:
             attempts=(),
             above=GateVerdict.load(made / "verdicts" / "above.json"),
             top=GateVerdict.load(made / "verdicts" / "top.json"),
+            p99_ms=judged["p99_ms"],
             history=_read_json(made / "history.json") if epochs else {},
         )
 
     def _start(
-        self, above: Foundation, importance: Callable[[], Importance], step: float, folder: Path
+        self,
+        above: Foundation,
+        importance: Callable[[], Importance],
+        step: float,
+        folder: Path,
+        *,
+        but: Container[Shape | None],
     ) -> Shape | None:
-        """Prune and repair."""
+        """Prune and repair; nothing to shapes that failed, `but`."""
         plan = folder / "plan.json"
         if not plan.exists():
             counts = importance()
@@ -215,7 +239,7 @@ class Ladder:
                 until=self.config.shape,
             )
             repairs: list[Any] = []
-            if shape is not None:
+            if shape is not None and shape not in but:
                 kept = Kept.most_important(counts, shape)
                 student = keep(above, kept, counts.energy)
                 if self.config.repair:
@@ -279,8 +303,9 @@ class Ladder:
             folder: holds the candidate's `model`; takes the verdicts.
 
         Returns:
-            ``status`` against both together, the metrics that ``failed``, and ``num_targets`` that
-            it rests on.
+            ``status`` against both together, the metrics that ``failed``, ``num_targets`` that it
+            rests on, what was ``measured`` by metric, and ``p99_ms`` of the top, the rung above and
+            the rung.
         """
         judged = folder / "judged.json"
         if not judged.exists():
@@ -316,7 +341,13 @@ class Ladder:
                     if metric.status == "fail"
                 }
             )
-            told = {"status": status, "failed": failed, "num_targets": len(self.split.valid)}
+            told = {
+                "status": status,
+                "failed": failed,
+                "num_targets": len(self.split.valid),
+                "measured": {one.metric: one.candidate for one in verdicts["top"].metrics},
+                "p99_ms": {name: one.p99_ms for name, one in measured.items()},
+            }
             _write_json(judged, told)
         return _read_json(judged)
 

@@ -18,6 +18,9 @@ class LadderConfig:
 
     Args:
         to: share of the top's body parameters at which the ladder ends; embeddings are not counted.
+        p99_ms: milliseconds of a whole request, on this machine, that the ladder goes down to: it
+            ends at the first rung of whose requests no more than one in a hundred takes longer, and
+            at `to` or `shape` at the latest; None for no such budget.
         max_loss: share of AUC and NDCG@10 that a rung may lose against the one above.
         max_loss_vs_top: the same against the top.
         max_miscalibration: by which the calibration error may rise against either.
@@ -41,6 +44,7 @@ class LadderConfig:
     """
 
     to: float = 0.1
+    p99_ms: float | None = None
     max_loss: float = 0.01
     max_loss_vs_top: float = 0.03
     max_miscalibration: float = 0.005
@@ -74,10 +78,11 @@ class LadderConfig:
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"LadderConfig.{name}={getattr(self, name)} must not be negative.")
-        if self.minutes_per_rung is not None and self.minutes_per_rung <= 0:
-            raise ValueError(
-                f"LadderConfig.minutes_per_rung={self.minutes_per_rung} must be above 0, or None."
-            )
+        for name in ("minutes_per_rung", "p99_ms"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(
+                    f"LadderConfig.{name}={getattr(self, name)} must be above 0, or None."
+                )
         if self.taught_by not in ("above", "top", "both"):
             raise ValueError(
                 f"LadderConfig.taught_by={self.taught_by!r} must be above, top or both."

@@ -114,6 +114,9 @@ def test_an_arm_that_a_seed_has_no_rung_of_has_no_mean(
         def latency_ratio(self, place: int, *, is_last: bool) -> float:
             return 0.5
 
+        def passes(self, place: int) -> bool:
+            return place == 1
+
     monkeypatch.setattr(ladder, "Descent", Descent)
     out = Measured("ladder", {}, out=tmp_path / "rows.csv", commit="c")
     bed: Any = SimpleNamespace(name="films")
@@ -136,6 +139,9 @@ def test_a_mean_of_fewer_seeds_than_the_tops_is_taken_back(
 
         def latency_ratio(self, place: int, *, is_last: bool) -> float:
             return 0.5
+
+        def passes(self, place: int) -> bool:
+            return place == 1
 
     monkeypatch.setattr(ladder, "Descent", Descent)
     bed: Any = SimpleNamespace(name="films")
@@ -196,6 +202,9 @@ def test_every_arm_is_measured_and_a_second_call_trains_nothing(
     for arm in ("one_shot", "from_scratch"):
         assert f"{arm} rung-1" in models
         assert f"{arm} rung-2" not in models
+    passed = {row.model: row.value for row in rows if row.metric == "gate_passed"}
+    assert passed.keys() == {m for m in models if m.startswith("gradual rung")}
+    assert set(passed.values()) <= {0.0, 1.0}
     sizes = {row.model: row.params for row in rows if row.metric == "params_ratio"}
     # All arms end at the same size.
     assert sizes["one_shot rung-1"] == sizes["from_scratch rung-1"] == sizes[f"gradual rung-{last}"]

@@ -20,12 +20,13 @@ from decant.layout import DATA, FOUNDATION, PROMPTER, RunLayout
 from decant.pipeline import index_again
 from decant.recipes import recipe_of
 from decant.recommender import Recommender
+from decant.report import TableRow
 from decant.run_data import load_model, rung_record
 from decant.stages import Stages
 from distill import ladder as steps
 from distill import rung_teaching
 from distill.distillation import Distillation
-from distill.gate import GateVerdict
+from distill.gate import GateVerdict, Measurements
 from distill.ladder_config import LadderConfig
 from foundation import Foundation
 from foundation.calibration import Calibration
@@ -79,6 +80,18 @@ def laddered(
         done = descend(top_run, config=lenient(top_run), out=out, timed_requests=3)
     assert "It ends:" in done.table
     return out
+
+
+def ladder_of(run: Path, **changes) -> tuple[steps.Ladder, Foundation]:
+    """A ladder by itself, and its top."""
+    layout = RunLayout(run)
+    book, split = ladders.load_book(layout)
+    top = load_model(layout.model(FOUNDATION))
+    config = lenient(run, **changes)
+    return (
+        ladders.ladder_below(top, book, split, config, timed_requests=3, fitting_requests=10),
+        top,
+    )
 
 
 def rungs(folder: Path) -> list[str]:
@@ -527,7 +540,8 @@ def test_what_is_taken_of_a_repaired_and_a_taught_model(
 
     def judge(self, above: Foundation, folder: Path) -> dict[str, object]:
         asked.append(folder.name)
-        return {"status": statuses[folder.name], "failed": [], "num_targets": 9}
+        told = {"measured": {}, "p99_ms": {"rung": None}}
+        return {"status": statuses[folder.name], "failed": [], "num_targets": 9, **told}
 
     def made(self, above: Foundation, folder: Path) -> tuple[float, Path]:
         return 0.0, folder / "repaired"
@@ -538,16 +552,11 @@ def test_what_is_taken_of_a_repaired_and_a_taught_model(
         return 0.3, folder / "taught"
 
     monkeypatch.setattr(steps.Ladder, "judge", judge)
-    monkeypatch.setattr(steps.Ladder, "_start", lambda *_: steps.Shape.parse("1x64x1x32"))
+    monkeypatch.setattr(steps.Ladder, "_start", lambda *_, **__: steps.Shape.parse("1x64x1x32"))
     monkeypatch.setattr(steps.Ladder, "_repaired", made)
     monkeypatch.setattr(steps.Ladder, "_taught", teach)
     monkeypatch.setattr(steps.GateVerdict, "load", lambda path: None)
-    layout = RunLayout(top_run)
-    book, split = ladders.load_book(layout)
-    top = load_model(layout.model(FOUNDATION))
-    ladder = ladders.ladder_below(
-        top, book, split, lenient(top_run, num_halvings=0), timed_requests=3, fitting_requests=10
-    )
+    ladder, top = ladder_of(top_run, num_halvings=0)
     rung = ladder.step_down(top, scratch=tmp_path)
     assert asked == ["repaired", "taught"][: 1 if repaired == "pass" else 2]
     if is_taught is None:
@@ -610,6 +619,112 @@ def test_a_step_that_was_halved_grows_again_once_one_passes_at_once(
     layout = RunLayout(tmp_path / "run")
     taken = [rung_record(layout, name)["step"] for name in rungs(tmp_path / "run")]
     assert taken[:3] == [0.15, 0.15, 0.3]
+    # The step that failed is in the plots, as the gate saw it.
+    records = json.loads((tmp_path / "run" / "ladder.json").read_text())["rungs"]
+    rows = [
+        TableRow(model=name, params=10 * (9 - place), ms_per_request=1.0, ndcg_at_10=0.1, auc=0.6)
+        for place, name in enumerate([FOUNDATION, *rungs(tmp_path / "run")])
+    ]
+    for size in ("parameters", "latency_ms", "place"):
+        points = ladder_report._points(records, rows, [], size=size)
+        crosses = [point for point in points if point.status == "fail"]
+        assert [point.metric for point in crosses] == ["NDCG@10, gate", "AUC, gate"]
+        assert all(point.value > 0 for point in crosses)
+        if size == "parameters":
+            above, below = (records[0]["attempts"][place]["parameters"] for place in (0, 1))
+            assert crosses[0].params == above < below == records[0]["parameters"]
+        if size == "place":
+            assert crosses[0].params == 1
+    lost = json.loads((tmp_path / "run" / "ladder.json").read_text())["failed"]
+    below = ladder_report._points(records, rows, lost, size="place")
+    assert {point.params for point in below if point.status == "fail"} <= {1, len(records) + 1}
+
+
+def test_a_smaller_step_to_the_shape_that_failed_is_not_taken_again(
+    top_run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    next_shape, keep, judge = steps.next_shape, steps.keep, steps.Ladder.judge
+    found, kept = [], 0
+
+    def coarse(decoder, importance, *, step, **options):
+        # Of a third and of a sixth the same.
+        step = 0.32 if step > 0.1 else step
+        found.append(next_shape(decoder, importance, step=step, **options))
+        return found[-1]
+
+    def counted(*arguments):
+        nonlocal kept
+        kept += 1
+        return keep(*arguments)
+
+    def fails_the_first(self, above, folder: Path):
+        judged = judge(self, above, folder)
+        first = folder.parent.name == "attempt-1"
+        return {**judged, "status": "fail", "failed": ["ece"]} if first else judged
+
+    monkeypatch.setattr(steps, "next_shape", coarse)
+    monkeypatch.setattr(steps, "keep", counted)
+    monkeypatch.setattr(steps.Ladder, "judge", fails_the_first)
+    ladder, top = ladder_of(top_run, max_step=0.32)
+    rung = ladder.step_down(top, scratch=tmp_path)
+    first, second, third = rung.attempts
+    assert first.shape == second.shape == found[0] != third.shape
+    assert (first.step, second.step, third.step) == (0.32, 0.16, 0.08)
+    assert (second.status, second.failed) == ("fail", ("ece",))
+    assert second.measured == first.measured
+    assert kept == 2
+    # Killed here, the same call finds the same.
+    assert ladder.step_down(top, scratch=tmp_path).attempts == rung.attempts
+    assert kept == 2
+
+
+def test_it_ends_at_the_first_rung_within_the_time(
+    laddered: Path, top_run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    def descended(p99_ms: float) -> tuple[Path, str]:
+        out = tmp_path / f"{p99_ms:g}"
+        shutil.copytree(laddered, out)
+        for place, name in enumerate(rungs(out)):
+            record = rung_record(RunLayout(out), name)
+            assert record["p99_ms"]["rung"] >= record["latency_ms"]["rung"] > 0
+            record["p99_ms"]["rung"] = 40.0 / 2**place
+            (out / name / "rung.json").write_text(json.dumps(record))
+        config = lenient(top_run, p99_ms=p99_ms)
+        return out, descend(top_run, config=config, out=out, timed_requests=3).ended
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a rung is made again, or the top is timed again")
+
+    monkeypatch.setattr(ladders, "_FEWEST_FOR_P99", 3)
+    monkeypatch.setattr(steps.Ladder, "step_down", refuse)
+    monkeypatch.setattr(ladders.Judge, "__call__", refuse)
+    out, ended = descended(25.0)
+    assert rungs(out) == ["rung-1", "rung-2"]
+    assert ended == "rung-2 is within the time: one request in a hundred takes 20.0 ms or longer"
+    assert "p99 20.0 ms" in (out / "ladder.html").read_text()
+    out, ended = descended(1.0)
+    assert rungs(out) == rungs(laddered)
+    assert "is at the end that was asked for, and not within 1 ms" in ended
+
+
+def test_a_top_within_the_time_stays(top_run: Path, tmp_path: Path, monkeypatch) -> None:
+    def at_once(self, models, targets):
+        return {name: Measurements(p99_ms=4.0) for name in models}
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a rung is made")
+
+    monkeypatch.setattr(ladders.Judge, "__call__", at_once)
+    monkeypatch.setattr(steps.Ladder, "step_down", refuse)
+    config = lenient(top_run, p99_ms=5.0)
+    done = descend(top_run, config=config, out=tmp_path / "run", timed_requests=100)
+    assert done.ended.startswith("foundation is within the time: ")
+    with pytest.raises(BadInput, match="timed_requests=99 must be at least 100 for p99_ms=5"):
+        descend(top_run, config=config, out=tmp_path / "run", timed_requests=99)
+    with pytest.raises(ValueError, match="p99_ms=0 must be above 0"):
+        LadderConfig(p99_ms=0)
+    with pytest.raises(ValueError, match="p99_ms=nan must be above 0"):
+        LadderConfig(p99_ms=float("nan"))
 
 
 def test_a_step_that_fails_is_halved_until_none_is_left(top_run: Path, tmp_path: Path) -> None:
