@@ -4,9 +4,9 @@
     python -m benchmarks.report --check
 
 Reads every CSV of the folder of results and nothing else, so that the same files give the same
-bytes. `--check` writes nothing and fails where a table of the README or of docs/measured.md, or the
-page, says something else than the files (plots are not compared: their pixels depend on the fonts
-of a machine).
+bytes. `--check` writes nothing and fails where a table of the README or of docs/measured.md, the
+page or the spreadsheet says something else than the files, or where a plot of the page is missing
+(plots are not compared: their pixels depend on the fonts of a machine).
 """
 
 import argparse
@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.report.pages import page, write_page
-from benchmarks.report.spreadsheet import write_spreadsheet
+from benchmarks.report.pages import page, plot_names, write_page
+from benchmarks.report.spreadsheet import is_of, write_spreadsheet
 from benchmarks.report.tables import refreshed
 from decant.results import ResultRow, read_csv
 from promptify.whole import write_whole
@@ -23,6 +23,7 @@ from promptify.whole import write_whole
 RESULTS = Path("benchmarks/results")
 TEXTS = (Path("README.md"), Path("docs/measured.md"))
 """What people read with tables in it."""
+_SPREADSHEET = "results.xlsx"
 
 
 def load(folder: Path) -> dict[str, list[ResultRow]]:
@@ -47,6 +48,13 @@ def stale(files: dict[str, list[ResultRow]], *, texts: Sequence[Path], out: Path
     path = out / "index.html"
     if not path.exists() or path.read_text("utf-8") != page(files):
         found.append(f"{path}: differs from the rows behind it, or is missing")
+    drawn, wanted = {plot.name for plot in out.glob("*.png")}, plot_names(files)
+    found += [
+        f"{out / name}: the page shows it and it is missing" for name in sorted(wanted - drawn)
+    ]
+    found += [f"{out / name}: no rows make this plot" for name in sorted(drawn - wanted)]
+    if not is_of(out / _SPREADSHEET, files):
+        found.append(f"{out / _SPREADSHEET}: holds other rows than the files, or is missing")
     return found
 
 
@@ -77,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for text in options.texts:
             write_whole(text, refreshed(text.read_text("utf-8"), files))
         write_page(options.out, files)
-        write_spreadsheet(options.out / "results.xlsx", files)
+        write_spreadsheet(options.out / _SPREADSHEET, files)
     except (ValueError, OSError) as error:
         print(f"benchmarks.report: error: {error}", file=sys.stderr)
         return 1

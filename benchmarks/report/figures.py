@@ -1,19 +1,20 @@
 """The plots of each results file, functions of its rows alone."""
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from matplotlib.figure import Figure
 
 from benchmarks.measured import told_once
 from benchmarks.published import COLD_START_GAINS
-from benchmarks.report.drawing import Curve, Estimate, curves, dots, estimate
+from benchmarks.report import comparisons
+from benchmarks.report.cells import short
+from benchmarks.report.drawing import Curve, Makers, Rows, curves, estimate
 from decant.results import ResultRow
 
-Rows = Sequence[ResultRow]
-Makers = dict[str, Callable[[], Figure]]
-
 CAPTIONS = {
+    "models": "Models of the same targets side by side; bars are 95 % intervals over people.",
     "quality": "How each model ranks the whole catalogue; bars are 95 % intervals over people.",
     "speedups": "How many times as fast, on a log scale; bars are 95 % intervals over rounds.",
     "search": "NDCG@10 by kind of query.",
@@ -27,6 +28,16 @@ CAPTIONS = {
     "are 95 % intervals over people.",
     "cold-start": "Quality after the last events of a history, and gain over SASRec beside what "
     "LinkedIn published of another ranker and metric. Bars are 95 % intervals over people.",
+    "new-users": "The same of people whom no model was trained on, without what was published. "
+    "Bars are 95 % intervals over people.",
+    "history": "Quality after the last events of a history, a curve for each training; bars are "
+    "95 % intervals over people.",
+    "notes": "How far a changed note changes a ranking as it changes the generator's, in the "
+    "wording that was trained on and in another; bars are 95 % intervals over people.",
+    "combinations": "Combinations of a sweep on validation, by what they do not have in common; "
+    "bars are 95 % intervals over people.",
+    "int8": "How many times as fast int8 answers as float32, by the parameters of the body; bars "
+    "are 95 % intervals over rounds.",
     "latency": "Milliseconds of a whole request by how many ask at once, and the rate of them all. "
     "Bars are 95 % intervals over requests; of the rate, the slowest and the fastest round.",
     "drift": "Models trained up to t, asked in the spans of time after it; bars are 95 % intervals "
@@ -52,44 +63,55 @@ def figures_of(rows: Rows) -> Makers:
     return made
 
 
-def by_metric(rows: Rows, headings: Mapping[str, str]) -> dict[str, list[tuple[str, Estimate]]]:
-    """Models and values by heading, of the metrics that are there."""
-    return {
-        heading: [(row.model, estimate(row)) for row in rows if row.metric == metric]
-        for metric, heading in headings.items()
-        if any(row.metric == metric for row in rows)
-    }
+def _gpu(rows: Rows) -> Makers:
+    """Speeds, and what each training makes of the last events of a history."""
+    made = comparisons.speedups(rows) if any("speedup_vs_" in row.metric for row in rows) else {}
+    cut = [row for row in rows if ", history cut, " in row.split]
+    epochs = {_training(row): row.value for row in rows if row.metric == "epochs"}
+    lengths = sorted({row.history_events for row in cut if row.history_events is not None})
+    ticks = [*(str(length) for length in lengths), "all"]
+    told: dict[str, list[Curve]] = {}
+    for split in dict.fromkeys(row.split for row in cut):
+        for training in dict.fromkeys(map(_training, cut)):
+            # The lengths at the ends come first: where time ran out they are no curve.
+            mine = [row for row in cut if (row.split, _training(row)) == (split, training)]
+            if len(mine) < len(ticks):
+                continue
+            mine.sort(key=lambda row: (row.history_events is None, row.history_events))
+            model, _, seed, card = training
+            name = f"{model}, seed {seed}, {card}"
+            if training in epochs:
+                name += f", {short(epochs[training])} epochs"
+            told.setdefault(f"NDCG@10, {_people(split)}", []).append(
+                _by_length(name, mine, lengths)
+            )
+    if told:
+        x_label = "events of the history"
+        made["history"] = partial(curves, told, x_label=x_label, ticks=ticks, wide=True)
+    return made
 
 
-def _quality(rows: Rows) -> Makers:
-    first = rows[0].split
-    told = by_metric(
-        [row for row in told_once(rows) if row.split == first],
-        {"ndcg@10": "NDCG@10", "hr@10": "HR@10", "auc": "AUC"},
-    )
-    return {"quality": partial(dots, told)}
+def _training(row: ResultRow) -> tuple[str, str, int | str, str]:
+    """What tells apart the trainings of a day with a GPU."""
+    card = re.search(r"NVIDIA (\w+)", row.hardware)
+    return row.model, row.config_hash, row.seed, card[1] if card else row.hardware
 
 
-def _speedups(rows: Rows) -> Makers:
+def _quantised(rows: Rows) -> Makers:
+    speedups = [row for row in rows if row.metric == "int8_speedup" and row.params]
     told = [
-        (
-            f"{row.model} against {row.metric.removeprefix('speedup_vs_').replace('_', ' ')}, "
-            f"{row.task}, {row.split}",
-            estimate(row),
+        Curve(
+            name="slots" if form == "slot" else form,
+            places=[float(row.params or 0) for row in speedups if row.split == form],
+            points=[estimate(row) for row in speedups if row.split == form],
         )
-        for row in told_once(rows)
-        if row.metric.startswith("speedup_vs_")
+        for form in dict.fromkeys(row.split for row in speedups)
     ]
-    return {"speedups": partial(dots, {"times as fast": told}, log=True, across=1.0)}
-
-
-def _people_search(rows: Rows) -> Makers:
-    told: dict[str, list[tuple[str, Estimate]]] = {}
-    for row in told_once(rows):
-        if row.metric == "ndcg@10" and row.model != "oracle":
-            told.setdefault(row.split, []).append((row.model, estimate(row)))
-    # Names are found whole or not at all; two models that always find them need no plot.
-    return {"search": partial(dots, {split: of for split, of in told.items() if len(of) > 2})}
+    heading = "times as fast as float32"
+    return {
+        "int8": partial(curves, {heading: told}, x_label="parameters of the body",
+                        across={heading: 1.0}, wide=True)
+    }  # fmt: skip
 
 
 def _kinds(rows: Rows) -> Makers:
@@ -111,54 +133,6 @@ def _kinds(rows: Rows) -> Makers:
     return {"kinds": partial(curves, told, x_label="requests a second, 64 at once")}
 
 
-def _retriever(rows: Rows) -> Makers:
-    test = [row for row in told_once(rows) if row.split == "leave_one_out"]
-    told: dict[str, list[tuple[str, Estimate]]] = {}
-    for task in dict.fromkeys(row.task for row in test):
-        for metric, heading in (
-            ("ndcg@10_retrieval", "NDCG@10, retrieval alone"),
-            ("ndcg@10_retrieve_rank", "NDCG@10, retrieved and ranked"),
-        ):
-            found = by_metric([row for row in test if row.task == task], {metric: heading})
-            told |= {f"{name}, {task}": values for name, values in found.items()}
-    return {"retriever": partial(dots, told)} if told else {}
-
-
-def _ablations(rows: Rows) -> Makers:
-    test = [row for row in told_once(rows) if row.split == "leave_one_out"]
-    told = {
-        f"{heading}, {task}": [
-            (row.model, estimate(row)) for row in test if (row.task, row.metric) == (task, metric)
-        ]
-        for task in dict.fromkeys(row.task for row in test)
-        for metric, heading in (("ndcg@10_vs_full", "NDCG@10"), ("auc_vs_full", "AUC"))
-    }
-    return {"ablations": partial(dots, told, across=0.0)}
-
-
-def _cold_items(rows: Rows) -> Makers:
-    test = [row for row in told_once(rows) if row.split == "leave_one_out_cold_item"]
-    headings = {
-        "hr@10_cold": "HR@10 of new items, among all",
-        "hr@10_cold_alone": "HR@10 of new items, among themselves",
-        "ndcg@10_warm": "NDCG@10 of known items",
-    }
-    told: dict[str, list[tuple[str, Estimate]]] = {}
-    for task in dict.fromkeys(row.task for row in test):
-        found = by_metric([row for row in test if row.task == task], headings)
-        told |= {f"{heading}, {task}": values for heading, values in found.items()}
-    return {"cold-items": partial(dots, told)}
-
-
-def _attacks(rows: Rows) -> Makers:
-    told: dict[str, list[tuple[str, Estimate]]] = {}
-    for row in told_once(rows):
-        if row.metric == "median_rank_change" and not row.split.endswith("control"):
-            panel = told.setdefault(f"median change of rank, {row.model}", [])
-            panel.append((row.split, estimate(row)))
-    return {"attacks": partial(dots, told, across=0.0)}
-
-
 def _context_length(rows: Rows) -> Makers:
     cohort = [row for row in told_once(rows) if ", all users, " not in row.split]
     made: Makers = {}
@@ -168,7 +142,7 @@ def _context_length(rows: Rows) -> Makers:
         told = {
             "NDCG@10": _policies(events, "ndcg@10", ticks),
             "AUC": _policies(events, "auc", ticks),
-            "ms to read a prompt": _policies(events, "p50_ms", ticks),
+            "ms to read a prompt, median": _policies(events, "p50_ms", ticks),
             "tokens read": _policies(events, "read_tokens", ticks),
         }
         made["events"] = _filled(told, "events of the history", ticks)
@@ -179,7 +153,7 @@ def _context_length(rows: Rows) -> Makers:
         told = {
             "NDCG@10": _policies(tokens, "ndcg@10", ticks),
             "AUC": _policies(tokens, "auc", ticks),
-            "ms to read a prompt": _policies(tokens, "p50_ms", ticks),
+            "ms to read a prompt, median": _policies(tokens, "p50_ms", ticks),
             "bytes of keys and values": _policies(tokens, "prefix_bytes", ticks),
         }
         made["tokens"] = _filled(told, "tokens of the prompt", ticks)
@@ -234,36 +208,46 @@ def _cold_start(rows: Rows) -> Makers:
     told_rows = told_once(rows)
     lengths = sorted({row.history_events for row in told_rows if row.history_events is not None})
     ticks = [*(str(length) for length in lengths), "all"]
-    told: dict[str, list[Curve]] = {}
-    for who in ("events or more", "new users"):
+    made: Makers = {}
+    for plot, who in (("cold-start", "events or more"), ("new-users", "new users")):
         here = [row for row in told_rows if row.split.endswith(who)]
         if not here:
             continue
-        heading = here[0].split.partition(", ")[2]
-        told[f"NDCG@10, {heading}"] = [
-            _by_length(name, [row for row in here if row.model == name and row.metric == "ndcg@10"],
-                       lengths, dashed=name == "ideal_reader")
-            for name in dict.fromkeys(row.model for row in here)
-        ]  # fmt: skip
+        quality, gain = f"NDCG@10, {_people(here[0].split)}", "gain over SASRec, %"
+        told = {
+            quality: [
+                _by_length(name, [row for row in here if (row.model, row.metric)
+                                  == (name, "ndcg@10")], lengths, dashed=name == "ideal_reader")
+                for name in dict.fromkeys(row.model for row in here)
+            ]
+        }  # fmt: skip
         gains = [row for row in here if row.metric == "gain_vs_sasrec"]
         if gains:
-            told[f"gain over SASRec, {heading}"] = [
-                _by_length(name, [row for row in gains if row.model == name], lengths)
+            told[gain] = [
+                _by_length(name, [row for row in gains if row.model == name], lengths, percent=True)
                 for name in dict.fromkeys(row.model for row in gains)
             ]
             known = [length for length in COLD_START_GAINS if length in lengths]
             if known and who == "events or more":
-                told[f"gain over SASRec, {heading}"].append(
+                told[gain].append(
                     Curve(
-                        name="published, 360Brew",
+                        name="360Brew, as published",
                         places=[lengths.index(length) for length in known],
-                        points=[(COLD_START_GAINS[length], None, None) for length in known],
+                        points=[(100 * COLD_START_GAINS[length], None, None) for length in known],
                         dashed=True,
                     )
                 )
-    if not told:
-        return {}
-    return {"cold-start": partial(curves, told, x_label="events of the history", ticks=ticks)}
+        made[plot] = partial(curves, told, x_label="events of the history", ticks=ticks,
+                             across={gain: 0.0}, wide=True)  # fmt: skip
+    return made
+
+
+def _people(split: str) -> str:
+    """Whom the targets of a split are of, in words."""
+    whom = split.rpartition(", ")[2]
+    if whom.endswith(" events or more"):
+        return f"people with {whom.removesuffix(' events or more')} events of history or more"
+    return {"new users": "people never trained on"}.get(whom, whom)
 
 
 def _windows(rows: Rows) -> Makers:
@@ -282,12 +266,14 @@ def _windows(rows: Rows) -> Makers:
     return {"windows": partial(curves, told, x_label="events of the history", ticks=ticks)}
 
 
-def _by_length(name: str, rows: Rows, lengths: Sequence[int], *, dashed: bool = False) -> Curve:
+def _by_length(
+    name: str, rows: Rows, lengths: Sequence[int], *, dashed: bool = False, percent: bool = False
+) -> Curve:
     places = [
         len(lengths) if row.history_events is None else lengths.index(row.history_events)
         for row in rows
     ]
-    points = [estimate(row) for row in rows]
+    points = [estimate(row, times=100 if percent else 1) for row in rows]
     return Curve(name=name, places=places, points=points, dashed=dashed)
 
 
@@ -374,18 +360,23 @@ def _ladder(rows: Rows) -> Makers:
 
 
 _MAKERS: dict[str, Callable[[Rows], Makers]] = {
-    "quality": _quality,
-    "wording": _quality,
-    "scoring": _speedups,
-    "training": _speedups,
-    "promptify": _speedups,
-    "people_search": _people_search,
+    "quality": comparisons.quality,
+    "wording": comparisons.quality,
+    "scoring": comparisons.speedups,
+    "training": comparisons.speedups,
+    "promptify": comparisons.speedups,
+    "people_search": comparisons.people_search,
     "retrieval": _kinds,
-    "retriever": _retriever,
-    "ablations_parts": _ablations,
-    "ablations_slots": _ablations,
-    "cold_items": _cold_items,
-    "persuasion": _attacks,
+    "retriever": comparisons.retriever,
+    "ablations_parts": comparisons.ablations,
+    "ablations_slots": comparisons.ablations,
+    "cold_items": comparisons.cold_items,
+    "persuasion": comparisons.attacks,
+    "teachers": comparisons.teachers,
+    "tasks": comparisons.tasks,
+    "sweep": comparisons.sweep,
+    "gpu": _gpu,
+    "quantised": _quantised,
     "context": _windows,
     "context_length": _context_length,
     "cold_start": _cold_start,

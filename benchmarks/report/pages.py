@@ -1,6 +1,8 @@
 """The page of results: every file of rows with its plots, where it was measured, at what cost."""
 
+import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -12,6 +14,8 @@ from promptify.whole import write_whole
 
 Files = Mapping[str, Sequence[ResultRow]]
 
+_OF_TRAININGS = {"quality", "sweep"}
+"""Benchmarks that say of a trained model how long its training took."""
 _CSS = "figure img { display: block; width: 100%; background: #fff; border-radius: 8px; }"
 
 
@@ -34,7 +38,9 @@ def page(files: Files) -> str:
         "the commit and the settings that it was measured with. This page and its plots are made "
         "of those files alone, by <code>python -m benchmarks.report</code>, and so is the "
         '<a href="results.xlsx">spreadsheet</a> of them all. Of several seeds plots show the mean '
-        "where a row says it, and the smallest seed where none does."
+        "where a row says it, and the smallest seed where none does. Machine time is at least what "
+        "the rows tell: a moment in which something was measured counts once, and neither what an "
+        "earlier call had kept nor the training of a run that was only read is in it."
     )
     css = resources.files("decant").joinpath("report.css").read_text("utf-8")
     return (
@@ -67,8 +73,43 @@ def write_page(out: Path, files: Files) -> None:
             path.unlink()
 
 
+def plot_names(files: Files) -> set[str]:
+    """What the page's plots are called."""
+    return {_png(name, plot) for name, rows in files.items() for plot in figures_of(rows)}
+
+
+def machine_seconds(rows: Sequence[ResultRow]) -> float:
+    """At least how long a machine worked for some rows; 0 where none of them says.
+
+    A row's `seconds` end when it was written, and most begin with the call that wrote it or with
+    its part: rows of one call overlap, and what they cover together counts once. Of trainings,
+    which may have ended long before their rows were written, the seconds are added up.
+    """
+    ends = [(datetime.fromisoformat(row.timestamp).timestamp(), row.seconds or 0) for row in rows]
+    covered, until = 0.0, -math.inf
+    for begin, end in sorted((end - seconds, end) for end, seconds in ends):
+        covered += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    trained = {
+        (row.config_hash, row.seed, row.seconds)
+        for row in rows
+        if row.benchmark in _OF_TRAININGS and row.params
+    }
+    return max(covered, sum(seconds or 0 for _, _, seconds in trained))
+
+
 def _png(name: str, plot: str) -> str:
     return f"{name}.{plot}.png"
+
+
+def _time(seconds: float) -> str:
+    """A time in its largest unit, not rounded up."""
+    size, unit = 1, "second"
+    for larger_size, larger in ((60, "minute"), (3600, "hour")):
+        if seconds >= larger_size:
+            size, unit = larger_size, larger
+    count = math.floor(10 * seconds / size) / 10
+    return f"{count:g} machine {unit}{'s' * (count != 1)}"
 
 
 def _facts(rows: Sequence[ResultRow]) -> str:
@@ -83,7 +124,7 @@ def _facts(rows: Sequence[ResultRow]) -> str:
         ("commit " if len(commits) == 1 else "commits ") + ", ".join(commits),
         " to ".join(dict.fromkeys((days[0], days[-1]))),
     ]
-    longest = max((row.seconds or 0 for row in rows), default=0)
-    if longest:
-        told.append(f"{longest / 3600:.1f} machine hours at the longest of its rows")
+    seconds = machine_seconds(rows)
+    if seconds:
+        told.append(f"at least {_time(seconds)}")
     return escape(" · ".join(told))

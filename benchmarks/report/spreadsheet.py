@@ -1,6 +1,8 @@
 """All rows as one spreadsheet, for those who live in one: a sheet of everything, one per file."""
 
+import hashlib
 import io
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from datetime import UTC, datetime
@@ -26,9 +28,10 @@ def write_spreadsheet(path: Path, files: Mapping[str, Sequence[ResultRow]]) -> N
         files: rows by the name of their file.
     """
     content = io.BytesIO()
+    properties = {"title": "Decant: results", "created": _CREATED, "comments": _hash(files)}
     options = {"in_memory": True, "strings_to_formulas": False, "strings_to_urls": False}
     with xlsxwriter.Workbook(content, options) as workbook:
-        workbook.set_properties({"title": "Decant: results", "created": _CREATED})
+        workbook.set_properties(properties)
         bold = workbook.add_format({"bold": True})
         everything = [(name, *astuple(row)) for name, rows in files.items() for row in rows]
         sheets = [("all", ("file", *COLUMNS), everything)]
@@ -50,3 +53,16 @@ def write_spreadsheet(path: Path, files: Mapping[str, Sequence[ResultRow]]) -> N
             for column, title in enumerate(header):
                 sheet.set_column(column, column, _WIDTHS.get(title, 12))
     write_whole(path, content.getvalue())
+
+
+def is_of(path: Path, files: Mapping[str, Sequence[ResultRow]]) -> bool:
+    """Whether a workbook is there and was made of these rows; it is asked, not made anew."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return _hash(files).encode() in archive.read("docProps/core.xml")
+
+
+def _hash(files: Mapping[str, Sequence[ResultRow]]) -> str:
+    rows = {name: list(rows) for name, rows in files.items()}
+    return f"rows {hashlib.sha256(repr(rows).encode()).hexdigest()}"

@@ -10,6 +10,7 @@ What stands between is replaced whole; a marker whose name is no table of `TABLE
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from statistics import median
 
 from benchmarks.measured import told_once
 from benchmarks.published import COLD_START_GAINS
@@ -273,7 +274,10 @@ def cold_start(files: Files, *, file: str) -> str:
 
 
 def context_length(files: Files, *, file: str) -> str:
-    """What of a history is told, and how much of it: NDCG@10, and where it is best."""
+    """What of a history is told, and how much of it: NDCG@10, where it is best, and the cost.
+
+    Of the cost, of which there is no mean, the median of the seeds.
+    """
     rows = [row for row in told_once(rows_of(files, file)) if "events or more" in row.split]
     lengths = sorted({row.history_events for row in rows if row.history_events is not None})
     lines = []
@@ -285,6 +289,15 @@ def context_length(files: Files, *, file: str) -> str:
         ends = "" if peak.ci_low is None else f" [{peak.ci_low:g}, {peak.ci_high:g}]"
         cells = (decimal(found[n].value) if n in found else "–" for n in lengths)
         lines.append((model.rpartition(", ")[2].replace("_", " "), *cells, f"{peak.value:g}{ends}"))
+    for policy, metric, name, size in (
+        ("recent", "p50_ms", "ms to read it, recent", 1.0),
+        ("relevant", "p50_ms", "ms to choose and read it, relevant", 1.0),
+        ("recent", "prefix_bytes", "KB of its keys and values", 1000.0),
+    ):
+        timed: dict[int | None, list[float]] = {}
+        for row in rows_of(files, file, model=f"foundation, {policy}", metric=metric):
+            timed.setdefault(row.history_events, []).append(row.value / size)
+        lines.append((name, *(short(median(timed[n])) if n in timed else "–" for n in lengths), ""))
     return markdown(("events of history", *map(str, lengths), "best at"), lines)
 
 

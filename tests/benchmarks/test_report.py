@@ -4,6 +4,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.measured import told_once
@@ -11,6 +12,7 @@ from benchmarks.report import __main__ as report
 from benchmarks.report import tables
 from benchmarks.report.drawing import Curve, curves, dots
 from benchmarks.report.figures import CAPTIONS, figures_of
+from benchmarks.report.pages import machine_seconds, page
 from benchmarks.report.spreadsheet import write_spreadsheet
 from decant.panels import MUTED, SERIES
 from decant.results import COLUMNS, ResultRow, read_csv, write_csv
@@ -112,6 +114,66 @@ def test_the_same_rows_give_the_same_bytes(place: Path) -> None:
     shutil.rmtree(place / "docs")
     assert call(place) == 0
     assert contents(place) == first
+
+
+def test_a_plot_that_is_missing_or_of_no_rows_is_noticed(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(place) == 0
+    (place / "docs" / "scoring.speedups.png").rename(place / "docs" / "old.speedups.png")
+    capsys.readouterr()
+    assert call(place, "--check") == 1
+    said = capsys.readouterr().out
+    assert "scoring.speedups.png: the page shows it and it is missing" in said
+    assert "old.speedups.png: no rows make this plot" in said
+
+
+def test_a_workbook_of_other_rows_is_noticed(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(place) == 0
+    workbook = place / "docs" / "results.xlsx"
+    files = report.load(place / "results")
+    [changed] = files["scoring"]
+    write_spreadsheet(workbook, {**files, "scoring": [replace(changed, value=21.0)]})
+    capsys.readouterr()
+    assert call(place, "--check") == 1
+    assert "results.xlsx: holds other rows than the files" in capsys.readouterr().out
+    workbook.unlink()
+    assert call(place, "--check") == 1
+
+
+def test_moments_that_several_rows_cover_count_once() -> None:
+    def told(minute: int, seconds: float | None, **cells: object) -> ResultRow:
+        moment = f"2026-01-01T00:{minute:02}:00+00:00"
+        return row(benchmark="drift", timestamp=moment, seconds=seconds, **cells)
+
+    # A call that began at 0 and wrote as it went, its mean among them, and another from 30 on.
+    first = [told(5, 300), told(20, 1200, seed=1), told(20, 1200, seed="mean"), told(21, None)]
+    second = [told(40, 600, config_hash="1" * 16), told(50, 1200, config_hash="1" * 16)]
+    assert machine_seconds(first) == 1200
+    assert machine_seconds([*second, *first]) == 2400
+    assert machine_seconds([told(5, None)]) == 0
+    assert "at least 40 machine minutes" in page({"drift": [*first, *second]})
+    assert "at least 1.5 machine hours" in page({"drift": [told(5, 5500)]})
+    assert "machine minutes" not in page({"drift": [told(5, None)]})
+
+
+def test_trainings_whose_rows_are_written_together_are_added_up() -> None:
+    rows = [
+        row(metric=metric, model=model, seconds=seconds, params=params, seed=seed)
+        for metric in ("ndcg@10", "hr@10")
+        for model, seconds, params, seed in (
+            ("popularity", 40.0, None, 0),
+            ("foundation", 1500.0, 640_064, 0),
+            ("sasrec", 1400.0, 396_672, 0),
+            ("foundation", 1600.0, 640_064, 1),
+        )
+    ]
+    assert machine_seconds(rows) == 4500
+    # An evaluation says of all models what all of it took.
+    together = [row(model=model, seconds=30.0, params=9) for model in ("foundation", "rung-1")]
+    assert machine_seconds(together) == 30
 
 
 def test_a_plot_goes_with_its_file(place: Path) -> None:
@@ -290,6 +352,75 @@ def test_lengths_in_events_alone_make_no_plot_of_tokens(place: Path) -> None:
     assert made["events"]().axes
 
 
+def test_the_cost_of_a_length_is_the_median_of_the_seeds() -> None:
+    def told(metric: str, value: float, events: int | None, **cells: object) -> ResultRow:
+        timed = metric in ("p50_ms", "prefix_bytes")
+        who = "timed" if timed else "100 events or more"
+        split = f"leave-one-out, {who}, trained length"
+        return row(split=split, metric=metric, value=value, history_events=events,
+                   ci_low=None, ci_high=None, **cells)  # fmt: skip
+
+    rows = []
+    for policy in ("recent", "relevant"):
+        more = 10.0 if policy == "relevant" else 0.0
+        model = f"foundation, {policy}"
+        rows += [told("ndcg@10", 0.1, events, model=model, seed="mean") for events in (0, 5)]
+        rows.append(told("peak_events", 5, None, model=model, seed="mean"))
+        for seed, ms in ((0, 4.0), (1, 9.0), (2, 5.0)):
+            cells = {"model": model, "seed": seed}
+            rows += [told("p50_ms", ms + more + events, events, **cells) for events in (0, 5)]
+            rows += [told("prefix_bytes", 43_430.4, events, **cells) for events in (0, 5)]
+            rows.append(told("p50_ms", 99.0, None, **cells))
+    lines = tables.context_length({"lengths": rows}, file="lengths").splitlines()
+    assert lines[2:] == [
+        "| recent | .100 | .100 | 5 |",
+        "| relevant | .100 | .100 | 5 |",
+        "| ms to read it, recent | 5.0 | 10 |  |",
+        "| ms to choose and read it, relevant | 15 | 20 |  |",
+        "| KB of its keys and values | 43 | 43 |  |",
+    ]
+
+
+def test_a_gpu_training_cut_short_makes_no_curve() -> None:
+    def told(events: int | None, *, seed: int, **cells: object) -> ResultRow:
+        fields = {
+            "benchmark": "gpu",
+            "split": "leave-one-out test, history cut, 100 events or more",
+            "model": "slots, small",
+            "hardware": "16 cores, NVIDIA H200",
+            "config_hash": f"{seed}" * 16,
+        }
+        return row(**{**fields, **cells}, history_events=events, seed=seed)
+
+    rows = [told(n, seed=seed) for seed in (0, 1) for n in (None, 0, 10, 5)]
+    rows += [told(n, seed=2) for n in (None, 0, 10)]
+    rows.append(told(None, seed=1, split="training", metric="epochs", value=10.5))
+    [axes] = figures_of(rows)["history"]().axes
+    assert axes.get_title(loc="left") == "NDCG@10, people with 100 events of history or more"
+    assert {text.get_text() for text in axes.texts} == {
+        "slots, small, seed 0, H200",
+        "slots, small, seed 1, H200, 10 epochs",
+    }
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "5", "10", "all"]
+
+
+def test_combinations_of_a_sweep_are_told_by_what_they_do_not_share() -> None:
+    cells = {"benchmark": "sweep", "split": "validation"}
+    models = ("foundation, fit.epochs=4", "foundation, fit.epochs=4 fit.learning_rate=0.001")
+    [axes] = figures_of([row(**cells, model=model) for model in models])["combinations"]().axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["none of these", "fit.learning_rate=0.001"]
+    assert not figures_of([row(**cells, model=models[0])])
+
+
+def test_a_model_looks_the_same_in_every_panel() -> None:
+    told = [("a", (0.1, None, None)), ("b", (0.2, None, None))]
+    first, second = dots({"NDCG@10": told, "AUC": told[1:]}).axes
+    looks = [[line.get_color() for line in axes.lines if line.get_marker() != "|"]
+             for axes in (first, second)]  # fmt: skip
+    assert looks == [list(SERIES[:2]), [SERIES[1]]]
+
+
 def test_what_was_published_stands_beside_the_gains(place: Path) -> None:
     cells = {"benchmark": "cold_start", "split": "leave-one-out, 10 events or more"}
     rows = [
@@ -299,9 +430,24 @@ def test_what_was_published_stands_beside_the_gains(place: Path) -> None:
     ]
     figure = figures_of(rows)["cold-start"]()
     quality, gains = figure.axes
-    published = [line for line in gains.lines if list(line.get_ydata()) == [0.066, 0.037]]
-    assert published
-    assert not [line for line in quality.lines if 0.066 in list(line.get_ydata())]
+    assert gains.get_title(loc="left") == "gain over SASRec, %"
+    drawn = [np.round(line.get_ydata(), 6).tolist() for line in gains.lines]
+    assert [6.6, 3.7] in drawn
+    assert [10.0, 20.0, 30.0] in drawn
+    assert not [line for line in quality.lines if max(line.get_ydata()) > 1]
+
+
+def test_people_never_trained_on_have_a_plot_of_their_own() -> None:
+    rows = [
+        row(benchmark="cold_start", split=f"leave-one-out, {who}", metric=metric, history_events=5)
+        for who in ("10 events or more", "new users")
+        for metric in ("ndcg@10", "gain_vs_sasrec")
+    ]
+    made = figures_of(rows)
+    assert list(made) == ["cold-start", "new-users"]
+    quality, gains = made["new-users"]().axes
+    assert quality.get_title(loc="left") == "NDCG@10, people never trained on"
+    assert [text.get_text() for text in gains.texts] == ["foundation"]
 
 
 @pytest.mark.parametrize(
@@ -326,6 +472,34 @@ def test_what_was_published_stands_beside_the_gains(place: Path) -> None:
             [
                 {"split": "leave_one_out_cold_item", "metric": metric}
                 for metric in ("hr@10_cold", "hr@10_cold_alone", "ndcg@10_warm")
+            ],
+        ),
+        (
+            "tasks",
+            [
+                {"task": task, "split": "global-time", "model": model, "metric": metric}
+                for task, metric in (
+                    ("jobs", "ndcg@10"),
+                    ("people", "auc"),
+                    ("notes", "note_correlation_next_item"),
+                )
+                for model in ("together", "alone")
+            ],
+        ),
+        (
+            "teachers",
+            [
+                {"split": "leave_one_out", "model": model, "metric": metric}
+                for model in ("student", "click-only", "student, blend=0.5")
+                for metric in ("policy_alignment", "click_auc", "best_balance")
+            ],
+        ),
+        (
+            "quantised",
+            [
+                {"split": form, "params": params, "metric": "int8_speedup"}
+                for form in ("slot", "text")
+                for params in (200_000, 800_000)
             ],
         ),
         ("drift", [{"split": f"global-time, t+{n}"} for n in (1, 2)]),
