@@ -11,9 +11,9 @@ it. On the generated job market an ideal reader stands beside them (`benchmarks.
 profiles and events could tell at best.
 
 *New people and items*: a tenth of the items and a fifth of the people are taken out of training
-whole, ours and SASRec are trained anew on the rest; the people's targets are asked like the others'
-(`new users`), everybody's targets among the items by whether they were taken out (`cold items`,
-`warm items`; `cold items alone` ranks them among themselves).
+whole, ours (with profiles and without) and SASRec are trained anew on the rest; the people's
+targets are asked like the others' (`new users`), everybody's targets among the items by whether
+they were taken out (`cold items`, `warm items`; `cold items alone` ranks them among themselves).
 
 `gain_vs_sasrec` and its like are relative, of NDCG@10, people drawn once for both. SASRec's shape
 was chosen on MovieLens-1M: on other data give `--tune-sasrec`. Seen items are filtered by the whole
@@ -96,6 +96,8 @@ class Contest:
         train_sasrec: Callable[[Split], sasrec.Fitted],
     ) -> None:
         self.studied = studied
+        log = without_profiles(studied.data.interactions)
+        self.bare = replace(studied.data, interactions=log)
         self.measured = measured
         self.work = work
         self.train_sasrec = train_sasrec
@@ -111,13 +113,12 @@ class Contest:
     def measure_users(self) -> None:
         """The run's model and its peers at every length of history."""
         studied, split = self.studied, self.studied.split
-        bare = replace(studied.data, interactions=without_profiles(studied.data.interactions))
         ranks = {
             "foundation": self._ranks(
                 "foundation", lambda _: of_foundation(studied.foundation, studied.book)
             ),
             "foundation without profiles": self._ranks(
-                "bare", partial(self._train_ours, bare, split)
+                "bare", partial(self._train_ours, self.bare, split)
             ),
             "sasrec": self._ranks("sasrec", partial(self._train_sasrec, split)),
             **self._baselines(split, "all"),
@@ -147,6 +148,11 @@ class Contest:
             "foundation": self._ranks(
                 "new-foundation",
                 partial(self._train_ours, self.studied.data, without),
+                cold_I=items.cold_items,
+            ),
+            "foundation without profiles": self._ranks(
+                "new-bare",
+                partial(self._train_ours, self.bare, without),
                 cold_I=items.cold_items,
             ),
             "sasrec": self._ranks(

@@ -9,8 +9,8 @@ settings are tried, each for those seconds, and validation chooses. Seconds are 
 that what else a machine does at the time favours neither. Popularity and last-item neighbours stand
 beside them. Rows of `leave-one-out, later` are of targets that are later than all of their history:
 of the others, whose time is that of the newest event, the order of the file says which came last.
-Rows are written as soon as they are known; the same command goes on after a kill with the next
-model.
+Rows of `leave-one-out, positive` are of targets that were acted on well. Rows are written as soon
+as they are known; the same command goes on after a kill with the next model.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from safetensors.numpy import load_file, save_file
 from benchmarks.arms import of_code
 from benchmarks.measured import work_of
 from benchmarks.peers import sasrec
+from benchmarks.studied import add_sasrec_options, sasrec_configs
 from decant import recipes
 from decant.measure import NEIGHBOURS, Answers, Asked, neighbour_answers, popularity_answers
 from decant.recipes import Recipe
@@ -38,7 +39,7 @@ from decant.results import ResultRow, read_csv, write_csv, writing
 from decant.run_data import sample_targets
 from decant.run_record import git_commit, hardware, json_hash, peak_rss_bytes, utc_now
 from foundation import Foundation
-from foundation.evaluation import hit_rate, ndcg
+from foundation.evaluation import hit_rate, mrr, ndcg
 from foundation.evaluation.bootstrap import Interval, bootstrap_interval, paired_bootstrap
 from foundation.predictions import predict_targets
 from foundation.resuming import thread_seconds
@@ -49,10 +50,11 @@ from promptify.splits import Split, leave_one_out
 from promptify.whole import write_whole
 
 WATCHED_REQUESTS = 500
-SPLIT, LATER = "leave-one-out", "leave-one-out, later"
-RANK_METRICS: dict[str, Callable[[NDArray[np.int64], int], NDArray[np.float64]]] = {
-    "hr@10": hit_rate,
-    "ndcg@10": ndcg,
+SPLIT = "leave-one-out"
+RANK_METRICS: dict[str, Callable[[NDArray[np.int64]], NDArray[np.float64]]] = {
+    "hr@10": partial(hit_rate, k=10),
+    "ndcg@10": partial(ndcg, k=10),
+    "mrr@100": partial(mrr, k=100),
 }
 
 
@@ -192,7 +194,7 @@ def contest_rows(contest: Contest, seeds: Sequence[int], out: Path | None) -> li
         )
 
     def row(model: str, metric: str, interval: Interval, **more: object) -> ResultRow:
-        has_interval = interval.low < interval.high
+        has_interval = -np.inf < interval.low < interval.high < np.inf
         fields: dict[str, object] = {
             "context_tokens": recipe.prompter.max_prompt_tokens if model == "foundation" else None,
             "commit": git_commit(),
@@ -224,25 +226,36 @@ def contest_rows(contest: Contest, seeds: Sequence[int], out: Path | None) -> li
             "params": None if params is None else int(params),
             "commit": took.get("commit", git_commit()),
         }
+        reciprocal = RANK_METRICS["mrr@100"](_ranks(answers))
+        told = {
+            **answers.metrics(),
+            "mrr@100": (bootstrap_interval(reciprocal, answers.user), len(reciprocal)),
+        }
         return [
-            *(
-                row(model, metric, interval, n=n, **more)
-                for metric, (interval, n) in answers.metrics().items()
-            ),
-            *later(model, ndcg(_ranks(answers), 10), **more),
+            *(row(model, metric, interval, n=n, **more) for metric, (interval, n) in told.items()),
+            *of_some(model, ndcg(_ranks(answers), 10), **more),
         ]
 
     asked, train = contest.asked, contest.split.train
-    is_later = later_targets(asked)
+    wanted = asked.answers(None, None)
+    user = wanted.user
+    subsets = {"later": later_targets(asked), "positive": wanted.is_positive_target}
 
-    def later(model: str, values: NDArray[np.float64], **more: object) -> list[ResultRow]:
-        if is_later.all() or not is_later.any():
-            return []
-        interval = bootstrap_interval(values[is_later], user[is_later])
-        n = int(is_later.sum())
-        return [row(model, "ndcg@10", interval, n=n, split=LATER, **more)]
+    def of_some(model: str, values: NDArray[np.float64], **more: object) -> list[ResultRow]:
+        """Rows of the targets that are told apart, where not all of them are the same."""
+        return [
+            row(
+                model,
+                "ndcg@10",
+                bootstrap_interval(values[here], user[here]),
+                n=int(here.sum()),
+                split=f"{SPLIT}, {name}",
+                **more,
+            )
+            for name, here in subsets.items()
+            if here.any() and not here.all()
+        ]
 
-    user = asked.answers(None, None).user
     rows: list[ResultRow] = []
     for model, answers in (
         ("popularity", popularity_answers(asked, train)),
@@ -263,14 +276,14 @@ def contest_rows(contest: Contest, seeds: Sequence[int], out: Path | None) -> li
     for metric, measure in RANK_METRICS.items():
         # One number per target: its mean over the seeds.
         mean = {
-            model: np.mean([measure(_ranks(a), 10) for a in answers], axis=0)
+            model: np.mean([measure(_ranks(a)) for a in answers], axis=0)
             for model, answers in said.items()
         }
         for model, values in mean.items():
             interval = bootstrap_interval(values, user)
             rows.append(row(model, metric, interval, n=len(values), seed="mean"))
             if metric == "ndcg@10":
-                rows += later(model, values, seed="mean")
+                rows += of_some(model, values, seed="mean")
         gain = relative_gain(mean["sasrec"], mean["foundation"], user)
         if metric == "ndcg@10" and gain is not None:
             rows.append(row("foundation", "gain_vs_sasrec", gain, n=len(user), seed="mean"))
@@ -353,30 +366,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write the rows as CSV")
     parser.add_argument("--work", type=Path, help="keeps answers; default: beside --out")
     parser.add_argument("--epochs", type=float, help="of the foundation, if not its recipe's")
-    parser.add_argument(
-        "--tune-sasrec",
-        action="store_true",
-        help="try four shapes of SASRec, and the best of them at a higher rate, with shorter "
-        "histories and on good actions alone, each for those minutes, and take the best on "
-        "validation",
-    )
-    parser.add_argument(
-        "--sasrec-rate",
-        type=float,
-        help=f"learning rate of SASRec to begin with; default {sasrec.GRID[0].learning_rate:g}, "
-        "which suits hours more than minutes",
-    )
+    add_sasrec_options(parser, has_seconds=False)
     parser.add_argument("--smoke", action="store_true", help="train for seconds, one seed")
     options = parser.parse_args(arguments)
-    configs: Sequence[sasrec.SASRecConfig] = sasrec.GRID[: None if options.tune_sasrec else 1]
-    changes = sasrec.CHANGES if options.tune_sasrec else ()
     try:
-        if (rate := options.sasrec_rate) is not None:
-            if rate <= 0:
-                raise ValueError(
-                    f"--sasrec-rate {rate:g} must be above 0; leave it out, or give .003."
-                )
-            configs = tuple(replace(one, learning_rate=rate) for one in configs)
+        configs, changes = sasrec_configs(options)
         recipe, data = load(options.task, options.data)
         recipe = recipe.with_epochs(options.epochs)
     except ValueError as error:
@@ -392,7 +386,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         interval = "" if found.ci_low is None else f"{found.ci_low:.4f} to {found.ci_high:.4f}"
         minutes = "" if found.seconds is None else f"{found.seconds / 60:5.1f} min"
         print(
-            f"{found.model:22} {found.metric:24} seed {found.seed!s:5}"
+            f"{found.split:24} {found.model:22} {found.metric:15} seed {found.seed!s:5}"
             f"{found.value:9.4f}  {interval:20}{minutes}"
         )
     return 0

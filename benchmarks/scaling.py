@@ -1,6 +1,6 @@
 """How loss and ranking move with the size of the model and with how much data there is.
 
-    python -m benchmarks.scaling RUN [--out FILE.csv] [--work FOLDER]
+    python -m benchmarks.scaling RUN [RUN …] [--out FILE.csv] [--work FOLDER]
     python -m benchmarks.scaling --smoke
 
 *Model*: decoders of growing size, each trained by the run's recipe on all of its data. *Data*: the
@@ -10,7 +10,9 @@ of its kind, in nats. `exponent` is b of loss = a · size^-b, a straight line in
 the means, people drawn once for all sizes; `exponent_ndcg` is that of NDCG@10, its sign turned,
 so that above zero larger is better in both. No constant is fitted: a few sizes cannot tell a floor
 from a slope, and an exponent holds for the sizes that it was read off. Cut short, the same call
-goes on with the trainings that are missing.
+goes on with the trainings that are missing. Of several runs, which differ by their seed alone, come
+rows of each and then of their mean, whose interval is over people, each drawn with all that was
+asked of them under every seed.
 """
 
 import sys
@@ -18,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.special
@@ -28,6 +30,7 @@ from tqdm.auto import tqdm
 from benchmarks.arms import kept_arrays
 from benchmarks.cold_start import of_foundation
 from benchmarks.measured import Measured
+from benchmarks.seeds import each_run, mean_of
 from benchmarks.studied import Studied, opened, run_parser, train_like
 from decant.measure import Asked
 from decant.run_record import hardware
@@ -46,6 +49,21 @@ Float64 = NDArray[np.float64]
 
 SIZES = ("tiny", "mini", "small", "medium")
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)
+
+Arm = tuple[str, str, float]
+"""What grows, `model` or `data`; the size of the decoder; the share of the people."""
+
+
+class Scaled(NamedTuple):
+    """What was found of the same targets after every training.
+
+    Attributes:
+        user_m: int64, whose they are.
+        said: by arm, `loss` and `ndcg`, float64 [m], and `params` and `events`, one number each.
+    """
+
+    user_m: NDArray[np.int64]
+    said: dict[Arm, dict[str, NDArray[Any]]]
 
 
 class Scaling:
@@ -75,36 +93,15 @@ class Scaling:
         self.user = studied.split.test.user[self.asked.wanted.request].astype(np.int64)
         self.sizes, self.shares = sizes, shares
 
-    def measure(self) -> None:
-        """Rows of every size and share, then the exponents."""
+    def measure(self) -> Scaled:
+        """Train every size and share; rows of all of them, and the exponents."""
         own = self.studied.recipe.size or "its own size"
-        arms = [("model", size, 1.0) for size in self.sizes]
+        arms: list[Arm] = [("model", size, 1.0) for size in self.sizes]
         arms += [("data", own, share) for share in self.shares]
         said = {arm: self._said(arm[1], arm[2]) for arm in tqdm(arms, desc="trainings")}
-        for (kind, size, share), found in said.items():
-            name = f"foundation, {size}" if kind == "model" else f"foundation, {share:g} of people"
-            for metric, values in (("next_item_loss", found["loss"]), ("ndcg@10", found["ndcg"])):
-                self._add(
-                    bootstrap_interval(values, self.user),
-                    split=kind,
-                    model=name,
-                    params=int(found["params"]),
-                    metric=metric,
-                )
-            events = Interval(value=float(found["events"]), low=-np.inf, high=np.inf)
-            self._add(
-                events,
-                split=kind,
-                model=name,
-                params=int(found["params"]),
-                metric="training_events",
-            )
-        for kind, x in (("model", "params"), ("data", "events")):
-            mine = [found for arm, found in said.items() if arm[0] == kind]
-            sizes_L = np.array([float(found[x]) for found in mine])
-            for metric, name, sign in (("loss", "exponent", -1), ("ndcg", "exponent_ndcg", 1)):
-                slope = exponent(sizes_L, [found[metric] for found in mine], self.user, sign=sign)
-                self._add(slope, split=kind, model="foundation", params=None, metric=name)
+        scaled = Scaled(self.user, said)
+        write(self.measured, self.studied, scaled, seed=self.studied.recipe.seed)
+        return scaled
 
     def _said(self, size: str, share: float) -> dict[str, NDArray[Any]]:
         """Loss and NDCG@10 of each target after one training; kept."""
@@ -133,14 +130,40 @@ class Scaling:
             "events": np.array(int(split.train.sum())),
         }
 
-    def _add(self, interval: Interval, **cells: Any) -> None:
-        self.measured.add(
-            task=self.studied.recipe.name,
-            interval=interval,
-            n=len(self.user),
-            seed=self.studied.recipe.seed,
-            **cells,
-        )
+
+def write(
+    measured: Measured, studied: Studied, scaled: Scaled, *, seed: int | Literal["mean"]
+) -> None:
+    """Rows of every size and share, then the exponents."""
+    user, said = scaled
+    add = partial(measured.add, task=studied.recipe.name, n=len(user), seed=seed)
+    for (kind, size, share), found in said.items():
+        name = f"foundation, {size}" if kind == "model" else f"foundation, {share:g} of people"
+        events = float(found["events"])
+        for metric, interval in (
+            ("next_item_loss", bootstrap_interval(found["loss"], user)),
+            ("ndcg@10", bootstrap_interval(found["ndcg"], user)),
+            ("training_events", Interval(value=events, low=-np.inf, high=np.inf)),
+        ):
+            params = int(found["params"])
+            add(split=kind, model=name, params=params, metric=metric, interval=interval)
+    for kind, x in (("model", "params"), ("data", "events")):
+        mine = [found for arm, found in said.items() if arm[0] == kind]
+        sizes_L = np.array([float(found[x]) for found in mine])
+        for metric, name, sign in (("loss", "exponent", -1), ("ndcg", "exponent_ndcg", 1)):
+            slope = exponent(sizes_L, [found[metric] for found in mine], user, sign=sign)
+            add(split=kind, model="foundation", params=None, metric=name, interval=slope)
+
+
+def joined(seeds: Sequence[Scaled]) -> Scaled:
+    """What was found under several seeds: targets one after the other, sizes in the mean."""
+    said: dict[Arm, dict[str, NDArray[Any]]] = {}
+    for arm in seeds[0].said:
+        each = [one.said[arm] for one in seeds]
+        said[arm] = {
+            name: np.concatenate([found[name] for found in each]) for name in ("loss", "ndcg")
+        } | {name: np.mean([found[name] for found in each]) for name in ("params", "events")}
+    return Scaled(np.concatenate([one.user_m for one in seeds]), said)
 
 
 def some_people(studied: Studied, share: float) -> Split:
@@ -201,25 +224,33 @@ def table(measured: Measured) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; 1 when something could not be measured."""
     assert __doc__ is not None
-    parser = run_parser(__doc__)
+    parser = run_parser(__doc__, takes_several=True)
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="of decoders")
     options = parser.parse_args(arguments)
     sizes = ("tiny", "mini") if options.smoke else tuple(options.sizes)
     shares = (0.5, 1.0) if options.smoke else SHARES
+    tried = {"sizes": sizes, "shares": shares}
+    seen: list[Scaled] = []
     try:
-        with opened(options) as (studied, work):
-            settings = {
-                "recipe": studied.recipe.to_dict(),
-                "data": studied.weights,
-                "sizes": sizes,
-                "shares": shares,
-            }
-            measured = Measured("scaling", settings, out=options.out)
-            Scaling(studied, measured, work=work, sizes=sizes, shares=shares).measure()
+        for one in each_run(options):
+            with opened(one) as (studied, work):
+                settings = {
+                    "recipe": studied.recipe.to_dict(),
+                    "data": studied.weights,
+                    **tried,
+                }
+                measured = Measured("scaling", settings, out=options.out)
+                scaling = Scaling(studied, measured, work=work, sizes=sizes, shares=shares)
+                seen.append(scaling.measure())
+        if len(seen) > 1:
+            measured = mean_of("scaling", studied.recipe, tried, out=options.out)
+            write(measured, studied, joined(seen), seed="mean")
     except (ValueError, OSError) as error:
         print(f"benchmarks.scaling: error: {error}", file=sys.stderr)
         return 1
-    print(f"{studied.recipe.name}, on test. {hardware()}\n{table(measured)}")
+    told = f"{studied.recipe.name}, on test"
+    told += f", mean of {len(seen)} seeds" if len(seen) > 1 else ""
+    print(f"{told}. {hardware()}\n{table(measured)}")
     return 0
 
 

@@ -31,6 +31,7 @@ from promptify.schema import Schema
 from promptify.sources import SourceData
 from promptify.sources.job_market import job_market
 from promptify.splits import Split
+from promptify.validation import BadInput
 
 _WATCHED = 500
 
@@ -241,11 +242,16 @@ def run_parser(
     return parser
 
 
-def add_sasrec_options(parser: argparse.ArgumentParser) -> None:
-    """What a benchmark that trains SASRec beside a run is told of it."""
-    parser.add_argument(
-        "--sasrec-seconds", type=float, help="of each of its trainings; default: as the run's model"
-    )
+def add_sasrec_options(parser: argparse.ArgumentParser, *, has_seconds: bool = True) -> None:
+    """What a benchmark that trains SASRec is told of it; see `sasrec_configs`.
+
+    Args:
+        parser: of its command line.
+        has_seconds: whether it is told how long, of what it trains beside a run.
+    """
+    if has_seconds:
+        told = "of each of its trainings; default: as the run's model"
+        parser.add_argument("--sasrec-seconds", type=float, help=told)
     parser.add_argument(
         "--tune-sasrec",
         action="store_true",
@@ -253,6 +259,30 @@ def add_sasrec_options(parser: argparse.ArgumentParser) -> None:
         "on good actions alone, each for as long, and take the best on validation; what was best "
         "on MovieLens-1M is the only one otherwise",
     )
+    parser.add_argument(
+        "--sasrec-rate",
+        type=float,
+        help=f"learning rate of SASRec to begin with; default {sasrec.GRID[0].learning_rate:g}, "
+        "which suits hours more than minutes",
+    )
+
+
+def sasrec_configs(
+    options: argparse.Namespace,
+) -> tuple[Sequence[sasrec.SASRecConfig], Sequence[Mapping[str, Any]]]:
+    """What `add_sasrec_options` asked for: settings to try, and changes of the best of them.
+
+    Raises:
+        BadInput: the rate is not above 0.
+    """
+    configs = sasrec.GRID if options.tune_sasrec else sasrec.GRID[:1]
+    changes = sasrec.CHANGES if options.tune_sasrec else ()
+    rate = options.sasrec_rate
+    if rate is None:
+        return configs, changes
+    if not rate > 0:
+        raise BadInput(f"--sasrec-rate {rate:g} must be above 0; leave it out, or give .003.")
+    return [replace(one, learning_rate=rate) for one in configs], changes
 
 
 def sasrec_of(
@@ -262,10 +292,12 @@ def sasrec_of(
 
     Returns:
         What a result depends on, JSON values only, and SASRec's training on a split.
+
+    Raises:
+        ValueError: the rate is not above 0, or the run was trained on another machine.
     """
+    configs, changes = sasrec_configs(options)
     seconds = studied.seconds_for_peers(options.sasrec_seconds, option="--sasrec-seconds")
-    configs = sasrec.GRID if options.tune_sasrec else sasrec.GRID[:1]
-    changes = sasrec.CHANGES if options.tune_sasrec else ()
     train = partial(train_sasrec, studied, seconds=seconds, configs=configs, changes=changes)
     return [[asdict(config) for config in configs], changes, seconds], train
 

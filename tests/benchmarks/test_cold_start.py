@@ -88,6 +88,20 @@ def test_cold_and_warm_part_the_targets(smoke: Path) -> None:
         assert alone >= value(rows, "cold items", model, "ndcg@10", None)
 
 
+def test_new_people_are_read_without_their_profiles_too(smoke: Path) -> None:
+    rows = read_csv(smoke)
+    bare = "foundation without profiles"
+    for who in ("new users", "cold items", "cold items alone", "warm items"):
+        own, without = ({(row.metric, row.history_events) for row in rows
+                         if row.split.endswith(who) and row.model == model and "@" in row.metric}
+                        for model in ("foundation", bare))  # fmt: skip
+        assert own == without
+        assert own
+    # It is another model, not the same one asked twice.
+    at_0 = (value(rows, "new users", model, "ndcg@10", 0) for model in ("foundation", bare))
+    assert len({*at_0}) == 2
+
+
 def test_a_second_call_trains_nothing(smoke: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = smoke.read_bytes()
     monkeypatch.setattr(benchmark.sasrec, "fit", None)

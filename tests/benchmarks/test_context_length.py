@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from benchmarks.histories import POLICIES
 from benchmarks.length_rows import Answered, Length, joined
 from benchmarks.measured import Measured
 from benchmarks.subjects import Subject
-from decant.results import ResultRow
+from decant.results import ResultRow, read_csv
 from foundation import Foundation, FoundationConfig
 from foundation.evaluation import bootstrap_interval, mean_of_users, ndcg
 from promptify.prompter import Prompter, PrompterConfig
@@ -46,57 +47,62 @@ def subject() -> Subject:
 
 
 @pytest.fixture(scope="module")
-def measured(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    work = tmp_path_factory.mktemp("context")
-    found = Measured("context_length", {}, out=work / "rows.csv")
-    Curves(subject, found, work=work, name="foundation").measure()
-    return found
+def smoke(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command writes, of that model in the place of one that it would train."""
+    out = tmp_path_factory.mktemp("context") / "rows.csv"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(benchmark, "trained", lambda *_, **__: subject)
+        assert benchmark.main(["--smoke", "--out", str(out)]) == 0
+    return out
 
 
-def rows_of(measured: Measured, **cells: object) -> list[ResultRow]:
+@pytest.fixture(scope="module")
+def rows(smoke: Path) -> list[ResultRow]:
+    return read_csv(smoke)
+
+
+def rows_of(rows: Sequence[ResultRow], **cells: object) -> list[ResultRow]:
     return [
-        row
-        for row in measured.rows
-        if all(getattr(row, name) == value for name, value in cells.items())
+        row for row in rows if all(getattr(row, name) == value for name, value in cells.items())
     ]
 
 
-def test_rows_carry_the_seed_of_the_training(measured: Measured) -> None:
-    assert {row.seed for row in measured.rows} == {3}
+def test_rows_carry_the_seed_of_the_training(rows: list[ResultRow]) -> None:
+    assert {row.seed for row in rows} == {3}
 
 
-def test_every_length_is_asked_of_the_same_people(measured: Measured) -> None:
+def test_every_length_is_asked_of_the_same_people(rows: list[ResultRow]) -> None:
     for who in ("events or more", "fill", "all users"):
-        asked = {row.n for row in rows_of(measured, metric="ndcg@10") if who in row.split}
+        asked = {row.n for row in rows_of(rows, metric="ndcg@10") if who in row.split}
         assert len(asked) == 1
     by_policy = {
-        policy: {row.history_events for row in rows_of(measured, model=f"foundation, {policy}")}
+        policy: {row.history_events for row in rows_of(rows, model=f"foundation, {policy}")}
         for policy in POLICIES
     }
     assert by_policy["recent"] == by_policy["relevant"] == by_policy["recent_per_action"]
     assert {0, 1, 2, 5, 10, 20} <= by_policy["recent"]
 
 
-def test_without_events_the_policy_makes_no_difference(measured: Measured) -> None:
-    rows = rows_of(measured, metric="ndcg@10", history_events=0)
-    assert len({row.model for row in rows}) == 3
-    for split in {row.split for row in rows}:
-        assert len({row.value for row in rows if row.split == split}) == 1
+def test_without_events_the_policy_makes_no_difference(rows: list[ResultRow]) -> None:
+    told = rows_of(rows, metric="ndcg@10", history_events=0)
+    assert len({row.model for row in told}) == 3
+    for split in {row.split for row in told}:
+        assert len({row.value for row in told if row.split == split}) == 1
 
 
-def test_what_was_trained_is_told_from_what_is_extrapolated(measured: Measured) -> None:
-    rows = rows_of(measured, metric="ndcg@10", history_events=None)
+def test_what_was_trained_is_told_from_what_is_extrapolated(rows: list[ResultRow]) -> None:
+    told = rows_of(rows, metric="ndcg@10", history_events=None)
     kinds = {
-        tokens: {row.split.partition(", ")[2].rpartition("tokens, ")[2] for row in rows
+        tokens: {row.split.partition(", ")[2].rpartition("tokens, ")[2] for row in told
                  if row.context_tokens == tokens and "fill" in row.split}
-        for tokens in {row.context_tokens for row in rows}
+        for tokens in {row.context_tokens for row in told}
     }  # fmt: skip
     assert kinds[150] == {"trained length"}
     assert kinds[192] == {"extrapolated, plain positions", "extrapolated, scaled positions"}
     # Events too, where they do not fit the trained prompt.
-    long = rows_of(measured, metric="ndcg@10", history_events=50)
+    long = rows_of(rows, metric="ndcg@10", history_events=50)
     assert all("extrapolated, plain" in row.split for row in long)
-    read = rows_of(measured, metric="read_tokens", history_events=None, context_tokens=150)
+    read = rows_of(rows, metric="read_tokens", history_events=None, context_tokens=150)
     assert all(row.value <= 150 for row in read)
 
 
@@ -119,7 +125,7 @@ def test_what_lies_beyond_is_held_against_the_longest_trained(
     }
     curves.rows.write({("tokens", "all users"): lengths})
     beyond = {"metric": "ndcg@10_vs_trained", "model": "foundation, recent"}
-    [row] = rows_of(curves.measured, **beyond)
+    [row] = rows_of(curves.measured.rows, **beyond)
     assert row.context_tokens == 192
     assert "extrapolated, scaled" in row.split
     assert row.value == pytest.approx(1 / np.log2(3) - 1)
@@ -157,22 +163,22 @@ def test_the_mean_of_seeds_is_over_the_same_people(subject: Subject, tmp_path: P
     mean.write(joined([one.answered for one in seeds]))
     assert not made.rows
     assert {row.seed for row in measured.rows} == {"mean"}
-    assert not rows_of(measured, history_events=20)
+    assert not rows_of(measured.rows, history_events=20)
     assert not [row for row in measured.rows if "20 events" in row.split]
     mine = {"model": "foundation, recent"}
     for place, n in enumerate(events):
-        [row] = rows_of(measured, metric="ndcg@10", history_events=n, **mine)
+        [row] = rows_of(measured.rows, metric="ndcg@10", history_events=n, **mine)
         per_target = np.mean([ndcg(rank[place], 10) for rank in ranks], axis=0)
         expected = bootstrap_interval(per_target, user)
         assert row.n == 2 * len(user)
         found = (row.value, row.ci_low, row.ci_high)
         assert found == pytest.approx((expected.value, expected.low, expected.high), rel=1e-6)
-    [peak] = rows_of(measured, metric="peak_events", **mine)
+    [peak] = rows_of(measured.rows, metric="peak_events", **mine)
     assert peak.value == 5
 
 
-def test_the_model_is_left_as_it_was(subject: Subject, measured: Measured) -> None:
-    assert measured.rows
+def test_the_model_is_left_as_it_was(subject: Subject, smoke: Path) -> None:
+    assert smoke.exists()
     assert subject.foundation.prompter.config.max_prompt_tokens == 150
     rows = subject.book.prefixes(subject.split.test, task=0)
     fresh = Foundation.create(
@@ -186,29 +192,35 @@ def test_the_model_is_left_as_it_was(subject: Subject, measured: Measured) -> No
     np.testing.assert_array_equal(subject.foundation.embed_users(rows), fresh.embed_users(rows))
 
 
-def test_peaks_and_costs_stand_beside_quality(measured: Measured) -> None:
-    peaks = rows_of(measured, metric="peak_events", model="foundation, recent")
-    lengths = {row.history_events for row in rows_of(measured, metric="ndcg@10")}
+def test_peaks_and_costs_stand_beside_quality(rows: list[ResultRow]) -> None:
+    peaks = rows_of(rows, metric="peak_events", model="foundation, recent")
+    lengths = {row.history_events for row in rows_of(rows, metric="ndcg@10")}
     assert peaks
     assert all(row.value in lengths for row in peaks)
-    assert {"peak_tokens", "ndcg@10_peak_vs_longest_tokens"} <= {r.metric for r in measured.rows}
+    assert {"peak_tokens", "ndcg@10_peak_vs_longest_tokens"} <= {r.metric for r in rows}
     held = {
         row.context_tokens: row.value
-        for row in rows_of(measured, metric="prefix_bytes", history_events=None)
+        for row in rows_of(rows, metric="prefix_bytes", history_events=None)
         if row.model == "foundation, recent"
     }
     assert held[192] > held[150] > 0
-    assert len(rows_of(measured, metric="p50_ms")) == len(rows_of(measured, metric="p95_ms")) > 20
+    assert len(rows_of(rows, metric="p50_ms")) == len(rows_of(rows, metric="p95_ms")) > 20
 
 
-def test_a_second_call_goes_on_with_what_was_said(subject: Subject, measured: Measured) -> None:
-    assert measured.out is not None
-    before = measured.out.read_bytes()
-    again = Measured("context_length", {}, out=measured.out)
-    curves = Curves(subject, again, work=measured.out.parent, name="foundation")
-    curves.model = None  # type: ignore[assignment]  # There is nothing to ask it.
-    curves.measure()
-    assert measured.out.read_bytes() == before
+def test_a_second_call_goes_on_with_what_was_said(
+    subject: Subject,
+    smoke: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = smoke.read_bytes()
+    monkeypatch.setattr(benchmark, "trained", lambda *_, **__: subject)
+    # There is nothing to ask the model, and nothing to time.
+    monkeypatch.setattr(benchmark, "predict_targets", None)
+    monkeypatch.setattr(benchmark, "take_rows", None)
+    assert benchmark.main(["--smoke", "--out", str(smoke)]) == 0
+    assert smoke.read_bytes() == before
+    assert "peak_events of foundation, recent" in capsys.readouterr().out
 
 
 def test_the_place_of_the_best_is_drawn_with_the_people() -> None:

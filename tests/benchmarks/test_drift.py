@@ -38,12 +38,26 @@ def test_models_of_one_moment_are_asked_in_spans_after_it(
     earliest = [asked[span == n].min() for n in range(drift.NUM_SPANS)]
     assert all(a <= b for a, b in zip(latest[:-1], earliest[1:], strict=True))
 
-    # A second call trains nothing.
+    # A second call trains nothing; a model that has seen more is another.
     before = out.read_bytes()
     monkeypatch.setattr(drift, "train_like", None)
     monkeypatch.setattr(drift.sasrec, "fit", None)
-    assert drift.main(["--smoke", "--out", str(out)]) == 0
+    assert drift.main(["--smoke", "--out", str(out), "--train-share", "0.7"]) == 0
     assert out.read_bytes() == before
+    with pytest.raises(TypeError, match="not callable"):
+        drift.main(["--smoke", "--out", str(out), "--train-share", "0.8"])
+    longer = drift.split_by_time(studied, train_share=0.8)
+    assert longer.train.mean() == pytest.approx(0.8, abs=0.01)
+    moment = log.event_timestamp[longer.train].max()
+    assert moment < log.event_timestamp[longer.valid.first_event].min()
+
+
+@pytest.mark.parametrize("share", ["0", "0.95", "nan"])
+def test_a_share_that_leaves_nothing_to_train_on_or_to_ask_is_refused(
+    share: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert drift.main(["--smoke", "--train-share", share]) == 1
+    assert f"--train-share {share} must lie between 0 and 0.95" in capsys.readouterr().err
 
 
 def test_without_a_run_it_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 
 from benchmarks import arms, quality
 from benchmarks.peers.sasrec import SASRecConfig
-from decant.results import read_csv
+from decant.results import ResultRow, read_csv
 from promptify.sources.job_market import job_market
 
 
@@ -85,7 +86,8 @@ def test_targets_of_the_time_of_their_history_are_told_apart(
     answers = quality.popularity_answers(asked, contest.split.train)
     monkeypatch.setattr(contest, "answered", lambda *_: (answers, {"seconds": 1.0}))
     assert quality.later_targets(asked).all()
-    assert {row.split for row in quality.contest_rows(contest, [0], None)} == {"leave-one-out"}
+    rows = quality.contest_rows(contest, [0], None)
+    assert "leave-one-out, later" not in {row.split for row in rows}
 
     newest = asked.targets.history_end - 1
     time = asked.book.interactions.event_timestamp.copy()
@@ -104,6 +106,55 @@ def test_targets_of_the_time_of_their_history_are_told_apart(
     [known] = [row for row in told if row.model == "popularity"]
     assert known.value == pytest.approx(expected)
     assert {row.n for row in told} == {int(is_later.sum())}
+
+
+def test_targets_that_were_acted_on_well_stand_beside_all(
+    small_market: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market = quality.load("job_market", None)
+    contest = quality.Contest(quality.smaller(market[0]), market[1], tmp_path)
+    answers = quality.popularity_answers(contest.asked, contest.split.train)
+    some = np.arange(len(answers.user)) % 3 > 0
+
+    def rows(is_positive: np.ndarray) -> list[ResultRow]:
+        told = replace(answers, is_positive_target=is_positive)
+        monkeypatch.setattr(contest, "answered", lambda *_: (told, {"seconds": 1.0}))
+        monkeypatch.setattr(contest.asked, "answers", lambda *_: told)
+        return quality.contest_rows(contest, [0, 1], None)
+
+    # Where they are all of them, or none is, there is nothing to tell apart.
+    for same in (np.ones_like(some), np.zeros_like(some)):
+        assert {row.split for row in rows(same)} == {"leave-one-out"}
+    every = rows(some)
+    told = [row for row in every if row.split == "leave-one-out, positive"]
+    assert {(row.model, row.metric, row.seed) for row in told} == {
+        (row.model, row.metric, row.seed) for row in every if row.metric == "ndcg@10"
+    }
+    assert answers.rank is not None
+    expected = quality.ndcg(answers.rank, 10)[some].mean()
+    [mean] = [row for row in told if (row.model, row.seed) == ("sasrec", "mean")]
+    assert mean.value == pytest.approx(expected)
+    assert {row.n for row in told} == {int(some.sum())}
+
+
+def test_the_rank_of_the_target_tells_mrr_too(
+    small_market: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market = quality.load("job_market", None)
+    contest = quality.Contest(quality.smaller(market[0]), market[1], tmp_path)
+    answers = quality.popularity_answers(contest.asked, contest.split.train)
+    monkeypatch.setattr(contest, "answered", lambda *_: (answers, {"seconds": 1.0}))
+    rows = quality.contest_rows(contest, [0], None)
+    told = [row for row in rows if row.metric == "mrr@100"]
+    assert {(row.model, row.seed) for row in told} == {
+        (row.model, row.seed)
+        for row in rows
+        if (row.metric, row.split) == ("hr@10", "leave-one-out")
+    }
+    assert answers.rank is not None
+    expected = np.where(answers.rank <= 100, 1 / answers.rank, 0).mean()
+    values = [row.value for row in told if row.model in ("popularity", "foundation")]
+    assert values == pytest.approx([expected] * 3)
 
 
 def test_a_gain_is_relative_and_none_over_nothing() -> None:

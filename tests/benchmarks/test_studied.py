@@ -1,6 +1,7 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -8,7 +9,11 @@ import torch
 
 from benchmarks import arms
 from benchmarks import studied as studying
+from benchmarks.peers import sasrec
+from benchmarks.studied import Studied
 from foundation import FitConfig, Foundation
+from promptify.splits import Split
+from promptify.validation import BadInput
 
 
 def test_what_is_trained_like_a_run_is_chosen_by_validation_as_the_run_was(
@@ -47,6 +52,28 @@ def test_a_peer_has_the_seconds_of_this_machine(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"trained on eight GPUs, and this is .*: give --seconds"):
         elsewhere.seconds_for_peers(None, option="--seconds")
     assert elsewhere.seconds_for_peers(7.0, option="--seconds") == 7.0
+
+
+def test_sasrec_begins_with_the_rate_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: dict[str, Any] = {}
+    monkeypatch.setattr(studying, "train_sasrec", lambda *_, **given: trained.update(given))
+    run = cast(Studied, SimpleNamespace(seconds_for_peers=lambda *_, **__: 5.0))
+    parser = studying.run_parser("")
+    studying.add_sasrec_options(parser)
+
+    def told(*words: str) -> tuple[Any, list[float]]:
+        made_of, train = studying.sasrec_of(parser.parse_args(words), run)
+        train(cast(Split, None))
+        return made_of, [config.learning_rate for config in trained["configs"]]
+
+    assert told()[1] == [1e-3]
+    made_of, rates = told("--sasrec-rate", "3e-3")
+    assert rates == [3e-3]
+    assert made_of != told()[0] == [[asdict(sasrec.GRID[0])], (), 5.0]
+    assert told("--tune-sasrec", "--sasrec-rate", "3e-3")[1] == [3e-3] * len(sasrec.GRID)
+    for wrong in ("0", "-1", "nan"):
+        with pytest.raises(BadInput, match=f"--sasrec-rate {wrong} must be above 0"):
+            told("--sasrec-rate", wrong)
 
 
 def test_answers_of_other_code_are_not_taken(
