@@ -35,7 +35,9 @@ class LadderConfig:
         data_weight: how much the data's own losses count beside a teacher's, as a share of what
             `fit` gives them. A repaired student is near its teacher, and noisy labels lead it away.
         taught_by: the rung above, the top, or both, each for half.
-        calibration_rows: prompts that importance is measured and repairs are made on.
+        calibration_rows: prompts that importance is measured on, and repairs are made on where they
+            have no more than `distill.repair.MAX_POSITIONS` positions: of long prompts fewer then,
+            evenly spaced among them, which is logged.
         gate_people: whose held-out slates the gate rests on, the same whatever the seed; all when
             None.
         repair: whether what stays is repaired by least squares.

@@ -16,6 +16,7 @@ Legend: N positions, B prompts of a batch, T positions of the longest, D hidden 
 model, H that of the smaller.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from foundation.batches import by_length, pad_pieces
 from promptify.pieces import Pieces, offsets_of
 from promptify.rows import Rows
 from promptify.validation import BadInput
+
+logger = logging.getLogger(__name__)
 
 MAX_POSITIONS = 65536
 """Positions that a repair rests on, about: their states in both models are held at once."""
@@ -56,8 +59,11 @@ def repair(
         small: made from `foundation` by `pruning.keep`; changed.
         foundation: only read.
         kept: the parts that stayed.
-        rows: calibration prompts.
-        max_positions: of prompts; of items read alone, half as many at most.
+        rows: calibration prompts. Where they have more positions than `max_positions`, those that
+            are read are evenly spaced among them and fewer, which is logged: of 1,000 prompts of
+            270 positions about 240. Importance rests on all of them.
+        max_positions: of prompts, about; of items read alone, half as many at most. What a repair
+            takes of time and of memory is in proportion to them.
         ridge: see `LeastSquares`.
 
     Returns:
@@ -108,6 +114,13 @@ class _Repair:
         prompts = Pieces(ids=rows.ids, offsets=rows.row_offsets)
         inline_slots_JD = self.big.inline_slots(rows)
         told = {"prompt": _sample(prompts, max_positions)}
+        if len(told["prompt"]) < len(prompts):
+            logger.info(
+                "repair reads %d of %d calibration prompts: more are above %d positions",
+                len(told["prompt"]),
+                len(prompts),
+                max_positions,
+            )
         if self.big.uses_slots:
             slots = np.arange(self.big.num_items, dtype=np.int32) + self.big.prompter.vocab_size
             alone = Pieces(ids=slots, offsets=offsets_of(np.ones(len(slots), dtype=np.int64)))

@@ -10,7 +10,8 @@ are merged from, every single byte and every added token. Every prompt of the lo
 prompt, and every score the same score: nothing is approximated. A text with other words is still
 read, in smaller pieces than before.
 
-Byte-level BPE alone: what its tokens are merged from is known, and its bytes can say anything.
+BPE alone, over bytes (GPT-2, Qwen, Llama 3) or over characters with bytes for the others (Gemma):
+what its tokens are merged from is known, and its bytes can say anything.
 
 Source: the idea of vocabulary trimming (Ushio et al., arXiv 2305.15020), here with the merges kept
 closed, so that what is kept is tokenized as it was.
@@ -56,7 +57,7 @@ def trim_vocabulary(
         of its own prompter.
 
     Raises:
-        BadInput: the tokenizer is not a byte-level BPE, or the book is of another prompter.
+        BadInput: the tokenizer is not a BPE with every byte, or the book is of another prompter.
     """
     prompter = foundation.prompter
     if prompter.vocab_size != book.prompter.vocab_size:
@@ -127,27 +128,22 @@ def trim_tokenizer(
     made of: with these kept, the same merges are made of the same text.
 
     Args:
-        tokenizer: a byte-level BPE.
+        tokenizer: a BPE over bytes, or over characters with bytes for the others.
         said: int64, tokens that must stay.
 
     Returns:
         The tokenizer, and the old id of each of its tokens, int64, rising.
 
     Raises:
-        BadInput: it is not a byte-level BPE.
+        BadInput: it is none of these.
     """
     parts: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     model = parts["model"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    vocab: dict[str, int] = model.get("vocab", {})
-    if model.get("type") != "BPE" or not set(alphabet) <= set(vocab):
-        raise BadInput(
-            f"a tokenizer of type {model.get('type')!r} without every byte among its tokens cannot "
-            "be trimmed; byte-level BPE (GPT-2, Qwen, Llama 3) can."
-        )
+    alphabet = _every_byte(model)
+    vocab: dict[str, int] = model["vocab"]
     merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
     word_of = {number: word for word, number in vocab.items()}
-    kept = {word_of[token] for token in said.tolist() if token in word_of} | set(alphabet)
+    kept = {word_of[token] for token in said.tolist() if token in word_of} | alphabet
     # Some lists (Llama 3's as transformers converts it) name every way of making a token.
     made_of: dict[str, list[str]] = {}
     for first, second in merges:
@@ -173,6 +169,26 @@ def trim_tokenizer(
         tokenizer_object=Tokenizer.from_str(json.dumps(parts)), **tokenizer.special_tokens_map
     )
     return trimmed, old.astype(np.int64)
+
+
+def _every_byte(model: dict[str, Any]) -> set[str]:
+    """The tokens that are single bytes, with which a tokenizer can say anything."""
+    kind = model["type"]
+    if kind == "BPE":
+        # Where these are fallen back to, those that stand for bytes elsewhere are characters.
+        single = (
+            {f"<0x{byte:02X}>" for byte in range(256)}
+            if model.get("byte_fallback")
+            else set(pre_tokenizers.ByteLevel.alphabet())
+        )
+        if single <= set(model["vocab"]):
+            return single
+        kind = "BPE without every byte among its tokens"
+    raise BadInput(
+        f"the tokenizer is a {kind}, of which no token can be left out; leave the vocabulary as it "
+        "is, or start from a model whose tokenizer is a BPE with every byte (GPT-2, Qwen, Llama 3, "
+        "Gemma)."
+    )
 
 
 def _renumber(processor: dict[str, Any] | None, new_of_old: dict[int, int]) -> None:

@@ -294,28 +294,39 @@ def test_two_teachers_are_summed(make: Any, book: PromptBook, split: Split) -> N
         torch.testing.assert_close(sums[name], alone[0][name] + alone[1][name])
 
 
-def test_states_of_the_rows_alone_are_matched(make: Any, book: PromptBook, split: Split) -> None:
+@pytest.mark.parametrize("subject", ["hidden", "attention"])
+def test_states_of_the_rows_alone_are_matched(
+    make: Any, book: PromptBook, split: Split, subject: Any
+) -> None:
     """Items are read in passes of their own, which are not what the teacher is asked about."""
     student, teacher = make(), make(seed=1)
     batch = batch_of(book, split)
-    config = TeacherConfig(lessons=(Lesson(subject="hidden"),))
-    got = Distillation(student, [(teacher, config)])(**batch)["teacher_next_item/hidden"]
+    config = TeacherConfig(lessons=(Lesson(subject=subject),))
+    got = Distillation(student, [(teacher, config)])(**batch)[f"teacher_next_item/{subject}"]
     states = []
     for model in (student, teacher):
         every = torch.arange(model.num_items)
         slots = StepSlots(items_N=every, slots_ND=model.slots(every))
-        embeds = model.embed_ids(batch["ids_RT"], slots=slots)
-        out = model.decoder.model(inputs_embeds=embeds, output_hidden_states=True)
-        # The last of those is normed, and not what the layer says.
-        after_first = out.hidden_states[1]
+        embeds, inner = model.embed_ids(batch["ids_RT"], slots=slots), model.decoder.model
+        norms = [
+            norm
+            for layer in inner.layers
+            for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+        ]
         seen: list[torch.Tensor] = []
-        handle = model.decoder.model.norm.register_forward_pre_hook(
-            lambda _m, args, seen=seen: seen.append(args[0])
+        handles = [
+            norm.register_forward_pre_hook(lambda _m, args, seen=seen: seen.append(args[0]))
+            for norm in (*norms, inner.norm)
+        ]
+        inner(inputs_embeds=embeds)
+        for handle in handles:
+            handle.remove()
+        # Before and after each attention, and at the end.
+        before, middle, after = seen[0:-1:2], seen[1::2], seen[2::2]
+        said = (
+            after if subject == "hidden" else [m - b for m, b in zip(middle, before, strict=True)]
         )
-        model.decoder.model(inputs_embeds=embeds)
-        handle.remove()
-        at_K = batch["next_position_K"]
-        states.append([one.flatten(0, 1)[at_K] for one in (after_first, seen[0])])
+        states.append([one.flatten(0, 1)[batch["next_position_K"]] for one in said])
     wanted = torch.stack([distance(s, t) for s, t in zip(*states, strict=True)]).mean()
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
 

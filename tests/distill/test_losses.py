@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from distill.losses import (
     KINDS,
@@ -15,6 +16,7 @@ from distill.losses import (
     label_divergence,
     top_classes,
 )
+from distill.signals import watching
 
 NO = float("-inf")
 
@@ -195,6 +197,86 @@ def test_a_distance_by_hand() -> None:
     student = torch.tensor([[1.0, 0.0], [2.0, 2.0]])
     teacher = torch.tensor([[3.0, 4.0], [2.0, 2.0]])
     assert distance(student, teacher).item() == pytest.approx(20 / 25)
+
+
+def llama(*, seed: int = 0, **sizes: Any) -> Any:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=4,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        initializer_range=0.5,
+        pad_token_id=0,
+        **sizes,
+    )
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@torch.no_grad()
+def attention_of(decoder: Any, ids: list[int]) -> Tensor:
+    """What attention says at every position, as a lesson on it watches."""
+    with watching(decoder, (0,)) as seen:
+        decoder.model(torch.tensor([ids]), position_ids=torch.arange(len(ids))[None])
+    [attention] = seen.at(torch.arange(len(ids)), "attention")
+    return attention
+
+
+def attention_reference(decoder: Any, ids: list[int]) -> Tensor:
+    """The same head by head and position by position, in heads of 4."""
+
+    def turned(x_E: Tensor, at: int) -> Tensor:
+        spin = torch.exp(1j * at * torch.tensor([1.0, 10000.0**-0.5]))
+        z = torch.complex(x_E[:2], x_E[2:]) * spin
+        return torch.cat([z.real, z.imag])
+
+    layer, said = decoder.model.layers[0], []
+    own = layer.self_attn
+    x = layer.input_layernorm(decoder.model.embed_tokens(torch.tensor(ids)))
+    q, k, v = (read(x).unflatten(1, (-1, 4)) for read in (own.q_proj, own.k_proj, own.v_proj))
+    for t in range(len(ids)):
+        heads = []
+        for h in range(q.shape[1]):
+            group = h * k.shape[1] // q.shape[1]
+            asked = [turned(q[t, h], t) @ turned(k[s, group], s) / 2 for s in range(t + 1)]
+            heads.append(torch.stack(asked).softmax(0) @ v[: t + 1, group])
+        said.append(own.o_proj(torch.cat(heads)))
+    return torch.stack(said)
+
+
+@torch.no_grad()
+def test_attention_outputs_are_matched_as_the_plain_sum() -> None:
+    ids = [3, 1, 0, 2, 1]
+    sizes = {"hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
+    student, teacher = llama(**sizes), llama(seed=1, **sizes)
+    total = 0.0
+    for s, t in zip(
+        attention_reference(student, ids), attention_reference(teacher, ids), strict=True
+    ):
+        total += float(((s - t) ** 2).sum() / (t**2).sum())
+    got = distance(attention_of(student, ids), attention_of(teacher, ids))
+    assert got.item() == pytest.approx(total, rel=1e-4)
+
+
+@torch.no_grad()
+def test_attention_outputs_by_hand() -> None:
+    def attending(writes: list[list[float]]) -> Any:
+        decoder = llama(hidden_size=2, num_attention_heads=1)
+        attention = decoder.model.layers[0].self_attn
+        # No position asks for another: each says the mean of what it sees.
+        for weight in (attention.q_proj.weight, attention.k_proj.weight):
+            nn.init.zeros_(weight)
+        nn.init.eye_(attention.v_proj.weight)
+        # Normed, (1, 0) is (√2, 0).
+        attention.o_proj.weight.copy_(torch.tensor(writes) / 2**0.5)
+        decoder.model.embed_tokens.weight[:2] = torch.eye(2)
+        return decoder
+
+    student, teacher = attending([[1.0, 0.0], [0.0, 1.0]]), attending([[0.0, 2.0], [2.0, 0.0]])
+    near, far = attention_of(student, [0, 1]), attention_of(teacher, [0, 1])
+    torch.testing.assert_close(near, torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
+    torch.testing.assert_close(far, torch.tensor([[0.0, 2.0], [1.0, 1.0]]))
+    # (1, 0) from (0, 2): 1 + 4 of 4; (1/2, 1/2) from (1, 1): 1/2 of 2.
+    assert distance(near, far).item() == pytest.approx(5 / 4 + 1 / 4)
 
 
 def test_without_positions_there_is_no_loss() -> None:

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from distill.anatomy import Shape, body_parameters, check_known, notch, shape_of
 from distill.importance import measure_importance
+from distill.kept import Kept
 from distill.pruning import prune
 from foundation import Foundation
 from foundation.batches import take_rows
@@ -87,6 +88,100 @@ def test_importance_is_what_a_plain_pass_says(make: Any, rows: Rows) -> None:
     torch.testing.assert_close(
         importance.neurons[0], active / count * columns, rtol=1e-4, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@torch.no_grad()
+def test_importance_of_groups_and_of_width_is_what_a_plain_pass_says(
+    of_family: Any, rows: Rows, family: str
+) -> None:
+    foundation = of_family(family)
+    decoder, layers = foundation.decoder, foundation.decoder.model.layers
+    given: dict[Any, list[torch.Tensor]] = {}
+    readers = [
+        ((at.q_proj, at.k_proj, at.v_proj), (mlp.gate_proj, mlp.up_proj), at.o_proj)
+        for at, mlp in ((layer.self_attn, layer.mlp) for layer in layers)
+    ]
+    handles = [
+        one.register_forward_pre_hook(
+            lambda one, args: given.setdefault(one, []).append(args[0][0])
+        )
+        for reader in readers
+        for one in (reader[0][0], reader[1][0], reader[2])
+    ]
+    for row in range(len(rows)):
+        ids = torch.from_numpy(take_rows(rows, np.array([row])).ids.astype(np.int64))[None]
+        given.setdefault(decoder.model.norm, []).append(foundation.hidden(ids)[0])
+    for handle in handles:
+        handle.remove()
+    loud = {one: torch.cat(said).abs().mean(0) for one, said in given.items()}
+    importance = measure_importance(foundation, rows, max_positions=500)
+
+    def heard(one: Any, *weights: torch.Tensor) -> torch.Tensor:
+        return loud[one] * torch.cat(weights).norm(dim=0)
+
+    widths = []
+    for depth, (attention, mlp, out) in enumerate(readers):
+        # Two groups of two heads, each 8 wide.
+        by_group = heard(out, out.weight).view(2, 16).sum(1)
+        torch.testing.assert_close(importance.groups[depth], by_group, rtol=1e-4, atol=1e-6)
+        widths += [heard(maps[0], *(one.weight for one in maps)) for maps in (attention, mlp)]
+    labels = decoder.lm_head.weight[foundation.prompter.label_ids]
+    heads = foundation.person_head.weight, foundation.item_head.weight, labels
+    widths.append(heard(decoder.model.norm, *heads))
+    shares = torch.stack([one / one.sum() for one in widths])
+    torch.testing.assert_close(importance.hidden, shares.mean(0), rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_large_weights_that_no_prompt_excites_count_for_nothing(
+    of_family: Any, text_book: PromptBook, split: Split
+) -> None:
+    windows = text_book.windows(split.train, seed=0, epoch=0)
+    rows = text_book.assemble(windows[np.arange(4)], seed=0, epoch=0)
+    foundation = of_family("mistral", "text")
+    decoder, idle = foundation.decoder, [2, 5, 11, 12, 20, 21, 30, 31]
+    rest = [d for d in range(32) if d not in idle]
+    embeddings = decoder.model.embed_tokens.weight
+    said = np.unique(rows.ids)
+    embeddings[:, idle] = 10.0
+    embeddings[np.ix_(said, idle)] = 0.0
+    for layer in decoder.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        mlp.up_proj.weight[0] = 0  # a neuron that never speaks
+        attention.v_proj.weight[:8] = 0
+        attention.v_proj.weight[:8, idle] = 10.0  # the first group reads what nobody writes
+        for writer, silent in ((mlp.down_proj, [0]), (attention.o_proj, list(range(16)))):
+            writer.weight[idle] = 0
+            writer.weight[np.ix_(idle, silent)] = 10.0
+        for reader in (attention.q_proj, attention.k_proj, mlp.gate_proj, mlp.up_proj):
+            reader.weight[:, idle] *= 10
+        attention.q_proj.weight[:16] *= 10
+        attention.k_proj.weight[:8] *= 10
+    for head in (foundation.person_head, foundation.item_head, decoder.lm_head):
+        head.weight[:, idle] *= 10
+    importance = measure_importance(foundation, rows)
+    # By weights alone they would be the last to go.
+    assert embeddings.norm(dim=0)[idle].min() > embeddings.norm(dim=0)[rest].max()
+    for depth, layer in enumerate(decoder.model.layers):
+        attention, mlp = layer.self_attn, layer.mlp
+        for reader in (attention.q_proj, attention.k_proj, mlp.gate_proj, mlp.up_proj):
+            columns = reader.weight[1:].norm(dim=0)
+            assert columns[idle].min() > columns[rest].max()
+        for columns in (attention.v_proj.weight.T, attention.o_proj.weight):
+            first, second = columns.chunk(2, dim=1)
+            assert first.norm() > second.norm()
+        first, second = importance.groups[depth].tolist()
+        assert first < 1e-4 * second
+    assert importance.hidden[idle].max() < 1e-4 * importance.hidden[rest].min()
+    # And are the first, with which no answer changes.
+    shape = smaller(foundation, groups=1, hidden=24)
+    kept = Kept.most_important(importance, shape)
+    assert [one.tolist() for one in kept.groups] == [[1]] * 3
+    assert kept.hidden.tolist() == rest
+    wanted = foundation.embed_users(rows)
+    got = prune(foundation, importance, shape).embed_users(rows)
+    np.testing.assert_allclose(got, wanted, atol=2e-4 * np.abs(wanted).max())
 
 
 def test_pruned_to_its_own_size_nothing_changes(make: Any, rows: Rows, book: PromptBook) -> None:

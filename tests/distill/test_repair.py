@@ -188,8 +188,11 @@ def test_the_larger_model_is_left_as_it_was(make: Any, rows: Rows) -> None:
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_few_positions_are_enough_to_ask_for(make: Any, rows: Rows) -> None:
-    """A sample of the prompts serves, and says the same each time."""
+def test_few_positions_are_enough_to_ask_for(
+    make: Any, rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A sample of the prompts serves, says the same each time, and is told."""
+    caplog.set_level("INFO", logger="distill.repair")
     foundation = make()
     importance = measure_importance(foundation, rows)
     kept = Kept.most_important(importance, replace(shape_of(foundation.decoder), neurons=64))
@@ -199,9 +202,14 @@ def test_few_positions_are_enough_to_ask_for(make: Any, rows: Rows) -> None:
         repair(small, foundation, kept, rows, max_positions=400)
         found.append(small.embed_users(rows))
     np.testing.assert_array_equal(*found)
+    read = max(1, int(len(rows) * 400 / rows.lengths.sum()))
+    told = f"repair reads {read} of {len(rows)} calibration prompts: more are above 400 positions"
+    assert caplog.messages == [told, told]
+    caplog.clear()
     whole = keep(foundation, kept, importance.energy)
     repair(whole, foundation, kept, rows)
     assert not np.allclose(whole.embed_users(rows), found[0], atol=1e-6)
+    assert caplog.messages == []
 
 
 def test_no_prompts_are_refused(make: Any, rows: Rows) -> None:

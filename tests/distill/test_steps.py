@@ -79,6 +79,31 @@ def test_a_width_that_needs_fewer_heads_waits_for_them() -> None:
     assert sizes(decoder, "groups") == [4, 3, 2, 1]
 
 
+def test_the_neurons_of_a_wide_model_go_by_128_and_of_a_narrower_one_by_64() -> None:
+    config = LlamaConfig(
+        vocab_size=8,
+        hidden_size=64,
+        intermediate_size=14336,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+    )
+    with torch.device("meta"):
+        decoder = AutoModelForCausalLM.from_config(config)
+    idle = torch.ones(14336)
+    idle[4000:] = 0  # Neurons go first.
+    importance = even(decoder, neurons=(idle, idle))
+    for neurons, step, by in ((14336, 0.2, 128), (14300, 0.1, 128), (8192, 0.2, 64)):
+        there = replace(shape_of(decoder), neurons=neurons)
+        floor = (1 - step) * body_parameters(decoder, there)
+        shape = next_shape(decoder, importance, step=step, at_least=0, start=there)
+        assert shape is not None
+        assert shape == replace(there, neurons=shape.neurons)
+        assert shape.neurons % by == 0
+        # Not one notch more fits in the step.
+        less = replace(shape, neurons=shape.neurons - by)
+        assert body_parameters(decoder, less) < floor <= body_parameters(decoder, shape)
+
+
 def test_what_counts_least_goes_first(make: Any) -> None:
     decoder = make(size="small").decoder
     there = shape_of(decoder)

@@ -1,5 +1,6 @@
 """A trimmed vocabulary: the same prompts, the same scores, fewer rows."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from distill.vocabulary import said_tokens, trim_tokenizer, trim_vocabulary
@@ -41,17 +42,56 @@ def hub_tokenizer(text_book: PromptBook) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-@pytest.fixture(scope="module", params=["slot", "text"])
+@pytest.fixture(scope="module")
+def like_gemma(text_book: PromptBook) -> PreTrainedTokenizerFast:
+    """Another, whose tokens are characters, with bytes for those that it lacks."""
+    texts = [text_book.prompter.tokenizer.decode(piece) for piece in text_book.said.items]
+    labels = "".join(f" => {word}\n" for word in text_book.prompter.label_words)
+    backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("\n", "isolated"),
+            pre_tokenizers.Split("▁", "merged_with_next"),
+        ]
+    )
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    single = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500,
+        special_tokens=["<unk>", "<pad>", *single],
+        # Its many characters may hold those that stand for bytes in a byte-level BPE.
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator([*texts, *(f" {text}" for text in ELSEWHERE), labels * 50], trainer)
+    parts = json.loads(backend.to_str())
+    # Bytes are tokens like others there.
+    parts["added_tokens"] = [one for one in parts["added_tokens"] if one["content"] not in single]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(parts)),
+        unk_token="<unk>",
+        pad_token="<pad>",
+        eos_token="<pad>",
+        additional_special_tokens=["<|user|>", "<|never|>"],
+    )
+
+
+@pytest.fixture(scope="module", params=["slot", "text", "text, characters"])
 def hub_book(
     request: Any,
     book: PromptBook,
     text_book: PromptBook,
     split: Split,
     hub_tokenizer: PreTrainedTokenizerFast,
+    like_gemma: PreTrainedTokenizerFast,
 ) -> PromptBook:
-    own = {"slot": book, "text": text_book}[request.param]
+    own = book if request.param == "slot" else text_book
+    tokenizer = like_gemma if "characters" in request.param else hub_tokenizer
     config, log = own.prompter.config, own.interactions
-    return Prompter.fit(log, split.train, TASKS, config=config, tokenizer=hub_tokenizer).book(log)
+    return Prompter.fit(log, split.train, TASKS, config=config, tokenizer=tokenizer).book(log)
 
 
 @pytest.fixture(scope="module")
@@ -116,13 +156,15 @@ def test_it_is_saved_and_loads_as_stock(
 
 @given(text=st.text(max_size=40))
 def test_any_text_can_still_be_said(
-    text: str, text_book: PromptBook, hub_tokenizer: PreTrainedTokenizerFast
+    text: str, hub_tokenizer: PreTrainedTokenizerFast, like_gemma: PreTrainedTokenizerFast
 ) -> None:
-    small, kept = trim_tokenizer(hub_tokenizer, np.array([300, 301]))
-    assert len(kept) < 300
-    ids = token_ids(small, [text])[0]
-    assert small.decode(ids) == text
-    assert all(0 <= token < len(kept) for token in ids)
+    for tokenizer in (hub_tokenizer, like_gemma):
+        [arrow] = token_ids(tokenizer, [" =>"])  # which every log says
+        small, kept = trim_tokenizer(tokenizer, np.array([300, 301, *arrow]))
+        assert len(kept) < 300
+        ids = token_ids(small, [text])[0]
+        assert small.decode(ids) == tokenizer.decode(token_ids(tokenizer, [text])[0])
+        assert all(0 <= token < len(kept) for token in ids)
 
 
 def test_texts_that_are_to_come_stay_in_whole_words(
@@ -165,11 +207,29 @@ def test_every_way_of_making_a_token_stays() -> None:
     assert kept[token_ids(small, ["abcde"])[0]].tolist() == before
 
 
-def test_another_kind_of_tokenizer_is_refused() -> None:
-    words = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
-    with pytest.raises(BadInput, match=r"'WordLevel'.*byte-level BPE"):
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [
+        (models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"), "a WordLevel"),
+        (models.Unigram([("[UNK]", 0.0), ("a", -1.0)], unk_id=0), "a Unigram"),
+        (models.BPE(vocab={"a": 0, "[UNK]": 1}, merges=[]), "a BPE without every byte"),
+        # It falls back to bytes, and lacks most.
+        (
+            models.BPE(
+                vocab={
+                    word: place
+                    for place, word in enumerate(["<0x41>", *pre_tokenizers.ByteLevel.alphabet()])
+                },
+                merges=[],
+                byte_fallback=True,
+            ),
+            "a BPE without every byte",
+        ),
+    ],
+)
+def test_another_kind_of_tokenizer_is_refused(model: Any, kind: str) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model))
+    with pytest.raises(BadInput, match=rf"the tokenizer is {kind}.* leave the vocabulary as it is"):
         trim_tokenizer(tokenizer, np.array([0]))
 
 
