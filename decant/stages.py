@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from decant import processes
 from decant.fingerprints import code_hashes, fingerprint
 from decant.run_record import json_hash, utc_now
+from promptify.validation import BadInput
 from promptify.whole import delete, put, write_whole
 
 logger = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ class Stages:
     Raises:
         ValueError: the folder holds another run or no run at all, or another process is
             writing to it.
+        BadInput: a scratch folder in it is a link.
 
     Example:
         >>> import tempfile
@@ -139,6 +141,7 @@ class Stages:
             folder.mkdir(parents=True, exist_ok=True)
             self._take_lock()
         try:
+            self._check_scratch()
             self._check_recipe(recipe, continuing, swappable, as_now)
         except BaseException:
             self._withdraw()
@@ -295,6 +298,16 @@ class Stages:
             )
         if not self._dry_run:
             write_whole(path, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
+
+    def _check_scratch(self) -> None:
+        """Refuse scratch that lies elsewhere: what is deleted there may be somebody's own."""
+        scratch = self.folder / ".scratch"
+        for path in (scratch, *scratch.glob("*")):
+            if path.is_symlink():
+                raise BadInput(
+                    f"{path} is a link to another place, where a run would delete and write; "
+                    "remove it."
+                )
 
     def _why_run(self, out: Path, scratch: Path, record: StageRecord) -> str | None:
         """Why a stage must run, or None if it is up to date."""

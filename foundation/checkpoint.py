@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from filelock import FileLock
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -99,6 +99,8 @@ def load_decoder(name: str | Path) -> Any:
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BadInput(f"cannot load a model from {name}: {_first_line(error)} {_GIVE}") from error
+    except Exception as error:  # stock transformers checks little of what a configuration says
+        raise _unusable(name, error) from error
     # Stock transformers draws what a file lacks at random, and only warns.
     lacking = sorted(report["missing_keys"])
     if lacking:
@@ -140,14 +142,49 @@ def load_config(name: str | Path) -> PreTrainedConfig:
     """The configuration of a checkpoint by folder or hub name; no code from outside.
 
     Raises:
-        BadInput: there is none, or it says what cannot be.
+        BadInput: there is none, or it says what cannot be or asks the hub for code.
     """
+    _read_config(name)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(str(name), trust_remote_code=False)
-    except (OSError, ValueError, StrictDataclassError) as error:
-        said = " ".join(str(error).split()).removesuffix(".")
-        raise BadInput(f"cannot use {Path(name) / 'config.json'}: {said}. {_GIVE}") from error
+    except Exception as error:  # of any kind, as in `load_decoder`
+        raise _unusable(name, error) from error
     return config
+
+
+def _read_config(name: str | Path) -> dict[str, Any]:
+    """The fields of a configuration, of which none makes stock transformers ask the hub for code.
+
+    Attention may be a repository of native code, by any field that ends as below; a map of
+    attributes may hide such a field behind another.
+    """
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(str(name))
+    except Exception as error:
+        raise _unusable(name, error) from error
+    if not isinstance(config, dict):
+        raise BadInput(
+            f"{Path(name) / 'config.json'} must hold fields and their values; copy it again."
+        )
+    left: list[tuple[str, Any]] = [("", config)]
+    while left:
+        field, value = left.pop()
+        chooses = field.endswith("_implementation")
+        if field == "attribute_map" or (chooses and isinstance(value, str) and "/" in value):
+            raise BadInput(
+                f"{name} may ask the hub for code ({field} in its config.json), which is refused; "
+                "take that field out of it."
+            )
+        if isinstance(value, dict):
+            left += [(field if chooses else inside, value[inside]) for inside in value]
+        elif isinstance(value, list):
+            left += [(field, inside) for inside in value]
+    return config
+
+
+def _unusable(name: str | Path, error: Exception) -> BadInput:
+    said = " ".join(_text(error).split()).removesuffix(".")
+    return BadInput(f"cannot use {Path(name) / 'config.json'}: {said}. {_GIVE}")
 
 
 def refuse_quantised(name: str | Path, config: PreTrainedConfig) -> None:
@@ -272,10 +309,11 @@ def load(folder: Path, *, text_encoder: Path | None) -> "Foundation":
             f"{folder} is not a whole foundation: {', '.join(missing)} is missing. "
             f"Point to a folder that `save_pretrained` or `decant run` wrote."
         )
-    item_ids, item_pieces = _load_catalogue(folder / "catalogue.parquet")
+    prompter = Prompter.load(folder / "prompter")
+    item_ids, item_pieces = _load_catalogue(folder / "catalogue.parquet", prompter.vocab_size)
     foundation = Foundation(
         load_decoder(folder),
-        prompter=Prompter.load(folder / "prompter"),
+        prompter=prompter,
         config=_load_config(folder / "foundation.json", text_encoder),
         item_ids=item_ids,
         item_pieces=item_pieces,
@@ -298,14 +336,21 @@ def load(folder: Path, *, text_encoder: Path | None) -> "Foundation":
     return foundation
 
 
-def _load_catalogue(path: Path) -> tuple[list[str], Pieces]:
+def _load_catalogue(path: Path, vocab_size: int) -> tuple[list[str], Pieces]:
     try:
         table = pq.read_table(path)
         ids = table.column("ids").combine_chunks()
-        pieces = Pieces(ids=ids.values.to_numpy().astype(np.int32), offsets=ids.offsets.to_numpy())
-        return table.column("item_id").to_pylist(), pieces
+        tokens, offsets = ids.values.to_numpy(), ids.offsets.to_numpy()
+        item_ids = table.column("item_id").to_pylist()
     except (pa.ArrowException, OSError, KeyError, AttributeError) as error:
         raise BadInput(f"{path} cannot be read: {_first_line(error)} {_CUT_SHORT}") from error
+    strange = tokens[(tokens < 0) | (tokens >= vocab_size)]
+    if len(strange):
+        raise BadInput(
+            f"{path} holds the token {strange[0]}, outside the vocabulary of {vocab_size}; copy "
+            "the folder again."
+        )
+    return item_ids, Pieces(ids=tokens.astype(np.int32), offsets=offsets)
 
 
 def _load_config(path: Path, text_encoder: Path | None) -> FoundationConfig:
@@ -335,7 +380,8 @@ def _published(settings: FoundationConfig) -> FoundationConfig:
 def weights_hash(folder: Path) -> str:
     """SHA-256 of the weights in a saved foundation: what an index says it was made with."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    indexes = folder.glob("*.safetensors.index.json")
+    for path in sorted([*folder.glob("*.safetensors"), *indexes]):
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -349,24 +395,18 @@ def write_weights(state: dict[str, Tensor], path: Path) -> None:
 
 
 def refuse_code(folder: Path) -> None:
-    """Refuse a folder that wants to run its own code, or holds pickled weights or an adapter.
+    """Refuse a folder that wants to run code, or whose weights are pickled or lie elsewhere.
 
     Raises:
-        BadInput: it does, it is no checkpoint, or this user may not read it.
+        BadInput: it does, they are or do, it is an adapter or no checkpoint, or this user may not
+            read it.
     """
     _refuse_unreadable(folder, *folder.glob("*.json"), *folder.glob("*.safetensors"))
     if (folder / "adapter_config.json").exists():
         raise BadInput(_ADAPTER.format(name=folder))
     if not (folder / "config.json").exists():
         raise BadInput(f"{folder} holds no config.json: it is not a Hugging Face checkpoint.")
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise BadInput(f"{folder / 'config.json'} is not JSON: {_first_line(error)}") from error
-    if not isinstance(config, dict):
-        raise BadInput(
-            f"{folder / 'config.json'} must hold fields and their values; copy the folder again."
-        )
+    config = _read_config(folder)
     if "auto_map" in config:
         raise BadInput(
             f"{folder} wants to run code of its own (auto_map in config.json), which is refused. "
@@ -376,6 +416,32 @@ def refuse_code(folder: Path) -> None:
         raise BadInput(
             f"{folder} holds no model.safetensors; pickled weights are refused. Convert them first."
         )
+    _refuse_elsewhere(folder, config)
+
+
+def _refuse_elsewhere(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse weights that do not lie in the folder itself, where `weights_hash` looks."""
+    there = [path.name for path in folder.glob("model*.safetensors")]
+    index = folder / "model.safetensors.index.json"
+    whole = "model.safetensors" if "model.safetensors" in there else index.name
+    read = config.get("transformers_weights") or whole
+    if read in there:
+        return
+    if read != index.name:
+        raise BadInput(
+            f"{folder / 'config.json'} names {read} (transformers_weights), which is no "
+            "model*.safetensors beside it; take that field out of it."
+        )
+    try:
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BadInput(f"{index} cannot be read: {_first_line(error)} {_CUT_SHORT}") from error
+    for name in files:
+        if name not in there:
+            raise BadInput(
+                f"{index} names {name}, which is no model*.safetensors beside it; copy the folder "
+                "again."
+            )
 
 
 def _refuse_unreadable(*paths: Path) -> None:
@@ -396,5 +462,11 @@ def _refuse_unreadable(*paths: Path) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = _text(error).splitlines()[0]
     return text if text.endswith(".") else text + "."
+
+
+def _text(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    # It says what was looked up, and nothing else.
+    return f"KeyError {text}" if isinstance(error, KeyError) else text

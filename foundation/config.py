@@ -8,6 +8,9 @@ from foundation.calibration import Calibration
 
 SlotPart = Literal["reading", "bag", "encoder", "residual"]
 
+_MAX_WIDTH = 1 << 16
+"""Numbers that a vector may have: as many as an index takes."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextEncoderRecord:
@@ -23,6 +26,10 @@ class TextEncoderRecord:
     path: str = field(compare=False, repr=False)
     sha256: str
     dim: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.dim <= _MAX_WIDTH:
+            raise ValueError(f"TextEncoderRecord.dim={self.dim} must be in [1, {_MAX_WIDTH}].")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,8 +110,10 @@ class FoundationConfig:
                 f"FoundationConfig.window_tokens={self.window_tokens} must be at least 1; None "
                 "attends to everything."
             )
-        if self.vector_dim < 1:
-            raise ValueError(f"FoundationConfig.vector_dim={self.vector_dim} must be at least 1.")
+        if not 1 <= self.vector_dim <= _MAX_WIDTH:
+            raise ValueError(
+                f"FoundationConfig.vector_dim={self.vector_dim} must be in [1, {_MAX_WIDTH}]."
+            )
         given = self.vector_widths
         if given and (
             sorted(set(given)) != list(given) or given[0] < 1 or given[-1] > self.vector_dim

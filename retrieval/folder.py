@@ -16,6 +16,7 @@ manifest names are swept up by the next save. One process may write a folder, an
 """
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable
@@ -42,7 +43,8 @@ from retrieval.tuning import Effort
 
 BUILDING = ".building-"
 """A folder of this name inside an index holds a build that is not whole yet."""
-_NEW = ".new"
+_NEW = re.compile(r"(\.[0-9a-f]{12})?\.new$")
+"""What the name of a file ends with until it is whole."""
 
 
 def new_token() -> str:
@@ -115,13 +117,15 @@ def commit(folder: Path, manifest: IndexManifest) -> None:
 def write_file(path: Path, write: Callable[[Path], object]) -> str:
     """Write a file under another name, sync it and rename it.
 
+    Nobody can tell that name before: a link that waited there would be written through.
+
     Returns:
         Its SHA-256.
 
     Raises:
         OSError: it could not be written; nothing of it is left then.
     """
-    new = path.with_name(path.name + _NEW)
+    new = path.with_name(f"{path.name}.{new_token()}.new")
     try:
         write(new)
         digest = sha256_of(new)
@@ -350,8 +354,9 @@ def has(folder: Path, digests: dict[str, str]) -> bool:
 
 
 def _is_ours(name: str) -> bool:
-    is_data = FILE_NAME.fullmatch(name.removesuffix(_NEW))
-    return bool(is_data) or name == MANIFEST_NAME + _NEW or name.startswith(BUILDING)
+    whole_name = _NEW.sub("", name)
+    is_new_manifest = whole_name == MANIFEST_NAME != name
+    return bool(FILE_NAME.fullmatch(whole_name)) or is_new_manifest or name.startswith(BUILDING)
 
 
 def _sync(path: Path) -> None:

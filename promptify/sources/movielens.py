@@ -34,6 +34,8 @@ FILMS = Task(
 )
 
 _STARS = {"1": "disliked", "2": "disliked", "3": "watched", "4": "liked", "5": "liked"}
+_MAX_MEMBER_BYTES = 100_000_000
+"""A file in a zip may be as long: four times the longest, the ratings of MovieLens-1M."""
 _GENDERS = {"F": "female", "M": "male"}
 _AGES = {
     "1": "under 18",
@@ -168,9 +170,10 @@ class _Folder:
         self._expected = f"expected {name}.zip of GroupLens, with {', '.join(members)} inside"
         if not self._path.is_file():
             raise BadInput(f"{self._path} is not a file; {self._expected}.")
-        there = self._zip(lambda archive: archive.namelist())
+        infos = self._zip(lambda archive: archive.infolist())
+        there = [info.filename for info in infos]
         self._members = {
-            member: found for member in members for found in there if _ends(found, member)
+            member: info for member in members for info in infos if _ends(info.filename, member)
         }
         missing = [member for member in members if member not in self._members]
         if missing:
@@ -178,10 +181,18 @@ class _Folder:
                 f"{self._path} lacks {', '.join(missing)}; {self._expected}; it holds "
                 f"{', '.join(there[:5]) or 'nothing'}."
             )
+        for member, info in self._members.items():
+            # Other ways to compress give all that they hold at once, however little is asked for.
+            is_read_in_parts = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+            if info.file_size > _MAX_MEMBER_BYTES or not is_read_in_parts:
+                raise BadInput(
+                    f"{member} in {self._path} is too large, or compressed in a way that GroupLens "
+                    f"does not use ({info.file_size} bytes); {self._expected}: download it again."
+                )
 
     def table(self, member: str, *, separator: str, names: Sequence[str]) -> pa.Table:
         """The lines of a file as columns of text; lines with another number of fields are bad."""
-        data = self._zip(lambda archive: archive.read(self._members[member]))
+        data = self._zip(lambda archive: _content(archive, self._members[member]))
         file = f"{self._path.name}/{member}"
         lines = pc.utf8_rtrim(pa.array(data.decode("latin-1").split("\n")), "\r")
         fits = np.asarray(pc.equal(pc.count_substring(lines, separator), len(names) - 1))
@@ -275,6 +286,12 @@ def _words_of(check: RowCheck, column: str, words: Mapping[str, str]) -> pa.Arra
         np.asarray(codes.is_null()), column=column, reason=f"is not one of {', '.join(words)}"
     )
     return pa.array(list(words.values()), pa.string()).take(codes)
+
+
+def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """A file in a zip; of one that is longer than it says no more is read than that."""
+    with archive.open(info) as file:
+        return file.read(info.file_size)
 
 
 def _ends(found: str, member: str) -> bool:

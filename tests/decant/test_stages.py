@@ -16,6 +16,7 @@ from decant import fingerprints, processes
 from decant.fingerprints import fingerprint
 from decant.run_record import json_hash
 from decant.stages import Stages
+from promptify.validation import BadInput
 
 Made = list[str]
 
@@ -291,6 +292,27 @@ def test_a_stage_that_lies_on_another_disk_is_made_anew_as_often_as_it_must(tmp_
     # What a link shows is not ours to delete.
     assert (disk / "file.txt").read_text() == "version 0"
     assert {path.name for path in run.iterdir()} - {".lock", ".scratch"} == {"recipe.json", "data"}
+
+
+@pytest.mark.parametrize("name", [".scratch", ".scratch/data-0123"])
+def test_a_scratch_folder_that_lies_elsewhere_is_refused_and_left_as_it_is(tmp_path, name):
+    with Stages(tmp_path / "run", recipe={}) as stages:
+        stages.run("data", make([]), inputs={})
+    kept = tmp_path / "theirs" / "data-mine" / "file.txt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("theirs")
+    link = tmp_path / "run" / name
+    if link.parent.name == ".scratch":
+        link.parent.mkdir(exist_ok=True)
+    else:
+        link.rmdir()
+    link.symlink_to(tmp_path / "theirs")
+    with pytest.raises(BadInput, match=f"{name} is a link .* remove it"):
+        Stages(tmp_path / "run", recipe={})
+    assert kept.read_text() == "theirs"
+    link.unlink()
+    with Stages(tmp_path / "run", recipe={}) as stages:
+        stages.run("data", make([]), inputs={"seed": 2})
 
 
 def test_a_recipe_that_was_cut_in_half_is_named(tmp_path):

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -228,12 +230,26 @@ def test_a_head_of_its_own_is_kept_where_the_configuration_says_tied(
         torch.testing.assert_close(loaded(ids).logits, wanted)
 
 
-@pytest.mark.parametrize("content", [[], {"hidden_size": "32"}], ids=["a list", "a word"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "[" * 100_000,
+        '{"a":' * 900 + "1" + "}" * 900,
+        {"hidden_size": "32"},
+        {"hidden_act": "nope"},
+        {"dtype": "nope"},
+        {"quantization_config": "nope"},
+        {"model_type": []},
+        {"num_attention_heads": 0},
+    ],
+    ids=lambda content: str(content)[:40],
+)
 def test_a_configuration_that_cannot_be_is_named(copy: Path, content: Any) -> None:
-    if content:
+    if isinstance(content, dict):
         change_config(copy, **content)
     else:
-        (copy / "config.json").write_text("[]")
+        (copy / "config.json").write_text(content)
     with pytest.raises(BadInput, match=r"copy/config\.json"):
         checkpoint.load_decoder(copy)
 
@@ -260,6 +276,109 @@ def test_code_from_outside_is_refused(copy: Path) -> None:
     change_config(copy, auto_map={"AutoModelForCausalLM": "evil.Model"})
     (copy / "evil.py").write_text("raise SystemExit('ran')")
     with pytest.raises(BadInput, match="auto_map"):
+        Foundation.from_pretrained(copy)
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"attn_implementation": "evil/kernel"}, "attn_implementation"),
+        ({"attn_implementation": {"": "paged|evil/kernel"}}, "attn_implementation"),
+        ({"parts": [{"_attn_implementation": "evil/kernel@v1"}]}, "_attn_implementation"),
+        ({"attribute_map": {"a": "_attn_implementation"}, "a": "evil/kernel"}, "attribute_map"),
+    ],
+)
+def test_a_configuration_that_asks_the_hub_for_code_is_refused(
+    copy: Path, changed: dict[str, Any], field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_config(copy, **changed)
+    said = f"may ask the hub for code \\({field} in its config.json\\)"
+    # As for a text encoder too.
+    with pytest.raises(BadInput, match=said):
+        checkpoint.refuse_code(copy)
+    # Of a name on the hub, its configuration is all that is asked.
+    monkeypatch.setattr(checkpoint, "refuse_code", lambda _: None)
+    with pytest.raises(BadInput, match=said):
+        checkpoint.load_decoder(copy)
+
+
+def test_a_configuration_may_say_which_attention(copy: Path) -> None:
+    change_config(copy, attn_implementation="eager")
+    assert checkpoint.load_decoder(copy).config._attn_implementation == "eager"
+
+
+def shard(folder: Path) -> Any:
+    """Give a folder's decoder as two files, and what their index says."""
+    checkpoint.load_decoder(folder).save_pretrained(folder, max_shard_size="100KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    return json.loads((folder / "model.safetensors.index.json").read_text())
+
+
+def test_weights_in_several_files_are_loaded_and_the_hash_follows_their_index(copy: Path) -> None:
+    before = checkpoint.load_decoder(copy).state_dict()
+    index = shard(copy)
+    assert len(set(index["weight_map"].values())) > 1
+    after = checkpoint.load_decoder(copy).state_dict()
+    assert all(torch.equal(after[name], weights) for name, weights in before.items())
+    was = checkpoint.weights_hash(copy)
+    index["metadata"]["total_size"] = 1
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert checkpoint.weights_hash(copy) != was
+
+
+@pytest.mark.parametrize("elsewhere", ["../outside.safetensors", "inside/model.safetensors", [1]])
+def test_weights_that_lie_elsewhere_are_refused(copy: Path, elsewhere: Any) -> None:
+    index = shard(copy)
+    name, file = next(iter(index["weight_map"].items()))
+    (copy / "inside").mkdir()
+    shutil.copy(copy / file, copy / "inside" / "model.safetensors")
+    shutil.copy(copy / file, copy.parent / "outside.safetensors")
+    index["weight_map"][name] = elsewhere
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(BadInput, match=r"index\.json names .*(side|1).* beside it"):
+        checkpoint.load_decoder(copy)
+
+
+def test_a_configuration_that_names_weights_elsewhere_is_refused(copy: Path) -> None:
+    (copy / "inside").mkdir()
+    shutil.copy(copy / "model.safetensors", copy / "inside")
+    change_config(copy, transformers_weights="inside/model.safetensors")
+    with pytest.raises(BadInput, match=r"names inside/model\.safetensors \(transformers_weights"):
+        checkpoint.load_decoder(copy)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"weight_map": 5}', "[" * 100_000, None])
+def test_an_index_of_weights_that_cannot_be_read_is_named(copy: Path, content: str | None) -> None:
+    shard(copy)
+    index = copy / "model.safetensors.index.json"
+    index.unlink() if content is None else index.write_text(content)
+    with pytest.raises(BadInput, match=r"model\.safetensors\.index\.json cannot be read"):
+        checkpoint.load_decoder(copy)
+
+
+@pytest.mark.parametrize("width", ["vector_dim", "text_encoder"])
+def test_widths_beyond_all_use_are_refused_before_anything_is_made_of_them(
+    copy: Path, width: str
+) -> None:
+    settings = json.loads((copy / "foundation.json").read_text())
+    if width == "vector_dim":
+        settings["vector_dim"] = 10**9
+    else:
+        settings["text_encoder"] = {"path": "", "sha256": "", "dim": 10**9}
+        settings["slot_parts"] = ["encoder"]
+    (copy / "foundation.json").write_text(json.dumps(settings))
+    with pytest.raises(BadInput, match=r"foundation\.json .*=1000000000 must be in \[1, 65536\]"):
+        Foundation.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("token", [-3, 10**9, 2**40])
+def test_a_catalogue_of_tokens_that_are_none_is_refused(copy: Path, token: int) -> None:
+    path = copy / "catalogue.parquet"
+    table = pq.read_table(path)
+    ids = table.column("ids").to_pylist()
+    ids[1] = [*ids[1], token]
+    pq.write_table(table.set_column(1, "ids", pa.array(ids, pa.large_list(pa.int64()))), path)
+    with pytest.raises(BadInput, match=rf"catalogue\.parquet .*{token}.* outside the vocabulary"):
         Foundation.from_pretrained(copy)
 
 

@@ -2,11 +2,13 @@
 
 import io
 import json
+import tracemalloc
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from promptify.sources import movielens
 from promptify.sources.movielens import ml_1m, ml_100k, natural_title
 from promptify.splits import leave_one_out
 from promptify.validation import BadInput
@@ -27,8 +29,8 @@ SMALL_100K = {
 }
 
 
-def make_zip(path: Path, members: dict[str, str]) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+def make_zip(path: Path, members: dict[str, str], compression: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
         for name, text in members.items():
             archive.writestr(f"{path.stem}/{name}", text.encode("latin-1"))
     return path
@@ -158,6 +160,29 @@ def test_a_cut_or_damaged_zip_is_refused(tmp_path: Path) -> None:
     path.write_bytes(whole[:50] + bytes(20) + whole[70:])
     with pytest.raises(BadInput, match="is not a whole zip file"):
         ml_1m(path)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_a_zip_that_would_fill_the_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: int
+) -> None:
+    if compression == zipfile.ZIP_DEFLATED:
+        monkeypatch.setattr(movielens, "_MAX_MEMBER_BYTES", 99)
+    path = make_zip(tmp_path / "ml-1m.zip", SMALL_1M | {"ratings.dat": "\n" * 100}, compression)
+    with pytest.raises(BadInput, match=r"ratings\.dat .*100 bytes.*GroupLens"):
+        ml_1m(path)
+
+
+def test_a_member_is_read_as_far_as_it_says(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "ml-1m.zip", SMALL_1M | {"ratings.dat": "\n" * 20_000_000})
+    content = path.read_bytes()
+    path.write_bytes(content.replace((20_000_000).to_bytes(4, "little"), b"\x63\0\0\0"))
+    tracemalloc.start()
+    with pytest.raises(BadInput, match="not a whole zip file"):
+        ml_1m(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
 
 
 def test_another_zip_is_refused_with_what_was_expected(tmp_path: Path) -> None:

@@ -218,12 +218,22 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_index(tmp_path):
 def test_a_first_save_that_was_killed_does_not_stand_in_the_way(tmp_path):
     index, _, _ = built()
     index.save(tmp_path)
-    (tmp_path / "manifest.json").rename(tmp_path / "manifest.json.new")
+    (tmp_path / "manifest.json").rename(tmp_path / "manifest.json.0123456789ab.new")
     with pytest.raises(IndexMismatch, match="holds no index"):
         ItemIndex.load(tmp_path)
     built(seed=2)[0].save(tmp_path)
     assert len(ItemIndex.load(tmp_path)) == 200
     assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_what_waits_under_an_old_name_of_a_first_write_is_not_written_through(tmp_path):
+    theirs = tmp_path / "theirs.txt"
+    theirs.write_text("theirs")
+    built()[0].save(tmp_path / "index")
+    (tmp_path / "index" / "manifest.json.new").symlink_to(theirs)
+    built(seed=2)[0].save(tmp_path / "index")
+    assert theirs.read_text() == "theirs"
+    assert not list((tmp_path / "index").glob("*.new"))
 
 
 def test_another_programs_manifest_is_not_overwritten(tmp_path):

@@ -282,7 +282,7 @@ def test_save_that_fails_at_the_very_end_puts_the_old_index_back(tmp_path, monke
     rename = path_type.rename
 
     def refuse_the_new(self, target):
-        if self.name == "manifest.json.new":
+        if target.name == "manifest.json":
             raise PermissionError("not today")
         return rename(self, target)
 
