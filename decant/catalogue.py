@@ -28,6 +28,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from decant.layout import RunLayout
 from decant.served import Served
 from foundation import Foundation
 from foundation.told_items import ItemReadings
@@ -38,7 +39,7 @@ from promptify.schema import Schema
 from promptify.sources.files import json_columns
 from promptify.validation import BadInput, BadRows, OnBadRows, shown
 from promptify.whole import sync, write_whole
-from retrieval import ItemIndex
+from retrieval import IndexManifest, IndexMismatch, ItemIndex
 from retrieval.manifest import sha256_of
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 _CURRENT = "current.json"
 _ITEMS, _REMOVED, _READINGS = "items.parquet", "removed.parquet", "readings.safetensors"
 _FORMAT_VERSION = 1
+_VERSION = re.compile(r"v\d+-[0-9a-f]+")
 _UNREADABLE = (
     OSError,
     KeyError,
@@ -171,17 +173,25 @@ class SavedCatalogue:
             model_hash=current["model_hash"],
         )
 
-    def write(self, served: Served, index: ItemIndex) -> None:
+    def write(self, served: Served, index: ItemIndex, *, while_serving: bool = False) -> None:
         """Make what is served the version that is read from now on, whole or not at all.
 
         Args:
             served: is written.
             index: the one of `served`; nobody may add to it meanwhile.
+            while_serving: by a recommender, which may have been loaded long ago: its model must be
+                the one that the run is indexed for. A command that indexes for another leaves it.
 
         Raises:
-            BadInput: another process saved since this folder was read.
+            BadInput: another process saved since this folder was read, another model serves, or
+                the folder is a link.
             OSError: the disk is full or not writable; what was there is still there then.
         """
+        if self.folder.is_symlink():
+            raise BadInput(
+                f"{self.folder} is a link to another place, where old versions would be deleted; "
+                "remove it."
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock", timeout=_PATIENCE_SECONDS):
             before = self._current_version()
@@ -190,6 +200,8 @@ class SavedCatalogue:
                     f"{self.folder}: another process saved items since this one read them; load "
                     "the run again and make the changes anew."
                 )
+            if while_serving:
+                self._check_model(index.manifest.model_hash)
             version = self.folder / f"v{_number(before) + 1}-{secrets.token_hex(4)}"
             try:
                 version.mkdir()
@@ -215,9 +227,21 @@ class SavedCatalogue:
                     shutil.rmtree(version, ignore_errors=True)
                 raise
             self._version = version.name
-            for old in self.folder.glob("v*-*"):
-                if old != version:
+            for old in self.folder.iterdir():
+                if _VERSION.fullmatch(old.name) and old != version:
                     shutil.rmtree(old, ignore_errors=True)
+
+    def _check_model(self, model_hash: str) -> None:
+        """Refuse to write what no load would take: the index of a model that serves no more."""
+        try:
+            indexed = IndexManifest.read(RunLayout(self.folder.parent).index)
+        except IndexMismatch:  # None is there, or a damaged one, of which a load tells.
+            return
+        if indexed.model_hash != model_hash:
+            raise BadInput(
+                f"{self.folder.parent}: another model serves this run now than the one that was "
+                "loaded; load the run again and make the changes anew."
+            )
 
     def _write_version(self, served: Served, version: Path) -> None:
         log, table = served.interactions, served.foundation.items
@@ -243,7 +267,7 @@ class SavedCatalogue:
         if current["format_version"] != _FORMAT_VERSION:
             raise ValueError(f"format {current['format_version']!r} is not known here")
         # A name that leads out of the folder is nobody's version.
-        if not re.fullmatch(r"v\d+-[0-9a-f]+", current["version"]):
+        if not _VERSION.fullmatch(current["version"]):
             raise ValueError(f"{_CURRENT} names the version {shown(current['version'])}")
         if set(current["sha256"]) != {_ITEMS, _REMOVED, _READINGS}:
             raise ValueError(f"{_CURRENT} does not name the files")

@@ -20,6 +20,7 @@ from decant.run_record import json_hash
 from decant.sourcing import Source
 from foundation import LoraOptions
 from foundation.sizes import SHAPES
+from promptify.plain_yaml import load_yaml
 from promptify.validation import BadInput
 
 _SWEEP_KEYS = {"source", "data", "users", "items", "events", "task", "form", "recipe"}
@@ -154,7 +155,7 @@ def _check_different(combinations: Sequence[Combination]) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(utf8_text(path))
+        content = load_yaml(utf8_text(path))
     except yaml.YAMLError as error:
         raise BadInput(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or "source" not in content:
@@ -175,7 +176,7 @@ def _axis(given: str) -> tuple[str, list[Any]]:
     """A field of the grid and its values."""
     key, sign, values = given.partition("=")
     try:
-        found = [_number(value) for value in yaml.safe_load(f"[{values}]")] if sign else []
+        found = [_number(value) for value in load_yaml(f"[{values}]")] if sign else []
     except yaml.YAMLError:
         found = []
     if not found:

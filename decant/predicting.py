@@ -102,7 +102,7 @@ def format_predictions(predictions: Iterable[Prediction]) -> str:
     lines = []
     for place, one in enumerate(predictions, start=1):
         actions = "  ".join(f"{action} {p:.2f}" for action, p in one.probabilities.items())
-        lines.append(f"{place:3}. {brief(one.title)}\n     {actions}  [{one.item_id}]")
+        lines.append(f"{place:3}. {brief(one.title)}\n     {actions}  [{printable(one.item_id)}]")
     return "\n".join(lines) or "nothing to recommend: every item is seen or left out"
 
 
@@ -118,6 +118,16 @@ def brief(title: str) -> str:
     if len(title) <= MAX_SHOWN_CHARACTERS:
         return title
     return title[: MAX_SHOWN_CHARACTERS - 1] + "…"
+
+
+def printable(item_id: str) -> str:
+    r"""An id as a terminal takes it: what is not seen, and may be obeyed, is written out.
+
+    Example:
+        >>> printable("job-1"), printable("job\x1b[2J")
+        ('job-1', 'job\\x1b[2J')
+    """
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in item_id)
 
 
 def write_predictions(

@@ -5,7 +5,6 @@ recommender = Recommender.load("runs/films")
 recommender.predict_next_actions({"age": "25-34"}, [{"item": "1", "action": "liked"}], k=10)
 """
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -71,7 +70,8 @@ class Recommender:
 
     Any number of threads may ask, and items may be added and removed meanwhile: an answer is of one
     moment, before a change or after it. As many are answered at once as the machine has room for,
-    in the order in which they asked; see `decant.turns`.
+    in the order in which they asked; see `decant.turns`. A process that is forked loads the run
+    anew: whatever it asks of this one raises RuntimeError.
 
     Raises:
         ValueError: the index is another model's or holds an item that the catalogue lacks (one in
@@ -95,12 +95,12 @@ class Recommender:
         # `or` would not do: an empty cache is falsy.
         self.prefix_cache = PrefixCache() if prefix_cache is None else prefix_cache
         self._catalogue = catalogue
-        self._writing = threading.Lock()
+        self._writing = Turns(lambda: 1)
         self._turns = Turns()
         # Every request reads this once: it goes on with what it saw, whatever comes in its place.
         self._served = Served.of(foundation, book, index, told=told, model_hash=model_hash)
         self._search_words: dict[int, SearchWords] = {}
-        self._making_words = threading.Lock()
+        self._making_words = Turns(lambda: 1)
 
     @property
     def foundation(self) -> Foundation:
@@ -193,7 +193,7 @@ class Recommender:
         """
         if isinstance(items, Sized) and not isinstance(items, str | Mapping) and not len(items):
             return
-        with self._writing:
+        with self._writing.turn():
             now = self._served
             new = read_new_items(items, now.interactions.schema, on_bad_rows=on_bad_rows)
             names = new["item_id"].to_pylist()
@@ -215,7 +215,7 @@ class Recommender:
             ValueError: an id is unknown, was removed already, or stands twice. Nothing was removed
                 then.
         """
-        with self._writing:
+        with self._writing.turn():
             now = self._served
             item_ids = checked_ids(now, "remove_items", item_ids)
             if len(set(item_ids)) < len(item_ids):
@@ -235,14 +235,15 @@ class Recommender:
 
         Raises:
             ValueError: this recommender is of no run folder or not its served model, its index is
-                a database's, or another process saved since this one was loaded.
+                a database's, or another process saved, or gave the run another model, since this
+                one was loaded.
         """
         if self._catalogue is None:
             raise BadInput(
                 "only the served model of a run folder has a place to save its catalogue in; load "
                 "it with Recommender.load(folder)."
             )
-        with self._writing:
+        with self._writing.turn():
             index = self._served.index
             if not isinstance(index, ItemIndex):
                 raise BadInput(
@@ -251,7 +252,7 @@ class Recommender:
                 )
             if index.changed_share > COMPACTED_SHARE:
                 index.compact()
-            self._catalogue.write(self._served, index)
+            self._catalogue.write(self._served, index, while_serving=True)
 
     def predict_next_actions(
         self,
@@ -386,12 +387,14 @@ class Recommender:
         constraints: Sequence[Constraint] = (),
         exclude_seen: bool = True,
     ) -> list[Prediction]:
-        """As `predict_user`, by row of `users`, with only the last `num_events` if given."""
+        """As `predict_user`, by row of `users`, with only the last `num_events` if given.
+
+        Raises:
+            ValueError: `users` has no such row, `num_events` is negative, or as for `predict_user`.
+        """
         now = self._served
         asked = task_of(now, task)
-        start, end = now.interactions.user_offsets[user : user + 2].tolist()
-        if num_events is not None:
-            start = max(start, end - num_events)
+        start, end = now.interactions.history_of(user, num_events)
         admitted = admitted_items(
             now, asked, where=where, constraints=constraints, candidates=candidates
         )
@@ -529,7 +532,7 @@ class Recommender:
                 return book.inline(profile or {}, task=name, context=context)
         else:
             row = log.user_row(user)
-            start, end = log.user_offsets[row : row + 2].tolist()
+            start, end = log.history_of(row)
 
             def prefix_of(context: str | None) -> Rows:
                 return book.of_user(row, start, end, task=asked, context=context)
@@ -554,8 +557,8 @@ class Recommender:
         return self._words_of(self._served, task)
 
     def _words_of(self, now: Served, task: int) -> SearchWords:
-        # One makes them, in nobody's turn: of a large catalogue that takes minutes.
-        with self._making_words:
+        # One makes them, in no request's turn: of a large catalogue that takes minutes.
+        with self._making_words.turn():
             known = self._search_words.get(task)
             if known is None or known.interactions is not now.interactions:
                 known = self._search_words[task] = SearchWords(now, task, known)

@@ -5,9 +5,10 @@ from dataclasses import asdict
 
 from jsonargparse import Namespace
 
-from decant.predicting import brief
+from decant.predicting import brief, printable
 from decant.recommender import Recommender
 from decant.search import Found
+from promptify.words import one_line
 
 
 def search(options: Namespace) -> list[str]:
@@ -31,8 +32,8 @@ def search(options: Namespace) -> list[str]:
 
 def format_found(found: Found) -> str:
     """Results as lines of text: how the query was read, then title, reason and id of each."""
-    lines = [f"{facet.field}: {' or '.join(facet.values)}" for facet in found.facets]
+    lines = [f"{one.field}: {' or '.join(map(one_line, one.values))}" for one in found.facets]
     for place, hit in enumerate(found.hits, start=1):
         reason = f"{brief(hit.reason)}  " if hit.reason else ""
-        lines.append(f"{place:3}. {brief(hit.title)}\n     {reason}[{hit.item_id}]")
+        lines.append(f"{place:3}. {brief(hit.title)}\n     {reason}[{printable(hit.item_id)}]")
     return "\n".join(lines) if found.hits else "nobody: every item is filtered out"

@@ -330,7 +330,8 @@ def told_table(old: pa.Table | None, new: pa.Table) -> pa.Table:
     if old is None:
         return new
     is_told_again = pc.is_in(old["item_id"], new["item_id"].combine_chunks())
-    return pa.concat_tables([old.filter(pc.invert(is_told_again)), new])
+    # In one piece: of thousands of pieces, one for each call, every further call would walk all.
+    return pa.concat_tables([old.filter(pc.invert(is_told_again)), new]).combine_chunks()
 
 
 def _admitted(

@@ -6,7 +6,9 @@ foundation.score(reading, candidates)
 """
 
 import threading
+from bisect import bisect_left, insort
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -17,7 +19,9 @@ from foundation.weights_state import WeightsState
 from promptify.rows import Rows
 from promptify.validation import BadInput
 
-_Key = tuple[WeightsState, bytes, bytes, bytes]
+# Tokens and slots, then the texts that came with them and where each begins.
+_Content = tuple[bytes, bytes, bytes]
+_Key = tuple[WeightsState, _Content]
 
 
 class PrefixCache:
@@ -49,6 +53,8 @@ class PrefixCache:
         self.hits = self.extensions = self.misses = 0
         self.num_bytes = 0
         self._readings: OrderedDict[_Key, PrefixReading] = OrderedDict()
+        # What shares the longest beginning with a prefix stands next to it in order.
+        self._in_order: dict[WeightsState, list[_Content]] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -71,7 +77,8 @@ class PrefixCache:
         """
         weights = WeightsState.of(foundation)
         inline = prefix.inline_items
-        key = (weights, prefix.ids.tobytes(), inline.ids.tobytes(), inline.offsets.tobytes())
+        content = prefix.ids.tobytes(), inline.ids.tobytes(), inline.offsets.tobytes()
+        key = weights, content
         with self._lock:
             found = self._readings.get(key)
             if found is not None:
@@ -92,23 +99,28 @@ class PrefixCache:
         """Give everything up; the counts stay."""
         with self._lock:
             self._readings.clear()
+            self._in_order.clear()
             self.num_bytes = 0
 
     def _keep(self, key: _Key, reading: PrefixReading) -> None:
         if key in self._readings or reading.num_bytes > self.max_bytes:
             return
         self._readings[key] = reading
+        insort(self._in_order.setdefault(key[0], []), key[1])
         self.num_bytes += reading.num_bytes
         while self.num_bytes > self.max_bytes:
-            _, oldest = self._readings.popitem(last=False)
+            (weights, content), oldest = self._readings.popitem(last=False)
             self.num_bytes -= oldest.num_bytes
+            contents = self._in_order[weights]
+            del contents[bisect_left(contents, content)]
 
     def _give_up_outdated(self, now: WeightsState) -> None:
         """Drop readings of states that this model is no longer in, and of models that are gone."""
-        for key in list(self._readings):
-            model = key[0].model()
-            if model is None or (model is now.model() and key[0] is not now):
-                self.num_bytes -= self._readings.pop(key).num_bytes
+        for weights in list(self._in_order):
+            model = weights.model()
+            if model is None or (model is now.model() and weights is not now):
+                for content in self._in_order.pop(weights):
+                    self.num_bytes -= self._readings.pop((weights, content)).num_bytes
 
     def _longest_beginning(
         self, foundation: Foundation, weights: WeightsState, prefix: Rows
@@ -119,13 +131,19 @@ class PrefixCache:
         first_inline = foundation.prompter.vocab_size + foundation.num_items
         most = min(_before(prefix.ids >= first_inline), len(prefix.ids) - 1)
         best, num_shared = None, (len(prefix.ids) + 1) // 2 - 1
-        for key, reading in self._readings.items():
-            if key[0] is weights:
-                end = min(most, len(reading.ids_P))
-                shared = _before(reading.ids_P[:end] != prefix.ids[:end])
-                if shared > num_shared:
-                    best, num_shared = reading, shared
+        for reading in self._neighbours(weights, prefix.ids[:most].tobytes()):
+            end = min(most, len(reading.ids_P))
+            shared = _before(reading.ids_P[:end] != prefix.ids[:end])
+            if shared > num_shared:
+                best, num_shared = reading, shared
         return None if best is None else best.up_to(num_shared)
+
+    def _neighbours(self, weights: WeightsState, ids: bytes) -> Iterator[PrefixReading]:
+        """The kept readings between which tokens and slots stand in order, two at most."""
+        contents = self._in_order.get(weights, [])
+        place = bisect_left(contents, (ids,))
+        for content in contents[max(0, place - 1) : place + 1]:
+            yield self._readings[weights, content]
 
 
 def _before(is_so: np.ndarray) -> int:

@@ -26,6 +26,8 @@ STANDS_TWICE = "stands twice; ids must be different"
 """What is wrong with the second row of an id."""
 _OF_ANOTHER_SURFACE = "is an action of another surface; add it to the task of its own"
 _MISSING = "is missing"
+_CONTROL = r"[\x00-\x1f\x7f-\x{9f}]"
+_HOLDS_CONTROL = "holds a control character, such as a line break; leave it out"
 _REPEATS = "repeats an earlier event"
 _DIFFERS = "is not the context of the other events shown with it"
 _IS_WORSE = "comes with a better one for the same item and shown_with"
@@ -458,6 +460,8 @@ def _read_by(
 def _read_ids(check: RowCheck, column: str) -> pa.Array:
     ids = _read(check, column)
     check.reject(np.asarray(ids.is_null()), column=column, reason=_MISSING)
+    unfit = pc.match_substring_regex(ids, _CONTROL).fill_null(False)
+    check.reject(np.asarray(unfit), column=column, reason=_HOLDS_CONTROL)
     return ids
 
 

@@ -73,7 +73,7 @@ def in_slates(
     seen: set[tuple[str, str, int, str]] = set()
     for place, event in enumerate(history):
         if event.timestamp is not None:
-            what = (repr(event.item), event.action, event.timestamp, event.task or task)
+            what = (_known_by(event.item), event.action, event.timestamp, event.task or task)
             if what in seen:
                 continue
             seen.add(what)
@@ -111,11 +111,22 @@ def _best_of_items(
     """
     best: dict[str, tuple[int, int]] = {}
     for place, event in enumerate(events):
-        item = repr(event.item)  # An id, or fields.
+        item = _known_by(event.item)
         rank = actions.index(event.action) if event.action in actions else -1
         best[item] = min(best.get(item, (rank, place)), (rank, place))
     kept = {place for _, place in best.values()}
     return [event for place, event in enumerate(events) if place in kept]
+
+
+def _known_by(item: str | Mapping[str, Any]) -> str:
+    """What tells an item of a history from the others: its id, or its fields."""
+    try:
+        return repr(item)
+    except RecursionError:
+        raise BadInput(
+            f"history: item={shown(item)} is nested too deeply; give its fields as text, numbers "
+            "and lists of them."
+        ) from None
 
 
 def one_row(values: Mapping[str, Any], fields: Sequence[Field], owner: str) -> Columns:

@@ -6,7 +6,9 @@ Legend: U users, I items, E events.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,6 +28,8 @@ Int16 = NDArray[np.int16]
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
+# Properties that are of the items, and made anew where items come.
+_OF_ITEMS = ("item_ids", "item_kinds", "_item_rows", "digest")
 _MANIFEST = "interactions.json"
 _FORMAT_VERSION = 1
 
@@ -200,6 +204,14 @@ class Interactions:
         return self._event_column("context")
 
     @cached_property
+    def surface_actions(self) -> tuple[tuple[int, int], ...]:
+        """Each surface with each action that events of it bear, by index; in order."""
+        num_actions = len(self.actions)
+        pair = self.event_surface.astype(np.int64) * num_actions + self.event_action
+        used = np.flatnonzero(np.bincount(pair, minlength=len(self.surfaces) * num_actions))
+        return tuple(divmod(number, num_actions) for number in used.tolist())
+
+    @cached_property
     def user_ids(self) -> tuple[str, ...]:
         """The ids of all users, in order."""
         return tuple(self.users.data.column("user_id").to_pylist())
@@ -230,8 +242,33 @@ class Interactions:
         """
         return self._row("item", item_id, self._item_rows)
 
+    def history_of(self, user: int, num_events: int | None = None) -> tuple[int, int]:
+        """Where the events of a user begin and end: the first row of `events`, one past the last.
+
+        Args:
+            user: row of `users`.
+            num_events: their newest, at most; all when None.
+
+        Raises:
+            BadInput: `users` has no such row, or `num_events` is negative or no whole number.
+        """
+        if not _is_whole(user) or not 0 <= user < self.num_users:
+            raise BadInput(
+                f"user={shown(user)} must be a row of users, a whole number from 0 to "
+                f"{self.num_users - 1}; user_row finds that of an id."
+            )
+        if num_events is not None and not (_is_whole(num_events) and num_events >= 0):
+            raise BadInput(
+                f"num_events={shown(num_events)} must be at least 0, and a whole number; leave it "
+                "out for all of them."
+            )
+        start, end = self.user_offsets[user : user + 2].tolist()
+        return start if num_events is None else max(start, end - int(num_events)), end
+
     def with_items(self, items: pa.Table) -> "Interactions":
         """The same log with more items behind its own, or with some of its own told anew.
+
+        What was made of its people and events is shared; only what is of the items is made anew.
 
         Args:
             items: as `ingest.read_items` gives them. An item of a known id takes that one's row,
@@ -245,15 +282,11 @@ class Interactions:
         both = pa.concat_tables([old, items.select(old.column_names).cast(old.schema)])
         if len(told) and told.min() < len(old):
             both = both.take(pa.array(placed(len(old), told)))
-        return Interactions(
-            schema=self.schema,
-            users=self.users,
-            items=_in_memory(both, "items"),
-            events=self.events,
-            actions=self.actions,
-            surfaces=self.surfaces,
-            contexts=self.contexts,
-        )
+        log = copy(self)
+        log.items = _in_memory(both, "items")
+        for name in _OF_ITEMS:
+            log.__dict__.pop(name, None)
+        return log
 
     def save(self, folder: Path) -> None:
         """Write the tables to a folder that does not exist yet (or is empty), whole or not at all.
@@ -367,6 +400,10 @@ class Interactions:
             raise BadInput(
                 f"unknown {what} {shown(wanted)} of {len(rows):,}; {what} ids are text{told}."
             ) from None
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _in_memory(table: pa.Table, name: str) -> "datasets.Dataset":

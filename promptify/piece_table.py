@@ -241,12 +241,9 @@ class PieceTable:
 
 def _tasks_and_labels(prompter: Prompter, log: Interactions) -> tuple[Int64, Int64]:
     """The task of each surface, and the label word of each action."""
-    num_actions = len(log.actions)
-    pair = log.event_surface.astype(np.int64) * num_actions + log.event_action
-    used = np.flatnonzero(np.bincount(pair, minlength=len(log.surfaces) * num_actions))
     tasks = np.zeros(len(log.surfaces), np.int64)
-    labels = np.zeros(num_actions, np.int64)
-    for surface, action in zip(*np.divmod(used, num_actions), strict=True):
+    labels = np.zeros(len(log.actions), np.int64)
+    for surface, action in log.surface_actions:
         tasks[surface] = prompter.task_index(log.surfaces[surface])
         labels[action] = prompter.label_index(int(tasks[surface]), log.actions[action])
     return tasks, labels

@@ -8,7 +8,8 @@ tables, what was set aside.
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TextIO, get_args
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from promptify.whole import put
+from promptify.whole import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class BadRows:
         self._num_fatal = 0
         self._examples: list[str] = []
         self._part: TextIO | None = None
+        self._whole = ExitStack()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -143,7 +145,8 @@ class BadRows:
         if self.quarantine is not None:
             if self._part is None:
                 self.quarantine.parent.mkdir(parents=True, exist_ok=True)
-                self._part = self._part_path.open("w", encoding="utf-8")
+                partial = self._whole.enter_context(whole_file(self.quarantine))
+                self._part = self._whole.enter_context(partial.open("x", encoding="utf-8"))
             for line, row in zip(lines, rows, strict=True):
                 record = {"file": file, unit: line, "column": column, "value": row.get(column)}
                 record |= {"reason": reason, "row": row}
@@ -163,11 +166,6 @@ class BadRows:
                 + f". Mend them, or set them aside with {self._remedy}."
             )
 
-    @property
-    def _part_path(self) -> Path:
-        assert self.quarantine is not None
-        return self.quarantine.with_name(self.quarantine.name + ".part")
-
     def __enter__(self) -> Self:
         return self
 
@@ -177,14 +175,8 @@ class BadRows:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._part is not None:
-            self._part.close()
-            if kind is None:
-                assert self.quarantine is not None
-                put(self._part_path, self.quarantine)
-            else:
-                self._part_path.unlink()
-        elif kind is None and self.quarantine is not None:
+        self._whole.__exit__(kind, error, trace)
+        if kind is None and self.quarantine is not None and self._part is None:
             self.quarantine.unlink(missing_ok=True)
         if kind is None:
             for what, count in self._counts.items():
@@ -244,10 +236,36 @@ class RowCheck:
 
 def shown(value: Any) -> str:
     """A value as it stands in a message: quoted, on one line, not too long."""
-    text = ascii(value) if isinstance(value, bytes) else repr(value)
-    if len(text) > _MAX_VALUE_CHARACTERS:
-        text = text[: _MAX_VALUE_CHARACTERS - 1] + "…"
+    text = ""
+    for piece in _pieces(value):
+        text += piece
+        if len(text) > _MAX_VALUE_CHARACTERS:
+            text = text[: _MAX_VALUE_CHARACTERS - 1] + "…"
+            break
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """The `repr` of a value, piece by piece: a list within lists may be longer than memory is."""
+    if type(value) is list or type(value) is tuple:
+        yield "[" if type(value) is list else "("
+        for place, one in enumerate(value):
+            yield ", " if place else ""
+            yield from _pieces(one)
+        yield "]" if type(value) is list else ",)" if len(value) == 1 else ")"
+    elif type(value) is dict:
+        yield "{"
+        for place, (key, one) in enumerate(value.items()):
+            yield ", " if place else ""
+            yield from _pieces(key)
+            yield ": "
+            yield from _pieces(one)
+        yield "}"
+    else:
+        try:
+            yield repr(value)
+        except RecursionError:
+            yield f"a {type(value).__name__}, nested too deeply to be shown"
 
 
 def _python_rows(table: pa.Table | pa.RecordBatch, rows: NDArray[np.int64]) -> list[dict[str, Any]]:

@@ -43,6 +43,11 @@ _SAID_AGAIN = re.compile(r"(?<!\S)(\S+)(?: \1){2,}(?!\S)", re.IGNORECASE)
 # What stands between two fields, whatever it is written beside; within a word ("l·l") it does not.
 _SEPARATES = re.compile(r" ?(?<!\S)·+")
 _BRACKETS = str.maketrans({"⟦": "[", "⟧": "]"})
+# To put the marks on a letter in order takes the square of their number; Unicode's Stream-Safe Text
+# Format (UAX #15) has as many on one.
+_MOST_MARKS = 30
+# Marks are no letters and begin at U+0300. Fewer than these are too few, whatever they fall into.
+_MANY_SIGNS = re.compile(r"[^\x00-\u02ff\w]{12,}")
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -81,9 +86,9 @@ class Neutralizer:
 
     def __call__(self, text: str) -> str:
         """The same text in NFC, without anything that means something to a prompt."""
-        text = unicodedata.normalize("NFC", _BLANK.sub(" ", text)).translate(_BRACKETS)
+        text = nfc(_BLANK.sub(" ", text)).translate(_BRACKETS)
         # Without what stood between them a letter and its accent are one.
-        text = unicodedata.normalize("NFC", _UNSEEN.sub("", text))
+        text = nfc(_UNSEEN.sub("", text))
         if self.forbidden is not None:
             # Once more as long as it takes: what is cut out may leave a forbidden word behind.
             while self.forbidden.search(text):
@@ -102,6 +107,29 @@ class Neutralizer:
         other = word[0].swapcase() + word[1:]
         # A script without case, or a label that differs from another by its case alone.
         return f"'{word}" if other == word or self.labels.match(other) else other
+
+
+def nfc(text: str) -> str:
+    r"""The text in Unicode's NFC; of the marks on one letter the first 30, since more take minutes.
+
+    Example:
+        >>> nfc("Cafe\u0301"), len(nfc("e" + "\u0301" * 99))
+        ('Café', 30)
+    """
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", _MANY_SIGNS.sub(_few_marks, text))
+
+
+def _few_marks(signs: re.Match[str]) -> str:
+    kept, num_marks = [], 0
+    before = signs.string[signs.start() - 1 : signs.start()]
+    for sign in (before, *signs[0]):
+        for part in unicodedata.normalize("NFD", sign):
+            num_marks = num_marks + 1 if unicodedata.combining(part) else 0
+        if num_marks <= _MOST_MARKS:
+            kept.append(sign)
+    return "".join(kept)[len(before) :]
 
 
 def _any_of(words: Iterable[str]) -> str:
@@ -208,8 +236,8 @@ def table_texts(words: Words, items: pa.Table) -> list[str]:
     return list(texts)
 
 
-# A name goes to no model: on a screen it has to be one line, and no more.
-_ONE_LINE = Neutralizer.of(())
+one_line = Neutralizer.of(())
+"""Makes text for a screen, which goes to no model, one line that tells a terminal nothing."""
 
 
 def item_titles(words: Words, interactions: Interactions, rows: NDArray[Any]) -> list[str]:
@@ -220,7 +248,7 @@ def item_titles(words: Words, interactions: Interactions, rows: NDArray[Any]) ->
         mine = np.flatnonzero(interactions.item_kinds[rows] == kind)
         columns = columns_of(interactions.items, fields, rows[mine])
         for place, *names in zip(mine.tolist(), *columns.values(), strict=True):
-            told = [_ONE_LINE(name) for name in names if name]
+            told = [one_line(name) for name in names if name]
             titles[place] = SEPARATOR.join([*told, titles[place]])
     return titles
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import cohen_kappa_score
 
 from distill.policy.golden import LABELS, GoldenSet
-from distill.policy.sheets import Sheet
+from distill.policy.sheets import Sheet, cell
 from promptify.validation import BadInput
 from promptify.whole import write_whole
 
@@ -160,8 +160,8 @@ def write_settled(golden: GoldenSet, sheets: Sequence[Sheet], settled: Settled) 
             notes = " / ".join(
                 f"{sheet.annotator}: {sheet.note[pair]}" for sheet in sheets if pair in sheet.note
             )
-            still.append([pair, *said, "", notes])
-    _write_csv(golden.folder / OPEN, ["pair", *names, "grade", "note"], still)
+            still.append([pair, *said, "", cell(notes)])
+    _write_csv(golden.folder / OPEN, ["pair", *map(cell, names), "grade", "note"], still)
 
 
 def read_settled(golden: GoldenSet, *, held_out: bool) -> Int8:

@@ -49,6 +49,7 @@ import yaml
 from distill.policy.expressions import Expression, Place
 from distill.policy.functions import Table
 from distill.policy.rules import Rule, RuleReader
+from promptify.plain_yaml import load_yaml
 from promptify.validation import BadInput, shown
 
 MAX_GRADE = 4
@@ -208,7 +209,7 @@ def _front_matter(lines: list[str], file: str) -> tuple[int, dict[str, Any]]:
         )
     try:
         # Texts as they are written: version 1.10 is not 1.1.
-        about = yaml.load("\n".join(lines[1 : ends[1]]), Loader=yaml.BaseLoader)
+        about = load_yaml("\n".join(lines[1 : ends[1]]), as_text=True)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = 2 + (mark.line if mark else 0)

@@ -31,7 +31,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from distill.policy.answers import Answer, Answers
+from distill.policy.timed import Clock, TimedHTTP, TimedHTTPS, TimedRequest
 from promptify.validation import BadInput, shown
+from promptify.words import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ Question = tuple[str, str]
 _TRY_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _MOST_ANSWER_BYTES = 4_000_000
 _MOST_WAIT_SECONDS = 120.0
+_MOST_SHOWN_CHARACTERS = 200
 # A count above it is none.
 _MOST_TOKENS = 2**31
 # Of English, a token is four letters and more; of what is reserved, less is safe.
@@ -62,7 +65,7 @@ class EndpointConfig:
         requests_per_minute: at most, tries included.
         concurrency: requests at a time.
         max_tries: of one question.
-        timeout_seconds: of one try, and of every wait for more of its answer.
+        timeout_seconds: of one try, to the end of its answer.
         max_answer_tokens: of one answer.
         prompt_price: of a million tokens that are read, in any currency.
         answer_price: of a million tokens that are written.
@@ -87,7 +90,7 @@ class EndpointConfig:
         if not _is_address(self.url):
             raise BadInput(
                 f"url={shown(self.url)} must begin with http:// or https:// and hold no name or "
-                "key, such as http://localhost:8000/v1."
+                "key (no @, ? or #), such as http://localhost:8000/v1."
             )
         if not self.model.strip():
             raise BadInput("model is empty; name the model that the endpoint serves.")
@@ -136,7 +139,7 @@ class Endpoint:
         self._key = _key(config.key_variable)
         self._turn = threading.Lock()
         self._next_at = 0.0
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        self._opener = urllib.request.build_opener(_NoRedirects, TimedHTTP, TimedHTTPS)
 
     @property
     def spent(self) -> float:
@@ -271,12 +274,12 @@ class Endpoint:
             except EndpointStopped:
                 raise
             except urllib.error.HTTPError as error:
-                said = _complaint(error)
                 if error.code not in _TRY_AGAIN:
-                    raise EndpointStopped(self._refusal(error.code, said)) from None
+                    raise EndpointStopped(self._refusal(error.code, error.msg)) from None
                 problem, pause = f"status {error.code}", _retry_after(error.headers)
             except (OSError, http.client.HTTPException, ValueError) as error:
-                problem, pause = str(getattr(error, "reason", error)) or repr(error), 0.0
+                said = str(getattr(error, "reason", error)) or repr(error)
+                problem, pause = one_line(said)[:_MOST_SHOWN_CHARACTERS], 0.0
             logger.debug("%s: %s", self.config.url, problem)
         raise EndpointStopped(
             f"{self.config.url} gives no answer after {self.config.max_tries} tries ({problem}). "
@@ -318,13 +321,20 @@ class Endpoint:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(
-            f"{self.config.url.rstrip('/')}/chat/completions",
-            data=json.dumps(body).encode(),
-            headers=headers,
-        )
-        with self._opener.open(request, timeout=self.config.timeout_seconds) as response:
-            raw = _read_whole(response, self.config.timeout_seconds)
+        seconds = self.config.timeout_seconds
+        with Clock(seconds) as clock:
+            request = TimedRequest(
+                clock,
+                f"{self.config.url.rstrip('/')}/chat/completions",
+                data=json.dumps(body).encode(),
+                headers=headers,
+            )
+            try:
+                with self._opener.open(request, timeout=seconds) as response:
+                    raw = _read_whole(response)
+            except urllib.error.HTTPError as error:
+                error.msg = _complaint(error)
+                raise
         try:
             said = json.loads(raw)
         except RecursionError:
@@ -346,7 +356,9 @@ def _is_address(url: str) -> bool:
         _ = parts.port
     except ValueError:
         return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.username
+    # Of a line break or a tab the parts know nothing.
+    holds_more = "@" in parts.netloc or not url.isprintable() or set(url) & set(" ?#")
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and not holds_more
 
 
 def _key(variable: str) -> str:
@@ -364,22 +376,19 @@ def _key(variable: str) -> str:
     return key
 
 
-def _read_whole(response: http.client.HTTPResponse, seconds: float) -> bytes:
-    """All of an answer, which may neither be huge nor come in drips without end.
+def _read_whole(response: http.client.HTTPResponse) -> bytes:
+    """All of an answer, which may not be huge.
 
     Raises:
-        OSError: it took too long.
+        OSError: the line broke.
         http.client.HTTPException: it broke off.
         ValueError: it is too long.
     """
-    ends = time.monotonic() + seconds
     raw = bytearray()
     while part := response.read1(65_536):
         raw += part
         if len(raw) > _MOST_ANSWER_BYTES:
             raise ValueError(f"an answer of more than {_MOST_ANSWER_BYTES:,} bytes")
-        if time.monotonic() > ends:
-            raise TimeoutError(f"an answer that took more than {seconds:g} s to come")
     return bytes(raw)
 
 

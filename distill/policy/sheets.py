@@ -21,14 +21,13 @@ from distill.policy.grading import Grader
 from promptify.interactions import Interactions
 from promptify.schema import Field
 from promptify.validation import BadInput, shown
-from promptify.words import Neutralizer, in_words
+from promptify.words import in_words, one_line
 
 if TYPE_CHECKING:
     from distill.policy.golden import GoldenSet
 
 COLUMNS = ("pair", "query", "profile", "item", "grade", "note")
 
-_ONE_LINE = Neutralizer.of(())
 _FORMULA = tuple("=+-@\t\r")
 _MOST_NOTE_CHARACTERS = 2000
 _DELIMITERS = (",", ";", "\t")
@@ -61,7 +60,7 @@ def told_fields(
         value = data.column(field.name)[row].as_py()
         if isinstance(value, float):
             value = f"{value:g}"
-        if words := _ONE_LINE(in_words(value)):
+        if words := one_line(in_words(value)):
             told.append((field.label or field.name.replace("_", " "), words))
     return told
 
@@ -83,7 +82,7 @@ def write_sheets(folder: Path, table: pa.Table, grader: Grader, *, title: str) -
         rows.append(
             {
                 "pair": pair,
-                "query": _ONE_LINE(query or ""),
+                "query": one_line(query or ""),
                 "profile": told_fields(log, log.users, log.schema.user, log.user_row(user)),
                 "item": told_fields(
                     log, log.items, log.schema.items[task.item_kind], log.item_row(item)
@@ -95,7 +94,7 @@ def write_sheets(folder: Path, table: pa.Table, grader: Grader, *, title: str) -
     writer.writerow(COLUMNS)
     for row in rows:
         texts = [row["query"], *(_joined(row[side]) for side in ("profile", "item"))]
-        writer.writerow([row["pair"], *map(_cell, texts), "", ""])
+        writer.writerow([row["pair"], *map(cell, texts), "", ""])
     # The mark tells spreadsheets that this is UTF-8.
     (folder / "sheet.csv").write_text("\ufeff" + said.getvalue(), "utf-8")
     rules = [
@@ -165,8 +164,8 @@ def _read(reader: "csv.DictReader[str]", path: Path, golden: "GoldenSet") -> She
             raise BadInput(f"{where}: pair {shown(pair)} was judged above already; keep one line.")
         if said:
             grade[place] = int(said)
-        names |= {(row.get("annotator") or "").strip()} - {""}
-        if note := _ONE_LINE(row.get("note") or "")[:_MOST_NOTE_CHARACTERS]:
+        names |= {one_line(row.get("annotator") or "")} - {""}
+        if note := one_line(row.get("note") or "")[:_MOST_NOTE_CHARACTERS]:
             notes[pair] = note
     if len(names) > 1:
         raise BadInput(
@@ -179,6 +178,6 @@ def _joined(told: list[tuple[str, str]]) -> str:
     return " | ".join(f"{name}: {words}" for name, words in told)
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """A text that no spreadsheet takes for a formula."""
     return f"'{text}" if text.startswith(_FORMULA) else text

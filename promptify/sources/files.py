@@ -19,6 +19,8 @@ MAX_BATCH_ROWS = 250_000
 """Rows of a file that are read at once."""
 _MAX_CELL = 2**31 - 1
 """Characters of a cell; what Arrow holds."""
+_MAX_LEVELS = 8
+"""Of lists and objects within each other that are read as such; a field may have one."""
 _SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
 """What a header that is one column may have been parted by."""
 
@@ -229,6 +231,7 @@ def json_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
 
 def _json_column(values: list[Any]) -> pa.Array:
     """JSON values as one Arrow array; values of several types become words."""
+    values = _shallow(values, _MAX_LEVELS)
     try:
         return pa.array(values)
     except (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError, ValueError):
@@ -239,6 +242,20 @@ def _json_column(values: list[Any]) -> pa.Array:
             pa.list_(pa.binary()),
         )
     return pa.array([_words(value) for value in values], pa.binary())
+
+
+def _shallow(value: Any, levels: int) -> Any:
+    """A value without what lies so deep in it that Arrow takes minutes, or memory, to read it."""
+    if not isinstance(value, list | dict):
+        return value
+    if not levels:
+        return "…"
+    if isinstance(value, dict):
+        return {name: _shallow(one, levels - 1) for name, one in value.items()}
+    # Most lists are of plain values, and may be long.
+    if not {list, dict}.intersection(map(type, value)):
+        return value
+    return [_shallow(one, levels - 1) for one in value]
 
 
 def _as_list(value: Any) -> list[Any]:

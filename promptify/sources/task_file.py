@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import yaml
 
+from promptify.plain_yaml import load_yaml
 from promptify.schema import Schema
 from promptify.task import Task, check_best_first, label_words
 from promptify.validation import BadInput, shown
@@ -43,7 +44,7 @@ class TaskFile:
             BadInput: it is no YAML, or says what cannot be; or as for the class.
         """
         try:
-            document = yaml.safe_load(path.read_text(encoding="utf-8"))
+            document = load_yaml(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise BadInput(f"{path} cannot be read as a YAML task ({reason}).") from error
@@ -54,7 +55,9 @@ class TaskFile:
         if not isinstance(columns, Mapping) or not all(
             isinstance(word, str) for pair in columns.items() for word in pair
         ):
-            raise BadInput(f"{path}: columns={columns!r} must map our names to yours, as text.")
+            raise BadInput(
+                f"{path}: columns={shown(columns)} must map our names to yours, as text."
+            )
         values = document.pop("values", None)
         listed: Any = document.pop("tasks", None)
         if listed is None:

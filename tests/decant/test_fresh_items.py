@@ -26,6 +26,7 @@ from decant.answering import Cascade, Prediction
 from decant.catalogue import SavedCatalogue
 from decant.cli import main
 from decant.layout import RunLayout
+from decant.pipeline import index_again, index_manifest
 from decant.recommender import build_index
 from decant.served import Served
 from foundation import Foundation
@@ -563,6 +564,42 @@ def test_two_who_save_do_not_lose_each_others_items(run: Path) -> None:
     assert "job-nurse" in jobs_of(Recommender.load(run))
 
 
+def test_a_catalogue_that_lies_elsewhere_is_refused_and_left_as_it_is(
+    run: Path, tmp_path: Path
+) -> None:
+    elsewhere, catalogue = tmp_path / "home", RunLayout(run).catalogue
+    (elsewhere / "v1-abc" / "thesis").mkdir(parents=True)
+    shutil.rmtree(catalogue, ignore_errors=True)
+    catalogue.symlink_to(elsewhere)
+    served = Recommender.load(run)
+    served.add_items([NURSE])
+    with pytest.raises(BadInput, match="catalogue is a link to another place"):
+        served.save()
+    assert [path.name for path in elsewhere.iterdir()] == ["v1-abc"]
+    # Nor is anything deleted that only looks like a version.
+    catalogue.unlink()
+    (catalogue / "vim-plug").mkdir(parents=True)
+    served = Recommender.load(run)
+    served.add_items([NURSE])
+    served.save()
+    assert (catalogue / "vim-plug").is_dir()
+
+
+def test_a_model_that_serves_no_more_saves_nothing(run: Path) -> None:
+    old = Recommender.load(run)
+    assert old.index.manifest.model_hash == index_manifest(RunLayout(run).index).model_hash
+    shutil.rmtree(run / "rung-1")
+    index_again(RunLayout(run))  # For the foundation, which serves now.
+    old.add_items([NURSE])
+    with pytest.raises(BadInput, match=r"run: another model serves this run now.*load the run"):
+        old.save()
+    new = Recommender.load(run)
+    assert new.index.manifest.model_hash != old.index.manifest.model_hash
+    new.add_items([NURSE])
+    new.save()
+    assert "job-nurse" in jobs_of(Recommender.load(run))
+
+
 def test_who_loads_while_another_saves_gets_a_version_that_is_whole(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -667,6 +704,18 @@ def test_a_row_of_pandas_is_an_item_and_what_it_lacks_is_missing(fresh: Recommen
 def test_what_mends_a_bad_item_is_no_option_of_the_command_line(recommender: Recommender) -> None:
     with pytest.raises(BadInput, match=r"set them aside with on_bad_rows='skip'\.$"):
         recommender.add_items([{**NURSE, "pay": "much"}])
+
+
+def test_what_was_told_stays_in_one_piece_however_often_items_are_added(
+    fresh: Recommender,
+) -> None:
+    for number in range(3):
+        fresh.add_items([{**NURSE, "item_id": f"job-new-{number}"}])
+    fresh.remove_items(["job-new-1"])
+    fresh.add_items([{**NURSE, "item_id": "job-new-1", "title": "Welder"}])
+    told = fresh._served.told
+    assert told["item_id"].to_pylist() == ["job-new-0", "job-new-2", "job-new-1"]
+    assert {column.num_chunks for column in told.columns} == {1}
 
 
 def test_of_no_items_nothing_comes(recommender: Recommender) -> None:

@@ -97,6 +97,32 @@ def test_somebody_of_the_log_is_served_by_id_as_by_what_the_log_says_of_them(rec
     assert [one.score for one in cut] != [one.score for one in found]
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"user": -1}, r"user=-1 must be a row of users, a whole number from 0 to \d+"),
+        ({"user": 10**6}, r"user=1000000 must be a row of users"),
+        (
+            {"user": "member-00001"},
+            r"user='member-00001' must be a row .*user_row finds that of an",
+        ),
+        ({"user": 1.0}, r"user=1\.0 must be a row of users"),
+        ({"user": True}, r"user=True must be a row of users"),
+        ({"user": 1, "num_events": -1}, r"num_events=-1 must be at least 0, and a whole number"),
+        ({"user": 1, "num_events": 1.5}, r"num_events=1\.5 must be at least 0"),
+        ({"user": 1, "num_events": True}, r"num_events=True must be at least 0"),
+    ],
+)
+def test_a_row_that_nobody_has_and_a_history_that_cannot_be_are_named(recommender, asked, message):
+    with pytest.raises(BadInput, match=message):
+        recommender.predict_row(**asked)
+
+
+def test_the_last_row_and_a_history_of_nothing_are_served(recommender):
+    last = np.int64(recommender.interactions.num_users - 1)
+    assert recommender.predict_row(last, num_events=np.int32(0), k=1)
+
+
 def test_the_history_and_the_profile_count(recommender):
     def scores(profile, history):
         found = recommender.predict_next_actions(profile, history, candidates=["job-00009"])

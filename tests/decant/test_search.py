@@ -13,9 +13,13 @@ from hypothesis import strategies as st
 
 from decant import recommender as recommending
 from decant import search
+from decant.answering import Prediction
 from decant.cli import main
+from decant.facets import Facet
+from decant.predicting import format_predictions
 from decant.recommender import Recommender, build_index
 from decant.search import FACET_BONUS, Found
+from decant.searching import format_found
 from decant.turns import Turns
 from foundation import Foundation, FoundationConfig
 from promptify.prompter import Prompter, PrompterConfig
@@ -32,6 +36,19 @@ def person(recommender: Recommender, row: int, field: str) -> object:
 
 def rows_of(recommender: Recommender, found: Found) -> list[int]:
     return [recommender.interactions.item_row(hit.item_id) for hit in found.hits]
+
+
+def test_nothing_that_is_printed_of_a_catalogue_is_obeyed_by_a_terminal() -> None:
+    evil = "job\x1b[2J\x9b1A\nroot#\u202e"
+    about = {"item_id": evil, "title": "Nurse", "score": 0.0, "probabilities": {"apply": 0.5}}
+    facet = Facet(text="care", start=0, field="industry", values=(evil, "law"))
+    hit = search.Hit(**about, by="meaning")
+    found = Found(query="care", rest="", facets=(facet,), hits=(hit,))
+    prediction = Prediction(**about, retrieval_score=0.0, retrieval_rank=1)
+    for told, num_lines in ((format_found(found), 3), (format_predictions([prediction]), 2)):
+        assert len(told.split("\n")) == num_lines
+        assert told.replace("\n", "").isprintable()
+        assert told.endswith(r"[job\x1b[2J\x9b1A\nroot#\u202e]")
 
 
 @pytest.fixture(scope="module")

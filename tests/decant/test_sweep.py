@@ -334,6 +334,7 @@ def test_a_grid_is_checked_before_anything_is_trained(
         ("source: job_market\nrecipe: {sizes: tiny}\n", "no field sizes; it has size"),
         ("source: job_market\nrecipe: tiny\n", "recipe must be fields and their values"),
         ("source: [\n", "is no YAML"),
+        ("form: &a text\nsource: *a\n", r"recipe\.yaml is no YAML: \*a is an alias; .* line 2"),
         ("source: ml1m\ndata:\n", "data must name a file; it is empty"),
         ("source: ml1m\ndata: 7\n", "data must name a file; it is 7"),
         ("source: ml1m\ndata: recipe.yaml\nform: txt\n", "form 'txt' is unknown; choose slot or"),

@@ -1,9 +1,12 @@
 """As many requests at once as there are places, first come, first served."""
 
+import multiprocessing
+import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +65,7 @@ def test_no_more_than_there_are_places_and_in_order_of_arrival(places: int) -> N
     assert callers.inside == list(range(places))
     for number in range(12):
         callers.goes(number, then=list(range(number + 1, min(number + 1 + places, 12))))
-    wait_until(lambda: callers.given._taken == 0)
+    wait_until(lambda: not callers.given._inside)
 
 
 def test_places_may_become_more_or_fewer() -> None:
@@ -71,8 +74,8 @@ def test_places_may_become_more_or_fewer() -> None:
     for number in range(9):
         callers.ask(number)
     places = 3
-    callers.ask(9)  # It stands behind those who wait.
-    assert callers.inside == [0]
+    callers.ask(9)  # It stands behind those who wait, and lets them in.
+    wait_until(lambda: sorted(callers.inside) == [0, 1, 2])
     callers.goes(0, then=[1, 2, 3])
     places = 2
     callers.goes(1, then=[2, 3])
@@ -88,33 +91,90 @@ def test_a_place_is_given_back_by_who_fails_and_by_who_gives_up(
     with pytest.raises(ValueError, match="mine"), given.turn():
         raise ValueError("mine")
 
-    class Interrupted:
-        """A lock whose second `acquire`, the waiting, ends in Ctrl-C."""
+    class Interrupted(threading.Event):
+        """Whose waiting ends in Ctrl-C."""
 
-        def __init__(self) -> None:
-            self.asked = 0
-
-        def acquire(self) -> None:
-            self.asked += 1
-            if self.asked == 2:
-                if was_given:
-                    given._give_back()  # Its turn comes as it gives up.
-                raise KeyboardInterrupt
-
-        def release(self) -> None:
-            pass
+        def wait(self, timeout: float | None = None) -> bool:
+            if was_given:
+                entered.__exit__(None, None, None)  # Its turn comes as it gives up.
+            raise KeyboardInterrupt
 
     for was_given in (False, True):
         entered = given.turn()
         entered.__enter__()
         with monkeypatch.context() as patch:
-            patch.setattr(turns.threading, "Lock", Interrupted)
+            patch.setattr(turns.threading, "Event", Interrupted)
             with pytest.raises(KeyboardInterrupt), given.turn():
                 pytest.fail("it had no turn")
         if not was_given:
             entered.__exit__(None, None, None)
-        assert given._taken == 0
+        assert not given._inside
         assert not given._waiting
+
+
+def test_whenever_an_interrupt_comes_no_place_goes_with_it() -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def take(had: threading.Event) -> None:
+        with given.turn():
+            had.set()
+
+    given, rng = Turns(lambda: 1), np.random.default_rng(0)
+    num_interrupted = 0
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        while num_interrupted < 600:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 6e-5))
+                with given.turn():
+                    pass
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                num_interrupted += 1
+            # The interrupt is let go first: it may hold what holds the place.
+            had = threading.Event()
+            threading.Thread(target=take, args=(had,), daemon=True).start()
+            assert had.wait(PATIENCE_S), "the place is gone"
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_fork_is_told_to_load_a_run_of_its_own_and_does_not_hang(
+    recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recommender, "_turns", Turns(lambda: 1))
+    monkeypatch.setattr(recommender, "_writing", Turns(lambda: 1))
+    monkeypatch.setattr(recommender, "_making_words", Turns(lambda: 1))
+    user = recommender.interactions.user_ids[0]
+    ways: list[Callable[[], object]] = [
+        lambda: recommender.predict_user(user),
+        lambda: recommender.predict_next_actions({}),
+        lambda: recommender.search("nurse"),
+        lambda: recommender.add_items([{"item_id": "new", "kind": "job", "title": "Nurse"}]),
+        lambda: recommender.remove_items(["job-00001"]),
+        recommender.save,
+    ]
+
+    def ask(said: Connection) -> None:
+        for way in ways:
+            with pytest.raises(RuntimeError, match=r"is a fork.*Recommender\.load in every worker"):
+                way()
+        said.send("refused every time")
+
+    forking = multiprocessing.get_context("fork")
+    heard, said = forking.Pipe(duplex=False)
+    # Requests that are under way, whose places nobody in the fork would give back.
+    with recommender._turns.turn(), recommender._writing.turn(), recommender._making_words.turn():
+        child = forking.Process(target=ask, args=(said,))
+        child.start()
+        said.close()
+        try:
+            assert heard.poll(60), "it hangs"
+            assert heard.recv() == "refused every time"
+        finally:
+            child.kill()
+            child.join()
 
 
 def test_two_at_least_have_room_and_one_for_each_core_of_its_own(

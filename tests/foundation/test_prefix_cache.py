@@ -1,5 +1,6 @@
 import copy
 import gc
+from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from foundation import Foundation
+from foundation import Foundation, prefix_cache
+from foundation.attention import PrefixLayers
 from foundation.batches import take_rows
 from foundation.prefix_cache import PrefixCache
+from foundation.scoring import PrefixReading
 from foundation.weights_state import WeightsState
 from promptify.assembly import PromptBook
+from promptify.pieces import Pieces
 from promptify.prompter import HistoryEvent, Prompter
 from promptify.rows import Rows
 from promptify.splits import Split
@@ -235,6 +239,92 @@ def test_a_stride_lets_a_history_that_does_not_fit_grow_where_it_was(
         num_extended[stride] = cache.extensions
     assert num_extended[1] == 0
     assert num_extended[16] >= 36
+
+
+@pytest.fixture
+def known_positions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many positions of each prefix were known; readings are of no model and weigh 8 bytes."""
+    known_of: list[int] = []
+
+    def read(
+        foundation: Foundation, prefix: Rows, *, known: PrefixLayers | None = None
+    ) -> PrefixReading:
+        known_of.append(0 if known is None else known[0][0].shape[2])
+        keys = torch.zeros(1, 1, 1, 1).expand(1, 1, len(prefix.ids), 1)
+        return PrefixReading(
+            ids_P=prefix.ids,
+            inline_items=prefix.inline_items,
+            layers=((keys, keys),),
+            vector_V=np.zeros(1, np.float32),
+            weights=WeightsState.of(foundation),
+        )
+
+    monkeypatch.setattr(prefix_cache, "read_prefix", read)
+    return known_of
+
+
+def row_of(template: Rows, ids: list[int], text: int = 0) -> Rows:
+    """A prefix of these tokens and slots, with a text for its inline slots."""
+    return replace(template, ids=np.array(ids, np.int32), inline_items=Pieces.of([[text]]))
+
+
+def longest_beginning(kept: list[list[int]], ids: list[int], inline_slot: int) -> int:
+    """The plain way: by comparing with every one."""
+    most = ids.index(inline_slot) if inline_slot in ids[:-1] else len(ids) - 1
+    first, longest = ids[:most], 0
+    for other in kept:
+        while longest < most and other[: longest + 1] == first[: longest + 1]:
+            longest += 1
+    return longest if 2 * longest >= len(ids) else 0
+
+
+def test_what_is_known_of_a_prefix_is_its_longest_kept_beginning(
+    make: Any, prefixes: Rows, known_positions: list[int]
+) -> None:
+    foundation, cache = make("slot"), PrefixCache(max_bytes=40 * 8 * 12)
+    inline_slot = foundation.prompter.vocab_size + foundation.num_items
+    rng = np.random.default_rng(0)
+    cache.read(foundation, row_of(prefixes, [7]))
+    for _ in range(1500):
+        slots = [7, 300, inline_slot]
+        ids = rng.choice(slots, size=rng.integers(1, 13), p=[0.6, 0.37, 0.03]).tolist()
+        kept = [reading.ids_P.tolist() for reading in cache._readings.values()]
+        before = np.array(counts(cache))
+        known_positions.clear()
+        cache.read(foundation, row_of(prefixes, ids, text=int(rng.integers(2))))
+        counted = (np.array(counts(cache)) - before).tolist()
+        if known_positions:
+            wanted = longest_beginning(kept, ids, inline_slot)
+            assert known_positions == [wanted]
+            assert counted == [0, wanted > 0, wanted == 0]
+        else:
+            assert ids in kept
+            assert counted == [1, 0, 0]
+        assert cache.num_bytes == sum(reading.num_bytes for reading in cache._readings.values())
+        assert cache.num_bytes <= cache.max_bytes
+    assert min(counts(cache)) > 200
+
+
+def test_nothing_walks_through_all_that_is_kept(
+    make: Any, prefixes: Rows, known_positions: list[int]
+) -> None:
+    class Unwalked(OrderedDict[Any, PrefixReading]):
+        def __iter__(self) -> Iterator[Any]:
+            raise AssertionError("all that is kept was walked through")
+
+        items = values = keys = __iter__  # type: ignore[assignment]
+
+    foundation = make("slot")
+    cache = PrefixCache()
+    for number in range(50):
+        cache.read(foundation, row_of(prefixes, [number, 1, 2, 3]))
+    cache._readings = Unwalked(cache._readings)
+    for ids in ([7, 1, 2, 3, 4], [7, 1, 2, 3], [99, 1]):
+        cache.read(foundation, row_of(prefixes, ids))
+    assert counts(cache) == (1, 1, 51)
+    cache.max_bytes = cache.num_bytes
+    cache.read(foundation, row_of(prefixes, [98, 1, 2, 3]))
+    assert counts(cache) == (1, 1, 52)
 
 
 def test_threads_may_share_it(make: Any, form: str, prefixes: Rows) -> None:

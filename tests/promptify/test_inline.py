@@ -1,6 +1,7 @@
 """What comes with a request reads as the same value in a file does, or neither is taken."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from promptify.ingest import read_users
-from promptify.inline import one_row
+from promptify.inline import HistoryEvent, in_slates, one_row
 from promptify.layout import UNKNOWN_TIME
 from promptify.schema import MAX_SECONDS, Field, Schema
 from promptify.sources.files import json_columns
@@ -58,6 +59,22 @@ def test_numbers_and_times_read_as_those_of_a_file(kind: Any, value: Any) -> Non
     [told] = one_row({"years": value}, [field], "profile")["years"]
     assert told == wanted
     assert type(told) is type(wanted)
+
+
+@pytest.mark.parametrize("kind", ["text", "list", "number", "time"])
+@pytest.mark.parametrize("is_list", [True, False])
+def test_lists_within_lists_are_refused_however_deep(kind: Any, is_list: bool) -> None:
+    field, deep = Field(name="years", kind=kind), "x"
+    for level in range(20_000):
+        deep = [deep] if is_list else {"a": deep}
+        if level not in (2, 20, 19_999):
+            continue
+        with pytest.raises(BadInput, match=r"profile: years=.* is not |years=.* that is not text"):
+            one_row({"years": deep}, [field], "profile")
+    event = HistoryEvent(item={"years": deep}, action="liked", timestamp=1)
+    for events in ([event], [replace(event, timestamp=None)] * 2):
+        with pytest.raises(BadInput, match=r"history: item=.*…  ?is nested too deeply"):
+            in_slates(events, task="films", actions={"films": ["liked"]})
 
 
 def test_what_pandas_has_for_nothing_is_nothing() -> None:

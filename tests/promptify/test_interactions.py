@@ -3,6 +3,7 @@
 import json
 from datetime import datetime
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -453,6 +454,50 @@ def test_an_item_with_nothing_that_is_told_is_a_bad_row() -> None:
             schema=schema,
             actions=("good",),
         )
+
+
+def test_a_log_with_more_items_keeps_what_was_made_of_its_people_and_events() -> None:
+    data = log(
+        {
+            "user_id": ["u2", "u0"],
+            "item_id": [10, 11],
+            "action": ["bad", "good"],
+            "timestamp": [1, 2],
+        }
+    )
+    properties = [
+        name for name, value in vars(Interactions).items() if isinstance(value, cached_property)
+    ]
+    for name in properties:
+        getattr(data, name)
+    told = {
+        "item_id": ["12", "99"],
+        "kind": ["film"] * 2,
+        "title": ["Ran", "Up"],
+        "genres": [None] * 2,
+    }
+    more = data.with_items(pa.table(told))
+    for name in (
+        "user_offsets",
+        "user_ids",
+        "_user_rows",
+        "event_user",
+        "event_slate",
+        "surface_actions",
+    ):
+        assert getattr(more, name) is getattr(data, name)
+    anew = Interactions(
+        schema=data.schema,
+        users=data.users,
+        items=more.items,
+        events=data.events,
+        actions=data.actions,
+        surfaces=data.surfaces,
+    )
+    for name in properties:
+        np.testing.assert_equal(getattr(more, name), getattr(anew, name))
+    assert more.item_ids == ("10", "11", "12", "13", "99")
+    assert data.item_ids == ("10", "11", "12", "13")
 
 
 def test_rows_are_found_by_id() -> None:

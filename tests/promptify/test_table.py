@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,10 @@ def test_several_tasks_are_several_surfaces(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("name: [", "cannot be read as a YAML task"),
+        (
+            "a: &a [x]\nactions: [*a, *a]",
+            r"task\.yaml cannot be read .*\*a is an alias; write out .* line 2",
+        ),
         ("just words", "must hold a task's fields"),
         ("name: jobs", "Task lacks instruction"),
         ("tasks: []", "lists no tasks"),
@@ -606,6 +611,23 @@ def test_a_long_cell_is_read_whole_and_lines_of_a_row_are_all_counted(tmp_path: 
     assert read.set_aside["items.csv: the line has 3 fields, the header has 2"] == 3
 
 
+def test_an_id_that_a_terminal_would_obey_is_named(tmp_path: Path) -> None:
+    for name, rows in (("users", USERS), ("items", ITEMS)):
+        column = f"{name[:-1]}_id"
+        for sign in ("\x1b[2J", "\n", "\x7f", "\x9b1A"):
+            evil = {**rows[1], column: f"x{sign}y"}
+            files = write_all(tmp_path, "jsonl", **{name: [*rows, evil]})
+            with pytest.raises(BadInput) as refused:
+                table(**files, task=TASK)
+            said = f"{name}.jsonl line {len(rows) + 1}: {column} {evil[column]!r} holds a control"
+            assert str(refused.value).startswith(said)
+            skipped = table(**files, task=TASK, on_bad_rows="skip").interactions
+            assert (skipped.num_users, skipped.num_items) == (len(USERS), len(ITEMS))
+    odd = [{**row, "item_id": f"å 東\u200d{row['item_id']} ·"} for row in ITEMS]
+    events = [{**row, "item_id": f"å 東\u200d{row['item_id']} ·"} for row in EVENTS]
+    assert table(**write_all(tmp_path, items=odd, events=events), task=TASK).interactions.num_items
+
+
 def test_an_id_reads_the_same_beside_whatever_it_stands(tmp_path: Path) -> None:
     for other in (2, 2.5, "b", None):
         file = write(tmp_path / "items.jsonl", [{"item_id": 1.0}, {"item_id": other}])
@@ -772,6 +794,22 @@ def test_vectors_and_lists_of_lists_are_told_by_nobody_and_said(
         assert told == ["title", "pay", "posted", "tags"]
         said = [one for one in caplog.messages if "nothing is told" in one]
         assert [re.findall("column (\\w+)", one) for one in said] == [["vector"], ["paths"]]
+
+
+def test_what_is_nested_without_end_is_told_by_nobody_and_no_field(tmp_path: Path) -> None:
+    titles = Schema(user=(), items={"job": (Field(name="title", kind="text"),)})
+    deep = '{"a": ' * 900 + "1" + "}" * 900
+    before = time.monotonic()
+    for name, schema in (("price", None), ("title", titles)):
+        files = write_all(tmp_path, "jsonl", items=[{**item, name: "deep"} for item in ITEMS])
+        files["items"].write_text(files["items"].read_text().replace('"deep"', deep))
+        if schema is None:
+            log = table(**files, task=TASK).interactions
+            assert name not in [field.name for field in log.schema.items["job"]]
+        else:
+            with pytest.raises(BadInput, match=rf"items\.jsonl line 1: {name} .* is not text"):
+                table(**files, task=TASK, schema=schema)
+    assert time.monotonic() - before < 20
 
 
 def test_numbers_with_a_comma_or_a_currency_are_warned_of(

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,13 @@ TABLE = located(
     lines=pa.array([2, 3, 5, 6, 7]),
 )
 BAD = np.array([False, True, True, True, True])
+
+
+@dataclass
+class Deep:
+    """What holds another."""
+
+    inner: Any
 
 
 def reject(bad_rows: BadRows, *, harmless: bool = False) -> RowCheck:
@@ -106,6 +115,17 @@ def test_quarantine_of_an_earlier_run_goes_when_no_row_is_bad(tmp_path: Path) ->
     assert not file.exists()
 
 
+def test_quarantine_is_written_through_no_link_that_waits_for_it(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    for name in ("bad.jsonl", "bad.jsonl.part"):
+        (tmp_path / name).symlink_to(victim)
+    with BadRows(on_bad_rows="quarantine", quarantine=tmp_path / "bad.jsonl") as bad_rows:
+        reject(bad_rows)
+    assert victim.read_text() == "mine"
+    assert (tmp_path / "bad.jsonl").read_text().count("\n") == 4
+
+
 def test_refuses_a_mode_that_is_none_and_a_quarantine_without_a_file(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="must be one of fail, skip, quarantine"):
         BadRows(on_bad_rows="ignore")  # type: ignore[arg-type]
@@ -127,3 +147,30 @@ def test_values_are_shown_short_and_printable() -> None:
     assert shown("a\nb") == "'a\\nb'"
     assert len(shown("x" * 1000)) == 60
     shown("\udc80").encode()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, [], (), {}, (1,), (1, 2), [1, [2.5, {"a": (None,)}], "x"], {"a": [b"\xff"], 2: {}}, {3}],
+    ids=repr,
+)
+def test_a_short_value_is_shown_as_it_is(value: object) -> None:
+    assert shown(value) == repr(value)
+
+
+def test_a_value_without_end_is_shown_as_far_as_a_line_takes_it() -> None:
+    bomb: Any = ["x"] * 9
+    deep: Any = "x"
+    for _ in range(5_000):
+        bomb, deep = [bomb] * 9, [deep]
+    pairs = [
+        (bomb, "[" * 59 + "…"),
+        (deep, "[" * 59 + "…"),
+        ({"a": deep}, "{'a': " + "[" * 53 + "…"),
+    ]
+    for value, told in pairs:
+        assert shown(value) == told
+    assert shown({1: [list(range(99))]}) == repr({1: [list(range(99))]})[:59] + "…"
+    for _ in range(5_000):
+        deep = Deep(deep)
+    assert shown(deep) == "a Deep, nested too deeply to be shown"

@@ -1,10 +1,11 @@
 import re
+import time
 import unicodedata
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from promptify.interactions import Interactions
@@ -20,6 +21,7 @@ from promptify.words import (
     in_words,
     item_texts,
     item_titles,
+    nfc,
     percentile_cuts,
     percentile_words,
     span_index,
@@ -107,6 +109,43 @@ def test_a_word_is_said_twice_in_a_row_at_most() -> None:
     assert NEUTRALIZE("Liar Liar, a a ab ab") == "Liar Liar, a a ab ab"
     assert NEUTRALIZE("liked " * 9) == "'liked 'liked"
     assert NEUTRALIZE("la" * 50_000).count("la") == 50_000
+
+
+marked = st.lists(
+    st.sampled_from(
+        ["\u0301", "\u0315\u0300", "\u0344", "\u0f73", "\u0323", "\U0001d165", "\ufe0f"]
+    )
+    | st.sampled_from(["e", "é", "ᾂ", "★", "क", "\u094d", " ", "가"])
+    | st.characters(categories=["Mn", "Mc", "Me", "Lo"]),
+    max_size=80,
+).map("".join)
+
+
+def _most_marks(text: str) -> int:
+    runs = "".join(
+        "m" if unicodedata.combining(part) else " "
+        for sign in text
+        for part in unicodedata.normalize("NFD", sign)
+    )
+    return max(map(len, runs.split()), default=0)
+
+
+@settings(max_examples=300)
+@given(marked, st.integers(1, 40))
+def test_no_letter_has_more_than_thirty_marks_and_all_else_is_nfc(text: str, times: int) -> None:
+    for one in (text, text * times, "ᾂ" + "\u0323\u0301" * times):
+        told = nfc(one)
+        assert _most_marks(told) <= 30
+        assert nfc(told) == told
+        if _most_marks(one) <= 30:
+            assert told == unicodedata.normalize("NFC", one)
+
+
+def test_a_letter_with_very_many_marks_is_read_in_no_time() -> None:
+    before = time.monotonic()
+    assert len(NEUTRALIZE("a" + "\u0315\u0300" * 60_000 + " b")) == 32
+    assert len(NEUTRALIZE("a" + ("\u0315\u0300" * 14 + "\u00ad") * 2_000)) == 30
+    assert time.monotonic() - before < 10
 
 
 def test_a_label_is_written_another_way_where_a_word_starts_and_nowhere_else() -> None:

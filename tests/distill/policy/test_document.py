@@ -90,6 +90,7 @@ def test_its_digest_knows_every_word_and_no_kind_of_newline():
     [
         ("---\npolicy", "policy", 1, "begins with front matter"),
         ("policy: films", "policy: [films", 3, "the front matter is no YAML"),
+        ("policy: films", "policy: &a films\nversion: *a", 3, "(*a is an alias; write out what it"),
         ("policy: films\n", "", 1, "lacks policy"),
         ("policy: films", "polcy: films", 1, "does not know polcy"),
         (

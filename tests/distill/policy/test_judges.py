@@ -3,6 +3,7 @@
 import contextlib
 import json
 import multiprocessing
+import socket
 import sqlite3
 import threading
 import time
@@ -167,6 +168,71 @@ def test_an_answer_in_drips_is_a_try_that_took_too_long(server, tmp_path):
     began = time.monotonic()
     assert endpoint_of(server, tmp_path, timeout_seconds=0.5).ask(questions(1)) == ["good"]
     assert time.monotonic() - began < 4
+
+
+@contextlib.contextmanager
+def socket_that(say: Callable[[socket.socket], None]) -> Iterator[int]:
+    """The port of a server that says what it likes to whoever connects, as long as it likes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer(line: socket.socket) -> None:
+            with line, contextlib.suppress(OSError):
+                line.recv(65_536)
+                say(line)
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    threading.Thread(target=answer, args=server.accept()[:1], daemon=True).start()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    ("begins", "drips", "scheme", "said"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 9, "http", "took more than 0.4 s"),
+        (b"HTTP/1.1 200 OK\r\nX: ", b"a", "http", "took more than 0.4 s"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"a", "http", "took more"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b" ", "http", "took more than 0.4 s"),
+        (b"HTTP/1.1 400 no\r\nContent-Length: 99999\r\n\r\n", b"a", "http", "status 400 ('aa"),
+        (b"\x16\x03\x03\x40\x00", b"\x02", "https", "no answer after 1 tries"),
+    ],
+    ids=["statuses", "header", "chunk", "answer", "complaint", "handshake"],
+)
+def test_a_try_ends_in_time_whatever_comes_in_drips(
+    tmp_path, monkeypatch, begins, drips, scheme, said
+):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+    def say(line: socket.socket) -> None:
+        line.sendall(begins)
+        for _ in range(100):
+            line.sendall(drips)
+            time.sleep(0.05)
+
+    with socket_that(say) as port:
+        url = f"{scheme}://127.0.0.1:{port}/v1"
+        config = EndpointConfig(url=url, model="m", timeout_seconds=0.4, max_tries=1)
+        began = time.monotonic()
+        with pytest.raises(EndpointStopped) as stopped:
+            Endpoint(config, tmp_path / "said.db").ask(questions(1))
+        assert said in str(stopped.value)
+        assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize(
+    "status", [b"\x1b]0;mine\x07\x1b[2JHTTQ bad", b"HTTP/9\x9b2J\x1b[2J 200 OK"]
+)
+def test_nothing_that_an_endpoint_says_is_obeyed_by_a_terminal(tmp_path, monkeypatch, status):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket_that(lambda line: line.sendall(status + b"\r\n\r\n")) as port:
+        config = EndpointConfig(url=f"http://127.0.0.1:{port}/v1", model="m", max_tries=1)
+        with pytest.raises(EndpointStopped, match="no answer after 1 tries") as stopped:
+            Endpoint(config, tmp_path / "said.db").ask(questions(1))
+        assert str(stopped.value).isprintable()
 
 
 @pytest.mark.parametrize(
@@ -382,6 +448,10 @@ def test_a_file_that_is_no_cache_is_refused(tmp_path):
     [
         ({"url": "ftp://x"}, "url='ftp://x' must begin with http"),
         ({"url": "http://me:key@x/v1"}, "hold no name or key"),
+        ({"url": "http://:key@x/v1"}, "hold no name or key"),
+        ({"url": "http://x/v1?key=me"}, "hold no name or key"),
+        ({"url": "http://x/v1#me"}, "hold no name or key"),
+        ({"url": "http://x\n/v1"}, "must begin with http"),
         ({"url": "http://[x"}, "must begin with http"),
         ({"url": "http://localhost:abc/v1"}, "must begin with http"),
         ({"model": " "}, "model is empty"),
