@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from promptify.interactions import Interactions
+from promptify.words import nfc
 
 _WORD = re.compile(r"[^\W_]+")
 # Letters that Unicode does not take apart into a letter and an accent.
@@ -45,7 +46,7 @@ def fold(text: str) -> str:
         >>> fold("ŁÓDŹ"), fold("Straße"), fold("Zoe\u0308")
         ('lodz', 'strasse', 'zoe')
     """
-    apart = unicodedata.normalize("NFKD", text.casefold().translate(_LETTERS))
+    apart = unicodedata.normalize("NFKD", nfc(text.casefold().translate(_LETTERS)))
     return "".join(letter for letter in apart if not unicodedata.combining(letter))
 
 
@@ -56,7 +57,7 @@ def words_of(text: str) -> list[tuple[str, int, int]]:
 
 def folded_words(text: str) -> tuple[str, ...]:
     """The words of a text, folded."""
-    return tuple(word for word, _, _ in words_of(unicodedata.normalize("NFC", text)))
+    return tuple(word for word, _, _ in words_of(nfc(text)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,7 +145,7 @@ class Facets:
             query: of any length.
             ignore: columns that it says nothing about, whatever stands in it.
         """
-        query = unicodedata.normalize("NFC", query)
+        query = nfc(query)
         words = words_of(query)
         facets: list[Facet] = []
         kept: list[str] = []

@@ -83,7 +83,7 @@ def _first_problem(error: pydantic.ValidationError, given: Mapping[Any, Any]) ->
     value = given[key]
     if key == "item":
         return (
-            f"item={shown(value)} must be an item's id, which is text ({shown(str(value))}), or "
+            f"item={shown(value)} must be an item's id, which is text ({shown(shown(value))}), or "
             "the fields of an item that is not in the catalogue."
         )
-    return f"{key}={shown(value)} must be text ({shown(str(value))}); {_AN_EVENT}."
+    return f"{key}={shown(value)} must be text ({shown(shown(value))}); {_AN_EVENT}."

@@ -111,6 +111,14 @@ def test_an_event_that_does_not_fit_is_told_in_words_of_ours(event: Any, message
     assert str(refused.value).startswith(message)
 
 
+def test_an_item_that_is_nested_without_end_is_told_in_words_of_ours() -> None:
+    item: list[Any] = []
+    for _ in range(20_000):
+        item = [item]
+    with pytest.raises(BadInput, match=r"history\[3\]: item=\[\[.*… must be an item's id"):
+        history_event({"item": item, "action": "view"}, 3)
+
+
 def test_an_event_that_stands_in_a_file_twice_is_found_whatever_it_is_written_like(
     tmp_path: Path,
 ) -> None:
