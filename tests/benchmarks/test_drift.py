@@ -48,6 +48,8 @@ def test_models_of_one_moment_are_asked_in_spans_after_it(
         drift.main(["--smoke", "--out", str(out), "--train-share", "0.8"])
     longer = drift.split_by_time(studied, train_share=0.8)
     assert longer.train.mean() == pytest.approx(0.8, abs=0.01)
+    ageing = drift.Ageing(studied, None, work=tmp_path, train_sasrec=None, train_share=0.8)
+    assert ageing.split.train.sum() == longer.train.sum() > split.train.sum()
     moment = log.event_timestamp[longer.train].max()
     assert moment < log.event_timestamp[longer.valid.first_event].min()
 

@@ -115,7 +115,7 @@ def test_an_arm_that_a_seed_has_no_rung_of_has_no_mean(
             return 0.5
 
         def passes(self, place: int) -> bool:
-            return place == 1
+            return self.seed == 1
 
     monkeypatch.setattr(ladder, "Descent", Descent)
     out = Measured("ladder", {}, out=tmp_path / "rows.csv", commit="c")
@@ -123,6 +123,8 @@ def test_an_arm_that_a_seed_has_no_rung_of_has_no_mean(
     ladder.measure(bed, ["gradual", "one_shot", "finetune"], [0, 1], tmp_path, out)
     means = {row.model for row in out.rows if row.seed == "mean"}
     assert means == {"foundation", "gradual", "finetune"}
+    passed = {row.seed: row.value for row in out.rows if row.metric == "gate_passed"}
+    assert passed == {0: 0.0, 1: 1.0}
     beside = {(r.model, r.seed) for r in out.rows if r.metric == "loss_vs_gradual"}
     assert beside >= {("one_shot rung-1", 0), ("finetune rung-1", 0), ("finetune rung-1", 1)}
 
