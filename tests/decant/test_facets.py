@@ -75,10 +75,10 @@ def test_a_part_stands_for_all_that_have_it_and_a_shared_text_is_a_facet(facets:
 
 
 def test_a_query_of_marks_without_end_is_read_in_no_time(facets: Facets) -> None:
-    # Forty thousand marks on one letter take seconds to put in order.
+    # A hundred thousand marks on one letter take many seconds to put in order.
     began = time.process_time()
-    facets.read("nurse in a" + "\u0315\u0300" * 20_000)
-    assert time.process_time() - began < 2
+    facets.read("nurse in a" + "\u0315\u0300" * 50_000)
+    assert time.process_time() - began < 3
 
 
 def test_what_items_call_their_work_is_a_subject(facets: Facets) -> None:
