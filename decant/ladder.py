@@ -228,7 +228,10 @@ def _rungs(
     for number in range(first, first + _MOST_RUNGS):
         ratio = body_ratio(top, shape_of(above.decoder))
         if config.p99_ms is not None and p99_ms is not None and p99_ms <= config.p99_ms:
-            return _Bottom(made=made, ended=f"{above_name} is within the time: {_time(p99_ms)}")
+            ended = f"{above_name} is within the time: {_time(p99_ms)}"
+            if made and rung_record(layout, above_name)["status"] == "undecided":
+                ended += "; of it the gate is undecided, and a larger one serves without a waiver"
+            return _Bottom(made=made, ended=ended)
         if ratio <= end:
             ended = f"{above_name} is at the end that was asked for"
             if p99_ms is not None:

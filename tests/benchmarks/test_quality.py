@@ -17,6 +17,20 @@ def small_market(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality, "load", lambda *_: (quality.recipes.demo(), market))
 
 
+@pytest.fixture
+def contest(small_market: None, tmp_path: Path) -> quality.Contest:
+    recipe, data = quality.load("job_market", None)
+    return quality.Contest(quality.smaller(recipe), data, tmp_path)
+
+
+@pytest.fixture
+def answers(contest: quality.Contest, monkeypatch: pytest.MonkeyPatch) -> quality.Answers:
+    """What every model says, for nothing is trained: what is popular."""
+    said = quality.popularity_answers(contest.asked, contest.split.train)
+    monkeypatch.setattr(contest, "answered", lambda *_: (said, {"seconds": 1.0}))
+    return said
+
+
 def test_both_answer_the_same_targets_and_a_second_call_trains_nothing(
     small_market: None,
     tmp_path: Path,
@@ -60,12 +74,8 @@ def test_both_answer_the_same_targets_and_a_second_call_trains_nothing(
 
 
 def test_a_mean_of_more_seeds_is_not_written_over(
-    small_market: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    contest: quality.Contest, answers: quality.Answers, tmp_path: Path
 ) -> None:
-    market = quality.load("job_market", None)
-    contest = quality.Contest(quality.smaller(market[0]), market[1], tmp_path)
-    answers = quality.popularity_answers(contest.asked, contest.split.train)
-    monkeypatch.setattr(contest, "answered", lambda *_: (answers, {"seconds": 1.0}))
     out = tmp_path / "rows.csv"
     assert quality.contest_rows(contest, [0, 1], out)
     before = read_csv(out)
@@ -78,13 +88,9 @@ def test_a_mean_of_more_seeds_is_not_written_over(
 
 
 def test_targets_of_the_time_of_their_history_are_told_apart(
-    small_market: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    contest: quality.Contest, answers: quality.Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    market = quality.load("job_market", None)
-    contest = quality.Contest(quality.smaller(market[0]), market[1], tmp_path)
     asked = contest.asked
-    answers = quality.popularity_answers(asked, contest.split.train)
-    monkeypatch.setattr(contest, "answered", lambda *_: (answers, {"seconds": 1.0}))
     assert quality.later_targets(asked).all()
     rows = quality.contest_rows(contest, [0], None)
     assert "leave-one-out, later" not in {row.split for row in rows}
@@ -109,11 +115,8 @@ def test_targets_of_the_time_of_their_history_are_told_apart(
 
 
 def test_targets_that_were_acted_on_well_stand_beside_all(
-    small_market: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    contest: quality.Contest, answers: quality.Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    market = quality.load("job_market", None)
-    contest = quality.Contest(quality.smaller(market[0]), market[1], tmp_path)
-    answers = quality.popularity_answers(contest.asked, contest.split.train)
     some = np.arange(len(answers.user)) % 3 > 0
 
     def rows(is_positive: np.ndarray) -> list[ResultRow]:
@@ -138,12 +141,8 @@ def test_targets_that_were_acted_on_well_stand_beside_all(
 
 
 def test_the_rank_of_the_target_tells_mrr_too(
-    small_market: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    contest: quality.Contest, answers: quality.Answers
 ) -> None:
-    market = quality.load("job_market", None)
-    contest = quality.Contest(quality.smaller(market[0]), market[1], tmp_path)
-    answers = quality.popularity_answers(contest.asked, contest.split.train)
-    monkeypatch.setattr(contest, "answered", lambda *_: (answers, {"seconds": 1.0}))
     rows = quality.contest_rows(contest, [0], None)
     told = [row for row in rows if row.metric == "mrr@100"]
     assert {(row.model, row.seed) for row in told} == {

@@ -681,13 +681,14 @@ def test_a_smaller_step_to_the_shape_that_failed_is_not_taken_again(
 def test_it_ends_at_the_first_rung_within_the_time(
     laddered: Path, top_run: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    def descended(p99_ms: float) -> tuple[Path, str]:
-        out = tmp_path / f"{p99_ms:g}"
+    def descended(p99_ms: float, status: str = "pass") -> tuple[Path, str]:
+        out = tmp_path / f"{p99_ms:g}-{status}"
         shutil.copytree(laddered, out)
         for place, name in enumerate(rungs(out)):
             record = rung_record(RunLayout(out), name)
             assert record["p99_ms"]["rung"] >= record["latency_ms"]["rung"] > 0
             record["p99_ms"]["rung"] = 40.0 / 2**place
+            record["status"] = status
             (out / name / "rung.json").write_text(json.dumps(record))
         config = lenient(top_run, p99_ms=p99_ms)
         return out, descend(top_run, config=config, out=out, timed_requests=3).ended
@@ -702,6 +703,9 @@ def test_it_ends_at_the_first_rung_within_the_time(
     assert rungs(out) == ["rung-1", "rung-2"]
     assert ended == "rung-2 is within the time: one request in a hundred takes 20.0 ms or longer"
     assert "p99 20.0 ms" in (out / "ladder.html").read_text()
+    assert descended(25.0, "undecided")[1] == (
+        f"{ended}; of it the gate is undecided, and a larger one serves without a waiver"
+    )
     out, ended = descended(1.0)
     assert rungs(out) == rungs(laddered)
     assert "is at the end that was asked for, and not within 1 ms" in ended
