@@ -164,10 +164,16 @@ def descend(
 
     Raises:
         ValueError: the folder holds no finished foundation, another process writes to it, latency
-            is measured on no request, or a waiver of the run folder cannot be. One that does not
-            fit the rungs is refused when they and the report are there.
+            is measured on no request, or on too few to find one in a hundred, or a waiver of the
+            run folder cannot be. One that does not fit the rungs is refused when they and the
+            report are there.
     """
     check_timed_requests(timed_requests)
+    if config.p99_ms is not None and timed_requests < _FEWEST_FOR_P99:
+        raise BadInput(
+            f"timed_requests={timed_requests} must be at least {_FEWEST_FOR_P99} for p99_ms="
+            f"{config.p99_ms:g}: one request in a hundred is looked for."
+        )
     RunLayout(folder).model(FOUNDATION)
     if out is not None:
         _copy_run(folder, out)
@@ -178,11 +184,6 @@ def descend(
     with reading(folder / "recipe.json"):
         recipe = json.loads((folder / "recipe.json").read_text("utf-8"))
     book, split = load_book(layout)
-    if config.p99_ms is not None and timed_requests < _FEWEST_FOR_P99:
-        raise BadInput(
-            f"timed_requests={timed_requests} must be at least {_FEWEST_FOR_P99} for p99_ms="
-            f"{config.p99_ms:g}: one request in a hundred is looked for."
-        )
     top = load_model(layout.model(FOUNDATION))
     ladder = ladder_below(
         top,

@@ -724,7 +724,8 @@ def test_a_top_within_the_time_stays(top_run: Path, tmp_path: Path, monkeypatch)
     done = descend(top_run, config=config, out=tmp_path / "run", timed_requests=100)
     assert done.ended.startswith("foundation is within the time: ")
     with pytest.raises(BadInput, match="timed_requests=99 must be at least 100 for p99_ms=5"):
-        descend(top_run, config=config, out=tmp_path / "run", timed_requests=99)
+        descend(top_run, config=config, out=tmp_path / "few", timed_requests=99)
+    assert not (tmp_path / "few").exists()
     with pytest.raises(ValueError, match="p99_ms=0 must be above 0"):
         LadderConfig(p99_ms=0)
     with pytest.raises(ValueError, match="p99_ms=nan must be above 0"):
